@@ -1,0 +1,120 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""From our algorithm names to what the installed ModelOpt wants, and to a calibrated model.
+
+This is the only module that knows ModelOpt's configuration format, which has changed twice; see
+https://nvidia.github.io/Model-Optimizer/ for its current form.
+"""
+
+import copy
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import modelopt.torch.quantization as mtq
+import yaml
+from megatron.core.models.gpt import GPTModel
+
+from nemo_ptq.calibration.awq import calibrate_awq
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.errors import PtqError
+
+_PRESETS = {
+    "fp8": mtq.FP8_DEFAULT_CFG,
+    "int8_sq": mtq.INT8_SMOOTHQUANT_CFG,
+    "int4_awq": mtq.INT4_AWQ_CFG,
+    "w4a8_awq": mtq.W4A8_AWQ_BETA_CFG,
+    "nvfp4": mtq.NVFP4_DEFAULT_CFG,
+}
+_KV_CACHE_PRESETS = {"fp8": mtq.FP8_KV_CFG, "nvfp4": mtq.NVFP4_KV_CFG}
+# Squared ReLU leaves many channels nearly unused in a short calibration: activation ranges of decoder "gpt" are kept
+# above one hundredth of the format's largest value, as NVIDIA's own tool does.
+_GPT_AMAX_FLOOR = {"fp8": 0.01 * 448.0, "int8_sq": 0.01 * 127.0}
+# Coarse search: finer exponents overflow in TensorRT-LLM's kernels for these decoders.
+_COARSE_W4A8_DECODERS = ("gemma",)
+
+ForwardLoop = Callable[[GPTModel], None]
+
+
+def modelopt_config(quantization: QuantizationConfig, decoder: str) -> dict[str, Any]:
+    """Returns the ModelOpt configuration of a job, as a fresh copy that shares nothing with ModelOpt's presets.
+
+    Args:
+        quantization: What the user asked for; ``algorithm`` is one of our names or the path of a ModelOpt
+            configuration in JSON or YAML.
+        decoder: Decoder type of the model, e.g. "llama".
+    """
+    algorithm = quantization.algorithm
+    assert algorithm is not None
+    if algorithm in _PRESETS:
+        config = copy.deepcopy(_PRESETS[algorithm])
+    else:
+        config = _read_modelopt_config(Path(algorithm))
+    if algorithm in ("int4_awq", "w4a8_awq"):
+        _set_awq_block_size(config, quantization.awq_block_size)
+        coarse = algorithm == "w4a8_awq" and decoder in _COARSE_W4A8_DECODERS
+        config["algorithm"] = {"method": "awq_lite", "alpha_step": 1.0 if coarse else 0.1}
+    if algorithm == "int8_sq":
+        config["algorithm"] = {"method": "smoothquant", "alpha": quantization.sq_alpha}
+    if quantization.quantizes_kv_cache(decoder):
+        config["quant_cfg"] += copy.deepcopy(_KV_CACHE_PRESETS[quantization.kv_cache_qformat]["quant_cfg"])
+    return config
+
+
+def _set_awq_block_size(config: dict[str, Any], block_size: int) -> None:
+    for entry in config["quant_cfg"]:
+        if entry["quantizer_name"] == "*weight_quantizer":
+            stages = entry["cfg"] if isinstance(entry["cfg"], list) else [entry["cfg"]]
+            stages[0]["block_sizes"][-1] = block_size
+
+
+def _read_modelopt_config(path: Path) -> dict[str, Any]:
+    """Reads a user's own ModelOpt configuration; JSON keys such as "-1" and lists such as [4, 3] get their true types."""
+
+    def restore(node: Any) -> Any:
+        if isinstance(node, dict):
+            return {int(k) if k.lstrip("-").isdigit() else k: restore(v) for k, v in ((str(k), v) for k, v in node.items())}
+        if isinstance(node, list):
+            return [restore(item) for item in node]
+        return node
+
+    text = path.read_text(encoding="utf-8")
+    config = restore(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
+    if not isinstance(config, dict) or "quant_cfg" not in config:
+        raise PtqError(f"algorithm={path}: a ModelOpt configuration is a mapping with quant_cfg and algorithm")
+    for entry in config["quant_cfg"]:
+        stages = entry.get("cfg") or []
+        for stage in stages if isinstance(stages, list) else [stages]:
+            if isinstance(stage.get("num_bits"), list):
+                stage["num_bits"] = tuple(stage["num_bits"])
+    return config
+
+
+def calibrate(
+    module: GPTModel,
+    quantization: QuantizationConfig,
+    decoder: str,
+    forward_loop: ForwardLoop,
+) -> None:
+    """Inserts ModelOpt's quantizers into a model and calibrates them, in place.
+
+    AWQ is searched by :mod:`nemo_ptq.calibration.awq`; everything else is ModelOpt's own
+    calibration.
+
+    Args:
+        module: This rank's part of the model, unquantized.
+        quantization: What the user asked for.
+        decoder: Decoder type of the model.
+        forward_loop: Runs the calibration data through the module it is given.
+    """
+    config = modelopt_config(quantization, decoder)
+    method = config.get("algorithm")
+    if isinstance(method, dict) and method.get("method") == "awq_lite":
+        mtq.quantize(module, {**config, "algorithm": None})
+        calibrate_awq(module, forward_loop, alpha_step=method.get("alpha_step", 0.1))
+    else:
+        mtq.quantize(module, config, forward_loop)
+    floor = _GPT_AMAX_FLOOR.get(quantization.algorithm or "")
+    if decoder == "gpt" and floor is not None:
+        mtq.postprocess_amax(module, "*input_quantizer", lambda amax: amax.clamp(min=floor))

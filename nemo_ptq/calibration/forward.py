@@ -1,0 +1,52 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""A forward pass of a Megatron model across pipeline stages, without a schedule for training."""
+
+from collections.abc import Iterable, Iterator
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+
+
+def _positions(tokens: torch.Tensor) -> torch.Tensor:
+    return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+
+
+@torch.no_grad()
+def forward_batches(module: GPTModel, batches: Iterable[torch.Tensor]) -> Iterator[torch.Tensor | None]:
+    """Runs batches through all pipeline stages, one after the other on each stage and overlapping between stages.
+
+    Every rank of a pipeline iterates over the same batches. A stage hands its hidden states on without waiting, so
+    that it works on the next batch while the following stage works on this one.
+
+    Args:
+        module: This rank's stage.
+        batches: int64 tokens of shape (batch, sequence), all of one length within a batch: there is no padding.
+
+    Yields:
+        For each batch, on the last stage this tensor-parallel rank's logits, of shape
+        (batch, sequence, padded vocabulary / TP); None on the other stages.
+    """
+    device = next(module.parameters()).device
+    hidden_size, dtype = module.config.hidden_size, module.config.params_dtype
+    sending: tuple[dist.Work, torch.Tensor] | None = None
+    for tokens in batches:
+        tokens = tokens.to(device)
+        if not module.pre_process:
+            hidden = torch.empty(tokens.shape[1], tokens.shape[0], hidden_size, dtype=dtype, device=device)
+            dist.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank())
+            module.set_input_tensor(hidden)
+        output = module(tokens, _positions(tokens), None)
+        if module.post_process:
+            yield output
+            continue
+        if sending is not None:
+            sending[0].wait()
+        output = output.contiguous()
+        # The tensor must outlive the transfer.
+        sending = (dist.isend(output, parallel_state.get_pipeline_model_parallel_next_rank()), output)
+        yield None
+    if sending is not None:
+        sending[0].wait()

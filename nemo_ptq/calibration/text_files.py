@@ -1,0 +1,94 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Local text files as calibration data. Imports nothing heavy: arguments are checked with it before a job starts."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Union
+
+from nemo_ptq.errors import PtqError
+
+# A text, or a chat: a list of messages with "role" and "content".
+Sample = Union[str, list[dict[str, Any]]]
+
+SUFFIXES = (".jsonl", ".json", ".txt")
+
+
+def is_text_file(dataset: str) -> bool:
+    """Whether a data set's name is the path of a local file rather than the name of a hub data set."""
+    return dataset.endswith(SUFFIXES) or "/" in dataset
+
+
+def read_text_file(path: str) -> Iterator[Sample]:
+    """Yields the samples of a file, one after the other, without reading it whole where its format allows.
+
+    ``.jsonl`` has one JSON object on a line, ``.json`` a list of such objects; each has a ``text`` string or a
+    ``messages`` list. ``.txt`` has one text on a line. Blank lines are skipped.
+
+    Raises:
+        PtqError: If the file cannot be read or holds no sample, or a line is not what the format wants; the message
+            gives the line's number.
+    """
+    source = Path(path)
+    if source.suffix not in SUFFIXES:
+        raise PtqError(f"calibration_dataset={path}: the file's ending must be one of {', '.join(SUFFIXES)}")
+    empty = True
+    try:
+        for sample in _READERS[source.suffix](source):
+            empty = False
+            yield sample
+    except (OSError, UnicodeDecodeError) as error:
+        raise PtqError(f"calibration_dataset={path} cannot be read: {error}") from error
+    if empty:
+        raise PtqError(f"calibration_dataset={path} holds no sample; give a file with at least one text")
+
+
+def _lines(source: Path) -> Iterator[tuple[int, str]]:
+    with source.open(encoding="utf-8") as file:
+        for number, line in enumerate(file, start=1):
+            if line.strip():
+                yield number, line.rstrip("\n")
+
+
+def _read_txt(source: Path) -> Iterator[Sample]:
+    return (line for _, line in _lines(source))
+
+
+def _read_jsonl(source: Path) -> Iterator[Sample]:
+    for number, line in _lines(source):
+        where = f"calibration_dataset={source}, line {number}"
+        try:
+            record = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise PtqError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
+        yield _sample(record, where)
+
+
+def _read_json(source: Path) -> Iterator[Sample]:
+    try:
+        records = json.loads(source.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise PtqError(
+            f"calibration_dataset={source}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}); "
+            "for one object on each line, name the file .jsonl"
+        ) from error
+    if not isinstance(records, list):
+        raise PtqError(f"calibration_dataset={source}: the file must hold a JSON list, not {type(records).__name__}")
+    for index, record in enumerate(records):
+        yield _sample(record, f"calibration_dataset={source}, entry {index}")
+
+
+def _sample(record: Any, where: str) -> Sample:
+    if isinstance(record, dict):
+        text, messages = record.get("text"), record.get("messages")
+        if isinstance(text, str):
+            return text
+        if isinstance(messages, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
+            return messages
+        found = ", ".join(sorted(map(str, record))) or "none"
+        raise PtqError(f'{where}: needs a "text" string or a "messages" list of role and content; found keys: {found}')
+    raise PtqError(f'{where}: needs an object with "text" or "messages", not {type(record).__name__}')
+
+
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".txt": _read_txt}

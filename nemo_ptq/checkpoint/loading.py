@@ -1,0 +1,178 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""NeMo 2.0 checkpoint -> Megatron-Core model on this rank, at any tensor and pipeline parallelism."""
+
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+import torch
+from megatron.core import dist_checkpointing, parallel_state
+from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.models.gpt import GPTModel
+
+from nemo_ptq.checkpoint.layer_spec import HAVE_TRANSFORMER_ENGINE, calibration_layer_spec
+from nemo_ptq.errors import PtqError
+
+EMBEDDING_KEY = "embedding.word_embeddings.weight"
+# NeMo wraps Megatron's model once, and its checkpoints carry the wrapper's prefix.
+WEIGHTS_PREFIX = "module."
+
+
+@dataclass
+class LoadedModel:
+    """This rank's part of a model, with what the rest of the job needs to know about the whole.
+
+    Attributes:
+        module: Megatron's GPTModel: this pipeline stage, this tensor-parallel shard.
+        config: The NeMo config that built it, e.g. ``Llama31Config8B``.
+        tokenizer: NeMo's tokenizer.
+        vocab_size: Rows of the embedding in the checkpoint (the tokenizer's size plus the checkpoint's own padding,
+            not what this tensor parallelism pads further).
+    """
+
+    module: GPTModel
+    config: Any
+    tokenizer: Any
+    vocab_size: int
+
+
+def _adjust_to_machine(config: fdl.Config, device: torch.device, overrides: Mapping[str, Any]) -> None:
+    """Rewrites the training machine's settings in a checkpoint's model config for calibration on this one.
+
+    Args:
+        config: Fiddle config of a NeMo ``GPTConfig``, changed in place.
+        device: Where the model will live.
+        overrides: Parallel sizes and other fields to set.
+    """
+    settings: dict[str, Any] = {
+        "params_dtype": torch.bfloat16,
+        "pipeline_dtype": torch.bfloat16,
+        "bf16": True,
+        "fp16": False,
+        "use_cpu_initialization": device.type == "cpu",
+        # The weights are read from the checkpoint, so nothing is gained by initialising them first.
+        "perform_initialization": False,
+        "sequence_parallel": False,
+        "context_parallel_size": 1,
+        "virtual_pipeline_model_parallel_size": None,
+        "gradient_accumulation_fusion": False,
+        "cross_entropy_loss_fusion": False,
+        "tp_comm_overlap": False,
+        "deterministic_mode": False,
+        "recompute_granularity": None,
+        "recompute_method": None,
+        "recompute_num_layers": None,
+        "cpu_offloading": False,
+        "fp8": None,
+        "enable_cuda_graph": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+        "transformer_layer_spec": calibration_layer_spec,
+        **overrides,
+    }
+    if not HAVE_TRANSFORMER_ENGINE:
+        settings |= {
+            "apply_rope_fusion": False,
+            "masked_softmax_fusion": False,
+            "bias_activation_fusion": False,
+            "bias_dropout_fusion": False,
+            "persist_layer_norm": False,
+            "use_te_rng_tracker": False,
+            "moe_permute_fusion": False,
+            "use_transformer_engine_full_layer_spec": False,
+        }
+    # Options come and go with Megatron's versions; one that does not exist needs no turning off.
+    known = inspect.signature(fdl.get_callable(config)).parameters
+    for name in settings.keys() & known.keys():
+        setattr(config, name, settings[name])
+
+
+def _embedding_rows(weights: Path) -> int:
+    metadata = dist_checkpointing.load_tensors_metadata(str(weights))
+    key = WEIGHTS_PREFIX + EMBEDDING_KEY
+    if key not in metadata:
+        raise PtqError(f"{weights} holds no {key}: it is not the checkpoint of a GPT-like model")
+    return metadata[key].global_shape[0]
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def load_model(
+    checkpoint: Path,
+    device: torch.device,
+    *,
+    tokenizer_path: str | None = None,
+    num_layers_in_first_pipeline_stage: int | None = None,
+    num_layers_in_last_pipeline_stage: int | None = None,
+    legacy_ckpt: bool = False,
+) -> LoadedModel:
+    """Builds this rank's part of the model that a NeMo 2.0 checkpoint holds, and reads its weights in bfloat16.
+
+    Runs inside :func:`nemo_ptq.runtime.process_groups`, whose parallel sizes it takes.
+
+    Args:
+        checkpoint: Directory with ``context/`` and ``weights/``.
+        device: Where the weights go.
+        tokenizer_path: A tokenizer to use in place of the checkpoint's own.
+        num_layers_in_first_pipeline_stage: Layers of the first stage, where stages are uneven.
+        num_layers_in_last_pipeline_stage: Layers of the last stage, where stages are uneven.
+        legacy_ckpt: Read a checkpoint whose Transformer Engine entries differ from the installed version's:
+            mismatching keys are logged, not refused.
+
+    Raises:
+        PtqError: If the checkpoint is not one of a GPT-like model.
+    """
+    from nemo.lightning import io
+
+    weights = checkpoint / "weights"
+    context = io.load_context(checkpoint / "context", subpath="model", build=False)
+    rows = _embedding_rows(weights)
+    tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
+    overrides: dict[str, Any] = {
+        "tensor_model_parallel_size": tensor_parallel,
+        "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
+        "expert_model_parallel_size": parallel_state.get_expert_model_parallel_world_size(),
+        "expert_tensor_parallel_size": parallel_state.get_expert_tensor_parallel_world_size(),
+        "num_layers_in_first_pipeline_stage": num_layers_in_first_pipeline_stage,
+        "num_layers_in_last_pipeline_stage": num_layers_in_last_pipeline_stage,
+        "vocab_size": _round_up(rows, tensor_parallel),
+    }
+    _adjust_to_machine(context.config, device, overrides)
+    config = fdl.build(context.config)
+    tokenizer = _load_tokenizer(context, tokenizer_path)
+    module = config.configure_model(tokenizer).to(device=device).eval().requires_grad_(False)
+    _read_weights(module, weights, legacy_ckpt)
+    return LoadedModel(module, config, tokenizer, rows)
+
+
+def _load_tokenizer(context: fdl.Config, path: str | None) -> Any:
+    if path is None:
+        return fdl.build(context.tokenizer)
+    from nemo.collections.common.tokenizers.tokenizer_utils import get_tokenizer
+
+    return get_tokenizer(path)
+
+
+def _read_weights(module: GPTModel, weights: Path, legacy_ckpt: bool) -> None:
+    # Rows that only this tensor parallelism pads are not in the checkpoint.
+    for name, parameter in module.named_parameters():
+        if name in (EMBEDDING_KEY, "output_layer.weight"):
+            parameter.data.zero_()
+    wanted = {
+        # Extra states hold the FP8 recipes of Transformer Engine's own layers, which this model does not have.
+        key: value
+        for key, value in module.sharded_state_dict(prefix=WEIGHTS_PREFIX).items()
+        if not key.endswith("_extra_state")
+    }
+    state = dist_checkpointing.load(
+        wanted,
+        str(weights),
+        strict=StrictHandling.LOG_ALL if legacy_ckpt else StrictHandling.ASSUME_OK_UNEXPECTED,
+    )
+    module.load_state_dict({key.removeprefix(WEIGHTS_PREFIX): value for key, value in state.items()}, strict=False)

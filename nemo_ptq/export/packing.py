@@ -1,0 +1,162 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""One Megatron module on one rank -> the tensors that a file stores of it.
+
+Scales and rounding are ModelOpt's public functions; what is here is the order of rows.
+"""
+
+from collections.abc import Callable
+
+import torch
+from modelopt.torch.export.quant_utils import (
+    get_activation_scaling_factor,
+    get_kv_cache_scaling_factor,
+    get_prequant_scaling_factor,
+    get_quantization_format,
+    get_weight_block_size,
+    get_weight_scaling_factor,
+    get_weight_scaling_factor_2,
+    to_quantized_weight,
+)
+
+from nemo_ptq.export.schemes import UNQUANTIZED, Scheme, scheme_for
+from nemo_ptq.export.shape import ModelShape
+
+# Rows of a tensor by the name of their group, as layout.Part.rows names them.
+RowGroups = dict[str, torch.Tensor]
+# The tensors of a module, by (group of rows, field).
+Packed = dict[tuple[str, str], torch.Tensor]
+
+
+def all_rows(tensor: torch.Tensor) -> RowGroups:
+    """Leaves the rows of a tensor together."""
+    return {"": tensor}
+
+
+def split_gated(tensor: torch.Tensor) -> RowGroups:
+    """Splits Megatron's fused first MLP layer: the activated half comes first.
+
+    Args:
+        tensor: (2 * inner size, ...), the rows of a weight, a bias or a scale.
+    """
+    gate, up = tensor.chunk(2)
+    return {"gate": gate, "up": up}
+
+
+def split_qkv(tensor: torch.Tensor, heads_per_group: int, head_size: int) -> RowGroups:
+    """Undoes Megatron's interleaving of queries, keys and values.
+
+    Args:
+        tensor: (groups * (heads_per_group + 2) * head_size, ...), for each query group its heads, its key, its value.
+        heads_per_group: Query heads that share a key and a value.
+        head_size: Rows of one head.
+
+    Returns:
+        "q" of (groups * heads_per_group * head_size, ...), "k" and "v" of (groups * head_size, ...).
+    """
+    groups = tensor.unflatten(0, (-1, heads_per_group + 2, head_size))
+    q, k, v = groups.split([heads_per_group, 1, 1], dim=1)
+    return {"q": q.flatten(0, 2), "k": k.flatten(0, 2), "v": v.flatten(0, 2)}
+
+
+def row_splitter(module_name: str, shape: ModelShape) -> Callable[[torch.Tensor], RowGroups]:
+    """Returns the function that splits the output rows of a linear layer, by its Megatron name."""
+    if module_name.endswith("linear_qkv"):
+        return lambda tensor: split_qkv(tensor, shape.num_heads // shape.num_kv_heads, shape.head_size)
+    if module_name.endswith("linear_fc1") and shape.gated:
+        return split_gated
+    return all_rows
+
+
+def scheme_of(linear: torch.nn.Module) -> Scheme:
+    """Returns the scheme in which ModelOpt calibrated a linear layer."""
+    modelopt_format = get_quantization_format(linear)
+    return scheme_for(modelopt_format, get_weight_block_size(linear)) if modelopt_format else UNQUANTIZED
+
+
+def pack_linear(linear: torch.nn.Module, split: Callable[[torch.Tensor], RowGroups], dtype: torch.dtype) -> Packed:
+    """Packs this rank's shard of a linear layer.
+
+    Args:
+        linear: A Megatron linear layer, quantized by ModelOpt or not.
+        split: Groups its output rows.
+        dtype: Data type of what is not quantized.
+
+    Returns:
+        On the CPU: the weight and everything that has a value for each output row, for each group of rows; the other
+        tensors once, under the group "".
+    """
+    scheme = scheme_of(linear)
+    packed: Packed = {}
+    if getattr(linear, "bias", None) is not None:
+        packed |= {(rows, "bias"): bias.to(dtype) for rows, bias in split(linear.bias).items()}
+    if scheme is UNQUANTIZED:
+        packed |= {(rows, "weight"): weight.to(dtype) for rows, weight in split(linear.weight).items()}
+        return _on_cpu(packed)
+
+    scale, scale_2 = get_weight_scaling_factor(linear), get_weight_scaling_factor_2(linear)
+    per_row = scale.numel() > 1
+    scales = split(scale) if per_row else {"": scale.reshape(1)}
+    for rows, weight in split(linear.weight).items():
+        rounded = to_quantized_weight(
+            weight, scales[rows if per_row else ""], scheme.modelopt_format, scale_2, scheme.block_size or None
+        )
+        packed[rows, "weight"] = rounded.view(torch.int8) if scheme.quant_algo in _INT4_AS_INT8 else rounded
+    packed |= {(rows, "weights_scaling_factor"): value for rows, value in scales.items()}
+    others = {
+        "weights_scaling_factor_2": scale_2,
+        "activation_scaling_factor": get_activation_scaling_factor(linear),
+        "prequant_scaling_factor": get_prequant_scaling_factor(linear),
+    }
+    fields = {field.suffix: field for field in scheme.fields}
+    for suffix, value in others.items():
+        if suffix not in fields:
+            continue
+        if suffix == "prequant_scaling_factor":
+            packed["", suffix] = value.to(dtype)
+        else:
+            packed["", suffix] = value.reshape(fields[suffix].shape(0, 0, 1))
+    return _on_cpu(packed)
+
+
+# ModelOpt packs two INT4 values into a uint8; TensorRT-LLM's tensor is declared as int8.
+_INT4_AS_INT8 = ("W4A16_AWQ", "W4A8_AWQ")
+
+
+def pack_parameters(module: torch.nn.Module, dtype: torch.dtype) -> Packed:
+    """Packs the weight, and the bias if there is one, of a norm, an embedding or a router.
+
+    A gain that Megatron stores minus one is stored whole.
+    """
+    weight = module.weight
+    if getattr(module, "zero_centered_gamma", False):
+        weight = weight.float() + 1.0
+    packed = {("", "weight"): weight.to(dtype)}
+    if getattr(module, "bias", None) is not None:
+        packed["", "bias"] = module.bias.to(dtype)
+    return _on_cpu(packed)
+
+
+def quantizes_kv_cache(core_attention: torch.nn.Module) -> bool:
+    """Whether ModelOpt quantizes the keys and values that this attention caches."""
+    quantizer = getattr(core_attention, "k_bmm_quantizer", None)
+    return quantizer is not None and quantizer.is_enabled
+
+
+def pack_kv_cache(core_attention: torch.nn.Module) -> Packed:
+    """Returns the dequantization scales of a quantized KV cache, float32 (1,) each.
+
+    ModelOpt does not let FP8 scales fall below 1: E4M3 covers the usual range of keys and values unscaled.
+    """
+    key, value = (scale.reshape(1) for scale in get_kv_cache_scaling_factor(core_attention))
+    return _on_cpu(
+        {
+            ("", "k_cache_scaling_factor"): key,
+            ("", "v_cache_scaling_factor"): value,
+            ("", "kv_cache_scaling_factor"): torch.maximum(key, value),
+        }
+    )
+
+
+def _on_cpu(packed: Packed) -> Packed:
+    return {key: tensor.detach().cpu().contiguous() for key, tensor in packed.items()}

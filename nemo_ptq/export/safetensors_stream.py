@@ -1,0 +1,124 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""A safetensors file written tensor by tensor, in any order, without ever holding it in memory.
+
+Format: https://github.com/huggingface/safetensors#format. The header, and so every offset, is known from names, dtypes
+and shapes alone; the bytes equal those of ``safetensors.torch.save_file``.
+"""
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+_DTYPES = {
+    torch.float32: "F32",
+    torch.bfloat16: "BF16",
+    torch.float16: "F16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.float8_e4m3fn: "F8_E4M3",
+}
+# safetensors' own order of data types, by which it sorts tensors so that each is aligned.
+_DTYPE_ORDER = ("U8", "I8", "F8_E4M3", "F16", "BF16", "F32")
+_ALIGNMENT = 8
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """A tensor that a file will hold.
+
+    Attributes:
+        name: Its name.
+        dtype: Its data type.
+        shape: Its shape.
+    """
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Its size."""
+        return self.dtype.itemsize * torch.Size(self.shape).numel()
+
+
+def plan_file(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:
+    """Lays out a file.
+
+    Args:
+        specs: Its tensors, in any order.
+
+    Returns:
+        The file's header with its length in front, and the offset of each tensor from the file's beginning.
+    """
+    order = sorted(specs, key=lambda spec: (-_DTYPE_ORDER.index(_DTYPES[spec.dtype]), spec.name))
+    entries, offsets, position = {}, {}, 0
+    for spec in order:
+        end = position + spec.num_bytes
+        entries[spec.name] = {"dtype": _DTYPES[spec.dtype], "shape": list(spec.shape), "data_offsets": [position, end]}
+        offsets[spec.name] = position
+        position = end
+    header = json.dumps(entries, separators=(",", ":")).encode()
+    header += b" " * (-len(header) % _ALIGNMENT)
+    begin = len(header) + 8
+    return len(header).to_bytes(8, "little") + header, {name: begin + offset for name, offset in offsets.items()}
+
+
+class SafetensorsStream:
+    """Writes one file; use it in a ``with`` block.
+
+    Args:
+        path: The file to make; it must not exist.
+        specs: Every tensor that it will hold.
+
+    Raises:
+        ValueError: On leaving the block without an error, if a tensor was not written.
+    """
+
+    def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
+        self._specs = {spec.name: spec for spec in specs}
+        header, self._offsets = plan_file(self._specs.values())
+        self._missing = set(self._specs)
+        self._file = path.open("xb")
+        self._file.write(header)
+        # Claims the space now: a full disk is better found out before the first layer than at the last.
+        self._file.flush()
+        size = len(header) + sum(spec.num_bytes for spec in self._specs.values())
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(self._file.fileno(), 0, size)
+
+    def write(self, name: str, tensor: torch.Tensor) -> None:
+        """Writes one tensor.
+
+        Args:
+            name: Its name.
+            tensor: On the CPU, with the dtype and shape that were announced.
+
+        Raises:
+            ValueError: If it is not what was announced.
+        """
+        spec = self._specs[name]
+        if (tensor.dtype, tuple(tensor.shape)) != (spec.dtype, spec.shape):
+            raise ValueError(f"{name} was announced as {spec.dtype} {spec.shape}, got {tensor.dtype} {tuple(tensor.shape)}")
+        self._file.seek(self._offsets[name])
+        self._file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        self._missing.discard(name)
+
+    def __enter__(self) -> "SafetensorsStream":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            self._file.flush()
+            os.fsync(self._file.fileno())
+        self._file.close()
+        if kind is None and self._missing:
+            raise ValueError(f"tensors that were announced but not written: {', '.join(sorted(self._missing))}")

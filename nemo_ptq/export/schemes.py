@@ -1,0 +1,142 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""How each quantization scheme stores one linear layer: its tensors, their shapes and how tensor parallelism cuts them.
+
+Origin of the table: the TensorRT-LLM checkpoint format,
+https://nvidia.github.io/TensorRT-LLM/architecture/checkpoint.html.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from nemo_ptq.errors import PtqError
+
+Shape = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Field:
+    """One tensor of a stored linear layer.
+
+    Attributes:
+        suffix: End of its name, e.g. "weights_scaling_factor".
+        dtype: Stored data type; None is that of the unquantized layers.
+        shape: Its shape, from out-features, in-features and block size.
+        column_axis: Dimension along which it is cut where the layer's outputs are sharded; None is replicated.
+        row_axis: Dimension along which it is cut where the layer's inputs are sharded; None is replicated.
+    """
+
+    suffix: str
+    dtype: torch.dtype | None
+    shape: Callable[[int, int, int], Shape]
+    column_axis: int | None
+    row_axis: int | None
+
+    def axis(self, sharded_outputs: bool) -> int | None:
+        """Dimension along which tensor parallelism cuts this tensor."""
+        return self.column_axis if sharded_outputs else self.row_axis
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """A quantization scheme of weights and activations.
+
+    Attributes:
+        modelopt_format: ModelOpt's name of it, as its ``get_quantization_format`` says.
+        quant_algo: TensorRT-LLM's name of it; None is unquantized.
+        fields: The tensors that store a layer, its bias not counted.
+        row_multiple: Out-features of a shard must be a multiple of this.
+        column_multiple: In-features of a shard must be a multiple of this, and of the block size.
+        block_size: In-features that share a weight scale; 0 where there are no blocks.
+    """
+
+    modelopt_format: str | None
+    quant_algo: str | None
+    fields: tuple[Field, ...]
+    row_multiple: int = 1
+    column_multiple: int = 1
+    block_size: int = 0
+
+    @property
+    def quantization_keys(self) -> dict[str, Any]:
+        """What the format's config.json says about the scheme beyond its name."""
+        if self.quant_algo in ("W4A16_AWQ", "W4A8_AWQ"):
+            return {"group_size": self.block_size, "has_zero_point": False, "pre_quant_scale": True}
+        return {"group_size": self.block_size} if self.block_size else {}
+
+
+_SCALAR: Callable[[int, int, int], Shape] = lambda o, i, g: (1,)  # noqa: E731
+_ACTIVATION = Field("activation_scaling_factor", torch.float32, _SCALAR, None, None)
+_PREQUANT = Field("prequant_scaling_factor", None, lambda o, i, g: (i,), None, 0)
+_BLOCK_SCALES = Field("weights_scaling_factor", torch.float32, lambda o, i, g: (o, i // g), 0, 1)
+_INT4_WEIGHT = Field("weight", torch.int8, lambda o, i, g: (o // 2, i), 0, 1)
+
+UNQUANTIZED = Scheme(None, None, (Field("weight", None, lambda o, i, g: (o, i), 0, 1),))
+
+SCHEMES = (
+    UNQUANTIZED,
+    Scheme(
+        "fp8",
+        "FP8",
+        (
+            Field("weight", torch.float8_e4m3fn, lambda o, i, g: (o, i), 0, 1),
+            Field("weights_scaling_factor", torch.float32, _SCALAR, None, None),
+            _ACTIVATION,
+        ),
+    ),
+    Scheme(
+        "int8_sq",
+        "W8A8_SQ_PER_CHANNEL",
+        (
+            Field("weight", torch.int8, lambda o, i, g: (o, i), 0, 1),
+            Field("weights_scaling_factor", torch.float32, lambda o, i, g: (o,), 0, None),
+            _ACTIVATION,
+            _PREQUANT,
+        ),
+    ),
+    Scheme("int4_awq", "W4A16_AWQ", (_INT4_WEIGHT, _BLOCK_SCALES, _PREQUANT), 64, 64),
+    Scheme(
+        "w4a8_awq",
+        "W4A8_AWQ",
+        (
+            _INT4_WEIGHT,
+            _BLOCK_SCALES,
+            _PREQUANT,
+            _ACTIVATION,
+            Field("weights_scaling_factor_2", torch.float32, _SCALAR, None, None),
+        ),
+        128,
+        128,
+    ),
+    Scheme(
+        "nvfp4",
+        "NVFP4",
+        (
+            Field("weight", torch.uint8, lambda o, i, g: (o, i // 2), 0, 1),
+            Field("weights_scaling_factor", torch.float8_e4m3fn, lambda o, i, g: (o, i // g), 0, 1),
+            Field("weights_scaling_factor_2", torch.float32, lambda o, i, g: (), None, None),
+            Field("activation_scaling_factor", torch.float32, lambda o, i, g: (), None, None),
+        ),
+        128,
+        64,
+    ),
+)
+
+
+def scheme_for(modelopt_format: str | None, block_size: int = 0) -> Scheme:
+    """Returns the scheme that ModelOpt calls ``modelopt_format``, with this block size.
+
+    Raises:
+        PtqError: If the export formats cannot hold it.
+    """
+    for scheme in SCHEMES:
+        if scheme.modelopt_format == modelopt_format:
+            return replace(scheme, block_size=block_size)
+    known = ", ".join(str(scheme.modelopt_format) for scheme in SCHEMES if scheme.modelopt_format)
+    raise PtqError(
+        f"ModelOpt calibrated a layer as {modelopt_format}, which a TensorRT-LLM checkpoint cannot hold; it holds: {known} "
+        "(weight-only int8 and int4 lack the pre-quantization scales that its readers require)"
+    )

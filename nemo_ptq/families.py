@@ -1,0 +1,84 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The model families, and what TensorRT-LLM calls them. Supporting another family begins with one record here."""
+
+import difflib
+from dataclasses import dataclass
+
+from nemo_ptq.errors import PtqError
+
+# TensorRT-LLM's architecture of each decoder type.
+ARCHITECTURES = {"gpt": "GPTForCausalLM", "llama": "LlamaForCausalLM", "gemma": "GemmaForCausalLM"}
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    Attributes:
+        name: What users call it.
+        model_class: NeMo's model class, or the beginning of its name.
+        config_class: NeMo's config class, or the beginning of its name: ``LlamaConfig``, ``Llama31Config8B`` and so on
+            all begin with "Llama".
+        decoder: TensorRT-LLM's decoder type, None where the family cannot be exported.
+        hidden_act: TensorRT-LLM's name of the activation, where it is the decoder's and not the model's to say.
+    """
+
+    name: str
+    model_class: str
+    config_class: str
+    decoder: str | None
+    hidden_act: str | None = None
+
+
+# The first match counts, so a class that is the beginning of another comes after it.
+FAMILIES = (
+    Family("Llama 4", "Llama4", "Llama4", None),
+    Family("Llama", "Llama", "Llama", "llama", "silu"),
+    Family("CodeLlama", "CodeLlama", "CodeLlama", "llama", "silu"),
+    Family("Mistral", "Mistral", "Mistral", "llama", "silu"),
+    Family("Mixtral", "Mixtral", "Mixtral", "llama", "swiglu"),
+    Family("Gemma 2", "Gemma2", "Gemma2", None),
+    Family("Gemma 3", "Gemma3", "Gemma3", None),
+    Family("Gemma", "Gemma", "Gemma", "gemma", "openai-gelu"),
+    Family("Nemotron-H", "NemotronH", "NemotronH", None),
+    Family("Nemotron", "Nemotron", "Nemotron", "gpt"),
+    Family("StarCoder 2", "Starcoder2", "Starcoder2", "gpt"),
+    Family("StarCoder", "Starcoder", "Starcoder", "gpt"),
+    Family("GPT-OSS", "GPTOSS", "GPTOSS", None),
+    Family("Falcon", "Falcon", "Falcon", None),
+    Family("GPT", "GPT", "GPTConfig", "gpt"),
+)
+
+
+def supported_families() -> str:
+    """Names the families that can be exported, for messages."""
+    return ", ".join(family.name for family in FAMILIES if family.decoder)
+
+
+def family_of(config_class: str) -> Family:
+    """Finds the family of a NeMo config class.
+
+    Args:
+        config_class: Its name, e.g. "Llama31Config8B".
+
+    Raises:
+        PtqError: If no family has such a class, or the family cannot be exported.
+
+    Example:
+        >>> family_of("Starcoder2Config15B").decoder
+        'gpt'
+    """
+    for family in FAMILIES:
+        if config_class.startswith(family.config_class):
+            if family.decoder is None:
+                raise PtqError(
+                    f"{family.name} ({config_class}) is not supported for quantization; supported: {supported_families()}"
+                )
+            return family
+    nearest = difflib.get_close_matches(config_class, [family.config_class for family in FAMILIES], n=1, cutoff=0.3)
+    hint = f" (nearest: {nearest[0]}...)" if nearest else ""
+    raise PtqError(
+        f"model config class {config_class} is not known{hint}; supported: {supported_families()}; "
+        "for a class of your own that is like one of them, set export_config.decoder_type=llama, gpt or gemma"
+    )

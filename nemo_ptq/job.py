@@ -1,0 +1,53 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""A job whose arguments have been checked: what the engine runs."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.config import ExportConfig, QuantizationConfig
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of the main job. Only :func:`nemo_ptq.preflight.check_job` makes these.
+
+    Attributes:
+        checkpoint: The NeMo 2.0 checkpoint, absolute.
+        metadata: What its files say about the model.
+        output: The directory to make, absolute. With `export.overwrite` it may exist.
+        quantization: How to quantize and calibrate.
+        export: What to export.
+        decoder: TensorRT-LLM's decoder type: the user's, else that of the model's family.
+        calibration_tp: Tensor parallelism during calibration.
+        calibration_pp: Pipeline parallelism during calibration.
+        calibration_ep: Expert parallelism during calibration.
+        num_layers_in_first_pipeline_stage: Layers of the first stage, where stages are uneven.
+        num_layers_in_last_pipeline_stage: Layers of the last stage, where stages are uneven.
+        forward_loop: The user's own calibration loop: called with the model, it runs it on data.
+        tokenizer_path: A tokenizer to use in place of the checkpoint's.
+        legacy_ckpt: Whether the checkpoint may come from another Transformer Engine.
+    """
+
+    checkpoint: Path
+    metadata: CheckpointMetadata
+    output: Path
+    quantization: QuantizationConfig
+    export: ExportConfig
+    decoder: str
+    calibration_tp: int = 1
+    calibration_pp: int = 1
+    calibration_ep: int = 1
+    num_layers_in_first_pipeline_stage: int | None = None
+    num_layers_in_last_pipeline_stage: int | None = None
+    forward_loop: Callable[[Any], Any] | None = None
+    tokenizer_path: str | None = None
+    legacy_ckpt: bool = False
+
+    @property
+    def quantizes_kv_cache(self) -> bool:
+        """Whether the KV cache is quantized."""
+        return self.quantization.kv_cache_is_quantized(self.decoder)

@@ -1,0 +1,47 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""How a process learns its rank: from torchrun's variables or Slurm's. Needs no torch, so that arguments are checked fast."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from nemo_ptq.errors import PtqError
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One process of a job, as its launcher describes it.
+
+    Example: the third of four ranks, second on its node: ``Launch(rank=2, world_size=4, local_rank=1)``.
+    """
+
+    rank: int
+    world_size: int
+    local_rank: int
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is rank 0, which speaks and writes for all."""
+        return self.rank == 0
+
+
+def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
+    """Finds this process's place from the variables of torchrun, then of Slurm, else takes it to be alone.
+
+    Args:
+        environment: Environment variables.
+
+    Raises:
+        PtqError: If a variable of the launcher is not a number.
+    """
+    for rank, world_size, local_rank in (
+        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    ):
+        if rank in environment and world_size in environment:
+            try:
+                return Launch(int(environment[rank]), int(environment[world_size]), int(environment.get(local_rank, "0")))
+            except ValueError as error:
+                raise PtqError(f"{rank}, {world_size} and {local_rank} must be whole numbers: {error}") from error
+    return Launch(0, 1, 0)

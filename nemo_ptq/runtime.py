@@ -1,0 +1,134 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Where a job runs: device, process groups and seeds.
+
+This is the only module that makes Megatron-Core run on a machine without CUDA.
+"""
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import timedelta
+from unittest.mock import patch
+
+import torch
+import torch.distributed as dist
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.launch import Launch
+
+# Long enough for a rank that still reads its weights, short enough that a lost peer is noticed.
+COLLECTIVE_TIMEOUT = timedelta(minutes=30)
+_SLURM_PORTS = range(20000, 30000)
+
+
+def first_host(node_list: str) -> str:
+    """Returns the first host of a Slurm node list.
+
+    Args:
+        node_list: Slurm's compressed form, e.g. ``"gpu[03-04,7],login1"``.
+
+    Example:
+        >>> first_host("gpu[03-04,7],login1")
+        'gpu03'
+    """
+    match = re.match(r"([^\[,]+)(?:\[([^\]]+)\])?", node_list)
+    if match is None:
+        raise PtqError(f"SLURM_JOB_NODELIST={node_list!r} is not a Slurm node list: run under srun, or set MASTER_ADDR")
+    prefix, ranges = match.groups()
+    return prefix if ranges is None else prefix + re.split(r"[,-]", ranges)[0]
+
+
+def _rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
+    """Address and port at which the ranks meet: torchrun's, the user's, or one that all tasks of a Slurm step agree on."""
+    address = environment.get("MASTER_ADDR")
+    if address is None:
+        nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
+        address = first_host(nodes) if nodes else "127.0.0.1"
+    if "MASTER_PORT" in environment:
+        return address, int(environment["MASTER_PORT"])
+    job = int(environment.get("SLURM_JOB_ID", "0")) * 31 + int(environment.get("SLURM_STEP_ID", "0"))
+    return address, _SLURM_PORTS[job % len(_SLURM_PORTS)]
+
+
+def pick_device(launch: Launch) -> torch.device:
+    """One GPU for each local rank where there is CUDA, the CPU elsewhere.
+
+    Raises:
+        PtqError: If this node has fewer GPUs than ranks.
+    """
+    if not torch.cuda.is_available():
+        return torch.device("cpu")
+    if launch.local_rank >= torch.cuda.device_count():
+        raise PtqError(
+            f"local rank {launch.local_rank} has no GPU: this node has {torch.cuda.device_count()}; "
+            "start at most one rank for each GPU, or hide the GPUs with CUDA_VISIBLE_DEVICES= to run on the CPU"
+        )
+    return torch.device("cuda", launch.local_rank)
+
+
+@contextmanager
+def megatron_on(device: torch.device) -> Iterator[None]:
+    """Lets Megatron-Core build and run models on `device`.
+
+    Megatron allocates on ``torch.cuda.current_device()`` and calls ``torch.cuda.synchronize()`` whatever the model's
+    device is; without CUDA both would raise. On a GPU nothing is changed but the current device.
+    """
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        else:
+            stack.enter_context(patch.object(torch.cuda, "current_device", lambda: device))
+            stack.enter_context(patch.object(torch.cuda, "synchronize", lambda *_: None))
+        yield
+
+
+@contextmanager
+def process_groups(
+    launch: Launch,
+    device: torch.device,
+    *,
+    tensor_parallel: int = 1,
+    pipeline_parallel: int = 1,
+    expert_parallel: int = 1,
+    seed: int = 1234,
+) -> Iterator[None]:
+    """Opens torch.distributed and Megatron's parallel groups for the duration of a `with` block.
+
+    gloo carries CPU tensors and NCCL those on a GPU. What is left of the ranks after TP and PP is data parallel.
+
+    Args:
+        launch: This process's place.
+        device: The device that the model will be on.
+        tensor_parallel: Ranks that share one layer.
+        pipeline_parallel: Stages of consecutive layers.
+        expert_parallel: Ranks that share the experts of one layer.
+        seed: Seed for torch and for Megatron's generators.
+    """
+    from megatron.core import parallel_state, tensor_parallel as megatron_tensor_parallel
+
+    address, port = _rendezvous(os.environ)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(
+        backend,
+        init_method=f"tcp://{address}:{port}" if launch.world_size > 1 else "tcp://127.0.0.1:0",
+        rank=launch.rank,
+        world_size=launch.world_size,
+        timeout=COLLECTIVE_TIMEOUT,
+        device_id=device if device.type == "cuda" else None,
+    )
+    try:
+        with megatron_on(device):
+            parallel_state.initialize_model_parallel(
+                tensor_model_parallel_size=tensor_parallel,
+                pipeline_model_parallel_size=pipeline_parallel,
+                expert_model_parallel_size=expert_parallel,
+            )
+            torch.manual_seed(seed)
+            if device.type == "cuda":
+                megatron_tensor_parallel.model_parallel_cuda_manual_seed(seed)
+            yield
+    finally:
+        parallel_state.destroy_model_parallel()
+        dist.destroy_process_group()
