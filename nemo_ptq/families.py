@@ -50,17 +50,25 @@ FAMILIES = (
     Family("GPT", "GPT", "GPTConfig", "gpt"),
 )
 
+# What a class of the user's own is taken for, by the decoder type that the user gives.
+_DECODER_FAMILIES = {
+    "llama": Family("like Llama", "", "", "llama", "silu"),
+    "gemma": Family("like Gemma", "", "", "gemma", "openai-gelu"),
+    "gpt": Family("like GPT", "", "", "gpt"),
+}
+
 
 def supported_families() -> str:
     """Names the families that can be exported, for messages."""
     return ", ".join(family.name for family in FAMILIES if family.decoder)
 
 
-def family_of(config_class: str) -> Family:
+def family_of(config_class: str, decoder: str | None = None) -> Family:
     """Finds the family of a NeMo config class.
 
     Args:
         config_class: Its name, e.g. "Llama31Config8B".
+        decoder: The decoder type, where the user gives one: the class then need not be known.
 
     Raises:
         PtqError: If no family has such a class, or the family cannot be exported.
@@ -71,11 +79,15 @@ def family_of(config_class: str) -> Family:
     """
     for family in FAMILIES:
         if config_class.startswith(family.config_class):
+            if decoder not in (None, family.decoder):
+                return _DECODER_FAMILIES[decoder]
             if family.decoder is None:
                 raise PtqError(
                     f"{family.name} ({config_class}) is not supported for quantization; supported: {supported_families()}"
                 )
             return family
+    if decoder is not None:
+        return _DECODER_FAMILIES[decoder]
     nearest = difflib.get_close_matches(config_class, [family.config_class for family in FAMILIES], n=1, cutoff=0.3)
     hint = f" (nearest: {nearest[0]}...)" if nearest else ""
     raise PtqError(

@@ -57,7 +57,7 @@ def modelopt_config(quantization: QuantizationConfig, decoder: str) -> dict[str,
         config["algorithm"] = {"method": "awq_lite", "alpha_step": 1.0 if coarse else 0.1}
     if algorithm == "int8_sq":
         config["algorithm"] = {"method": "smoothquant", "alpha": quantization.sq_alpha}
-    if quantization.quantizes_kv_cache(decoder):
+    if quantization.kv_cache_is_quantized(decoder):
         config["quant_cfg"] += copy.deepcopy(_KV_CACHE_PRESETS[quantization.kv_cache_qformat]["quant_cfg"])
     return config
 

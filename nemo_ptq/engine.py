@@ -1,0 +1,208 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The main job on one rank: load, calibrate, export, verify. What was planned is in the :class:`~nemo_ptq.job.Job`."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from nemo_ptq.calibration.algorithms import calibrate as calibrate_module
+from nemo_ptq.calibration.data import make_batches, read_samples, share, tokenize
+from nemo_ptq.calibration.forward import forward_batches
+from nemo_ptq.calibration.state import save_calibration_state
+from nemo_ptq.checkpoint.loading import LoadedModel, load_model
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.console import Reporter
+from nemo_ptq.errors import PtqError
+from nemo_ptq.evaluation import generate
+from nemo_ptq.export.context import write_context
+from nemo_ptq.export.layout import QnemoLayout
+from nemo_ptq.export.ownership import gather_ownership, global_modules
+from nemo_ptq.export.publish import discard, prepare, publish, sha256_of, staging_path, write_manifest
+from nemo_ptq.export.qnemo import write_rank_files
+from nemo_ptq.export.qnemo_config import qnemo_config
+from nemo_ptq.export.shape import shape_of
+from nemo_ptq.families import family_of
+from nemo_ptq.job import Job
+from nemo_ptq.launch import read_launch
+from nemo_ptq.runtime import pick_device, process_groups
+from nemo_ptq.verify.checks import verify as verify_directory
+
+CALIBRATION_STATE = Path("ptq/calibration.safetensors")
+_PACKAGES = ("nemo_ptq", "nvidia-modelopt", "megatron-core", "nemo_toolkit", "torch", "transformers")
+_SAMPLE_PROMPT = "Born in north-east France, Soyer trained as a"
+
+
+def run_job(job: Job) -> None:
+    """Runs a job on this rank; all ranks of the job call it.
+
+    Raises:
+        PtqError: If the data or the calibrated model do not allow the export, or what was written does not verify.
+    """
+    launch = read_launch()
+    reporter = Reporter(launch.is_first)
+    device = pick_device(launch)
+    with process_groups(
+        launch,
+        device,
+        tensor_parallel=job.calibration_tp,
+        pipeline_parallel=job.calibration_pp,
+        expert_parallel=job.calibration_ep,
+    ):
+        with reporter.step("load"):
+            model = load(job, device)
+        with reporter.step("calibrate"):
+            calibrate(model, job.quantization, job.decoder, reporter, job.forward_loop)
+        if job.export.generate_sample:
+            _show_sample(model, reporter)
+        with reporter.step("export"):
+            export(model, job, reporter)
+    reporter.say(f"{job.output} is ready")
+
+
+def load(job: Job, device: torch.device) -> LoadedModel:
+    """Loads this rank's part of the job's model."""
+    return load_model(
+        job.checkpoint,
+        device,
+        tokenizer_path=job.tokenizer_path,
+        num_layers_in_first_pipeline_stage=job.num_layers_in_first_pipeline_stage,
+        num_layers_in_last_pipeline_stage=job.num_layers_in_last_pipeline_stage,
+        legacy_ckpt=job.legacy_ckpt,
+    )
+
+
+def calibration_batches(model: LoadedModel, quantization: QuantizationConfig, reporter: Reporter) -> list[torch.Tensor]:
+    """Returns this data-parallel rank's batches: int64 (batch, sequence) each, without padding.
+
+    Raises:
+        PtqError: If the data set cannot be read or gives no tokens.
+    """
+    wanted = quantization.calibration_dataset_size
+    samples = read_samples(quantization.calibration_dataset, wanted)
+    if len(samples) < wanted:
+        reporter.warn(f"{quantization.calibration_dataset} has {len(samples)} samples, fewer than the {wanted} asked for")
+    sequences = [tokenize(model.tokenizer, sample, quantization.calibration_seq_len) for sample in samples]
+    sequences = [sequence for sequence in sequences if sequence]
+    if not sequences:
+        raise PtqError(f"no sample of calibration_dataset={quantization.calibration_dataset} gives any token")
+    # The ranks that share a layer's experts exchange tokens in step, so they read the same samples.
+    expert_parallel = parallel_state.get_expert_model_parallel_world_size()
+    readers = parallel_state.get_data_parallel_world_size() // expert_parallel
+    mine = share(sequences, parallel_state.get_data_parallel_rank() // expert_parallel, readers)
+    return make_batches(mine, quantization.calibration_batch_size)
+
+
+def calibrate(
+    model: LoadedModel,
+    quantization: QuantizationConfig,
+    decoder: str,
+    reporter: Reporter,
+    forward_loop: Callable[[Any], Any] | None = None,
+) -> None:
+    """Calibrates a model in place, on the configured data set or through the user's own loop.
+
+    Args:
+        model: This rank's part of the model.
+        quantization: How to quantize, and on what.
+        decoder: TensorRT-LLM's decoder type.
+        reporter: Follows the data.
+        forward_loop: Called with Megatron's model; replaces the data set.
+    """
+    if quantization.algorithm_name == NO_QUANT:
+        return
+    loop = forward_loop or _data_loop(calibration_batches(model, quantization, reporter), reporter)
+    calibrate_module(model.module, quantization, decoder, loop)
+
+
+def _data_loop(batches: list[torch.Tensor], reporter: Reporter) -> Callable[[Any], None]:
+    def loop(module: Any) -> None:
+        with reporter.progress("calibration", sum(len(tokens) for tokens in batches)) as progress:
+            for tokens, _ in zip(batches, forward_batches(module, batches), strict=True):
+                progress.advance(len(tokens), tokens.numel())
+
+    return loop
+
+
+def _show_sample(model: LoadedModel, reporter: Reporter) -> None:
+    tokens = generate(model, tokenize(model.tokenizer, _SAMPLE_PROMPT, 64))
+    reporter.say(f"sample after quantization: {model.tokenizer.ids_to_text(tokens)}")
+
+
+def export(model: LoadedModel, job: Job, reporter: Reporter) -> None:
+    """Writes the job's output directory, which appears when it is complete and has passed its verification.
+
+    Raises:
+        PtqError: If the model cannot be told in the format, or what was written does not verify.
+    """
+    is_first = dist.get_rank() == 0
+    try:
+        if is_first:
+            prepare(job.output)
+        dist.barrier()
+        digests = _write(model, job, staging_path(job.output), reporter)
+        dist.barrier()
+        if is_first:
+            write_manifest(staging_path(job.output), digests, _about(job))
+            _verify(staging_path(job.output), reporter)
+            publish(job.output)
+        dist.barrier()
+    finally:
+        if is_first:
+            discard(job.output)
+
+
+def _write(model: LoadedModel, job: Job, directory: Path, reporter: Reporter) -> dict[str, str]:
+    """Writes everything but the manifest; returns the rank files' checksums by relative path."""
+    modules = global_modules(model.module)
+    ownership = gather_ownership(modules)
+    layout = QnemoLayout(
+        shape_of(model.config, model.vocab_size),
+        ownership.schemes,
+        ownership.kv_cache,
+        getattr(torch, job.export.torch_dtype_name),
+        job.export.inference_tp,
+        job.export.inference_pp,
+    )
+    family = family_of(type(model.config).__name__, job.export.decoder_type)
+    config = qnemo_config(layout, family, version("nemo_ptq"))
+    files = write_rank_files(directory, modules, ownership, layout, reporter)
+    mine = {file.name: sha256_of(file) for file in files}
+    everyones: list[dict[str, str]] = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    if job.quantization.algorithm_name != NO_QUANT:
+        save_calibration_state(directory / CALIBRATION_STATE, modules, ownership)
+    if dist.get_rank() == 0:
+        (directory / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+        write_context(job.checkpoint, directory / "nemo_context", model.tokenizer, replaced=job.tokenizer_path is not None)
+    return {name: digest for digests in everyones for name, digest in digests.items()}
+
+
+def _about(job: Job) -> dict[str, Any]:
+    """What the manifest says beside the files."""
+    return {
+        "producer": {package: version(package) for package in _PACKAGES},
+        "arguments": {
+            "nemo_checkpoint": str(job.checkpoint),
+            "calibration_tp": job.calibration_tp,
+            "calibration_pp": job.calibration_pp,
+            "calibration_ep": job.calibration_ep,
+            "quantization_config": asdict(job.quantization),
+            "export_config": asdict(job.export),
+        },
+    }
+
+
+def _verify(directory: Path, reporter: Reporter) -> None:
+    checks = verify_directory(directory)
+    failed = [f"{check.name}: {check.detail}" for check in checks if not check.ok]
+    if failed:
+        raise PtqError("the export does not pass its own verification, and was removed:\n" + "\n".join(failed))
+    reporter.say(f"verify: {len(checks)} checks passed")

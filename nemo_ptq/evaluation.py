@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a calibrated Megatron model makes of text: perplexity and samples, across tensor and pipeline parallelism."""
+
+import math
+from collections.abc import Iterable, Sequence
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+from nemo_ptq.calibration.forward import forward_batches
+from nemo_ptq.checkpoint.loading import LoadedModel
+
+
+def _whole_logits(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
+    """float32 (batch, sequence, vocabulary), from one tensor-parallel rank's share."""
+    return gather_from_tensor_model_parallel_region(logits)[..., : model.vocab_size].float()
+
+
+def _from_last_stage(values: torch.Tensor) -> torch.Tensor:
+    """Gives all stages what the last one has computed."""
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        dist.broadcast(
+            values,
+            parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
+    return values
+
+
+@torch.no_grad()
+def perplexity(model: LoadedModel, batches: Iterable[torch.Tensor]) -> float:
+    """Returns exp of the mean negative log-likelihood of each token given those before it.
+
+    Args:
+        model: A model, with quantizers or without.
+        batches: int64 (batch, sequence) each, without padding; every rank of the model gives the same.
+    """
+    device = next(model.module.parameters()).device
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    batches = list(batches)
+    for tokens, logits in zip(batches, forward_batches(model.module, batches), strict=True):
+        if logits is not None:
+            predicted = _whole_logits(model, logits)[:, :-1].flatten(0, 1)
+            wanted = tokens[:, 1:].flatten().to(device)
+            total += torch.stack(
+                [F.cross_entropy(predicted, wanted, reduction="sum").double(), torch.tensor(wanted.numel(), device=device)]
+            )
+    loss, count = _from_last_stage(total).tolist()
+    return math.exp(loss / count)
+
+
+@torch.no_grad()
+def generate(model: LoadedModel, prompt: Sequence[int], count: int = 30) -> list[int]:
+    """Continues a prompt greedily; every rank of the model calls it and gets the same tokens.
+
+    Args:
+        model: A model, with quantizers or without.
+        prompt: Token ids.
+        count: How many tokens to add.
+    """
+    device = next(model.module.parameters()).device
+    tokens = torch.tensor([list(prompt)], dtype=torch.int64, device=device)
+    for _ in range(count):
+        (logits,) = forward_batches(model.module, [tokens])
+        following = torch.zeros(1, dtype=torch.int64, device=device)
+        if logits is not None:
+            following = _whole_logits(model, logits)[0, -1].argmax().reshape(1)
+        tokens = torch.cat([tokens, _from_last_stage(following).reshape(1, 1)], dim=1)
+    return tokens[0].tolist()

@@ -1,0 +1,83 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""nemo_context/: the checkpoint's context, with a tokenizer that travels with it.
+
+A checkpoint may name its tokenizer by a hub id, or the user may have given another one. Readers without NeMo look for
+files beside model.yaml, so the tokenizer's files are saved there, and both descriptions of it point at them.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_ptq.errors import PtqError
+
+TOKENIZER = "nemo_tokenizer"
+# Where NeMo's tokenizer classes keep the path of their files.
+_PATH_FIELDS = ("pretrained_model_name", "model_path")
+
+
+def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: bool) -> None:
+    """Copies a checkpoint's context, and makes its tokenizer part of it.
+
+    Args:
+        checkpoint: The NeMo 2.0 checkpoint.
+        directory: The ``nemo_context`` directory to make.
+        tokenizer: NeMo's tokenizer, as it was used.
+        replaced: Whether it is another than the checkpoint's own.
+
+    Raises:
+        PtqError: If the tokenizer's files cannot be saved.
+    """
+    shutil.copytree(checkpoint / "context", directory)
+    settings = yaml.safe_load((directory / "model.yaml").read_text(encoding="utf-8")).get("tokenizer") or {}
+    field = next((field for field in _PATH_FIELDS if settings.get(field)), None)
+    path = settings.get(field) if field else None
+    if field and path and not replaced and not Path(path).is_absolute() and (directory / path).exists():
+        return
+    field = field or _PATH_FIELDS[0]
+    name = _save_tokenizer(tokenizer, directory, field)
+    _point_model_yaml_at(directory / "model.yaml", field, str(path), name)
+    _point_io_json_at(directory / "io.json", field, name)
+
+
+def _save_tokenizer(tokenizer: Any, directory: Path, field: str) -> str:
+    """Saves the tokenizer's files, and returns their place in the directory."""
+    inner = getattr(tokenizer, "tokenizer", None)
+    if field == "pretrained_model_name" and hasattr(inner, "save_pretrained"):
+        inner.save_pretrained(directory / TOKENIZER)
+        return TOKENIZER
+    model = Path(str(getattr(tokenizer, "model_path", "")))
+    if field == "model_path" and model.is_file():
+        shutil.copy(model, directory / "tokenizer.model")
+        return "tokenizer.model"
+    raise PtqError(
+        f"the files of {type(tokenizer).__name__} cannot be saved into nemo_context/, where the checkpoint describes its "
+        f"tokenizer by {field}: give tokenizer_path= a tokenizer of the kind that the checkpoint has"
+    )
+
+
+def _point_model_yaml_at(path: Path, field: str, old: str, new: str) -> None:
+    """Changes one line only: loading and dumping would lose NeMo's own YAML tags."""
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    begin = next(index for index, line in enumerate(lines) if line.startswith("tokenizer:"))
+    for index in range(begin + 1, len(lines)):
+        if lines[index].strip().startswith(f"{field}:"):
+            indent = lines[index][: len(lines[index]) - len(lines[index].lstrip())]
+            lines[index] = f"{indent}{field}: {new}\n"
+            break
+    else:
+        raise PtqError(f"{path}: the tokenizer has no {field} to change from {old} to {new}")
+    path.write_text("".join(lines), encoding="utf-8")
+
+
+def _point_io_json_at(path: Path, field: str, new: str) -> None:
+    graph = json.loads(path.read_text(encoding="utf-8"))
+    for node in graph["objects"].values():
+        for _, value in node.get("items") or []:
+            if isinstance(value, dict) and f"<root>.model.tokenizer.{field}" in value.get("paths", ()):
+                value["value"] = new
+    path.write_text(json.dumps(graph), encoding="utf-8")
