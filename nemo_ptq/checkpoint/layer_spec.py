@@ -33,10 +33,11 @@ class _Float32Norm(torch.nn.Module):
     Parameters have the names that Transformer Engine gives them, ``weight`` and ``bias``.
     """
 
-    bias: torch.nn.Parameter | None = None
+    bias: torch.nn.Parameter | None
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float) -> None:
         super().__init__()
+        self.register_parameter("bias", None)
         self.eps = eps
         self.zero_centered_gamma = config.layernorm_zero_centered_gamma
         self.weight = torch.nn.Parameter(torch.empty(hidden_size, dtype=config.params_dtype))

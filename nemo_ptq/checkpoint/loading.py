@@ -13,6 +13,9 @@ import torch
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer.enums import AttnBackend
+from nemo.collections.common.tokenizers.tokenizer_utils import get_tokenizer
+from nemo.lightning import io
 
 from nemo_ptq.checkpoint.layer_spec import HAVE_TRANSFORMER_ENGINE, calibration_layer_spec
 from nemo_ptq.errors import PtqError
@@ -69,6 +72,7 @@ def _adjust_to_machine(config: fdl.Config, device: torch.device, overrides: Mapp
         "cpu_offloading": False,
         "fp8": None,
         "enable_cuda_graph": False,
+        "attention_backend": AttnBackend.auto,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "transformer_layer_spec": calibration_layer_spec,
@@ -85,6 +89,9 @@ def _adjust_to_machine(config: fdl.Config, device: torch.device, overrides: Mapp
             "moe_permute_fusion": False,
             "use_transformer_engine_full_layer_spec": False,
         }
+    if device.type == "cpu":
+        # The all-to-all dispatcher orders its copies with CUDA streams.
+        settings["moe_token_dispatcher_type"] = "allgather"
     # Options come and go with Megatron's versions; one that does not exist needs no turning off.
     known = inspect.signature(fdl.get_callable(config)).parameters
     for name in settings.keys() & known.keys():
@@ -128,8 +135,6 @@ def load_model(
     Raises:
         PtqError: If the checkpoint is not one of a GPT-like model.
     """
-    from nemo.lightning import io
-
     weights = checkpoint / "weights"
     context = io.load_context(checkpoint / "context", subpath="model", build=False)
     rows = _embedding_rows(weights)
@@ -144,19 +149,18 @@ def load_model(
         "vocab_size": _round_up(rows, tensor_parallel),
     }
     _adjust_to_machine(context.config, device, overrides)
-    config = fdl.build(context.config)
-    tokenizer = _load_tokenizer(context, tokenizer_path)
-    module = config.configure_model(tokenizer).to(device=device).eval().requires_grad_(False)
+    context.optim = None
+    if tokenizer_path is not None:
+        context.tokenizer = fdl.Config(get_tokenizer, tokenizer_path)
+    # NeMo's model class, not its config alone: Gemma's scales the embedding.
+    model = fdl.build(context)
+    model.configure_model()
+    module = model.module.to(device=device).eval().requires_grad_(False)
+    for parameter in module.parameters():
+        # Megatron leaves learned position embeddings in float32.
+        parameter.data = parameter.data.to(model.config.params_dtype)
     _read_weights(module, weights, legacy_ckpt)
-    return LoadedModel(module, config, tokenizer, rows)
-
-
-def _load_tokenizer(context: fdl.Config, path: str | None) -> Any:
-    if path is None:
-        return fdl.build(context.tokenizer)
-    from nemo.collections.common.tokenizers.tokenizer_utils import get_tokenizer
-
-    return get_tokenizer(path)
+    return LoadedModel(module, model.config, model.tokenizer, rows)
 
 
 def _read_weights(module: GPTModel, weights: Path, legacy_ckpt: bool) -> None:
