@@ -5,6 +5,7 @@
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from megatron.core import parallel_state
 
 from nemo_ptq.calibration.algorithms import calibrate as calibrate_module
 from nemo_ptq.calibration.data import make_batches, read_samples, share, tokenize
+from nemo_ptq.calibration.experts import TokenCounts, with_idle_experts_covered
 from nemo_ptq.calibration.forward import forward_batches
 from nemo_ptq.calibration.state import save_calibration_state
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
@@ -119,7 +121,18 @@ def calibrate(
     if quantization.algorithm_name == NO_QUANT:
         return
     loop = forward_loop or _data_loop(calibration_batches(model, quantization, reporter), reporter)
+    if model.config.num_moe_experts:
+        loop = with_idle_experts_covered(loop, partial(_warn_of_idle_experts, reporter=reporter))
     calibrate_module(model.module, quantization, decoder, loop)
+
+
+def _warn_of_idle_experts(counts: TokenCounts, reporter: Reporter) -> None:
+    idle = sum(tokens == 0 for tokens in counts.values())
+    if idle:
+        reporter.warn(
+            f"{idle} of {len(counts)} experts saw no token during calibration: their activation ranges are those of the "
+            "other experts of their layer; give more samples, or more varied ones"
+        )
 
 
 def _data_loop(batches: list[torch.Tensor], reporter: Reporter) -> Callable[[Any], None]:
