@@ -10,11 +10,13 @@ from typing import Any
 
 import fiddle as fdl
 import torch
+import torch.nn.functional as F
 from megatron.core import dist_checkpointing, parallel_state
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.enums import AttnBackend
 from nemo.collections.common.tokenizers.tokenizer_utils import get_tokenizer
+from nemo.collections.llm.fn.activation import openai_gelu
 from nemo.lightning import io
 
 from nemo_ptq.checkpoint.layer_spec import HAVE_TRANSFORMER_ENGINE, calibration_layer_spec
@@ -73,6 +75,7 @@ def _adjust_to_machine(config: fdl.Config, device: torch.device, overrides: Mapp
         "fp8": None,
         "enable_cuda_graph": False,
         "attention_backend": AttnBackend.auto,
+        "bias_activation_fusion": False,
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "transformer_layer_spec": calibration_layer_spec,
@@ -82,7 +85,6 @@ def _adjust_to_machine(config: fdl.Config, device: torch.device, overrides: Mapp
         settings |= {
             "apply_rope_fusion": False,
             "masked_softmax_fusion": False,
-            "bias_activation_fusion": False,
             "bias_dropout_fusion": False,
             "persist_layer_norm": False,
             "use_te_rng_tracker": False,
@@ -92,6 +94,9 @@ def _adjust_to_machine(config: fdl.Config, device: torch.device, overrides: Mapp
     if device.type == "cpu":
         # The all-to-all dispatcher orders its copies with CUDA streams.
         settings["moe_token_dispatcher_type"] = "allgather"
+    if config.activation_func is F.gelu:
+        # Servers compute the tanh approximation under this name, and so do Megatron's fused kernels.
+        settings["activation_func"] = openai_gelu
     # Options come and go with Megatron's versions; one that does not exist needs no turning off.
     known = inspect.signature(fdl.get_callable(config)).parameters
     for name in settings.keys() & known.keys():

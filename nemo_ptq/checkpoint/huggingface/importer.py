@@ -1,0 +1,200 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Import a Hugging Face directory as a NeMo 2.0 checkpoint."""
+
+import difflib
+import importlib
+import math
+import re
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+import torch
+import transformers
+from transformers import PretrainedConfig
+
+from nemo_ptq.checkpoint.huggingface.families import FAMILIES, REFUSED, Dims, Family, Rule, pad_vocab
+from nemo_ptq.checkpoint.huggingface.source import Weights, load_generation_config, load_tokenizer, read_json
+from nemo_ptq.checkpoint.writer import TensorPart, atomic_directory, write_context, write_weights
+from nemo_ptq.errors import PtqError
+
+_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+# Buffers that old files carry and no model loads.
+_BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+
+
+def import_hf(source: str, output: str, overwrite: bool = False) -> Path:
+    """Make a NeMo 2.0 checkpoint from a Hugging Face directory.
+
+    Needs no GPU and no more memory than the largest tensor takes. Code in the directory is never run.
+
+    Args:
+        source: Hugging Face directory: config.json, weights, tokenizer.
+        output: Directory to make. It appears whole or not at all.
+        overwrite: Whether a NeMo checkpoint that stands there is replaced.
+
+    Returns:
+        The checkpoint's directory.
+
+    Raises:
+        PtqError: A file is missing or damaged, the model is of an unknown family, a tensor is missing or would be
+            lost, or `output` exists.
+    """
+    directory, checkpoint = Path(source), Path(output)
+    _check_paths(directory, checkpoint, overwrite)
+    content = read_json(directory / "config.json")
+    family = _family(content)
+    hf = _hf_config(family, content)
+    weights = Weights(directory)
+    tokenizer = load_tokenizer(directory)
+
+    embedding = weights.meta(family.embedding)
+    dtype = _dtype(content, embedding)
+    config, padded_vocab = _nemo_config(family, hf, dtype, vocab=len(embedding), tokens=len(tokenizer))
+    config.generation_config = load_generation_config(directory)
+    parts = _convert(family, hf, weights, Dims(config.num_query_groups, padded_vocab), dtype)
+
+    with atomic_directory(checkpoint) as staging, tempfile.TemporaryDirectory() as scratch:
+        files = str(Path(scratch, "nemo_tokenizer"))
+        tokenizer.save_pretrained(files)
+        write_weights(staging / "weights", parts)
+        write_context(staging / "context", _nemo_model(family, config, files))
+    return checkpoint
+
+
+def _check_paths(source: Path, output: Path, overwrite: bool) -> None:
+    if not source.is_dir():
+        raise PtqError(f"{source} is not a directory: download the model first")
+    if output.resolve() in (source.resolve(), *source.resolve().parents):
+        raise PtqError(f"{output} holds the source {source}: choose another output")
+    if output.exists() and not overwrite:
+        raise PtqError(f"{output} exists: choose another output, or ask to overwrite it")
+    if output.exists() and not (output / "weights").is_dir():
+        raise PtqError(f"{output} is not a NeMo checkpoint, so it is not overwritten: choose another output")
+
+
+def _family(content: dict[str, Any]) -> Family:
+    architectures = content.get("architectures") or ["(none given)"]
+    name = str(architectures[0])
+    known = ", ".join(FAMILIES)
+    if name in REFUSED:
+        raise PtqError(f"{name} is not supported for quantization; supported: {known}")
+    if name not in FAMILIES:
+        nearest = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.0)[0]
+        raise PtqError(f"unknown architecture {name} in config.json; nearest: {nearest}; known: {known}")
+    return FAMILIES[name]
+
+
+def _hf_config(family: Family, content: dict[str, Any]) -> PretrainedConfig:
+    if "quantization_config" in content:
+        raise PtqError("config.json has a quantization_config: import the model as it was before quantization")
+    try:
+        hf = getattr(transformers, family.hf_config).from_dict(content)
+    except Exception as error:  # transformers raises what its checks raise
+        raise PtqError(f"config.json is not a {family.hf_config}: {str(error).splitlines()[0]}") from error
+    for name, allowed in family.fixed.items():
+        value = getattr(hf, name, None)
+        if value not in allowed:
+            values = " or ".join(map(repr, allowed))
+            raise PtqError(f"config.json has {name} {value!r}, but NeMo's {family.model} can only have {values}")
+    return hf
+
+
+def _dtype(content: dict[str, Any], embedding: torch.Tensor) -> torch.dtype:
+    name = content.get("dtype") or content.get("torch_dtype") or str(embedding.dtype).removeprefix("torch.")
+    if name not in _DTYPES:
+        raise PtqError(f"the weights are {name}: import a model in {', '.join(_DTYPES)}")
+    return _DTYPES[name]
+
+
+def _nemo_config(
+    family: Family, hf: PretrainedConfig, dtype: torch.dtype, vocab: int, tokens: int
+) -> tuple[fdl.Config, int]:
+    """NeMo's configuration, not built, and the number of rows of its embedding."""
+    name, special = family.config(hf)
+    arguments = {
+        **{ours: getattr(hf, theirs) for ours, theirs in family.fields.items()},
+        "num_query_groups": getattr(hf, "num_key_value_heads", None) or hf.num_attention_heads,
+        "kv_channels": getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
+        "share_embeddings_and_output_weights": family.can_tie and hf.tie_word_embeddings,
+        "make_vocab_size_divisible_by": math.gcd(vocab, 128),
+        "fp16": dtype == torch.float16,
+        "bf16": dtype == torch.bfloat16,
+        "params_dtype": dtype,
+        **special,
+    }
+    divisor = arguments["make_vocab_size_divisible_by"]
+    padded = arguments.get("vocab_size") or _round_up(tokens, divisor)
+    if padded < vocab:  # the tokenizer has fewer tokens than there are rows: NeMo must not count them
+        padded = arguments["vocab_size"] = _round_up(vocab, divisor)
+    return fdl.Config(getattr(_nemo_module(family), name), **arguments), padded
+
+
+def _nemo_model(family: Family, config: fdl.Config, tokenizer: str) -> fdl.Config:
+    from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
+
+    model = getattr(_nemo_module(family), family.model)
+    return fdl.Config(model, config=config, tokenizer=fdl.Config(AutoTokenizer, pretrained_model_name=tokenizer))
+
+
+def _nemo_module(family: Family) -> Any:
+    return importlib.import_module(f"nemo.collections.llm.gpt.model.{family.module}")
+
+
+def _round_up(number: int, divisor: int) -> int:
+    return -(-number // divisor) * divisor
+
+
+def _convert(
+    family: Family, hf: PretrainedConfig, weights: Weights, dims: Dims, dtype: torch.dtype
+) -> list[TensorPart]:
+    """Plan every tensor. Nothing is read yet; shapes come from running the rules on tensors without data."""
+    plan = [(rule, *numbered) for rule in _rules(family, hf) for numbered in _numbered(rule, hf)]
+    used = {name for _, names, _ in plan for name in names}
+    _check_complete(used, weights.names(), tied=hf.tie_word_embeddings)
+    return [
+        TensorPart(
+            key=rule.target,
+            shape=tuple(rule.combine(dims, *map(weights.meta, names)).shape),
+            dtype=dtype,
+            read=partial(_make, weights, rule, names, dims, dtype),
+            position=position,
+        )
+        for rule, names, position in plan
+    ]
+
+
+def _make(weights: Weights, rule: Rule, names: tuple[str, ...], dims: Dims, dtype: torch.dtype) -> torch.Tensor:
+    return rule.combine(dims, *map(weights.read, names)).to(dtype)
+
+
+def _rules(family: Family, hf: PretrainedConfig) -> tuple[Rule, ...]:
+    if family.can_tie and hf.tie_word_embeddings:
+        return family.rules
+    head = family.embedding if hf.tie_word_embeddings else "lm_head.weight"
+    return (*family.rules, Rule("output_layer.weight", (head,), pad_vocab))
+
+
+def _numbered(rule: Rule, hf: PretrainedConfig) -> Iterator[tuple[tuple[str, ...], tuple[tuple[int, int], ...]]]:
+    """The rule's source names and position for each layer (and expert)."""
+    sizes = {"layer": hf.num_hidden_layers, "expert": getattr(hf, "num_local_experts", 0)}
+    axes = [axis for axis in sizes if f"{{{axis}}}" in rule.sources[0]]
+    for index in product(*(range(sizes[axis]) for axis in axes)):
+        numbers = dict(zip(axes, index, strict=True))
+        names = tuple(source.format(**numbers) for source in rule.sources)
+        yield names, tuple((number, sizes[axis]) for axis, number in numbers.items())
+
+
+def _check_complete(used: set[str], present: set[str], tied: bool) -> None:
+    missing = sorted(used - present)
+    if missing:
+        raise PtqError(f"the weights lack {len(missing)} tensors, {missing[0]} among them; is a file missing?")
+    ignored = {name for name in present if _BUFFERS.search(name) or (tied and name == "lm_head.weight")}
+    lost = sorted(present - used - ignored)
+    if lost:
+        raise PtqError(f"NeMo has no place for {len(lost)} tensors of the weights, {lost[0]} among them")

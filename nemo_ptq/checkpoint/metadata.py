@@ -1,0 +1,229 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a NeMo 2.0 checkpoint says about itself, without torch or NeMo, and without running its code."""
+
+import json
+import pickle
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_ptq.errors import ConfigError
+
+EMBEDDING = "module.embedding.word_embeddings.weight"
+_CONTEXT_FILES = ("context/io.json", "context/model.yaml")
+_WEIGHTS_FILES = ("weights/.metadata", "weights/common.pt", "weights/metadata.json")
+_FILES = _CONTEXT_FILES + _WEIGHTS_FILES
+# A message names this many files and counts the others.
+_NAMES_SHOWN = 6
+
+
+@dataclass(frozen=True)
+class CheckpointMetadata:
+    """The model that a checkpoint holds.
+
+    Attributes:
+        model_class: NeMo's model class, e.g. "nemo.collections.llm.gpt.model.llama.LlamaModel".
+        config_class: NeMo's config class, e.g. "nemo.collections.llm.gpt.model.llama.Llama31Config8B".
+        num_layers: Transformer layers.
+        hidden_size: Features between layers.
+        num_attention_heads: Query heads.
+        num_query_groups: Key/value heads.
+        head_size: Features of one head; not always hidden_size / num_attention_heads.
+        ffn_hidden_size: Features inside the MLP, of one expert where there are experts.
+        gated_mlp: Whether the MLP multiplies its activation with a gate, so that fc1 has twice the rows.
+        vocab_size: Rows of the embedding as stored, padding included.
+        num_experts: Experts in a layer; None without mixture of experts.
+        seq_length: Positions that the model was made for.
+        position_embedding_type: "rope" or "learned_absolute".
+        normalization: "RMSNorm" or "LayerNorm".
+        tied_embeddings: Whether the output layer is the embedding.
+    """
+
+    model_class: str
+    config_class: str
+    num_layers: int
+    hidden_size: int
+    num_attention_heads: int
+    num_query_groups: int
+    head_size: int
+    ffn_hidden_size: int
+    gated_mlp: bool
+    vocab_size: int
+    num_experts: int | None
+    seq_length: int
+    position_embedding_type: str
+    normalization: str
+    tied_embeddings: bool
+
+
+def read_metadata(checkpoint: Path) -> CheckpointMetadata:
+    """Reads what a checkpoint's files say about its model, and checks that all of its files are there.
+
+    Args:
+        checkpoint: Directory with `context/` and `weights/`.
+
+    Raises:
+        ConfigError: If this is not a NeMo 2.0 checkpoint, or files are missing or damaged.
+    """
+    _check_files(checkpoint)
+    weights = _read_weights_index(checkpoint)
+    _check_shards(checkpoint, weights.storage_data.values())
+    return _describe(checkpoint, _read_model_yaml(checkpoint), weights.state_dict_metadata)
+
+
+def _check_files(checkpoint: Path) -> None:
+    name = f"nemo_checkpoint={checkpoint}"
+    if not checkpoint.exists():
+        raise ConfigError([f"{name} does not exist: give the directory that holds context/ and weights/"])
+    if checkpoint.suffix == ".nemo" or (checkpoint / "model_config.yaml").is_file():
+        raise ConfigError(
+            [
+                f"{name} is a NeMo 1 checkpoint, not a NeMo 2.0 one: convert it with NeMo, or import the model's "
+                "Hugging Face directory with `nemo-ptq import-hf SRC OUT`"
+            ]
+        )
+    if not checkpoint.is_dir():
+        raise ConfigError([f"{name} is a file: give the directory that holds context/ and weights/"])
+    if _is_hugging_face(checkpoint):
+        raise ConfigError(
+            [
+                f"{name} is a Hugging Face directory, not a NeMo 2.0 checkpoint: import it first with "
+                f"`nemo-ptq import-hf {checkpoint} OUT`, then give OUT"
+            ]
+        )
+    if checkpoint.name in ("context", "weights") and _is_complete(checkpoint.parent):
+        raise ConfigError([f"{name} is one half of a checkpoint: give {checkpoint.parent}"])
+    if not (checkpoint / "context").is_dir() and not (checkpoint / "weights").is_dir():
+        raise ConfigError(
+            [
+                f"{name} is not a NeMo 2.0 checkpoint: context/ and weights/ are missing; "
+                f"found {_listed(sorted(path.name for path in checkpoint.iterdir()))}"
+            ]
+        )
+    missing = [file for file in _FILES if not (checkpoint / file).is_file()]
+    if missing:
+        found = [file for file in _FILES if file not in missing]
+        raise ConfigError(
+            [f"{name} is incomplete: {_listed(missing)} missing; found {_listed(found)}; copy or save it again"]
+        )
+
+
+def _is_hugging_face(directory: Path) -> bool:
+    try:
+        return "model_type" in json.loads((directory / "config.json").read_text())
+    except (OSError, ValueError):
+        return False
+
+
+def _is_complete(checkpoint: Path) -> bool:
+    return all((checkpoint / file).is_file() for file in _FILES)
+
+
+def _listed(names: list[str]) -> str:
+    if not names:
+        return "nothing"
+    shown = ", ".join(names[:_NAMES_SHOWN])
+    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
+
+
+class _Record:
+    """Stands for any class or function in a pickle: keeps the attributes, runs nothing."""
+
+    def __new__(cls, *args: Any) -> "_Record":
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+
+
+class _InertUnpickler(pickle.Unpickler):
+    """Reads a pickle's data and imports none of the names in it, so that a hostile checkpoint can run no code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        return tuple if (module, name) == ("torch", "Size") else _Record
+
+
+def _read_weights_index(checkpoint: Path) -> Any:
+    """Reads `weights/.metadata`, a pickled torch.distributed.checkpoint.metadata.Metadata."""
+    backend_file = checkpoint / "weights" / "metadata.json"
+    index_file = checkpoint / "weights" / ".metadata"
+    try:
+        backend = json.loads(backend_file.read_text())["sharded_backend"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError([f"{backend_file} cannot be read ({error!r}): copy or save the checkpoint again"]) from error
+    if backend != "torch_dist":
+        raise ConfigError([f"{checkpoint}: weights are in {backend} format: save them in torch_dist format with NeMo"])
+    try:
+        with index_file.open("rb") as file:
+            index = _InertUnpickler(file).load()
+        index.state_dict_metadata.items(), index.storage_data.values()
+    except Exception as error:  # a damaged pickle raises whatever it likes
+        raise ConfigError([f"{index_file} cannot be read ({error!r}): copy or save the checkpoint again"]) from error
+    return index
+
+
+def _check_shards(checkpoint: Path, parts: Iterable[Any]) -> None:
+    needed: dict[str, int] = {}
+    for part in parts:
+        needed[part.relative_path] = max(needed.get(part.relative_path, 0), part.offset + part.length)
+    sizes = {path.name: path.stat().st_size for path in (checkpoint / "weights").iterdir()}
+    missing = sorted(needed.keys() - sizes.keys())
+    short = sorted(name for name, size in needed.items() if sizes.get(name, size) < size)
+    problems = []
+    if missing:
+        found = f"{len(needed) - len(missing)} of {len(needed)} shards"
+        problems.append(f"nemo_checkpoint={checkpoint} is incomplete: weights/ lacks {_listed(missing)}; found {found}")
+    if short:
+        problems.append(f"nemo_checkpoint={checkpoint} is damaged: {_listed(short)} cut short; copy it again")
+    if problems:
+        raise ConfigError(problems)
+
+
+def _read_model_yaml(checkpoint: Path) -> Mapping[str, Any]:
+    file = checkpoint / "context" / "model.yaml"
+    try:
+        model = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+        return {**model["config"], "model_class": model["_target_"]}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(
+            [f"{file} does not describe a model ({reason}): copy or save the checkpoint again"]
+        ) from error
+
+
+def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> CheckpointMetadata:
+    if EMBEDDING not in tensors:
+        raise ConfigError(
+            [
+                f"nemo_checkpoint={checkpoint} holds no {EMBEDDING}: only whole GPT-like models can be quantized "
+                "(merge LoRA adapters first)"
+            ]
+        )
+    try:
+        heads, hidden = config["num_attention_heads"], config["hidden_size"]
+        return CheckpointMetadata(
+            model_class=config["model_class"],
+            config_class=config["_target_"],
+            num_layers=config["num_layers"],
+            hidden_size=hidden,
+            num_attention_heads=heads,
+            num_query_groups=config.get("num_query_groups") or heads,
+            head_size=config.get("kv_channels") or hidden // heads,
+            ffn_hidden_size=config.get("moe_ffn_hidden_size") or config.get("ffn_hidden_size") or 4 * hidden,
+            gated_mlp=config.get("gated_linear_unit", False),
+            vocab_size=tensors[EMBEDDING].size[0],
+            num_experts=config.get("num_moe_experts"),
+            seq_length=config["seq_length"],
+            position_embedding_type=config["position_embedding_type"],
+            normalization=config["normalization"],
+            tied_embeddings=config["share_embeddings_and_output_weights"],
+        )
+    except (KeyError, TypeError) as error:
+        raise ConfigError(
+            [f"{checkpoint / 'context' / 'model.yaml'} is not of a GPT-like model: {error} is missing"]
+        ) from error

@@ -1,0 +1,214 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Write a NeMo 2.0 checkpoint: `context/` and `weights/`, one tensor in memory at a time."""
+
+import io
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from uuid import uuid4
+
+import fiddle as fdl
+import torch
+from lightning.pytorch import __version__ as lightning_version
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.api import CheckpointException
+from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
+from torch.distributed.checkpoint.planner import (
+    BytesIOWriteData,
+    SavePlan,
+    TensorWriteData,
+    WriteItem,
+    WriteItemType,
+)
+
+# NeMo wraps Megatron's model in a LightningModule, whose attribute `module` it is.
+PREFIX = "module."
+
+
+@dataclass(frozen=True)
+class TensorPart:
+    """The part of a stored tensor that one layer (or one expert of a layer) owns, read when it is written.
+
+    Megatron stacks what its layers have in common: for 32 layers `decoder.layers.mlp.linear_fc2.weight` is stored as
+    one tensor of shape (32, hidden, ffn), and each layer is a part of shape (hidden, ffn).
+
+    Attributes:
+        key: Name in the checkpoint, without the "module." prefix and without layer or expert numbers.
+        shape: Shape of the part, without the stacked axes.
+        dtype: Data type as stored.
+        read: Gives the part; called once, right before the part is written.
+        position: (index, size) along each stacked axis: () for an embedding, ((3, 32),) for layer 3 of 32,
+            ((3, 32), (5, 8)) for its expert 5 of 8.
+    """
+
+    key: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], torch.Tensor]
+    position: tuple[tuple[int, int], ...] = ()
+
+
+def write_weights(directory: Path, parts: Sequence[TensorPart]) -> None:
+    """Write `weights/` of a NeMo 2.0 checkpoint in Megatron's torch_dist format.
+
+    The names are those that a model with Transformer Engine layers has, `_extra_state` entries included.
+
+    Args:
+        directory: The directory to fill; made if it is missing.
+        parts: Every part of every tensor.
+    """
+    directory.mkdir(parents=True, exist_ok=True)
+    storage = dcp.FileSystemWriter(directory, thread_count=1)
+    try:
+        dcp.save({}, storage_writer=storage, planner=_LazyPlanner(parts), no_dist=True)
+    except CheckpointException as error:  # wraps what each rank raised
+        (cause, _), *_ = error.failures.values()
+        raise cause from None
+    torch.save(
+        {
+            "state_dict": {},
+            "epoch": 0,
+            "global_step": 0,
+            "pytorch-lightning_version": lightning_version,
+            # Tells readers that layers are stacked (false) instead of named one by one.
+            "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
+        },
+        directory / "common.pt",
+    )
+    save_config(CheckpointingConfig(sharded_backend="torch_dist"), str(directory))
+
+
+def write_context(directory: Path, model: fdl.Config) -> None:
+    """Write `context/` of a NeMo 2.0 checkpoint: io.json, model.yaml, the tokenizer's files.
+
+    Nothing is built, so that options this machine lacks (Transformer Engine's fusions, say) can be written.
+
+    Args:
+        directory: The directory to fill; made if it is missing.
+        model: Configuration of a NeMo GPTModel with `config` and `tokenizer`. A tokenizer directory that it names is
+            copied next to io.json and named relative to it.
+    """
+    from nemo.lightning import MegatronStrategy, Trainer
+    from nemo.lightning.io.pl import TrainerContext
+
+    strategy = fdl.Config(MegatronStrategy, ckpt_save_optimizer=False, always_save_context=True)
+    trainer = fdl.Config(Trainer, devices=1, accelerator="cpu", strategy=strategy)
+    context = TrainerContext.__new__(TrainerContext)
+    context.__io__ = fdl.Config(TrainerContext, model=model, trainer=trainer, extra={})
+    # Hugging Face objects are saved by walking from the context along the configuration's attributes.
+    context.model = SimpleNamespace(config=SimpleNamespace(generation_config=model.config.generation_config))
+    context.io_dump(directory, yaml_attrs=["model"])
+
+
+@contextmanager
+def atomic_directory(path: Path) -> Iterator[Path]:
+    """Fill a directory that appears whole or not at all.
+
+    Args:
+        path: Where the directory shall appear; one that stands there is replaced.
+
+    Yields:
+        A hidden, empty sibling to fill. It takes the place of `path` when the block ends, and is removed when it fails.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    staging = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
+    staging.mkdir()
+    try:
+        yield staging
+        _sync(staging)
+        if path.exists():
+            replaced = path.with_name(f"{staging.name}.replaced")
+            path.rename(replaced)
+            staging.rename(path)
+            shutil.rmtree(replaced)
+        else:
+            staging.rename(path)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+
+
+class _LazyPlanner(dcp.DefaultSavePlanner):
+    """Plans a save from shapes alone; a tensor is made when it is written, and dropped when the next one has been."""
+
+    def __init__(self, parts: Sequence[TensorPart]) -> None:
+        super().__init__(flatten_state_dict=False)
+        self._items = [_tensor_item(part) for part in parts]
+        self._parts = {item.index: part for item, part in zip(self._items, parts, strict=True)}
+        self._items += [_state_item(key) for part in parts for key in _extra_state_keys(part)]
+
+    def create_local_plan(self) -> SavePlan:
+        self.plan = SavePlan(self._items)
+        return self.plan
+
+    def resolve_data(self, write_item: WriteItem) -> Any:
+        if write_item.type == WriteItemType.BYTE_IO:
+            return io.BytesIO(_EMPTY_STATE)
+        part = self._parts[write_item.index]
+        data = part.read()
+        if (tuple(data.shape), data.dtype) != (part.shape, part.dtype):
+            raise ValueError(f"{part.key}: planned {part.shape} {part.dtype}, got {tuple(data.shape)} {data.dtype}")
+        return data.reshape((1,) * len(part.position) + part.shape)
+
+
+def _tensor_item(part: TensorPart) -> WriteItem:
+    offsets = torch.Size([index for index, _ in part.position] + [0] * len(part.shape))
+    chunk = ChunkStorageMetadata(offsets=offsets, sizes=torch.Size((1,) * len(part.position) + part.shape))
+    size = torch.Size([size for _, size in part.position] + list(part.shape))
+    return WriteItem(
+        index=MetadataIndex(PREFIX + part.key, offsets),
+        type=WriteItemType.SHARD,
+        tensor_data=TensorWriteData(chunk=chunk, properties=TensorProperties(dtype=part.dtype), size=size),
+    )
+
+
+def _state_item(key: str) -> WriteItem:
+    return WriteItem(
+        index=MetadataIndex(key), type=WriteItemType.BYTE_IO, bytes_io_data=BytesIOWriteData(len(_EMPTY_STATE))
+    )
+
+
+def _extra_state_keys(part: TensorPart) -> list[str]:
+    """Keys of the `_extra_state` entries of the modules that Transformer Engine would give this part's layer.
+
+    Linear layers, attention and norms that are not fused into a linear layer carry FP8 metadata there. A loader that
+    has such a module (Megatron's own linear layers included) fails when the entry is missing.
+    """
+    module, _, parameter = part.key.rpartition(".")
+    parent, _, name = module.rpartition(".")
+    if parameter != "weight" or not (name.startswith("linear_") or name.endswith("layernorm")):
+        return []
+    modules = [module, f"{parent}.core_attention"] if name == "linear_proj" else [module]
+    position = part.position or ((0, 1),)
+    shape, offset = tuple(size for _, size in position), tuple(index for index, _ in position)
+    return [
+        ShardedObject(f"{PREFIX}{module}._extra_state", None, shape, offset, replica_id=0).unique_key
+        for module in modules
+    ]
+
+
+def _serialized(data: Any) -> bytes:
+    buffer = io.BytesIO()
+    torch.save(data, buffer)
+    return buffer.getvalue()
+
+
+# Megatron stores the objects of one key as a list; None stands for "no FP8 metadata".
+_EMPTY_STATE = _serialized([None])
+
+
+def _sync(directory: Path) -> None:
+    for path in (directory, *directory.rglob("*")):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)

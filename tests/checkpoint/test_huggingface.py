@@ -1,0 +1,413 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face -> NeMo: equal to NeMo's own importers, nothing executed, all or nothing, readable errors."""
+
+import dataclasses
+import importlib
+import json
+import pickle
+import re
+import shutil
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import fiddle as fdl
+import pytest
+import torch
+import transformers
+from hypothesis import given
+from hypothesis import strategies as st
+from nemo.lightning import io
+from nemo.lightning.io.state import StateDictTransform, TransformCTX
+from safetensors.torch import load_file, save_file
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+from nemo_ptq.checkpoint.huggingface import import_hf
+from nemo_ptq.checkpoint.huggingface import importer as importer_module
+from nemo_ptq.checkpoint.huggingface.families import Dims, interleave_qkv
+from nemo_ptq.errors import PtqError
+from tests.families import FAMILIES, TOKENS, VOCAB, make_hf
+
+IMPORTERS = {
+    "llama2": ("llama", "HFLlamaImporter"),
+    "llama3": ("llama", "HFLlamaImporter"),
+    "llama31": ("llama", "HFLlamaImporter"),
+    "llama32": ("llama", "HFLlamaImporter"),
+    "mistral": ("mistral", "HFMistralImporter"),
+    "mixtral": ("mixtral", "HFMixtralImporter"),
+    "gemma": ("gemma", "HFGemmaImporter"),
+    "starcoder": ("starcoder", "HFStarcoderImporter"),
+    "starcoder2": ("starcoder2", "HFStarcoder2Importer"),
+    "nemotron": ("nemotron", "HFNemotronImporter"),
+}
+# NeMo's Llama names the vocabulary size. Elsewhere NeMo counts tokens, which are fewer than the embedding's rows here,
+# and fails on the shapes. Mixtral pads to multiples of 128.
+LLAMAS = ("llama2", "llama3", "llama31", "llama32")
+VOCAB_DIFFERENCE = {name: {} if name in LLAMAS else {"vocab_size": (None, VOCAB)} for name in FAMILIES}
+VOCAB_DIFFERENCE["mixtral"] = {"vocab_size": (None, 1024)}
+# What NeMo's importers lose and ours keeps, as (theirs, ours).
+ROPE_DIFFERENCE = {"low_freq_factor": (1.0, 1.5), "high_freq_factor": (4.0, 3.0), "old_context_len": (8192, 64)}
+CONFIG_DIFFERENCE: dict[str, dict[str, tuple[Any, Any]]] = {
+    "llama31": ROPE_DIFFERENCE,
+    "llama32": ROPE_DIFFERENCE,
+    "gemma": {"kv_channels": (256, 128), "seq_length": (8192, 256)},
+    # These two say how the importing process makes the model, not what the model is.
+    "mixtral": {"use_cpu_initialization": (True, False), "perform_initialization": (False, True)},
+}
+# NeMo's importers for these families do not look at generation_config.json.
+WITHOUT_GENERATION_CONFIG = ("starcoder", "starcoder2", "nemotron")
+
+
+@pytest.fixture(scope="module")
+def imported(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Path, Path]]:
+    """The Hugging Face directory of a family and its import, made once."""
+    root = tmp_path_factory.mktemp("families")
+
+    def get(name: str) -> tuple[Path, Path]:
+        source, checkpoint = root / f"{name}.hf", root / name
+        if not checkpoint.exists():
+            import_hf(str(make_hf(name, source)), str(checkpoint))
+        return source, checkpoint
+
+    return get
+
+
+@pytest.fixture
+def llama(tmp_path: Path, imported: Callable[[str], tuple[Path, Path]]) -> Path:
+    """A copy of a Hugging Face directory, to be damaged."""
+    return Path(shutil.copytree(imported("llama2")[0], tmp_path / "llama"))
+
+
+@pytest.fixture
+def rope_fusion(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets Megatron's configurations ask for Transformer Engine's fused rotary embedding without having it."""
+    monkeypatch.setattr("megatron.core.models.common.embeddings.rope_utils.fused_apply_rotary_pos_emb", object())
+
+
+def stored_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of a checkpoint's weights, read with torch alone."""
+    reader = dcp.FileSystemReader(checkpoint / "weights")
+    tensors = {
+        key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key, entry in reader.read_metadata().state_dict_metadata.items()
+        if isinstance(entry, TensorStorageMetadata)
+    }
+    dcp.load(tensors, storage_reader=reader, no_dist=True)
+    return tensors
+
+
+def nemo_importer(name: str, source: Path) -> Any:
+    module, importer = IMPORTERS[name]
+    return getattr(importlib.import_module(f"nemo.collections.llm.gpt.model.{module}"), importer)(str(source))
+
+
+def nemo_state(name: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:
+    """What NeMo's own importer makes of the weights, by the names of a model with Transformer Engine layers."""
+    importer = nemo_importer(name, source)
+    config = importer.config
+    if name == "gemma":  # NeMo's importer assumes the head size of the released models
+        config.kv_channels = FAMILIES[name].arguments["head_dim"]
+    rows = 1024 if name == "mixtral" else VOCAB
+
+    def expand(pattern: str) -> Iterator[str]:
+        for layer in range(config.num_layers):
+            for expert in range(config.num_moe_experts or 1):
+                yield re.sub(r"\*", str(expert), pattern.replace("*", str(layer), 1))
+
+    def apply_transforms(source: Any, target: Any, mapping: dict[str, str], transforms: Any = ()) -> dict[str, Any]:
+        targets = [*mapping.values(), *(transform.target_key for transform in transforms)]
+        state: dict[str, Any] = {key: None for pattern in targets for key in expand(pattern)}
+        if name == "mixtral":  # copies into the model's own, padded tensors
+            for key in ("embedding.word_embeddings.weight", "output_layer.weight"):
+                state[key] = torch.zeros(rows, config.hidden_size, dtype=torch.bfloat16)
+        context = TransformCTX(source=source, source_state=source.state_dict(), target=target, target_state=state)
+        for transform in [*(StateDictTransform(*names) for names in mapping.items()), *transforms]:
+            context = transform(context)
+        return context.target_state
+
+    monkeypatch.setattr("nemo.lightning.io.apply_transforms", apply_transforms)
+    model = transformers.AutoModelForCausalLM.from_pretrained(source, torch_dtype="auto")
+    with torch.no_grad():
+        return importer.convert_state(model, SimpleNamespace(config=config))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_tensors_are_those_of_nemos_importer(
+    name: str,
+    imported: Callable[[str], tuple[Path, Path]],
+    monkeypatch: pytest.MonkeyPatch,
+    rope_fusion: None,
+) -> None:
+    source, checkpoint = imported(name)
+    stored = stored_tensors(checkpoint)
+    seen = {key: torch.zeros(tensor.shape, dtype=torch.bool) for key, tensor in stored.items()}
+    for key, value in nemo_state(name, source, monkeypatch).items():
+        numbers = tuple(int(number) for number in re.findall(r"\.(\d+)\.", key))
+        stacked = re.sub(r"\.\d+\.", ".", key.replace("local_experts", "experts"))
+        part = stored[f"module.{stacked}"][numbers]
+        assert part.dtype == value.dtype == torch.bfloat16
+        assert torch.equal(part, value), key
+        seen[f"module.{stacked}"][numbers] = True
+    assert all(mask.all() for mask in seen.values()), "NeMo has no such tensor"
+
+
+def _comparable(value: Any) -> Any:
+    return (value.func, value.args, value.keywords) if isinstance(value, partial) else value
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_config_is_that_of_nemos_importer(
+    name: str, imported: Callable[[str], tuple[Path, Path]], rope_fusion: None
+) -> None:
+    source, checkpoint = imported(name)
+    theirs = nemo_importer(name, source).config
+    ours = fdl.build(io.load_context(checkpoint / "context", subpath="model", build=False).config)
+    assert type(ours) is type(theirs)
+    settings = [
+        (field.name, getattr(theirs, field.name), getattr(ours, field.name)) for field in dataclasses.fields(theirs)
+    ]
+    differences = {name: (their, our) for name, their, our in settings if _comparable(their) != _comparable(our)}
+    if name in WITHOUT_GENERATION_CONFIG:
+        assert differences.pop("generation_config")[1] == transformers.GenerationConfig.from_pretrained(source)
+    assert differences == VOCAB_DIFFERENCE[name] | CONFIG_DIFFERENCE.get(name, {})
+
+
+@pytest.mark.parametrize("name", ["llama2", "starcoder"])
+def test_tokenizer_lives_in_the_checkpoint(
+    name: str, imported: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    source, checkpoint = imported(name)
+    moved = Path(shutil.copytree(checkpoint, tmp_path / "moved"))
+    original = transformers.AutoTokenizer.from_pretrained(source)
+    restored = io.load_context(moved / "context", subpath="model.tokenizer")
+    text = "def add(a, b): return a + b"
+    assert restored.text_to_ids(text) == original.encode(text)
+    assert restored.tokenizer.name_or_path == str(moved / "context" / "nemo_tokenizer")
+    assert "pretrained_model_name: nemo_tokenizer" in (moved / "context" / "model.yaml").read_text()
+    assert str(source.parent) not in (moved / "context" / "io.json").read_text()
+
+
+def test_tied_llama_has_no_output_layer_and_an_untied_family_gets_a_copy(
+    imported: Callable[[str], tuple[Path, Path]],
+) -> None:
+    assert "module.output_layer.weight" not in stored_tensors(imported("llama32")[1])
+    starcoder = stored_tensors(imported("starcoder")[1])
+    assert torch.equal(starcoder["module.output_layer.weight"], starcoder["module.embedding.word_embeddings.weight"])
+
+
+@pytest.mark.parametrize(("rows", "vocab_size"), [(TOKENS, None), (TOKENS + 1, TOKENS + 1)])
+def test_vocabulary_follows_the_tokenizer_where_nemo_can(tmp_path: Path, rows: int, vocab_size: int | None) -> None:
+    source = make_hf("nemotron", tmp_path / "hf", vocab_size=rows)
+    tokens = len(transformers.AutoTokenizer.from_pretrained(source))
+    assert TOKENS - 128 < tokens <= TOKENS
+    checkpoint = import_hf(str(source), str(tmp_path / "nemo"))
+    config = io.load_context(checkpoint / "context", subpath="model", build=False).config
+    assert config.vocab_size == vocab_size
+    assert stored_tensors(checkpoint)["module.embedding.word_embeddings.weight"].shape[0] == rows
+
+
+@given(groups=st.integers(1, 4), per_group=st.integers(1, 4), size=st.integers(1, 3), bias=st.booleans())
+def test_qkv_rows_are_ordered_by_query_group(groups: int, per_group: int, size: int, bias: bool) -> None:
+    def labels(kind: int, heads: int) -> torch.Tensor:
+        """Row `r` of head `h` is [kind, h, r]."""
+        return torch.tensor([[kind, head, row] for head in range(heads) for row in range(size)])
+
+    q, k, v = labels(0, groups * per_group), labels(1, groups), labels(2, groups)
+    expected = []
+    for group in range(groups):
+        expected += [[0, group * per_group + head, row] for head in range(per_group) for row in range(size)]
+        expected += [[1, group, row] for row in range(size)]
+        expected += [[2, group, row] for row in range(size)]
+    dims = Dims(query_groups=groups, padded_vocab=0)
+    if bias:
+        codes = torch.tensor([100, 10, 1])
+        merged = interleave_qkv(dims, q @ codes, k @ codes, v @ codes)
+        assert merged.tolist() == (torch.tensor(expected) @ codes).tolist()
+    else:
+        assert interleave_qkv(dims, q, k, v).tolist() == expected
+
+
+@pytest.mark.parametrize("dtype", ["float16", "float32"])
+def test_dtype_is_the_sources(tmp_path: Path, dtype: str) -> None:
+    source = make_hf("llama2", tmp_path / "hf", num_layers=1, dtype=dtype)
+    checkpoint = import_hf(str(source), str(tmp_path / "nemo"))
+    config = io.load_context(checkpoint / "context", subpath="model", build=False).config
+    assert (config.params_dtype, config.fp16, config.bf16) == (getattr(torch, dtype), dtype == "float16", False)
+    assert {tensor.dtype for tensor in stored_tensors(checkpoint).values()} == {getattr(torch, dtype)}
+
+
+def test_parts_and_pytorch_files_give_the_same_checkpoint(
+    llama: Path, tmp_path: Path, imported: Callable[[str], tuple[Path, Path]]
+) -> None:
+    tensors = load_file(llama / "model.safetensors")
+    (llama / "model.safetensors").unlink()
+    names = sorted(tensors)
+    parts = {"pytorch_model-1.bin": names[::2], "pytorch_model-2.bin": names[1::2]}
+    for file, part in parts.items():
+        torch.save({name: tensors[name] for name in part}, llama / file)
+    weight_map = {name: file for file, part in parts.items() for name in part}
+    (llama / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    expected = stored_tensors(imported("llama2")[1])
+    stored = stored_tensors(import_hf(str(llama), str(tmp_path / "nemo")))
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[key], expected[key]) for key in expected)
+
+
+class Malicious:
+    """Touches a file when it is unpickled."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def test_code_in_a_pytorch_file_is_refused(llama: Path, tmp_path: Path) -> None:
+    (llama / "model.safetensors").unlink()
+    torch.save({"model.norm.weight": Malicious(tmp_path / "marker")}, llama / "pytorch_model.bin")
+    with pytest.raises(PtqError, match=r"pytorch_model\.bin cannot be read as tensors"):
+        import_hf(str(llama), str(tmp_path / "nemo"))
+    assert not (tmp_path / "marker").exists()
+    with pytest.raises(pickle.UnpicklingError):  # the file is malicious, for those who ask
+        torch.load(llama / "pytorch_model.bin", weights_only=True)
+
+
+def test_code_in_the_directory_is_not_run(llama: Path, tmp_path: Path) -> None:
+    evil = "from pathlib import Path\nPath({!r}).touch()\n".format(str(tmp_path / "marker"))
+    for module in ("configuration_evil", "modeling_evil", "tokenization_evil"):
+        (llama / f"{module}.py").write_text(evil)
+    _edit(
+        llama / "config.json",
+        auto_map={"AutoConfig": "configuration_evil.C", "AutoModelForCausalLM": "modeling_evil.M"},
+    )
+    _edit(llama / "tokenizer_config.json", auto_map={"AutoTokenizer": ["tokenization_evil.T", None]})
+    import_hf(str(llama), str(tmp_path / "nemo"))
+    _edit(llama / "tokenizer_config.json", tokenizer_class="EvilTokenizer")
+    with pytest.raises(PtqError, match="no tokenizer that can be loaded"):
+        import_hf(str(llama), str(tmp_path / "evil"))
+    assert not (tmp_path / "marker").exists()
+
+
+def _edit(file: Path, **changes: Any) -> None:
+    file.write_text(json.dumps(json.loads(file.read_text()) | changes))
+
+
+def _split(directory: Path) -> None:
+    transformers.AutoModelForCausalLM.from_pretrained(directory).save_pretrained(directory, max_shard_size="1MB")
+    (directory / "model.safetensors").unlink(missing_ok=True)
+    next(directory.glob("model-00002-of-*.safetensors")).unlink()
+
+
+def _truncate(directory: Path) -> None:
+    data = (directory / "model.safetensors").read_bytes()
+    (directory / "model.safetensors").write_bytes(data[:-100])
+
+
+def _change_tensors(change: Callable[[dict[str, torch.Tensor]], Any]) -> Callable[[Path], None]:
+    def damage(directory: Path) -> None:
+        tensors = load_file(directory / "model.safetensors")
+        change(tensors)
+        save_file(tensors, directory / "model.safetensors")
+
+    return damage
+
+
+def _change_config(**changes: Any) -> Callable[[Path], None]:
+    return lambda directory: _edit(directory / "config.json", **changes)
+
+
+def _remove(name: str) -> Callable[[Path], None]:
+    return lambda directory: (directory / name).unlink()
+
+
+KNOWN = "LlamaForCausalLM, MistralForCausalLM"
+DAMAGE = {
+    "no config": (_remove("config.json"), r"lacks config\.json; found there: .*model\.safetensors"),
+    "config is not JSON": (lambda d: (d / "config.json").write_text("{"), r"config\.json is not valid JSON"),
+    "no weights": (_remove("model.safetensors"), r"has no weights .*found there: .*config\.json"),
+    "a part is missing": (_split, r"lacks model-00002-of-\d+\.safetensors, .*found there: .*model-00001-of-"),
+    "truncated": (_truncate, r"model\.safetensors cannot be read as tensors"),
+    "no tokenizer": (_remove("tokenizer.json"), r"no tokenizer that can be loaded .*found there: "),
+    "a tensor is missing": (
+        _change_tensors(lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight")),
+        r"lack 1 tensors, model\.layers\.1\.mlp\.up_proj\.weight among them",
+    ),
+    "a tensor would be lost": (
+        _change_tensors(lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(256)})),
+        r"NeMo has no place for 1 tensors .*q_proj\.bias",
+    ),
+    "misspelt": (
+        _change_config(architectures=["LLamaForCausalLM"]),
+        f"unknown architecture LLamaForCausalLM .*nearest: LlamaForCausalLM; known: {KNOWN}",
+    ),
+    "no architecture": (_change_config(architectures=None), f"unknown architecture .*known: {KNOWN}"),
+    "falcon": (
+        _change_config(architectures=["FalconForCausalLM"]),
+        f"FalconForCausalLM is not supported for quantization; supported: {KNOWN}",
+    ),
+    "quantized": (_change_config(quantization_config={"quant_method": "fp8"}), "before quantization"),
+    "quantized silently": (_change_config(dtype="float8_e4m3fn"), "weights are float8_e4m3fn"),
+    "another activation": (_change_config(hidden_act="gelu"), "has hidden_act 'gelu', but .*can only have 'silu'"),
+    "biases": (_change_config(attention_bias=True), "has attention_bias True"),
+    "unknown rope": (
+        _change_config(rope_scaling={"rope_type": "yarn", "factor": 2.0}),
+        "rope_scaling of type 'yarn'; NeMo's Llama knows default, linear, llama3",
+    ),
+    "incomplete rope": (
+        _change_config(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
+        "not a LlamaConfig.*low_freq_factor",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", DAMAGE)
+def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(case: str, llama: Path, tmp_path: Path) -> None:
+    damage, message = DAMAGE[case]
+    damage(llama)
+    with pytest.raises(PtqError, match=message) as caught:
+        import_hf(str(llama), str(tmp_path / "nemo"))
+    assert "\n" not in str(caught.value)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["llama"]
+
+
+def test_linear_rope_scaling_is_kept(llama: Path, tmp_path: Path) -> None:
+    _edit(llama / "config.json", rope_scaling={"type": "linear", "factor": 4.0})
+    checkpoint = import_hf(str(llama), str(tmp_path / "nemo"))
+    config = io.load_context(checkpoint / "context", subpath="model", build=False).config
+    assert config.seq_len_interpolation_factor == 4.0
+
+
+def test_a_failed_write_leaves_nothing(llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(importer_module, "write_context", fail)
+    with pytest.raises(OSError, match="No space left"):
+        import_hf(str(llama), str(tmp_path / "nemo"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["llama"]
+
+
+def test_only_a_checkpoint_is_overwritten_and_only_when_asked(llama: Path, tmp_path: Path) -> None:
+    output = tmp_path / "nemo"
+    import_hf(str(llama), str(output))
+    (output / "stale").touch()
+    with pytest.raises(PtqError, match="exists"):
+        import_hf(str(llama), str(output))
+    import_hf(str(llama), str(output), overwrite=True)
+    assert sorted(entry.name for entry in output.iterdir()) == ["context", "weights"]
+    (tmp_path / "precious").mkdir()
+    with pytest.raises(PtqError, match="not a NeMo checkpoint"):
+        import_hf(str(llama), str(tmp_path / "precious"), overwrite=True)
+    for holder in (llama, tmp_path):
+        with pytest.raises(PtqError, match="holds the source"):
+            import_hf(str(llama), str(holder), overwrite=True)
+
+
+def test_source_must_be_a_directory(tmp_path: Path) -> None:
+    with pytest.raises(PtqError, match="not a directory: download the model first"):
+        import_hf("meta-llama/Llama-3.1-8B", str(tmp_path / "nemo"))
