@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What rank 0 tells the user: plain lines where nobody watches a terminal, a live progress bar where somebody does."""
 
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ class Reporter:
 
     def __init__(self, enabled: bool, console: Console | None = None) -> None:
         self.enabled = enabled
-        self._console = console or Console(highlight=False, soft_wrap=True)
+        self._console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
     def say(self, message: str) -> None:
         """Prints one line."""

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""How a process learns its rank: from torchrun's variables or Slurm's. Needs no torch, so that arguments are checked fast."""
+"""How a process learns its rank, from torchrun's variables or Slurm's. Needs no torch: arguments are checked before."""
 
 import os
 from collections.abc import Mapping
@@ -41,7 +41,9 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     ):
         if rank in environment and world_size in environment:
             try:
-                return Launch(int(environment[rank]), int(environment[world_size]), int(environment.get(local_rank, "0")))
+                return Launch(
+                    int(environment[rank]), int(environment[world_size]), int(environment.get(local_rank, "0"))
+                )
             except ValueError as error:
                 raise PtqError(f"{rank}, {world_size} and {local_rank} must be whole numbers: {error}") from error
     return Launch(0, 1, 0)

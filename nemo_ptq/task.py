@@ -93,6 +93,7 @@ def ptq(
     """
     from nemo_ptq.launch import read_launch
     from nemo_ptq.preflight import check_job
+    from nemo_ptq.quiet import quiet_imports
 
     job = check_job(
         nemo_checkpoint=nemo_checkpoint,
@@ -113,7 +114,8 @@ def ptq(
     )
 
     # Imports torch, Megatron and NeMo: only a job that can run waits for them.
-    from nemo_ptq.engine import run_job
+    with quiet_imports():
+        from nemo_ptq.engine import run_job
 
     run_job(job)
     return str(job.output)

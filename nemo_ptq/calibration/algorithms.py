@@ -19,6 +19,7 @@ from megatron.core.models.gpt import GPTModel
 from nemo_ptq.calibration.awq import calibrate_awq
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import PtqError
+from nemo_ptq.quiet import quiet_prints
 
 _PRESETS = {
     "fp8": mtq.FP8_DEFAULT_CFG,
@@ -109,12 +110,13 @@ def calibrate(
         forward_loop: Runs the calibration data through the module it is given.
     """
     config = modelopt_config(quantization, decoder)
+    with quiet_prints():
+        mtq.quantize(module, {**config, "algorithm": None})
     method = config.get("algorithm")
     if isinstance(method, dict) and method.get("method") == "awq_lite":
-        mtq.quantize(module, {**config, "algorithm": None})
         calibrate_awq(module, forward_loop, alpha_step=method.get("alpha_step", 0.1))
     else:
-        mtq.quantize(module, config, forward_loop)
+        mtq.calibrate(module, method, forward_loop)
     floor = _GPT_AMAX_FLOOR.get(quantization.algorithm or "")
     if decoder == "gpt" and floor is not None:
         mtq.postprocess_amax(module, "*input_quantizer", lambda amax: amax.clamp(min=floor))

@@ -1,0 +1,22 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the `nemo` command loads: registers `nemo llm ptq` and the executors. Importing it imports NeMo."""
+
+from contextlib import suppress
+
+import nemo_run as run
+
+from nemo_ptq.quiet import quiet_imports
+
+# NeMo up to 2.7 registers an `llm ptq` of its own when it is imported, and the last one registered wins. Where NeMo
+# cannot be imported, it cannot register anything either.
+with suppress(Exception), quiet_imports():
+    import nemo.collections.llm  # noqa: F401
+
+from nemo_ptq.executors import FACTORIES
+from nemo_ptq.run_context import PtqRunContext
+from nemo_ptq.task import ptq
+
+run.cli.entrypoint(ptq, namespace="llm", run_ctx_cls=PtqRunContext)
+for factory in FACTORIES:
+    run.cli.factory(factory, target=run.Executor)

@@ -1,0 +1,515 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Everything that can be known to be wrong with a job before anything is started, found in well under a second.
+
+Each rule is a small function whose parameters name what it looks at: options by the last part of their name, and
+`model`, the checkpoint's :class:`~nemo_ptq.checkpoint.metadata.CheckpointMetadata`. It returns one line that gives the
+value, the rule and the fix, or None. A rule is left out when something that it looks at already has a problem of its
+own, so that one mistake is one line.
+"""
+
+import inspect
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from nemo_ptq.calibration.text_files import is_text_file, read_text_file
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata, read_metadata
+from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
+from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.families import family_of
+from nemo_ptq.job import Job
+from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Kind
+
+Rule = Callable[..., str | None]
+
+# Largest parallelism that a fix suggests.
+_MOST_RANKS = 64
+# NVFP4's kernels want multiples of these of each rank's output and input features.
+_NVFP4_OUT, _NVFP4_IN = 128, 64
+
+
+def check_job(
+    *,
+    world_size: int | None,
+    nemo_checkpoint: str | os.PathLike[str] | None = None,
+    export_config: ExportConfig | None = None,
+    calibration_tp: int = 1,
+    calibration_pp: int = 1,
+    calibration_ep: int = 1,
+    num_layers_in_first_pipeline_stage: int | None = None,
+    num_layers_in_last_pipeline_stage: int | None = None,
+    devices: int | None = None,
+    num_nodes: int | None = None,
+    quantization_config: QuantizationConfig | None = None,
+    forward_loop: Callable[[Any], Any] | None = None,
+    tokenizer_path: str | None = None,
+    legacy_ckpt: bool = False,
+    model_path: str | os.PathLike[str] | None = None,
+) -> Job:
+    """Checks all arguments of the main job against each other, the checkpoint, the data and the launcher.
+
+    Args:
+        world_size: Processes that run the job, or will; None where that is not known.
+        nemo_checkpoint: See :func:`nemo_ptq.task.ptq`, for this and all others.
+        export_config: What to write.
+        calibration_tp: Tensor parallelism during calibration.
+        calibration_pp: Pipeline parallelism during calibration.
+        calibration_ep: Expert parallelism during calibration.
+        num_layers_in_first_pipeline_stage: Layers of the first stage.
+        num_layers_in_last_pipeline_stage: Layers of the last stage.
+        devices: Processes on each node, as the user sees it.
+        num_nodes: Nodes, as the user sees it.
+        quantization_config: How to quantize.
+        forward_loop: The user's calibration loop.
+        tokenizer_path: Another tokenizer.
+        legacy_ckpt: Whether the checkpoint may come from another Transformer Engine.
+        model_path: Another name for `nemo_checkpoint`.
+
+    Returns:
+        The job to run.
+
+    Raises:
+        ConfigError: With every problem.
+    """
+    quantization = QuantizationConfig() if quantization_config is None else quantization_config
+    task = {
+        "nemo_checkpoint": nemo_checkpoint,
+        "model_path": model_path,
+        "calibration_tp": calibration_tp,
+        "calibration_pp": calibration_pp,
+        "calibration_ep": calibration_ep,
+        "num_layers_in_first_pipeline_stage": num_layers_in_first_pipeline_stage,
+        "num_layers_in_last_pipeline_stage": num_layers_in_last_pipeline_stage,
+        "devices": devices,
+        "num_nodes": num_nodes,
+        "forward_loop": forward_loop,
+        "tokenizer_path": tokenizer_path,
+        "legacy_ckpt": legacy_ckpt,
+    }
+    problems: list[str] = []
+    values: dict[str, Any] = {"world_size": world_size}
+
+    def take(prefix: str, kinds: Mapping[str, Kind], given: Mapping[str, Any]) -> None:
+        found = {name: kinds[name].problem(prefix + name, value) for name, value in given.items()}
+        problems.extend(problem for problem in found.values() if problem)
+        values.update({name: given[name] for name, problem in found.items() if problem is None})
+
+    take("", TASK_OPTIONS, task)
+    if isinstance(quantization, QuantizationConfig):
+        take("quantization_config.", QUANTIZATION_OPTIONS, _shallow(quantization))
+    else:
+        problems.append(f"quantization_config={quantization!r} is not valid: it must be a QuantizationConfig")
+    if isinstance(export_config, ExportConfig | None):
+        export = {} if export_config is None else _shallow(export_config)
+        if export.get("path") is None:
+            problems.append("export_config.path is missing: name the directory to make")
+            export.pop("path", None)
+        take("export_config.", EXPORT_OPTIONS, export)
+    else:
+        problems.append(f"export_config={export_config!r} is not valid: it must be an ExportConfig")
+
+    checkpoint = nemo_checkpoint or model_path
+    values["checkpoint"] = checkpoint
+    if checkpoint is not None and {"nemo_checkpoint", "model_path"} <= values.keys():
+        try:
+            values["model"] = read_metadata(Path(checkpoint).expanduser())
+        except ConfigError as error:
+            problems.extend(error.problems)
+    problems.extend(_broken(RULES, values))
+    if problems:
+        raise ConfigError(problems)
+
+    assert checkpoint is not None and export_config is not None
+    model: CheckpointMetadata = values["model"]
+    return Job(
+        checkpoint=Path(checkpoint).expanduser().absolute(),
+        metadata=model,
+        output=Path(export_config.path).expanduser().absolute(),
+        quantization=quantization,
+        export=export_config,
+        decoder=_decoder(model, export_config.decoder_type),
+        calibration_tp=calibration_tp,
+        calibration_pp=calibration_pp,
+        calibration_ep=calibration_ep,
+        num_layers_in_first_pipeline_stage=num_layers_in_first_pipeline_stage,
+        num_layers_in_last_pipeline_stage=num_layers_in_last_pipeline_stage,
+        forward_loop=forward_loop,
+        tokenizer_path=tokenizer_path,
+        legacy_ckpt=legacy_ckpt,
+    )
+
+
+def _shallow(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(config)}
+
+
+def _broken(rules: tuple[Rule, ...], values: Mapping[str, Any]) -> Iterator[str]:
+    """Applies each rule that has everything it looks at."""
+    for rule in rules:
+        names = inspect.signature(rule).parameters
+        if names.keys() <= values.keys():
+            problem = rule(**{name: values[name] for name in names})
+            if problem:
+                yield problem
+
+
+# --- the checkpoint ---------------------------------------------------------------------------------------------------
+
+
+def checkpoint_is_named(nemo_checkpoint: Any, model_path: Any) -> str | None:
+    """One of the two names of the checkpoint is given, or both agree."""
+    if nemo_checkpoint is None and model_path is None:
+        return "nemo_checkpoint is missing: name the directory of a NeMo 2.0 checkpoint"
+    if None not in (nemo_checkpoint, model_path) and str(nemo_checkpoint) != str(model_path):
+        return f"nemo_checkpoint={nemo_checkpoint} and model_path={model_path} mean the same option: give one of them"
+    return None
+
+
+def family_is_supported(model: CheckpointMetadata, decoder_type: str | None) -> str | None:
+    """The model's family has a decoder type, or the user gave one."""
+    try:
+        _decoder(model, decoder_type)
+    except PtqError as error:
+        return str(error)
+    return None
+
+
+def _decoder(model: CheckpointMetadata, decoder_type: str | None) -> str:
+    decoder = family_of(model.config_class.rpartition(".")[2], decoder_type).decoder
+    assert decoder is not None
+    return decoder
+
+
+def norm_fits_decoder(model: CheckpointMetadata, decoder_type: str | None) -> str | None:
+    """TensorRT-LLM's decoder "gpt" has LayerNorm, the others RMSNorm."""
+    try:
+        decoder = _decoder(model, decoder_type)
+    except PtqError:
+        return None
+    expected = "LayerNorm" if decoder == "gpt" else "RMSNorm"
+    if model.normalization != expected:
+        return (
+            f"the model has {model.normalization} and TensorRT-LLM's decoder {decoder} only {expected}: "
+            "set export_config.decoder_type to one that fits the model"
+        )
+    return None
+
+
+def tokenizer_exists(tokenizer_path: Any) -> str | None:
+    """A tokenizer given as a path is there; anything else may be a name on the hub."""
+    is_path = tokenizer_path is not None and str(tokenizer_path).startswith(("/", ".", "~"))
+    if is_path and not Path(tokenizer_path).expanduser().exists():
+        return f"tokenizer_path={tokenizer_path} does not exist: give a tokenizer's directory or file"
+    return None
+
+
+# --- calibration ------------------------------------------------------------------------------------------------------
+
+
+def _divisors(*sizes: int) -> str:
+    """Lists the parallelisms that divide all sizes, for a fix."""
+    possible = [str(ranks) for ranks in range(1, _MOST_RANKS + 1) if all(size % ranks == 0 for size in sizes)]
+    return " or ".join(filter(None, [", ".join(possible[:-1]), possible[-1]]))
+
+
+def calibration_tp_divides(calibration_tp: int, model: CheckpointMetadata) -> str | None:
+    """Every calibration rank has whole query groups and an equal part of the MLP."""
+    sizes = {
+        "attention heads": model.num_attention_heads,
+        "query groups": model.num_query_groups,
+        "ffn_hidden_size": model.ffn_hidden_size,
+    }
+    wrong = [f"{size} {name}" for name, size in sizes.items() if size % calibration_tp]
+    if wrong:
+        return f"calibration_tp={calibration_tp} does not divide {', '.join(wrong)}: use {_divisors(*sizes.values())}"
+    return None
+
+
+def stages_are_whole(
+    calibration_pp: int,
+    num_layers_in_first_pipeline_stage: int | None,
+    num_layers_in_last_pipeline_stage: int | None,
+    model: CheckpointMetadata,
+) -> str | None:
+    """The layers that the first and the last stage leave are spread evenly over the other stages."""
+    uneven = {
+        "num_layers_in_first_pipeline_stage": num_layers_in_first_pipeline_stage,
+        "num_layers_in_last_pipeline_stage": num_layers_in_last_pipeline_stage,
+    }
+    given = {name: layers for name, layers in uneven.items() if layers is not None}
+    if not given:
+        if model.num_layers % calibration_pp == 0:
+            return None
+        return (
+            f"calibration_pp={calibration_pp} does not divide {model.num_layers} layers: "
+            f"use {_divisors(model.num_layers)}, or set {' or '.join(uneven)}"
+        )
+    stages, layers = calibration_pp - len(given), model.num_layers - sum(given.values())
+    if stages < 0 or calibration_pp == 1:
+        return f"{' and '.join(given)} need calibration_pp=2 or more, not {calibration_pp}: leave them out"
+    if layers < stages or layers % max(stages, 1) or (stages == 0 and layers != 0):
+        shown = " and ".join(f"{name}={count}" for name, count in given.items())
+        return (
+            f"{shown} do not fit {model.num_layers} layers in calibration_pp={calibration_pp} stages: "
+            "the other stages must share what is left evenly"
+        )
+    return None
+
+
+def experts_divide(calibration_ep: int, model: CheckpointMetadata) -> str | None:
+    """Every rank of an expert-parallel group has the same number of experts."""
+    if calibration_ep > 1 and model.num_experts is None:
+        return f"calibration_ep={calibration_ep} is for mixture-of-experts models, and this one has none: use 1"
+    if model.num_experts is not None and model.num_experts % calibration_ep:
+        fitting = _divisors(model.num_experts)
+        return f"calibration_ep={calibration_ep} does not divide {model.num_experts} experts: use {fitting}"
+    return None
+
+
+def ranks_are_enough(
+    world_size: int | None, calibration_tp: int, calibration_pp: int, calibration_ep: int
+) -> str | None:
+    """The world is TP * PP * DP, and experts are spread over data-parallel ranks."""
+    needed = calibration_tp * calibration_pp * calibration_ep
+    if world_size is not None and world_size % needed:
+        sizes = f"calibration_tp={calibration_tp} * calibration_pp={calibration_pp}"
+        if calibration_ep > 1:
+            sizes += f" * calibration_ep={calibration_ep}"
+        return (
+            f"world size {world_size} is not a multiple of {sizes} = {needed}: start {needed} processes "
+            f"(run.executor=torchrun run.executor.ntasks_per_node={needed}, or torchrun --nproc_per_node {needed})"
+        )
+    return None
+
+
+def devices_match(world_size: int | None, devices: int | None, num_nodes: int | None) -> str | None:
+    """What the user says of devices and nodes is what the launcher started."""
+    if world_size is None or (devices is None and num_nodes is None):
+        return None
+    if devices is None or num_nodes is None:
+        matches = world_size % (devices or num_nodes or 1) == 0
+    else:
+        matches = devices * num_nodes == world_size
+    if matches:
+        return None
+    given = " * ".join(f"{name}={value}" for name, value in (("devices", devices), ("num_nodes", num_nodes)) if value)
+    return f"{given} does not match the launcher's world size of {world_size}: leave it out, or start as many processes"
+
+
+# --- calibration data and algorithm -----------------------------------------------------------------------------------
+
+
+def data_is_readable(calibration_dataset: str, calibration_dataset_size: int, forward_loop: Any) -> str | None:
+    """Each sample of a local file that would be used is one."""
+    if forward_loop is None and is_text_file(calibration_dataset):
+        try:
+            for _ in islice(read_text_file(calibration_dataset), calibration_dataset_size):
+                pass
+        except PtqError as error:
+            return f"quantization_config.{error}"
+    return None
+
+
+def positions_suffice(calibration_seq_len: int, model: CheckpointMetadata) -> str | None:
+    """A model with learned position embeddings has none beyond its sequence length."""
+    if model.position_embedding_type == "learned_absolute" and calibration_seq_len > model.seq_length:
+        return (
+            f"quantization_config.calibration_seq_len={calibration_seq_len} is longer than the model's "
+            f"{model.seq_length} positions: use at most {model.seq_length}"
+        )
+    return None
+
+
+def algorithm_file_is_config(algorithm: str | None) -> str | None:
+    """A file given as algorithm holds a ModelOpt config."""
+    file = QuantizationConfig(algorithm).algorithm_file
+    if file is None:
+        return None
+    option = f"quantization_config.algorithm={algorithm}"
+    try:
+        content = yaml.safe_load(file.read_text()) if file.suffix != ".json" else json.loads(file.read_text())
+    except OSError as error:
+        return f"{option} cannot be read: {error.strerror}"
+    except (ValueError, yaml.YAMLError) as error:
+        return f"{option} cannot be parsed: {' '.join(str(error).split())}"
+    if not isinstance(content, dict) or "quant_cfg" not in content:
+        return f'{option} is not a ModelOpt config: it must hold an object with the keys "quant_cfg" and "algorithm"'
+    return None
+
+
+def kv_cache_has_algorithm(algorithm: str | None, enable_kv_cache: bool | None) -> str | None:
+    """A KV cache is only quantized along with the weights."""
+    if enable_kv_cache and algorithm in (None, NO_QUANT):
+        return "quantization_config.enable_kv_cache=true needs an algorithm: with no_quant nothing is calibrated"
+    return None
+
+
+# --- export -----------------------------------------------------------------------------------------------------------
+
+
+def inference_tp_divides(inference_tp: int, model: CheckpointMetadata) -> str | None:
+    """Every exported rank has whole heads and an equal part of the MLP; fewer KV heads than ranks are repeated."""
+    groups = model.num_query_groups
+    wrong = [
+        f"{size} {name}"
+        for name, size in (("attention heads", model.num_attention_heads), ("ffn_hidden_size", model.ffn_hidden_size))
+        if size % inference_tp
+    ]
+    if groups % inference_tp and inference_tp % groups:
+        wrong.append(f"{groups} query groups")
+    if wrong:
+        fitting = _divisors(model.num_attention_heads, groups, model.ffn_hidden_size)
+        return f"export_config.inference_tp={inference_tp} does not divide {', '.join(wrong)}: use {fitting}"
+    return None
+
+
+def inference_pp_divides(inference_pp: int, model: CheckpointMetadata) -> str | None:
+    """Every exported pipeline stage has the same number of layers."""
+    if model.num_layers % inference_pp:
+        fitting = _divisors(model.num_layers)
+        return f"export_config.inference_pp={inference_pp} does not divide {model.num_layers} layers: use {fitting}"
+    return None
+
+
+def _qkv_rows(model: CheckpointMetadata, tp: int) -> int:
+    """Output features of the query-key-value projection over all ranks, repeated KV heads included."""
+    return (model.num_attention_heads + 2 * max(model.num_query_groups, tp)) * model.head_size
+
+
+def _attention_size(model: CheckpointMetadata) -> int:
+    """Input features of the attention's output projection over all ranks."""
+    return model.num_attention_heads * model.head_size
+
+
+def _misfits(sizes: Mapping[str, int], multiple: int) -> str:
+    return ", ".join(f"{name} {size}" for name, size in sizes.items() if size % multiple)
+
+
+def awq_blocks_fit_calibration(
+    algorithm: str | None, awq_block_size: int, calibration_tp: int, model: CheckpointMetadata
+) -> str | None:
+    """The input features that calibration TP shards are whole blocks on each rank."""
+    if not QuantizationConfig(algorithm).is_awq:
+        return None
+    multiple = awq_block_size * calibration_tp
+    wrong = _misfits({"attention output": _attention_size(model), "ffn_hidden_size": model.ffn_hidden_size}, multiple)
+    if wrong:
+        return (
+            f"quantization_config.awq_block_size={awq_block_size} does not fit calibration_tp={calibration_tp}: "
+            f"{wrong} must be a multiple of {multiple}; use a smaller calibration_tp or awq_block_size"
+        )
+    return None
+
+
+def awq_blocks_fit_inference(
+    algorithm: str | None, awq_block_size: int, inference_tp: int, model: CheckpointMetadata
+) -> str | None:
+    """TensorRT-LLM's kernels take whole blocks, of at least 64 features (128 for w4a8_awq), on each rank."""
+    if not QuantizationConfig(algorithm).is_awq:
+        return None
+    least = 128 if algorithm == "w4a8_awq" else 64
+    if algorithm == "w4a8_awq" and awq_block_size < least:
+        return f"quantization_config.awq_block_size={awq_block_size} is too small for w4a8_awq: use 128"
+    multiple = max(least, awq_block_size) * inference_tp
+    sizes = {
+        "hidden_size": model.hidden_size,
+        "query-key-value rows": _qkv_rows(model, inference_tp),
+        "attention output": _attention_size(model),
+        "ffn_hidden_size": model.ffn_hidden_size,
+    }
+    wrong = _misfits(sizes, multiple)
+    if wrong:
+        return (
+            f"quantization_config.awq_block_size={awq_block_size} does not fit "
+            f"export_config.inference_tp={inference_tp}: {wrong} must be a multiple of {multiple}; "
+            "use a smaller inference_tp or awq_block_size"
+        )
+    return None
+
+
+def nvfp4_blocks_fit(algorithm: str | None, inference_tp: int, model: CheckpointMetadata) -> str | None:
+    """NVFP4's kernels take 128 output and 64 input features of each rank at a time."""
+    if algorithm != "nvfp4":
+        return None
+    both = max(_NVFP4_OUT, _NVFP4_IN)
+    wrong = [
+        _misfits({"hidden_size": model.hidden_size}, both),
+        _misfits({"query-key-value rows": _qkv_rows(model, inference_tp)}, _NVFP4_OUT * inference_tp),
+        _misfits({"attention output": _attention_size(model)}, _NVFP4_IN * inference_tp),
+        _misfits({"ffn_hidden_size": model.ffn_hidden_size}, both * inference_tp),
+    ]
+    if any(wrong):
+        return (
+            f"quantization_config.algorithm=nvfp4 does not fit export_config.inference_tp={inference_tp}: "
+            f"{', '.join(filter(None, wrong))}: each rank needs multiples of {_NVFP4_OUT} output and {_NVFP4_IN} input "
+            "features; use a smaller inference_tp or another algorithm"
+        )
+    return None
+
+
+# --- the output directory ---------------------------------------------------------------------------------------------
+
+
+def output_is_apart(path: Any, checkpoint: Any) -> str | None:
+    """The export neither touches the checkpoint nor replaces a directory that holds it."""
+    if checkpoint is None:
+        return None
+    output, source = (Path(item).expanduser().resolve() for item in (path, checkpoint))
+    if output == source or source in output.parents or output in source.parents:
+        return f"export_config.path={path} and the checkpoint {checkpoint} lie in each other: choose another directory"
+    return None
+
+
+def output_is_free(path: Any, overwrite: bool) -> str | None:
+    """Nothing stands at the path, or an earlier export does and may be replaced."""
+    output = Path(path).expanduser()
+    if not output.exists():
+        return None
+    if not overwrite:
+        return f"export_config.path={path} exists: choose another, or set export_config.overwrite=true to replace it"
+    if not output.is_dir() or (any(output.iterdir()) and not (output / "config.json").is_file()):
+        return f"export_config.path={path} is not an export, so it is not overwritten: choose another"
+    return None
+
+
+def output_is_writable(path: Any) -> str | None:
+    """The nearest directory above the path that exists can be written."""
+    output = Path(path).expanduser().absolute()
+    parent = next(directory for directory in output.parents if directory.exists())
+    if not parent.is_dir():
+        return f"export_config.path={path} cannot be made: {parent} is not a directory"
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return f"export_config.path={path} cannot be made: {parent} is not writable; choose another"
+    return None
+
+
+RULES: tuple[Rule, ...] = (
+    checkpoint_is_named,
+    family_is_supported,
+    norm_fits_decoder,
+    tokenizer_exists,
+    ranks_are_enough,
+    devices_match,
+    calibration_tp_divides,
+    stages_are_whole,
+    experts_divide,
+    algorithm_file_is_config,
+    kv_cache_has_algorithm,
+    awq_blocks_fit_calibration,
+    data_is_readable,
+    positions_suffice,
+    inference_tp_divides,
+    inference_pp_divides,
+    awq_blocks_fit_inference,
+    nvfp4_blocks_fit,
+    output_is_apart,
+    output_is_free,
+    output_is_writable,
+)

@@ -1,0 +1,34 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Keeps the libraries beneath us from talking over our own output. Errors still come through."""
+
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
+
+
+@contextmanager
+def quiet_imports() -> Iterator[None]:
+    """Silences what NeMo and Megatron say of packages that they could use and do not need."""
+    disabled = logging.root.manager.disable
+    with warnings.catch_warnings(), redirect_stdout(io.StringIO()):
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(disabled)
+
+
+@contextmanager
+def quiet_prints() -> Iterator[None]:
+    """Silences what a library prints on every rank; no code of the user's may run inside."""
+    with redirect_stdout(io.StringIO()):
+        yield
+
+
+def quiet_loggers() -> None:
+    """Leaves only warnings and errors of NeMo's logger, which otherwise tells how each model is built."""
+    logging.getLogger("nemo_logger").setLevel(logging.WARNING)

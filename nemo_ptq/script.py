@@ -1,0 +1,217 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The main job as a script for torchrun and srun, with the flags of NeMo's `scripts/llm/ptq.py`.
+
+torchrun --nproc_per_node 2 -m nemo_ptq.script --nemo_checkpoint=CKPT --calibration_tp=2 --export_path=OUT
+srun --nodes 2 --ntasks-per-node 8 python -m nemo_ptq.script --calibration_tp=8 --calibration_pp=2 ...
+"""
+
+import argparse
+import re
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from nemo_ptq.config import ALGORITHMS, ExportConfig, QuantizationConfig
+from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.launch import Launch, read_launch
+from nemo_ptq.options import OPTIONS, nearest_name
+from nemo_ptq.preflight import check_job
+
+# Seconds that other nodes leave rank 0 for its report: a launcher ends all ranks as soon as one exits.
+_PATIENCE = 10.0
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A flag of the script.
+
+    Attributes:
+        option: The option that it sets, by its full name.
+        names: Its spellings; the first is what messages call it.
+        help: What it is for.
+        value: What it sets the option to, for a flag without a value of its own.
+    """
+
+    option: str
+    names: tuple[str, ...]
+    help: str
+    value: bool | None = None
+
+
+FLAGS = (
+    Flag("nemo_checkpoint", ("--nemo_checkpoint", "-nc", "--model_path", "-mp"), "NeMo 2.0 checkpoint"),
+    Flag("tokenizer_path", ("--tokenizer",), "tokenizer to use in place of the checkpoint's"),
+    Flag("legacy_ckpt", ("--legacy_ckpt",), "accept a checkpoint of another Transformer Engine", True),
+    Flag("calibration_tp", ("--calibration_tp", "-ctp", "--calib_tp"), "tensor parallelism of the calibration (1)"),
+    Flag("calibration_pp", ("--calibration_pp", "-cpp", "--calib_pp"), "pipeline parallelism of the calibration (1)"),
+    Flag("calibration_ep", ("--calibration_ep", "-cep"), "expert parallelism of the calibration (1)"),
+    Flag(
+        "num_layers_in_first_pipeline_stage",
+        ("--num_layers_in_first_pipeline_stage",),
+        "layers of the first stage, where stages are uneven",
+    ),
+    Flag(
+        "num_layers_in_last_pipeline_stage",
+        ("--num_layers_in_last_pipeline_stage",),
+        "layers of the last stage, where stages are uneven",
+    ),
+    Flag("devices", ("--devices",), "processes on a node, checked against the launcher's"),
+    Flag("num_nodes", ("--num_nodes", "-nodes"), "nodes, checked against the launcher's"),
+    Flag(
+        "quantization_config.algorithm",
+        ("--algorithm", "-algo"),
+        f"{', '.join(ALGORITHMS)}, or a JSON or YAML file with a ModelOpt config (fp8)",
+    ),
+    Flag(
+        "quantization_config.awq_block_size",
+        ("--awq_block_size", "-awq_bs"),
+        "input features that share a scale in AWQ (128)",
+    ),
+    Flag("quantization_config.sq_alpha", ("--sq_alpha",), "SmoothQuant's migration strength, 0 to 1 (0.5)"),
+    Flag("quantization_config.enable_kv_cache", ("--enable_kv_cache",), "quantize the KV cache", True),
+    Flag("quantization_config.enable_kv_cache", ("--disable_kv_cache",), "leave the KV cache unquantized", False),
+    Flag("quantization_config.kv_cache_qformat", ("--kv_cache_qformat",), "format of a quantized KV cache (fp8)"),
+    Flag(
+        "quantization_config.calibration_dataset",
+        ("--calibration_dataset", "-calib_ds"),
+        "cnn_dailymail, wikitext, or a .jsonl, .json or .txt file (cnn_dailymail)",
+    ),
+    Flag(
+        "quantization_config.calibration_dataset_size",
+        ("--calibration_dataset_size", "-calib_size"),
+        "samples to calibrate on (512)",
+    ),
+    Flag("quantization_config.calibration_batch_size", ("--batch_size", "-bs"), "samples in a batch (64)"),
+    Flag("quantization_config.calibration_seq_len", ("--seq_len", "-sl"), "tokens at which a sample is cut (128)"),
+    Flag(
+        "export_config.path",
+        ("--export_path", "-out", "--output_path"),
+        "the directory to make (./qnemo_ALGORITHM_tpTP_ppPP)",
+    ),
+    Flag("export_config.overwrite", ("--overwrite",), "replace an export that stands there", True),
+    Flag("export_config.export_format", ("--export_format",), "trtllm"),
+    Flag("export_config.dtype", ("--dtype", "-dt"), "what stays unquantized: bf16 or fp16 (bf16)"),
+    Flag("export_config.decoder_type", ("--decoder_type",), "llama, gpt or gemma (from the model)"),
+    Flag(
+        "export_config.inference_tp",
+        ("--inference_tp", "-itp", "--tensor_parallelism_size"),
+        "tensor parallelism of the exported model (1)",
+    ),
+    Flag(
+        "export_config.inference_pp",
+        ("--inference_pp", "-ipp", "--pipeline_parallelism_size"),
+        "pipeline parallelism of the exported model (1)",
+    ),
+    Flag("export_config.generate_sample", ("--generate_sample",), "show a few tokens after calibration", True),
+)
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError([message])
+
+
+def read_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Turns the script's flags into the arguments of :func:`nemo_ptq.preflight.check_job`.
+
+    Args:
+        arguments: The command line after the script's name.
+
+    Returns:
+        The arguments, whose values are left to the checks of the job, and a line for each flag that does not exist.
+
+    Raises:
+        ConfigError: If a flag lacks its value, or has one although it takes none.
+    """
+    parser = _Parser(
+        prog="python -m nemo_ptq.script",
+        description="Quantizes a NeMo 2.0 checkpoint and exports it for inference. Start it with torchrun or srun.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
+    for flag in FLAGS:
+        if flag.value is None:
+            parser.add_argument(*flag.names, dest=flag.option, metavar="VALUE", help=flag.help)
+        else:
+            parser.add_argument(*flag.names, dest=flag.option, action="store_const", const=flag.value, help=flag.help)
+    given, unknown = parser.parse_known_args(arguments)
+    names = [name for flag in FLAGS for name in flag.names]
+    problems = [
+        f"{argument} is not a flag{nearest_name(argument.partition('=')[0], names)}"
+        # What follows an unknown flag may be its value.
+        for argument in [word for word in unknown if word.startswith("-")] or unknown
+    ]
+    values = {
+        option: OPTIONS[option].read(value) if isinstance(value, str) else value
+        for option, value in vars(given).items()
+    }
+    quantization = QuantizationConfig(**_under("quantization_config.", values))
+    export = {
+        "path": f"qnemo_{quantization.algorithm_name}_tp{values.get('export_config.inference_tp', 1)}"
+        f"_pp{values.get('export_config.inference_pp', 1)}",
+        **_under("export_config.", values),
+    }
+    task = {option: value for option, value in values.items() if "." not in option}
+    return {**task, "quantization_config": quantization, "export_config": ExportConfig(**export)}, problems
+
+
+def _under(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
+    return {option.removeprefix(prefix): value for option, value in values.items() if option.startswith(prefix)}
+
+
+def in_flags(problem: str) -> str:
+    """Puts the script's flags in place of the options that a problem names."""
+    for flag in reversed(FLAGS):  # --enable_kv_cache after --disable_kv_cache
+        shown = re.escape(flag.option) + ("(=true)?" if flag.value else "(=false)" if flag.value is False else "")
+        problem = re.sub(rf"(?<![\w./-]){shown}(?![\w./-])", flag.names[0], problem)
+    return problem
+
+
+def _report(problems: Sequence[str], launch: Launch) -> None:
+    """Prints problems once, although all ranks find them."""
+    if launch.local_rank == 0:
+        if not launch.is_first:
+            # Normally rank 0 found the same and ends us now; otherwise it is this node's own problem.
+            time.sleep(_PATIENCE)
+        for problem in problems:
+            print(f"Error: {in_flags(problem)}", file=sys.stderr, flush=True)
+    else:
+        time.sleep(2 * _PATIENCE)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the script on this rank.
+
+    Args:
+        arguments: The command line; None takes this process's.
+
+    Returns:
+        The exit status: 0, 1 if the job failed, 2 if the command line is wrong.
+    """
+    launch = read_launch()
+    problems: list[str] = []
+    try:
+        task, problems = read_flags(sys.argv[1:] if arguments is None else arguments)
+        job = check_job(**task, world_size=launch.world_size)
+    except ConfigError as error:
+        problems += error.problems
+    if problems:
+        _report(problems, launch)
+        return 2
+
+    # Imports torch, Megatron and NeMo.
+    from nemo_ptq.engine import run_job
+
+    try:
+        run_job(job)
+    except PtqError as error:
+        print(f"Error on rank {launch.rank}: {error}", file=sys.stderr, flush=True)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

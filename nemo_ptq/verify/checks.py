@@ -1,0 +1,222 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""verify(): every check of a finished directory, from the manifest down to single scales, one line for each."""
+
+import re
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.verify import context, manifest, values
+from nemo_ptq.verify.config import Config
+from nemo_ptq.verify.layout import rank_tensors
+from nemo_ptq.verify.reader import Checkpoint, RankFile, open_checkpoint
+from nemo_ptq.verify.rules import LAYOUT_RULES, OTHER_RULES
+
+# Problems that one check's line spells out; the rest are counted.
+_SPELLED_OUT = 4
+
+# Key of the free-form header metadata under which a rank file may say which rank it belongs to.
+RANK_METADATA = "rank"
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was looked at.
+
+    Attributes:
+        name: What was looked at, unique within one run.
+        ok: Whether it is as it must be.
+        detail: One line: what was found, or what is wrong.
+    """
+
+    name: str
+    ok: bool
+    detail: str
+
+
+def verify(path: Path | str, load_tokenizer: bool = False) -> list[Check]:
+    """Checks a qnemo directory without NeMo, a GPU or a server, and without running anything that it names.
+
+    Args:
+        path: The directory.
+        load_tokenizer: Also load the tokenizer with transformers or sentencepiece and use it once.
+
+    Returns:
+        One entry for each check. Whatever is wrong with the files is an entry with ``ok`` false, never an exception;
+        checks that need what failed are left out.
+    """
+    directory = Path(path)
+    if not directory.is_dir():
+        return [Check("directory", False, f"{directory} is not a directory")]
+    return [
+        *_guarded("manifest", _manifest_checks(directory)),
+        *_guarded("config.json", _config_and_tensor_checks(directory)),
+        *_guarded("tokenizer", _context_checks(directory, load_tokenizer)),
+    ]
+
+
+def _guarded(name: str, checks: Iterator[Check]) -> Iterator[Check]:
+    """Passes checks on; an exception ends them and becomes one that failed."""
+    try:
+        yield from checks
+    except PtqError as error:
+        yield Check(name, False, _one_line(str(error)))
+    except Exception as error:
+        # Files from anywhere can break any assumption, and the user is owed a line instead of a traceback.
+        yield Check(name, False, _one_line(f"cannot be checked: {type(error).__name__}: {error}"))
+
+
+def _one_line(text: str) -> str:
+    return " ".join(text.split())
+
+
+def _check(name: str, problems: Sequence[str], fine: str) -> Check:
+    if not problems:
+        return Check(name, True, fine)
+    more = len(problems) - _SPELLED_OUT
+    detail = "; ".join(problems[:_SPELLED_OUT]) + (f"; and {more} more" if more > 0 else "")
+    return Check(name, False, _one_line(detail))
+
+
+def _manifest_checks(directory: Path) -> Iterator[Check]:
+    entries = manifest.read_manifest(directory)
+    yield Check("manifest", True, f"{manifest.MANIFEST} lists {len(entries)} files")
+    yield _check("files", manifest.file_problems(directory, entries), "exactly those of the manifest")
+    size = sum(entry.size for entry in entries.values())
+    yield _check("checksums", manifest.checksum_problems(directory, entries), f"{size:,} bytes match")
+
+
+def _config_and_tensor_checks(directory: Path) -> Iterator[Check]:
+    checkpoint = open_checkpoint(directory)
+    yield Check("config.json", True, "readable")
+    failed = False
+    for name, rule in {**LAYOUT_RULES, **OTHER_RULES}.items():
+        problems = rule(checkpoint.raw_config, checkpoint.config)
+        failed |= bool(problems) and name in LAYOUT_RULES
+        yield _check(f"config.json: {name}", problems, "as the format has it")
+    if failed:
+        yield Check("tensors", False, "not looked at: config.json does not say which there must be")
+        return
+    sound = True
+    for check in _structure_checks(checkpoint):
+        sound &= check.ok
+        yield check
+    if sound:
+        yield from _value_checks(checkpoint)
+        yield _coverage_check(checkpoint.config)
+    else:
+        yield Check("values", False, "not looked at: the rank files do not hold what config.json promises")
+
+
+def _structure_checks(checkpoint: Checkpoint) -> Iterator[Check]:
+    world_size, tp_size = checkpoint.config.mapping.world_size, checkpoint.config.mapping.tp_size
+    found = {
+        int(match[1]): file
+        for file in checkpoint.path.iterdir()
+        if (match := re.fullmatch(r"rank(0|[1-9][0-9]*)\.safetensors", file.name))
+    }
+    problems = [f"{file.name} is beyond world_size {world_size}" for rank, file in found.items() if rank >= world_size]
+    expected = {rank: file for rank, file in sorted(found.items()) if rank < world_size}
+    if len(expected) < world_size:
+        problems.append(f"{world_size - len(expected)} of {world_size} rank files are missing")
+    strays = [file.name for file in checkpoint.path.glob("*.safetensors") if file not in found.values()]
+    problems += [f"{name} is no rank's file" for name in strays]
+    yield _check("rank files", problems, f"{world_size} of them")
+    for rank, path in expected.items():
+        yield from _guarded(path.name, _rank_checks(checkpoint.config, RankFile(path), rank, rank // tp_size))
+
+
+def _rank_checks(config: Config, file: RankFile, rank: int, pp_rank: int) -> Iterator[Check]:
+    name = file.path.name
+    header = file.header
+    layers = {match[1] for tensor in header if (match := re.match(r"transformer\.layers\.([^.]*)\.", tensor))}
+    if len(layers) != config.layers_per_stage:
+        # Said apart from the names: config.json may promise more layers than anybody wants to see listed.
+        yield Check(f"{name}: names", False, f"{len(layers)} layers, config.json promises {config.layers_per_stage}")
+        return
+    specs = rank_tensors(config, pp_rank)
+    missing = sorted(tensor for tensor, spec in specs.items() if not spec.optional and tensor not in header)
+    extra = sorted(header.keys() - specs.keys())
+    present = [(tensor, spec) for tensor, spec in specs.items() if tensor in header]
+    yield _check(
+        f"{name}: names",
+        [f"{tensor} is missing" for tensor in missing] + [f"{tensor} is not expected" for tensor in extra],
+        f"all of {len(header)} tensors",
+    )
+    yield _check(
+        f"{name}: shapes",
+        [
+            f"{tensor} is {list(header[tensor][1])}, expected {list(spec.shape)}"
+            for tensor, spec in present
+            if header[tensor][1] != spec.shape
+        ],
+        "as config.json promises",
+    )
+    yield _check(
+        f"{name}: dtypes",
+        [
+            f"{tensor} is {header[tensor][0]}, expected {spec.dtype}"
+            for tensor, spec in present
+            if header[tensor][0] != spec.dtype
+        ],
+        "as the algorithm demands",
+    )
+    # Tensor-parallel ranks have the same names and shapes: only the file itself can say which one it is.
+    said = file.metadata.get(RANK_METADATA)
+    problems = [f"its header says that it belongs to rank {said}"] if said not in (None, str(rank)) else []
+    yield _check(f"{name}: rank", problems, "its header does not say which" if said is None else "its header agrees")
+
+
+def _value_checks(checkpoint: Checkpoint) -> Iterator[Check]:
+    for name, find_problems, fine in (
+        ("values", values.finiteness_problems, "no NaN, no infinity"),
+        ("scales", values.scale_problems, "positive and normal"),
+        ("zeros", values.zero_problems, "no weight is all zero"),
+        ("ranges", values.range_problems, "quantized weights fill the range of their codes, few are saturated"),
+        ("ranks agree", values.agreement_problems, "on replicated tensors and copies of key and value heads"),
+        ("padding", values.padding_problems, "zero where there is any"),
+        ("shared embedding", values.tied_problems, "equal where there are copies"),
+        ("KV cache scales", values.kv_scale_problems, "consistent where there are any"),
+    ):
+        yield from _guarded(name, _value_check(name, checkpoint, find_problems, fine))
+
+
+def _value_check(
+    name: str, checkpoint: Checkpoint, find_problems: Callable[[Checkpoint], list[str]], fine: str
+) -> Iterator[Check]:
+    yield _check(name, find_problems(checkpoint), fine)
+
+
+def _coverage_check(config: Config) -> Check:
+    """Which linear layers are quantized, and what keeps the others from it."""
+    quantized: dict[str, int] = {}
+    reasons: dict[str, str] = {}
+    for name, linear in values.model_linears(config):
+        kind = re.sub(r"^transformer\.layers\.\d+\.", "", name)
+        pattern = config.quantization.exclusion(linear.module)
+        quantized.setdefault(kind, 0)
+        if config.quantization.algorithm_of(linear.module):
+            quantized[kind] += 1
+        elif config.quantization.algorithm:
+            reasons[kind] = f"excluded by {pattern}"
+    if config.quantization.algorithm is None:
+        return Check("coverage", True, "no layer is quantized: quant_algo is null")
+    if config.lm_head_is_shared:
+        reasons["lm_head"] = "shares the embedding"
+    covered = [f"{kind} {count}/{config.num_hidden_layers}" for kind, count in quantized.items() if count]
+    left = [f"{kind} ({reason})" for kind, reason in reasons.items()]
+    left += ["embeddings and norms (never)"] + (["mlp.router (never)"] if config.moe else [])
+    detail = f"{config.quantization.algorithm}: {', '.join(covered) or 'nothing'}; not: {', '.join(left)}"
+    return Check("coverage", bool(covered), detail)
+
+
+def _context_checks(directory: Path, load_tokenizer: bool) -> Iterator[Check]:
+    model_yaml = context.read_model_yaml(directory)
+    config = open_checkpoint(directory).config
+    yield _check("context", context.config_problems(config, model_yaml), "config.json is of the model it describes")
+    path = context.tokenizer_path(directory, model_yaml)
+    yield _check("tokenizer", context.tokenizer_problems(path, config), f"restorable from {path.name} without NeMo")
+    if load_tokenizer:
+        yield _check("tokenizer round trip", context.round_trip_problems(path), "text survives it")

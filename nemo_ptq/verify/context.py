@@ -1,0 +1,234 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""nemo_context/ read without NeMo: the tokenizer's files, and the model's own description against config.json."""
+
+import json
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import yaml
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.verify.config import Config, RotaryScaling
+
+CONTEXT = "nemo_context"
+
+_TOKENIZERS = "nemo.collections.common.tokenizers."
+# Tokenizer class -> the key that holds its path.
+_PATH_KEYS = {
+    _TOKENIZERS + "huggingface.auto_tokenizer.AutoTokenizer": "pretrained_model_name",
+    _TOKENIZERS + "sentencepiece_tokenizer.SentencePieceTokenizer": "model_path",
+}
+# A Hugging Face tokenizer directory needs one of these sets of files.
+_VOCABULARIES = (("tokenizer.json",), ("tokenizer.model",), ("vocab.json", "merges.txt"))
+
+# Last component of activation_func's name in model.yaml -> the activations of config.json that compute it.
+_ACTIVATIONS = {
+    "silu": {"silu", "swiglu", "fast-swiglu"},
+    "gelu": {"gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "openai-gelu", "geglu"},
+    "openai_gelu": {"gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "openai-gelu", "geglu"},
+    "squared_relu": {"squared-relu", "relu2"},
+    "relu": {"relu"},
+}
+
+
+class _PlainLoader(yaml.SafeLoader):
+    """Builds plain data only; whatever has a tag of its own becomes None instead of an object."""
+
+
+_PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
+_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
+
+
+def read_model_yaml(directory: Path) -> dict[str, Any]:
+    """Reads nemo_context/model.yaml as plain data, without running any code it names.
+
+    Raises:
+        PtqError: It is missing or no YAML mapping.
+    """
+    path = directory / CONTEXT / "model.yaml"
+    try:
+        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        raise PtqError(f"{CONTEXT}/model.yaml: not readable: {error}".replace("\n", " ")) from error
+    if not isinstance(raw, dict):
+        raise PtqError(f"{CONTEXT}/model.yaml: holds no mapping")
+    return raw
+
+
+def tokenizer_path(directory: Path, model_yaml: dict[str, Any]) -> Path:
+    """Where the tokenizer's files lie.
+
+    Args:
+        directory: The qnemo directory.
+        model_yaml: From :func:`read_model_yaml`.
+
+    Raises:
+        PtqError: The tokenizer's class is one that readers without NeMo do not know, or its path is a hub id, leaves
+            the directory, or does not exist.
+    """
+    section = model_yaml.get("tokenizer")
+    target = section.get("_target_") if isinstance(section, dict) else None
+    if not isinstance(section, dict) or target not in _PATH_KEYS:
+        raise PtqError(f"tokenizer._target_ is {target!r}, which readers without NeMo cannot restore")
+    key = _PATH_KEYS[target]
+    value = section.get(key)
+    if not isinstance(value, str) or not value:
+        raise PtqError(f"tokenizer.{key} is {value!r}, expected a path relative to {CONTEXT}/")
+    relative = PurePosixPath(value)
+    if relative.is_absolute() or ".." in relative.parts:
+        raise PtqError(f"tokenizer.{key} is {value!r}, which does not lie inside {CONTEXT}/")
+    path = directory / CONTEXT / value
+    if not path.exists():
+        raise PtqError(f"tokenizer.{key} is {value!r}, and {CONTEXT}/{value} does not exist: save the tokenizer there")
+    return path
+
+
+def tokenizer_problems(path: Path, config: Config) -> list[str]:
+    """What keeps the tokenizer's files from being restored, found by reading them only."""
+    if path.is_file():
+        return [] if path.stat().st_size else [f"{path.name} is empty"]
+    if not any(all((path / name).is_file() for name in names) for names in _VOCABULARIES):
+        names = ", ".join(sorted(item.name for item in path.iterdir()))
+        return [f"{path.name}/ holds no vocabulary: needs tokenizer.json, tokenizer.model or vocab.json; found {names}"]
+    problems = []
+    settings = _read_json(path / "tokenizer_config.json")
+    if "auto_map" in settings:
+        problems.append(f"{path.name}/tokenizer_config.json names code to run (auto_map)")
+    if (path / "tokenizer.json").is_file():
+        largest = _largest_token(_read_json(path / "tokenizer.json"))
+        if largest is None:
+            problems.append(f"{path.name}/tokenizer.json holds no vocabulary")
+        elif largest >= config.vocab_size:
+            problems.append(f"{path.name}/tokenizer.json has token {largest}, beyond vocab_size {config.vocab_size}")
+    return problems
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise PtqError(f"{path.parent.name}/{path.name}: not readable as JSON: {error}") from error
+    if not isinstance(raw, dict):
+        raise PtqError(f"{path.parent.name}/{path.name}: holds no JSON object")
+    return raw
+
+
+def _largest_token(tokenizer: dict[str, Any]) -> int | None:
+    model, added = tokenizer.get("model"), tokenizer.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    identifiers: list[Any] = []
+    if isinstance(vocabulary, dict):
+        identifiers += vocabulary.values()
+    elif isinstance(vocabulary, list):  # Unigram models list (token, score) pairs in the order of their ids.
+        identifiers += range(len(vocabulary))
+    if isinstance(added, list):
+        identifiers += [token.get("id") for token in added if isinstance(token, dict)]
+    return max((item for item in identifiers if isinstance(item, int)), default=None)
+
+
+def round_trip_problems(path: Path, text: str = "The quick brown fox") -> list[str]:
+    """Loads the tokenizer with transformers or sentencepiece, offline and without remote code, and uses it once."""
+    if path.is_dir():
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        decoded = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
+    else:
+        from sentencepiece import SentencePieceProcessor
+
+        processor = SentencePieceProcessor(model_file=str(path))
+        decoded = processor.decode(processor.encode(text))
+    return [] if decoded.strip() == text else [f"{text!r} becomes {decoded!r} when encoded and decoded"]
+
+
+def config_problems(config: Config, model_yaml: dict[str, Any]) -> list[str]:
+    """Where config.json contradicts the model that the context describes.
+
+    Keys that the context lacks, or leaves to be derived (null), are not compared.
+
+    Args:
+        config: From config.json.
+        model_yaml: From :func:`read_model_yaml`.
+    """
+    model = model_yaml.get("config")
+    if not isinstance(model, dict):
+        return ["model.yaml describes no model: config is missing"]
+    pairs: list[tuple[str, Any, str]] = [
+        ("num_hidden_layers", config.num_hidden_layers, "num_layers"),
+        ("hidden_size", config.hidden_size, "hidden_size"),
+        ("num_attention_heads", config.num_attention_heads, "num_attention_heads"),
+        ("num_key_value_heads", config.num_key_value_heads, "num_query_groups"),
+        ("head_size", config.head_size, "kv_channels"),
+        ("norm_epsilon", config.norm_epsilon, "layernorm_epsilon"),
+        ("max_position_embeddings", config.max_position_embeddings, "seq_length"),
+        ("mlp bias", config.mlp_bias, "add_bias_linear"),
+    ]
+    moe = config.moe
+    pairs.append(("moe.num_experts", moe.num_experts if moe else None, "num_moe_experts"))
+    if moe:
+        pairs.append(("moe.top_k", moe.top_k, "moe_router_topk"))
+    inner = "moe_ffn_hidden_size" if moe and model.get("moe_ffn_hidden_size") else "ffn_hidden_size"
+    pairs.append(("intermediate_size", config.intermediate_size, inner))
+    if config.position_embedding_type == "rope_gpt_neox":
+        pairs += [
+            ("rotary_base", config.rotary_base, "rotary_base"),
+            ("rotary_pct", config.rotary_pct, "rotary_percent"),
+        ]
+    problems = [
+        f"{name} is {value!r}, model.yaml's {key} is {model[key]!r}"
+        for name, value, key in pairs
+        if (model.get(key) is not None or key == "num_moe_experts") and model.get(key) != value
+    ]
+    return problems + _derived_problems(config, model)
+
+
+def _derived_problems(config: Config, model: dict[str, Any]) -> list[str]:
+    """Contradictions in what the two files spell differently."""
+    problems = []
+
+    def compare(name: str, value: Any, expected: Any, keys: str) -> None:
+        if value != expected:
+            problems.append(f"{name} is {value!r}, model.yaml's {keys} means {expected!r}")
+
+    if "normalization" in model:
+        compare("rmsnorm", config.rmsnorm, model["normalization"] == "RMSNorm", "normalization")
+    if "position_embedding_type" in model:
+        spelled = {"rope": "rope_gpt_neox"}.get(model["position_embedding_type"], model["position_embedding_type"])
+        compare("position_embedding_type", config.position_embedding_type, spelled, "position_embedding_type")
+    if "gated_linear_unit" in model and not config.moe:
+        compare("a gated MLP", config.gated, model["gated_linear_unit"], "gated_linear_unit")
+    if "share_embeddings_and_output_weights" in model:
+        tied = model["share_embeddings_and_output_weights"]
+        # With several pipeline stages the output layer is always written, so the flag may be down for a tied model.
+        if config.mapping.pp_size == 1 or config.share_embedding_table:
+            compare("share_embedding_table", config.share_embedding_table, tied, "share_embeddings_and_output_weights")
+    if "add_bias_linear" in model:
+        biased = bool(model["add_bias_linear"] or model.get("add_qkv_bias"))
+        compare("attention bias", config.attention_bias, biased, "add_bias_linear and add_qkv_bias")
+    if isinstance(model.get("vocab_size"), int) and model["vocab_size"] > config.vocab_size:
+        problems.append(f"vocab_size is {config.vocab_size}, model.yaml's vocab_size is {model['vocab_size']}")
+    compare("rotary_scaling", config.rotary_scaling, _context_scaling(config, model), "rotary embedding")
+    activation = model.get("activation_func")
+    target = activation.get("_target_") if isinstance(activation, dict) else None
+    expected = _ACTIVATIONS.get(str(target).rsplit(".", 1)[-1])
+    if expected and config.hidden_act not in expected:
+        problems.append(f"hidden_act is {config.hidden_act!r}, model.yaml's activation_func is {target}")
+    return problems
+
+
+def _context_scaling(config: Config, model: dict[str, Any]) -> RotaryScaling | None:
+    """The rotary scaling that NeMo's model has: Llama 3.1's four numbers, linear interpolation, or none."""
+    if config.position_embedding_type != "rope_gpt_neox":
+        return None
+    if model.get("old_context_len") and model.get("scale_factor"):
+        return RotaryScaling(
+            "llama3",
+            model["scale_factor"],
+            model.get("low_freq_factor", 1.0),
+            model.get("high_freq_factor", 4.0),
+            model["old_context_len"],
+        )
+    if model.get("seq_len_interpolation_factor"):
+        return RotaryScaling("linear", model["seq_len_interpolation_factor"])
+    return None

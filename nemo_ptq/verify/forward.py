@@ -1,0 +1,293 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Runs a qnemo directory in float32: decoders llama (with experts), gpt and gemma, one layer in memory at a time."""
+
+import math
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.verify import dequantize as dq
+from nemo_ptq.verify.config import Config
+from nemo_ptq.verify.layout import layer_linears, lm_head
+from nemo_ptq.verify.linear import DequantizedLinear, ExpertLinear, Quantizer, load_experts, load_linear
+from nemo_ptq.verify.reader import Checkpoint, open_checkpoint
+from nemo_ptq.verify.rules import LAYOUT_RULES
+
+CPU = torch.device("cpu")
+
+# Rows of an unquantized lm_head that are turned into float32 at a time: vocabularies are large.
+_LM_HEAD_ROWS = 16384
+
+
+def _gelu(values: torch.Tensor) -> torch.Tensor:
+    return nn.functional.gelu(values, approximate="tanh")
+
+
+def _squared_relu(values: torch.Tensor) -> torch.Tensor:
+    return values.relu().square()
+
+
+_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    **dict.fromkeys(("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "openai-gelu", "geglu"), _gelu),
+    **dict.fromkeys(("silu", "swiglu", "fast-swiglu"), nn.functional.silu),
+    **dict.fromkeys(("squared-relu", "relu2"), _squared_relu),
+    "relu": torch.relu,
+    "tanh": torch.tanh,
+    "sigmoid": torch.sigmoid,
+    "softplus": nn.functional.softplus,
+    "quick_gelu": lambda values: values * torch.sigmoid(1.702 * values),
+    "identity": lambda values: values,
+}
+
+
+def rotary_frequencies(config: Config) -> torch.Tensor:
+    """Angles per position, float64 (rotary_dim / 2,), after linear or Llama 3 scaling.
+
+    The Llama 3 bands: wavelengths below original / high_freq_factor stay, those above original / low_freq_factor are
+    stretched by ``factor``, those between are interpolated.
+    """
+    dims = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64)
+    frequencies = config.rotary_base ** (-dims / max(config.rotary_dim, 1))
+    scaling = config.rotary_scaling
+    if scaling is None:
+        return frequencies
+    stretched = frequencies / scaling.factor
+    if scaling.type == "linear":
+        return stretched
+    turns = scaling.original_max_position_embeddings * frequencies / (2 * math.pi)
+    keep = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    return torch.lerp(stretched, frequencies, keep.clamp(0, 1))
+
+
+def rotary_table(config: Config, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines, float32 (length, rotary_dim / 2) each."""
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), rotary_frequencies(config)).to(device)
+    return angles.cos().float(), angles.sin().float()
+
+
+def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    """Rotates the leading dimensions of (batch, heads, seq, head_size), first half against second (NeoX style)."""
+    half = cos.shape[-1]
+    first, second, rest = heads.split([half, half, heads.shape[-1] - 2 * half], dim=-1)
+    return torch.cat((first * cos - second * sin, second * cos + first * sin, rest), dim=-1)
+
+
+class _Norm:
+    """RMSNorm, or LayerNorm where the file has a bias; weights are those of the file, in float32."""
+
+    def __init__(self, checkpoint: Checkpoint, name: str, device: torch.device) -> None:
+        config = checkpoint.config
+        self._epsilon = config.norm_epsilon
+        self._weight = checkpoint.tensor(f"{name}.weight").to(device).float()
+        self._bias = None if config.rmsnorm else checkpoint.tensor(f"{name}.bias").to(device).float()
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._bias is None:
+            return hidden * torch.rsqrt(hidden.square().mean(-1, keepdim=True) + self._epsilon) * self._weight
+        return nn.functional.layer_norm(hidden, self._weight.shape, self._weight, self._bias, self._epsilon)
+
+
+class _Attention:
+    def __init__(self, config: Config, qkv: DequantizedLinear, dense: DequantizedLinear, kv: Quantizer | None) -> None:
+        self._config, self._qkv, self._dense, self._quantize_kv = config, qkv, dense, kv
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        config = self._config
+        heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
+        projected = self._qkv(hidden).unflatten(-1, (heads + 2 * kv_heads, config.head_size)).transpose(1, 2)
+        query, key, value = projected.split([heads, kv_heads, kv_heads], dim=1)
+        if config.position_embedding_type == "rope_gpt_neox":
+            cos, sin = rotary_table(config, hidden.shape[1], hidden.device)
+            query, key = rotate(query, cos, sin), rotate(key, cos, sin)
+        if self._quantize_kv is not None:
+            key, value = self._quantize_kv(key), self._quantize_kv(value)
+        key, value = (kv.repeat_interleave(heads // kv_heads, dim=1) for kv in (key, value))
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        return self._dense(mixed.transpose(1, 2).flatten(2))
+
+
+class _Mlp:
+    def __init__(
+        self, act: str, fc: DequantizedLinear, gate: DequantizedLinear | None, proj: DequantizedLinear
+    ) -> None:
+        self._act, self._fc, self._gate, self._proj = _ACTIVATIONS[act], fc, gate, proj
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        inner = self._act(self._fc(hidden))
+        return self._proj(inner if self._gate is None else inner * self._gate(hidden))
+
+
+class _Experts:
+    def __init__(self, config: Config, top_k: int, router: torch.Tensor, fc: ExpertLinear, proj: ExpertLinear) -> None:
+        self._act, self._top_k, self._router = _ACTIVATIONS[config.hidden_act], top_k, router
+        self._fc, self._proj = fc, proj
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        tokens = hidden.flatten(0, 1)
+        top = nn.functional.linear(tokens, self._router).topk(self._top_k, dim=-1)
+        shares = top.values.softmax(-1)
+        mixed = torch.zeros_like(tokens)
+        for index in top.indices.unique().tolist():
+            rows, place = (top.indices == index).nonzero(as_tuple=True)
+            # Experts hold [up; gate], the other way round than fc and gate of a dense MLP.
+            up, gate = self._fc.expert(index)(tokens[rows]).chunk(2, dim=-1)
+            outputs = self._proj.expert(index)(self._act(gate) * up)
+            mixed.index_add_(0, rows, outputs * shares[rows, place, None])
+        return mixed.view_as(hidden)
+
+
+class _Layer:
+    """One decoder layer, read and dequantized on construction."""
+
+    def __init__(self, checkpoint: Checkpoint, layer: int, device: torch.device) -> None:
+        config, prefix = checkpoint.config, f"transformer.layers.{layer}."
+        # Exclusion patterns match the names in the rank's file, where every stage counts its layers from 0.
+        local_prefix = f"transformer.layers.{layer % config.layers_per_stage}."
+        linears = {
+            linear.name.removeprefix(local_prefix): linear
+            for linear in layer_linears(config, layer % config.layers_per_stage)
+        }
+
+        def load(name: str) -> DequantizedLinear:
+            return load_linear(checkpoint, linears[name], prefix + name, device)
+
+        self._input_norm = _Norm(checkpoint, prefix + "input_layernorm", device)
+        self._post_norm = _Norm(checkpoint, prefix + "post_layernorm", device)
+        kv = _kv_quantizer(checkpoint, prefix, device)
+        self._attention = _Attention(config, load("attention.qkv"), load("attention.dense"), kv)
+        self._mlp: _Mlp | _Experts
+        if config.moe:
+            router = checkpoint.tensor(prefix + "mlp.router.weight").to(device)
+            fc, proj = (load_experts(checkpoint, f"{prefix}mlp.{name}", device) for name in ("fc", "proj"))
+            self._mlp = _Experts(config, config.moe.top_k, router, fc, proj)
+        else:
+            gate = load("mlp.gate") if config.gated else None
+            self._mlp = _Mlp(config.hidden_act, load("mlp.fc"), gate, load("mlp.proj"))
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        hidden = hidden + self._attention(self._input_norm(hidden))
+        return hidden + self._mlp(self._post_norm(hidden))
+
+
+def _kv_quantizer(checkpoint: Checkpoint, prefix: str, device: torch.device) -> Quantizer | None:
+    algorithm = checkpoint.config.quantization.kv_cache_algorithm
+    if algorithm is None:
+        return None
+    scale = checkpoint.tensor(prefix + "attention.kv_cache_scaling_factor").to(device)
+    fake_quantize = {"FP8": dq.fake_quantize_fp8, "INT8": dq.fake_quantize_int8}[algorithm]
+    return lambda values: fake_quantize(values, scale)
+
+
+class _Embedding:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        config = checkpoint.config
+        self._words = checkpoint.tensor("transformer.vocab_embedding.weight")
+        self._positions = None
+        if config.position_embedding_type == "learned_absolute":
+            self._positions = checkpoint.tensor("transformer.position_embedding.weight")
+        # Gemma's factor has the precision of the model's dtype, in the reader and in the training code alike.
+        dtype = getattr(torch, config.dtype)
+        gemma = config.decoder == "gemma"
+        self._factor = torch.tensor(config.hidden_size**0.5, dtype=dtype).item() if gemma else 1.0
+        self._device = device
+
+    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
+        hidden = self._words[tokens].float() * self._factor
+        if self._positions is not None:
+            hidden = hidden + self._positions[: tokens.shape[1]].float()
+        return hidden.to(self._device)
+
+
+class _LmHead:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        config = checkpoint.config
+        self._device = device
+        self._linear = self._rows = None
+        if config.lm_head_is_shared:
+            self._rows = checkpoint.tensor("transformer.vocab_embedding.weight")
+        elif config.quantization.algorithm_of("lm_head") is None:
+            self._rows = checkpoint.tensor("lm_head.weight")
+        else:
+            self._linear = load_linear(checkpoint, lm_head(config), "lm_head", device)
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        if self._linear is not None:
+            return self._linear(hidden)
+        assert self._rows is not None
+        blocks = (rows.to(self._device).float() for rows in self._rows.split(_LM_HEAD_ROWS))
+        return torch.cat([nn.functional.linear(hidden, rows) for rows in blocks], dim=-1)
+
+
+@torch.inference_mode()
+def stream_logits(
+    directory: Path | str, batches: Sequence[torch.Tensor], device: torch.device = CPU
+) -> Iterator[torch.Tensor]:
+    """Runs the directory over several batches of tokens, reading every weight once.
+
+    Layers are the outer loop: memory holds one layer in float32 and the hidden states of all batches.
+
+    Args:
+        directory: A qnemo directory.
+        batches: int64 (batch, seq) each; lengths may differ between batches.
+        device: Where to compute.
+
+    Yields:
+        float32 (batch, seq, vocab_size) logits for each batch, in order, on ``device``.
+
+    Raises:
+        PtqError: The directory is unreadable or breaks a rule that the computation depends on; tokens out of range.
+    """
+    checkpoint = open_checkpoint(directory)
+    _require_supported(checkpoint)
+    config = checkpoint.config
+    for tokens in batches:
+        _require_tokens(config, tokens)
+    embedding = _Embedding(checkpoint, device)
+    hidden = [embedding(tokens) for tokens in batches]
+    del embedding
+    for index in range(config.num_hidden_layers):
+        layer = _Layer(checkpoint, index, device)
+        hidden = [layer(states) for states in hidden]
+        del layer
+    norm, head = _Norm(checkpoint, "transformer.ln_f", device), _LmHead(checkpoint, device)
+    for states in hidden:
+        yield head(norm(states))
+
+
+def logits(directory: Path | str, tokens: torch.Tensor, device: torch.device = CPU) -> torch.Tensor:
+    """The next-token logits of a qnemo directory, activations and KV cache quantized as a server would.
+
+    Args:
+        directory: A qnemo directory.
+        tokens: int64 (batch, seq); every position attends to itself and those before it.
+        device: Where to compute.
+
+    Returns:
+        float32 (batch, seq, vocab_size).
+
+    Raises:
+        PtqError: As in :func:`stream_logits`.
+    """
+    return next(stream_logits(directory, [tokens], device))
+
+
+def _require_supported(checkpoint: Checkpoint) -> None:
+    config = checkpoint.config
+    problems = [problem for rule in LAYOUT_RULES.values() for problem in rule(checkpoint.raw_config, config)]
+    if config.hidden_act not in _ACTIVATIONS:
+        problems.append(f"hidden_act {config.hidden_act!r} is not one of {', '.join(sorted(_ACTIVATIONS))}")
+    if problems:
+        raise PtqError(f"{checkpoint.path} cannot be run: " + "; ".join(problems))
+
+
+def _require_tokens(config: Config, tokens: torch.Tensor) -> None:
+    if tokens.ndim != 2 or tokens.dtype != torch.int64:
+        raise PtqError(f"tokens are {tokens.dtype} {tuple(tokens.shape)}, expected int64 (batch, seq)")
+    if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < config.vocab_size:
+        raise PtqError(f"tokens lie in [{tokens.min()}, {tokens.max()}], outside the vocabulary of {config.vocab_size}")
+    if config.position_embedding_type == "learned_absolute" and tokens.shape[1] > config.max_position_embeddings:
+        raise PtqError(f"{tokens.shape[1]} tokens in a row, more than the {config.max_position_embeddings} positions")

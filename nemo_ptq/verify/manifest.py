@@ -1,0 +1,90 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""ptq/manifest.json against the files that are there."""
+
+import hashlib
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.verify.config import load_json
+
+MANIFEST = "ptq/manifest.json"
+
+_CHUNK = 1 << 20
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the manifest says of one file: its size in bytes and its SHA-256 in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+def read_manifest(directory: Path) -> dict[str, Entry]:
+    """Reads the manifest's files by their relative paths.
+
+    Raises:
+        PtqError: It is missing or malformed.
+    """
+    raw = load_json(directory / MANIFEST)
+    if raw.get("version") != 1:
+        raise PtqError(f"{MANIFEST}: version is {raw.get('version')!r}, expected 1")
+    files = raw.get("files")
+    if not isinstance(files, dict) or not files:
+        raise PtqError(f"{MANIFEST}: files is no object, or empty")
+    return {name: _parse_entry(name, entry) for name, entry in files.items()}
+
+
+def _parse_entry(name: str, raw: Any) -> Entry:
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise PtqError(f"{MANIFEST}: {name!r} points outside the directory")
+    size, digest = (raw.get("size"), raw.get("sha256")) if isinstance(raw, dict) else (None, None)
+    if not isinstance(size, int) or isinstance(size, bool) or not isinstance(digest, str):
+        raise PtqError(f"{MANIFEST}: the entry of {name!r} needs an integer size and a string sha256")
+    return Entry(size, digest)
+
+
+def file_problems(directory: Path, entries: dict[str, Entry]) -> list[str]:
+    """Files that are listed and not there, or there and not listed; links count as problems of their own."""
+    found = {
+        path.relative_to(directory).as_posix(): path
+        for path in directory.rglob("*")
+        if path.is_symlink() or not path.is_dir()
+    }
+    found.pop(MANIFEST, None)
+    links = [f"{name} is a link or no regular file" for name, path in found.items() if not _is_regular(path)]
+    missing = [f"{name} is missing" for name in entries.keys() - found.keys()]
+    extra = [f"{name} is not in the manifest" for name in found.keys() - entries.keys()]
+    return sorted(missing) + sorted(extra) + sorted(links)
+
+
+def checksum_problems(directory: Path, entries: dict[str, Entry]) -> list[str]:
+    """Listed files whose size or SHA-256 is another; files that are not there are left to ``file_problems``."""
+    problems = []
+    for name, entry in sorted(entries.items()):
+        path = directory / name
+        if not _is_regular(path):
+            continue
+        size = path.stat().st_size
+        if size != entry.size:
+            problems.append(f"{name} has {size} bytes, the manifest says {entry.size}")
+        elif sha256_of(path) != entry.sha256:
+            problems.append(f"{name} has another sha256 than the manifest says")
+    return problems
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in lower-case hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(_CHUNK):
+            digest.update(chunk)
+    return digest.hexdigest()
+
+
+def _is_regular(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
