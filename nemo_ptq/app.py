@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `nemo-ptq` console command, for work on this machine."""
 
+import json
 import sys
 import warnings
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated
 
@@ -29,6 +31,25 @@ def import_hf(
     from nemo_ptq.checkpoint.huggingface import import_hf as run
 
     typer.echo(f"Wrote {run(str(source), str(output), overwrite)}")
+
+
+@app.command()
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Exported directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+) -> None:
+    """Check an exported directory as its readers would read it; exit status 1 if a check fails."""
+    from nemo_ptq.verify.checks import verify as run
+
+    checks = run(directory, load_tokenizer=True)
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            mark = typer.style("ok  ", fg="green") if check.ok else typer.style("FAIL", fg="red", bold=True)
+            typer.echo(f"{mark}  {check.name}: {check.detail}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
 
 
 def main() -> None:

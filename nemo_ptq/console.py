@@ -93,5 +93,6 @@ class Progression:
             self._last_line = now
             left = (self._total - self._done) * elapsed / self._done
             self._reporter.say(
-                f"{self._name}: {self._done}/{self._total} {self._unit}, {rate}" + (f", {left:.0f} s left" if left > 0 else "")
+                f"{self._name}: {self._done}/{self._total} {self._unit}, {rate}"
+                + (f", {left:.0f} s left" if left > 0 else "")
             )

@@ -92,7 +92,7 @@ def calibration_batches(model: LoadedModel, quantization: QuantizationConfig, re
     wanted = quantization.calibration_dataset_size
     samples = read_samples(quantization.calibration_dataset, wanted)
     if len(samples) < wanted:
-        reporter.warn(f"{quantization.calibration_dataset} has {len(samples)} samples, fewer than the {wanted} asked for")
+        reporter.warn(f"{quantization.calibration_dataset} has {len(samples)} samples, fewer than the {wanted} asked")
     sequences = [tokenize(model.tokenizer, sample, quantization.calibration_seq_len) for sample in samples]
     sequences = [sequence for sequence in sequences if sequence]
     if not sequences:
@@ -132,8 +132,8 @@ def _warn_of_idle_experts(counts: TokenCounts, reporter: Reporter) -> None:
     idle = sum(tokens == 0 for tokens in counts.values())
     if idle:
         reporter.warn(
-            f"{idle} of {len(counts)} experts saw no token during calibration: their activation ranges are those of the "
-            "other experts of their layer; give more samples, or more varied ones"
+            f"{idle} of {len(counts)} experts saw no token during calibration: their activation ranges are those of "
+            "the other experts of their layer; give more samples, or more varied ones"
         )
 
 
@@ -196,7 +196,8 @@ def _write(model: LoadedModel, job: Job, directory: Path, reporter: Reporter) ->
         save_calibration_state(directory / CALIBRATION_STATE, modules, ownership)
     if dist.get_rank() == 0:
         (directory / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
-        write_context(job.checkpoint, directory / "nemo_context", model.tokenizer, replaced=job.tokenizer_path is not None)
+        replaced = job.tokenizer_path is not None
+        write_context(job.checkpoint, directory / "nemo_context", model.tokenizer, replaced)
     return {name: digest for digests in everyones for name, digest in digests.items()}
 
 

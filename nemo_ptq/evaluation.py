@@ -47,7 +47,10 @@ def perplexity(model: LoadedModel, batches: Iterable[torch.Tensor]) -> float:
             predicted = _whole_logits(model, logits)[:, :-1].flatten(0, 1)
             wanted = tokens[:, 1:].flatten().to(device)
             total += torch.stack(
-                [F.cross_entropy(predicted, wanted, reduction="sum").double(), torch.tensor(wanted.numel(), device=device)]
+                [
+                    F.cross_entropy(predicted, wanted, reduction="sum").double(),
+                    torch.tensor(wanted.numel(), device=device),
+                ]
             )
     loss, count = _from_last_stage(total).tolist()
     return math.exp(loss / count)

@@ -83,7 +83,8 @@ def family_of(config_class: str, decoder: str | None = None) -> Family:
                 return _DECODER_FAMILIES[decoder]
             if family.decoder is None:
                 raise PtqError(
-                    f"{family.name} ({config_class}) is not supported for quantization; supported: {supported_families()}"
+                    f"{family.name} ({config_class}) is not supported for quantization; "
+                    f"supported: {supported_families()}"
                 )
             return family
     if decoder is not None:

@@ -19,6 +19,7 @@ from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.launch import Launch, read_launch
 from nemo_ptq.options import OPTIONS, nearest_name
 from nemo_ptq.preflight import check_job
+from nemo_ptq.quiet import quiet_imports
 
 # Seconds that other nodes leave rank 0 for its report: a launcher ends all ranks as soon as one exits.
 _PATIENCE = 10.0
@@ -203,7 +204,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
     # Imports torch, Megatron and NeMo.
-    from nemo_ptq.engine import run_job
+    with quiet_imports():
+        from nemo_ptq.engine import run_job
 
     try:
         run_job(job)

@@ -76,7 +76,10 @@ class TorchNorm:
     is the gain minus one. Megatron's specs call for a class, hence ``__new__``.
     """
 
-    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> torch.nn.Module:  # type: ignore[misc]
+    def __new__(  # type: ignore[misc]
+        cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5
+    ) -> torch.nn.Module:
+        """Builds it, with the arguments that Megatron gives its norms."""
         norms = {"LayerNorm": TorchLayerNorm, "RMSNorm": TorchRMSNorm}
         if config.normalization not in norms:
             raise ValueError(f"normalization={config.normalization!r} is not supported; use one of {sorted(norms)}")
@@ -90,7 +93,9 @@ class TorchCoreAttention(MegatronModule):
     and a sliding window follow the config; dropout is never applied.
     """
 
-    def __init__(self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: Any) -> None:
+    def __init__(
+        self, config: TransformerConfig, layer_number: int, softmax_scale: float | None = None, **_: Any
+    ) -> None:
         super().__init__(config=config)
         self.layer_number = layer_number
         self.softmax_scale = softmax_scale if softmax_scale is not None else config.kv_channels**-0.5
@@ -137,6 +142,7 @@ class QuantTorchCoreAttention(QuantModule):
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *args: Any, **kwargs: Any
     ) -> torch.Tensor:
+        """As the module it wraps, on quantized queries, keys and values."""
         return super().forward(
             self.q_bmm_quantizer(query), self.k_bmm_quantizer(key), self.v_bmm_quantizer(value), *args, **kwargs
         )
@@ -183,6 +189,4 @@ def calibration_layer_spec(config: TransformerConfig) -> TransformerBlockSubmodu
     spec = get_gpt_modelopt_spec(config, remap_te_layernorm=True)
     if HAVE_TRANSFORMER_ENGINE:
         return spec
-    return replace(
-        spec, layer_specs=[_on_plain_torch(layer) for layer in spec.layer_specs], layer_norm=TorchNorm
-    )
+    return replace(spec, layer_specs=[_on_plain_torch(layer) for layer in spec.layer_specs], layer_norm=TorchNorm)

@@ -153,6 +153,7 @@ def write_rank_files(
                 SafetensorsStream(
                     rank_file(directory, file),
                     (TensorSpec(t.name, t.dtype, t.shape) for block in layout.blocks(file) for t in block),
+                    {"rank": str(file)},
                 )
             )
             for file in mine

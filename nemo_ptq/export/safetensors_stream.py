@@ -8,10 +8,11 @@ and shapes alone; the bytes equal those of ``safetensors.torch.save_file``.
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 import torch
 
@@ -48,17 +49,19 @@ class TensorSpec:
         return self.dtype.itemsize * torch.Size(self.shape).numel()
 
 
-def plan_file(specs: Iterable[TensorSpec]) -> tuple[bytes, dict[str, int]]:
+def plan_file(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
     """Lays out a file.
 
     Args:
         specs: Its tensors, in any order.
+        metadata: Free-form entries for the header.
 
     Returns:
         The file's header with its length in front, and the offset of each tensor from the file's beginning.
     """
     order = sorted(specs, key=lambda spec: (-_DTYPE_ORDER.index(_DTYPES[spec.dtype]), spec.name))
-    entries, offsets, position = {}, {}, 0
+    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    offsets, position = {}, 0
     for spec in order:
         end = position + spec.num_bytes
         entries[spec.name] = {"dtype": _DTYPES[spec.dtype], "shape": list(spec.shape), "data_offsets": [position, end]}
@@ -76,14 +79,15 @@ class SafetensorsStream:
     Args:
         path: The file to make; it must not exist.
         specs: Every tensor that it will hold.
+        metadata: Free-form entries for the header.
 
     Raises:
         ValueError: On leaving the block without an error, if a tensor was not written.
     """
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec]) -> None:
+    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
         self._specs = {spec.name: spec for spec in specs}
-        header, self._offsets = plan_file(self._specs.values())
+        header, self._offsets = plan_file(self._specs.values(), metadata or {})
         self._missing = set(self._specs)
         self._file = path.open("xb")
         self._file.write(header)
