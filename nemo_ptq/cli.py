@@ -55,10 +55,12 @@ def read_command_line(arguments: Iterable[str], run_options: Collection[str]) ->
             task.append(argument)
         elif name not in OPTIONS:
             problems.append(f"{name} is not an option{_nearest_option(name)}")
-        elif OPTIONS[name].problem(name, OPTIONS[name].read(value)):
-            mistyped[name] = OPTIONS[name].read(value)
         else:
-            task.append(argument)
+            kind = OPTIONS[name].kind
+            if kind.problem(name, kind.read(value)):
+                mistyped[name] = kind.read(value)
+            else:
+                task.append(argument)
     has_executor = any(argument.startswith("executor=") for argument in run)
     names = [re.split(r"[.\[=]", argument, maxsplit=1)[0] for argument in run]
     found = [_run_problem(argument, name, run_options, has_executor) for argument, name in zip(run, names, strict=True)]

@@ -34,7 +34,7 @@ from nemo_ptq.export.shape import shape_of
 from nemo_ptq.families import family_of
 from nemo_ptq.job import Job
 from nemo_ptq.launch import read_launch
-from nemo_ptq.quiet import quiet_loggers
+from nemo_ptq.quiet import quiet_libraries
 from nemo_ptq.runtime import pick_device, process_groups
 from nemo_ptq.verify.checks import verify as verify_directory
 
@@ -49,7 +49,7 @@ def run_job(job: Job) -> None:
     Raises:
         PtqError: If the data or the calibrated model do not allow the export, or what was written does not verify.
     """
-    quiet_loggers()
+    quiet_libraries()
     launch = read_launch()
     reporter = Reporter(launch.is_first)
     device = pick_device(launch)

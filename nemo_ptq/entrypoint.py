@@ -3,6 +3,7 @@
 """What the `nemo` command loads: registers `nemo llm ptq` and the executors. Importing it imports NeMo."""
 
 from contextlib import suppress
+from inspect import cleandoc
 
 import nemo_run as run
 
@@ -14,9 +15,13 @@ with suppress(Exception), quiet_imports():
     import nemo.collections.llm  # noqa: F401
 
 from nemo_ptq.executors import FACTORIES
+from nemo_ptq.options import describe_options
 from nemo_ptq.run_context import PtqRunContext
 from nemo_ptq.task import ptq
 
-run.cli.entrypoint(ptq, namespace="llm", run_ctx_cls=PtqRunContext)
+# NeMo-Run's help shows a task's own arguments, and leaves out those of its configs.
+HELP = f"\n{cleandoc(ptq.__doc__ or '').partition('Args:')[0]}Arguments, as name=value:\n\n{describe_options()}"
+
+run.cli.entrypoint(ptq, namespace="llm", help=HELP, run_ctx_cls=PtqRunContext)
 for factory in FACTORIES:
     run.cli.factory(factory, target=run.Executor)

@@ -6,6 +6,7 @@ import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from textwrap import wrap
 from typing import Any
 
 from nemo_ptq.calibration.text_files import is_text_file
@@ -101,43 +102,75 @@ _DATA = Kind(
 # NeMo's own configuration allows the number 16.
 _DTYPE = Kind("one of bf16, fp16", lambda value: str(value) in DTYPES, names=tuple(DTYPES))
 
-TASK_OPTIONS: Mapping[str, Kind] = {
-    "nemo_checkpoint": _OPTIONAL_PATH,
-    "model_path": _OPTIONAL_PATH,
-    "calibration_tp": _SIZE,
-    "calibration_pp": _SIZE,
-    "calibration_ep": _SIZE,
-    "num_layers_in_first_pipeline_stage": _OPTIONAL_SIZE,
-    "num_layers_in_last_pipeline_stage": _OPTIONAL_SIZE,
-    "devices": _OPTIONAL_SIZE,
-    "num_nodes": _OPTIONAL_SIZE,
-    "forward_loop": _FUNCTION,
-    "tokenizer_path": _OPTIONAL_PATH,
-    "legacy_ckpt": _FLAG,
+
+@dataclass(frozen=True)
+class Option:
+    """An option.
+
+    Attributes:
+        kind: The values that it takes.
+        help: What it is for.
+        default: Its value where the user gives none.
+    """
+
+    kind: Kind
+    help: str
+    default: Any = None
+
+    def describe(self) -> str:
+        """What it is for, and its default in parentheses."""
+        return self.help if self.default is None else f"{self.help} ({str(self.default).lower()})"
+
+
+TASK_OPTIONS: Mapping[str, Option] = {
+    "nemo_checkpoint": Option(_OPTIONAL_PATH, "directory of the NeMo 2.0 checkpoint; required"),
+    "model_path": Option(_OPTIONAL_PATH, "another name for nemo_checkpoint"),
+    "calibration_tp": Option(_SIZE, "tensor parallelism of the calibration", 1),
+    "calibration_pp": Option(_SIZE, "pipeline parallelism of the calibration", 1),
+    "calibration_ep": Option(_SIZE, "expert parallelism of the calibration", 1),
+    "num_layers_in_first_pipeline_stage": Option(_OPTIONAL_SIZE, "layers of the first stage, if stages are uneven"),
+    "num_layers_in_last_pipeline_stage": Option(_OPTIONAL_SIZE, "layers of the last stage, if stages are uneven"),
+    "devices": Option(_OPTIONAL_SIZE, "processes on each node, to be checked against the launcher's"),
+    "num_nodes": Option(_OPTIONAL_SIZE, "nodes, to be checked against the launcher's"),
+    "forward_loop": Option(_FUNCTION, "calibration loop of your own, from Python"),
+    "tokenizer_path": Option(_OPTIONAL_PATH, "tokenizer to use in place of the checkpoint's"),
+    "legacy_ckpt": Option(_FLAG, "accept a checkpoint of another Transformer Engine", False),
 }
-QUANTIZATION_OPTIONS: Mapping[str, Kind] = {
-    "algorithm": _ALGORITHM,
-    "awq_block_size": _SIZE,
-    "sq_alpha": _FRACTION,
-    "enable_kv_cache": _OPTIONAL_FLAG,
-    "kv_cache_qformat": _one_of(KV_CACHE_FORMATS),
-    "calibration_dataset": _DATA,
-    "calibration_dataset_size": _SIZE,
-    "calibration_batch_size": _SIZE,
-    "calibration_seq_len": _SIZE,
+QUANTIZATION_OPTIONS: Mapping[str, Option] = {
+    "algorithm": Option(
+        _ALGORITHM, f"{', '.join(ALGORITHMS)}, or a JSON or YAML file with a ModelOpt config", ALGORITHMS[0]
+    ),
+    "awq_block_size": Option(_SIZE, "input features that share a weight scale in AWQ", 128),
+    "sq_alpha": Option(_FRACTION, "SmoothQuant's migration strength, from 0 to 1", 0.5),
+    "enable_kv_cache": Option(_OPTIONAL_FLAG, "quantize the KV cache; if not set, fp8 does except on decoder gpt"),
+    "kv_cache_qformat": Option(_one_of(KV_CACHE_FORMATS), "format of a quantized KV cache", KV_CACHE_FORMATS[0]),
+    "calibration_dataset": Option(_DATA, f"{', '.join(DATASETS)}, or a local .jsonl, .json or .txt file", DATASETS[0]),
+    "calibration_dataset_size": Option(_SIZE, "samples to calibrate on", 512),
+    "calibration_batch_size": Option(_SIZE, "samples in a batch", 64),
+    "calibration_seq_len": Option(_SIZE, "tokens at which a sample is cut", 128),
 }
-EXPORT_OPTIONS: Mapping[str, Kind] = {
-    "path": _PATH,
-    "export_format": _one_of(EXPORT_FORMATS),
-    "dtype": _DTYPE,
-    "decoder_type": _one_of(ARCHITECTURES, optional=True),
-    "inference_tp": _SIZE,
-    "inference_pp": _SIZE,
-    "generate_sample": _FLAG,
-    "overwrite": _FLAG,
+EXPORT_OPTIONS: Mapping[str, Option] = {
+    "path": Option(_PATH, "directory to make; required"),
+    "export_format": Option(_one_of(EXPORT_FORMATS), "format of the export", EXPORT_FORMATS[0]),
+    "dtype": Option(_DTYPE, "data type of what stays unquantized: bf16 or fp16", "bf16"),
+    "decoder_type": Option(
+        _one_of(ARCHITECTURES, optional=True), f"{', '.join(ARCHITECTURES)}; if not set, that of the model's family"
+    ),
+    "inference_tp": Option(_SIZE, "tensor parallelism of the exported model", 1),
+    "inference_pp": Option(_SIZE, "pipeline parallelism of the exported model", 1),
+    "generate_sample": Option(_FLAG, "show a few generated tokens after calibration", False),
+    "overwrite": Option(_FLAG, "replace an export that stands at export_config.path", False),
 }
-OPTIONS: Mapping[str, Kind] = {
+OPTIONS: Mapping[str, Option] = {
     **TASK_OPTIONS,
-    **{f"quantization_config.{name}": kind for name, kind in QUANTIZATION_OPTIONS.items()},
-    **{f"export_config.{name}": kind for name, kind in EXPORT_OPTIONS.items()},
+    **{f"quantization_config.{name}": option for name, option in QUANTIZATION_OPTIONS.items()},
+    **{f"export_config.{name}": option for name, option in EXPORT_OPTIONS.items()},
 }
+
+
+def describe_options() -> str:
+    """Lists all options for a help text, in lines that fit a terminal."""
+    lines = []
+    for name, option in OPTIONS.items():
+        lines += wrap(f"{name}: {option.describe()}", 74, initial_indent="  ", subsequent_indent="      ")
+    return "\n".join(lines)

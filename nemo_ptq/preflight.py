@@ -25,7 +25,7 @@ from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.families import family_of
 from nemo_ptq.job import Job
-from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Kind
+from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
 
 Rule = Callable[..., str | None]
 
@@ -94,16 +94,9 @@ def check_job(
         "legacy_ckpt": legacy_ckpt,
     }
     problems: list[str] = []
-    values: dict[str, Any] = {"world_size": world_size}
-
-    def take(prefix: str, kinds: Mapping[str, Kind], given: Mapping[str, Any]) -> None:
-        found = {name: kinds[name].problem(prefix + name, value) for name, value in given.items()}
-        problems.extend(problem for problem in found.values() if problem)
-        values.update({name: given[name] for name, problem in found.items() if problem is None})
-
-    take("", TASK_OPTIONS, task)
+    values = {"world_size": world_size, **_sound("", TASK_OPTIONS, task, problems)}
     if isinstance(quantization, QuantizationConfig):
-        take("quantization_config.", QUANTIZATION_OPTIONS, _shallow(quantization))
+        values |= _sound("quantization_config.", QUANTIZATION_OPTIONS, _shallow(quantization), problems)
     else:
         problems.append(f"quantization_config={quantization!r} is not valid: it must be a QuantizationConfig")
     if isinstance(export_config, ExportConfig | None):
@@ -111,13 +104,13 @@ def check_job(
         if export.get("path") is None:
             problems.append("export_config.path is missing: name the directory to make")
             export.pop("path", None)
-        take("export_config.", EXPORT_OPTIONS, export)
+        values |= _sound("export_config.", EXPORT_OPTIONS, export, problems)
     else:
         problems.append(f"export_config={export_config!r} is not valid: it must be an ExportConfig")
 
     checkpoint = nemo_checkpoint or model_path
-    values["checkpoint"] = checkpoint
-    if checkpoint is not None and {"nemo_checkpoint", "model_path"} <= values.keys():
+    if {"nemo_checkpoint", "model_path"} <= values.keys() and checkpoint is not None:
+        values["checkpoint"] = checkpoint
         try:
             values["model"] = read_metadata(Path(checkpoint).expanduser())
         except ConfigError as error:
@@ -144,6 +137,13 @@ def check_job(
         tokenizer_path=tokenizer_path,
         legacy_ckpt=legacy_ckpt,
     )
+
+
+def _sound(prefix: str, options: Mapping[str, Option], given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Returns the values that are of the right kind, and adds what is wrong with the others to the problems."""
+    found = {name: options[name].kind.problem(prefix + name, value) for name, value in given.items()}
+    problems.extend(problem for problem in found.values() if problem)
+    return {name: given[name] for name, problem in found.items() if problem is None}
 
 
 def _shallow(config: Any) -> dict[str, Any]:
@@ -459,8 +459,6 @@ def nvfp4_blocks_fit(algorithm: str | None, inference_tp: int, model: Checkpoint
 
 def output_is_apart(path: Any, checkpoint: Any) -> str | None:
     """The export neither touches the checkpoint nor replaces a directory that holds it."""
-    if checkpoint is None:
-        return None
     output, source = (Path(item).expanduser().resolve() for item in (path, checkpoint))
     if output == source or source in output.parents or output in source.parents:
         return f"export_config.path={path} and the checkpoint {checkpoint} lie in each other: choose another directory"

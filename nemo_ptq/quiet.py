@@ -29,6 +29,10 @@ def quiet_prints() -> Iterator[None]:
         yield
 
 
-def quiet_loggers() -> None:
-    """Leaves only warnings and errors of NeMo's logger, which otherwise tells how each model is built."""
+def quiet_libraries() -> None:
+    """Leaves only what a user can act upon of what NeMo and ModelOpt say while a model is built and calibrated.
+
+    ModelOpt's quantizers warn on every rank of defaults that are right here; what its export has to say is kept.
+    """
     logging.getLogger("nemo_logger").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", module=r"modelopt\.torch\.(quantization|opt)")

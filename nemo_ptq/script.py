@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from nemo_ptq.config import ALGORITHMS, ExportConfig, QuantizationConfig
+from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.launch import Launch, read_launch
 from nemo_ptq.options import OPTIONS, nearest_name
@@ -32,81 +32,43 @@ class Flag:
     Attributes:
         option: The option that it sets, by its full name.
         names: Its spellings; the first is what messages call it.
-        help: What it is for.
         value: What it sets the option to, for a flag without a value of its own.
     """
 
     option: str
     names: tuple[str, ...]
-    help: str
     value: bool | None = None
 
 
 FLAGS = (
-    Flag("nemo_checkpoint", ("--nemo_checkpoint", "-nc", "--model_path", "-mp"), "NeMo 2.0 checkpoint"),
-    Flag("tokenizer_path", ("--tokenizer",), "tokenizer to use in place of the checkpoint's"),
-    Flag("legacy_ckpt", ("--legacy_ckpt",), "accept a checkpoint of another Transformer Engine", True),
-    Flag("calibration_tp", ("--calibration_tp", "-ctp", "--calib_tp"), "tensor parallelism of the calibration (1)"),
-    Flag("calibration_pp", ("--calibration_pp", "-cpp", "--calib_pp"), "pipeline parallelism of the calibration (1)"),
-    Flag("calibration_ep", ("--calibration_ep", "-cep"), "expert parallelism of the calibration (1)"),
-    Flag(
-        "num_layers_in_first_pipeline_stage",
-        ("--num_layers_in_first_pipeline_stage",),
-        "layers of the first stage, where stages are uneven",
-    ),
-    Flag(
-        "num_layers_in_last_pipeline_stage",
-        ("--num_layers_in_last_pipeline_stage",),
-        "layers of the last stage, where stages are uneven",
-    ),
-    Flag("devices", ("--devices",), "processes on a node, checked against the launcher's"),
-    Flag("num_nodes", ("--num_nodes", "-nodes"), "nodes, checked against the launcher's"),
-    Flag(
-        "quantization_config.algorithm",
-        ("--algorithm", "-algo"),
-        f"{', '.join(ALGORITHMS)}, or a JSON or YAML file with a ModelOpt config (fp8)",
-    ),
-    Flag(
-        "quantization_config.awq_block_size",
-        ("--awq_block_size", "-awq_bs"),
-        "input features that share a scale in AWQ (128)",
-    ),
-    Flag("quantization_config.sq_alpha", ("--sq_alpha",), "SmoothQuant's migration strength, 0 to 1 (0.5)"),
-    Flag("quantization_config.enable_kv_cache", ("--enable_kv_cache",), "quantize the KV cache", True),
-    Flag("quantization_config.enable_kv_cache", ("--disable_kv_cache",), "leave the KV cache unquantized", False),
-    Flag("quantization_config.kv_cache_qformat", ("--kv_cache_qformat",), "format of a quantized KV cache (fp8)"),
-    Flag(
-        "quantization_config.calibration_dataset",
-        ("--calibration_dataset", "-calib_ds"),
-        "cnn_dailymail, wikitext, or a .jsonl, .json or .txt file (cnn_dailymail)",
-    ),
-    Flag(
-        "quantization_config.calibration_dataset_size",
-        ("--calibration_dataset_size", "-calib_size"),
-        "samples to calibrate on (512)",
-    ),
-    Flag("quantization_config.calibration_batch_size", ("--batch_size", "-bs"), "samples in a batch (64)"),
-    Flag("quantization_config.calibration_seq_len", ("--seq_len", "-sl"), "tokens at which a sample is cut (128)"),
-    Flag(
-        "export_config.path",
-        ("--export_path", "-out", "--output_path"),
-        "the directory to make (./qnemo_ALGORITHM_tpTP_ppPP)",
-    ),
-    Flag("export_config.overwrite", ("--overwrite",), "replace an export that stands there", True),
-    Flag("export_config.export_format", ("--export_format",), "trtllm"),
-    Flag("export_config.dtype", ("--dtype", "-dt"), "what stays unquantized: bf16 or fp16 (bf16)"),
-    Flag("export_config.decoder_type", ("--decoder_type",), "llama, gpt or gemma (from the model)"),
-    Flag(
-        "export_config.inference_tp",
-        ("--inference_tp", "-itp", "--tensor_parallelism_size"),
-        "tensor parallelism of the exported model (1)",
-    ),
-    Flag(
-        "export_config.inference_pp",
-        ("--inference_pp", "-ipp", "--pipeline_parallelism_size"),
-        "pipeline parallelism of the exported model (1)",
-    ),
-    Flag("export_config.generate_sample", ("--generate_sample",), "show a few tokens after calibration", True),
+    Flag("nemo_checkpoint", ("--nemo_checkpoint", "-nc", "--model_path", "-mp")),
+    Flag("tokenizer_path", ("--tokenizer",)),
+    Flag("legacy_ckpt", ("--legacy_ckpt",), True),
+    Flag("calibration_tp", ("--calibration_tp", "-ctp", "--calib_tp")),
+    Flag("calibration_pp", ("--calibration_pp", "-cpp", "--calib_pp")),
+    Flag("calibration_ep", ("--calibration_ep", "-cep")),
+    Flag("num_layers_in_first_pipeline_stage", ("--num_layers_in_first_pipeline_stage",)),
+    Flag("num_layers_in_last_pipeline_stage", ("--num_layers_in_last_pipeline_stage",)),
+    Flag("devices", ("--devices",)),
+    Flag("num_nodes", ("--num_nodes", "-nodes")),
+    Flag("quantization_config.algorithm", ("--algorithm", "-algo")),
+    Flag("quantization_config.awq_block_size", ("--awq_block_size", "-awq_bs")),
+    Flag("quantization_config.sq_alpha", ("--sq_alpha",)),
+    Flag("quantization_config.enable_kv_cache", ("--enable_kv_cache",), True),
+    Flag("quantization_config.enable_kv_cache", ("--disable_kv_cache",), False),
+    Flag("quantization_config.kv_cache_qformat", ("--kv_cache_qformat",)),
+    Flag("quantization_config.calibration_dataset", ("--calibration_dataset", "-calib_ds")),
+    Flag("quantization_config.calibration_dataset_size", ("--calibration_dataset_size", "-calib_size")),
+    Flag("quantization_config.calibration_batch_size", ("--batch_size", "-bs")),
+    Flag("quantization_config.calibration_seq_len", ("--seq_len", "-sl")),
+    Flag("export_config.path", ("--export_path", "-out", "--output_path")),
+    Flag("export_config.overwrite", ("--overwrite",), True),
+    Flag("export_config.export_format", ("--export_format",)),
+    Flag("export_config.dtype", ("--dtype", "-dt")),
+    Flag("export_config.decoder_type", ("--decoder_type",)),
+    Flag("export_config.inference_tp", ("--inference_tp", "-itp", "--tensor_parallelism_size")),
+    Flag("export_config.inference_pp", ("--inference_pp", "-ipp", "--pipeline_parallelism_size")),
+    Flag("export_config.generate_sample", ("--generate_sample",), True),
 )
 
 
@@ -134,10 +96,12 @@ def read_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         allow_abbrev=False,
     )
     for flag in FLAGS:
+        described = in_flags(OPTIONS[flag.option].describe())
         if flag.value is None:
-            parser.add_argument(*flag.names, dest=flag.option, metavar="VALUE", help=flag.help)
+            parser.add_argument(*flag.names, dest=flag.option, metavar="VALUE", help=described)
         else:
-            parser.add_argument(*flag.names, dest=flag.option, action="store_const", const=flag.value, help=flag.help)
+            meaning = described if flag.value else f"not: {described}"
+            parser.add_argument(*flag.names, dest=flag.option, action="store_const", const=flag.value, help=meaning)
     given, unknown = parser.parse_known_args(arguments)
     names = [name for flag in FLAGS for name in flag.names]
     problems = [
@@ -146,15 +110,14 @@ def read_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         for argument in [word for word in unknown if word.startswith("-")] or unknown
     ]
     values = {
-        option: OPTIONS[option].read(value) if isinstance(value, str) else value
+        option: OPTIONS[option].kind.read(value) if isinstance(value, str) else value
         for option, value in vars(given).items()
     }
     quantization = QuantizationConfig(**_under("quantization_config.", values))
-    export = {
-        "path": f"qnemo_{quantization.algorithm_name}_tp{values.get('export_config.inference_tp', 1)}"
-        f"_pp{values.get('export_config.inference_pp', 1)}",
-        **_under("export_config.", values),
-    }
+    export = _under("export_config.", values)
+    # The name that NeMo's script gives.
+    tp, pp = export.get("inference_tp", 1), export.get("inference_pp", 1)
+    export.setdefault("path", f"qnemo_{quantization.algorithm_name}_tp{tp}_pp{pp}")
     task = {option: value for option, value in values.items() if "." not in option}
     return {**task, "quantization_config": quantization, "export_config": ExportConfig(**export)}, problems
 

@@ -30,42 +30,13 @@ def ptq(
 ) -> str:
     r"""Quantizes a NeMo 2.0 checkpoint and exports it for inference (post-training quantization).
 
-    The checkpoint is calibrated at the parallelism you ask for, on GPUs or on a CPU, and becomes a qnemo directory: a
-    TensorRT-LLM checkpoint together with the tokenizer.
+    The checkpoint is calibrated at the parallelism you ask for, on GPUs or on
+    a CPU, and becomes a qnemo directory: a TensorRT-LLM checkpoint together
+    with the tokenizer. To calibrate on two ranks and export for one GPU:
 
-    Calibrate on two ranks, export for one GPU:
-
-        nemo llm ptq nemo_checkpoint=CKPT calibration_tp=2 quantization_config.algorithm=fp8 \
-            export_config.inference_tp=1 export_config.path=OUT \
-            run.executor=torchrun run.executor.ntasks_per_node=2
-
-    Arguments (required: nemo_checkpoint, export_config.path):
-
-        nemo_checkpoint                           the checkpoint's directory (model_path means the same)
-        calibration_tp, _pp, _ep                  tensor, pipeline and expert parallelism of the calibration (1)
-        num_layers_in_first_pipeline_stage        layers of the first stage, where stages are uneven
-        num_layers_in_last_pipeline_stage         layers of the last stage, where stages are uneven
-        devices, num_nodes                        processes on a node, and nodes; checked against the launcher's
-        tokenizer_path                            a tokenizer to use in place of the checkpoint's
-        legacy_ckpt                               accept a checkpoint of another Transformer Engine (false)
-        quantization_config.algorithm             fp8, int8_sq, int4_awq, w4a8_awq, nvfp4, no_quant, or a JSON or
-                                                  YAML file with a ModelOpt config (fp8)
-        quantization_config.awq_block_size        input features that share a scale in AWQ (128)
-        quantization_config.sq_alpha              SmoothQuant's migration strength, 0 to 1 (0.5)
-        quantization_config.enable_kv_cache       quantize the KV cache (on for fp8, except on decoder gpt)
-        quantization_config.kv_cache_qformat      format of a quantized KV cache (fp8)
-        quantization_config.calibration_dataset   cnn_dailymail, wikitext, or a .jsonl, .json or .txt file
-                                                  (cnn_dailymail)
-        quantization_config.calibration_dataset_size   samples to calibrate on (512)
-        quantization_config.calibration_batch_size     samples in a batch (64)
-        quantization_config.calibration_seq_len        tokens at which a sample is cut (128)
-        export_config.path                        the directory to make
-        export_config.export_format               trtllm
-        export_config.dtype                       what stays unquantized: bf16 or fp16 (bf16)
-        export_config.decoder_type                llama, gpt or gemma (from the model)
-        export_config.inference_tp, inference_pp  parallelism of the exported model (1)
-        export_config.generate_sample             show a few generated tokens after calibration (false)
-        export_config.overwrite                   replace an existing export_config.path (false)
+      nemo llm ptq nemo_checkpoint=CKPT calibration_tp=2 \
+        quantization_config.algorithm=fp8 export_config.inference_tp=1 \
+        export_config.path=OUT run.executor=torchrun
 
     Args:
         nemo_checkpoint: Directory of the checkpoint. Required, under this name or as `model_path`.

@@ -69,7 +69,10 @@ def read_metadata(checkpoint: Path) -> CheckpointMetadata:
     Raises:
         ConfigError: If this is not a NeMo 2.0 checkpoint, or files are missing or damaged.
     """
-    _check_files(checkpoint)
+    try:
+        _check_files(checkpoint)
+    except OSError as error:
+        raise ConfigError([f"nemo_checkpoint={checkpoint} cannot be read: {error.strerror}"]) from error
     weights = _read_weights_index(checkpoint)
     _check_shards(checkpoint, weights.storage_data.values())
     return _describe(checkpoint, _read_model_yaml(checkpoint), weights.state_dict_metadata)
