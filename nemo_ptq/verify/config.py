@@ -160,10 +160,12 @@ def load_json(path: Path) -> dict[str, Any]:
 
     try:
         raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except (OSError, ValueError, RecursionError) as error:
-        raise PtqError(f"{path.name}: not readable as JSON: {error}") from error
+    except OSError as error:
+        raise PtqError(f"{path.name} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
+        raise PtqError(f"{path.name} is not JSON: {error}") from error
     if not isinstance(raw, dict):
-        raise PtqError(f"{path.name}: holds a {type(raw).__name__}, expected a JSON object")
+        raise PtqError(f"{path.name} holds a {type(raw).__name__}, expected a JSON object")
     return raw
 
 

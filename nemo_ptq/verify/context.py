@@ -2,14 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """nemo_context/ read without NeMo: the tokenizer's files, and the model's own description against config.json."""
 
-import json
 from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.config import Config, RotaryScaling
+from nemo_ptq.verify.config import Config, RotaryScaling, load_json
 
 CONTEXT = "nemo_context"
 
@@ -49,10 +48,12 @@ def read_model_yaml(directory: Path) -> dict[str, Any]:
     path = directory / CONTEXT / "model.yaml"
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        raise PtqError(f"{CONTEXT}/model.yaml: not readable: {error}".replace("\n", " ")) from error
+    except OSError as error:
+        raise PtqError(f"{CONTEXT}/model.yaml cannot be read: {error.strerror}") from error
+    except (ValueError, yaml.YAMLError, RecursionError) as error:
+        raise PtqError(f"{CONTEXT}/model.yaml is not YAML: {error}".replace("\n", " ")) from error
     if not isinstance(raw, dict):
-        raise PtqError(f"{CONTEXT}/model.yaml: holds no mapping")
+        raise PtqError(f"{CONTEXT}/model.yaml holds no mapping")
     return raw
 
 
@@ -92,26 +93,16 @@ def tokenizer_problems(path: Path, config: Config) -> list[str]:
         names = ", ".join(sorted(item.name for item in path.iterdir()))
         return [f"{path.name}/ holds no vocabulary: needs tokenizer.json, tokenizer.model or vocab.json; found {names}"]
     problems = []
-    settings = _read_json(path / "tokenizer_config.json")
+    settings = load_json(path / "tokenizer_config.json")
     if "auto_map" in settings:
         problems.append(f"{path.name}/tokenizer_config.json names code to run (auto_map)")
     if (path / "tokenizer.json").is_file():
-        largest = _largest_token(_read_json(path / "tokenizer.json"))
+        largest = _largest_token(load_json(path / "tokenizer.json"))
         if largest is None:
             problems.append(f"{path.name}/tokenizer.json holds no vocabulary")
         elif largest >= config.vocab_size:
             problems.append(f"{path.name}/tokenizer.json has token {largest}, beyond vocab_size {config.vocab_size}")
     return problems
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise PtqError(f"{path.parent.name}/{path.name}: not readable as JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise PtqError(f"{path.parent.name}/{path.name}: holds no JSON object")
-    return raw
 
 
 def _largest_token(tokenizer: dict[str, Any]) -> int | None:

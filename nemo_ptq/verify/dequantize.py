@@ -22,11 +22,15 @@ def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
     return torch.stack(((packed << 4) >> 4, packed >> 4), dim=1).flatten(0, 1)
 
 
+def unpack_uint4(packed: torch.Tensor) -> torch.Tensor:
+    """Unpacks uint8 (o, i/2) into uint8 (o, i) codes from 0 to 15; the low nibble is the even input column."""
+    return torch.stack((packed & 0xF, packed >> 4), dim=2).flatten(1, 2)
+
+
 def unpack_e2m1(packed: torch.Tensor) -> torch.Tensor:
-    """Unpacks uint8 (o, i/2) into float32 (o, i) E2M1 values; the low nibble is the even input column."""
-    codes = torch.stack((packed & 0xF, packed >> 4), dim=2).flatten(1, 2).long()
+    """Unpacks uint8 (o, i/2) into float32 (o, i) E2M1 values."""
     values = torch.tensor(_E2M1_MAGNITUDES, device=packed.device)
-    return torch.cat((values, -values))[codes]
+    return torch.cat((values, -values))[unpack_uint4(packed).long()]
 
 
 def round_e4m3(values: torch.Tensor) -> torch.Tensor:

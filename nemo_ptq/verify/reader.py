@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Rank files opened lazily, one by one or merged into the tensors of the unsharded model."""
 
-import struct
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -31,7 +30,7 @@ class RankFile:
     def _file(self) -> safe_open:
         try:
             return safe_open(self.path, framework="pt")
-        except (OSError, SafetensorError, struct.error) as error:
+        except (OSError, SafetensorError) as error:
             raise PtqError(f"{self.path.name}: not readable as safetensors: {error}") from error
 
     @property

@@ -213,7 +213,11 @@ def _rotary_scaling(raw: dict[str, Any], config: Config) -> list[str]:
     if required is None:
         return [f"rotary_scaling.type is {scaling.type!r}, expected linear or llama3"]
     problems = [f"rotary_scaling.{key} is missing" for key in required if key not in section]
-    problems += [f"rotary_scaling.{key} is unknown" for key in sorted(section.keys() - {"type", *required})]
+    problems += [
+        f"rotary_scaling.{key} is unknown" for key in sorted(section.keys() - {"type", "rope_type", *required})
+    ]
+    # Transformers' name of the type; readers look at either.
+    problems += _differs({"rope_type": scaling.type, **section}, "rope_type", scaling.type, "rotary_scaling.")
     if scaling.factor < 1:
         problems.append(f"rotary_scaling.factor is {scaling.factor}, expected at least 1")
     if scaling.type == "llama3" and scaling.low_freq_factor >= scaling.high_freq_factor:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from nemo_ptq.verify.config import Config
-from nemo_ptq.verify.dequantize import E2M1_MAX, E4M3_MAX, dequantize_int4, unpack_e2m1, unpack_int4
+from nemo_ptq.verify.dequantize import E4M3_MAX, dequantize_int4, unpack_int4, unpack_uint4
 from nemo_ptq.verify.layout import (
     NVFP4_BLOCK_SIZE,
     Linear,
@@ -20,36 +20,43 @@ from nemo_ptq.verify.layout import (
 )
 from nemo_ptq.verify.reader import Checkpoint, RankFile, same_bytes, split_parts
 
-# A scale is the largest magnitude over the largest code, so each group of weights comes close to that code ...
-_LEAST_PEAK = 0.75
-# ... except that modelopt's clipping and zero-padded rows leave a few groups behind.
+# Clipping and zero-padded rows may leave a few groups below their range.
 _TOLERATED_GROUPS = 0.05
 
 # W4A8's int4 weights may leave the FP8 range by no more than rounding of their scales.
 _FP8_OVERFLOW = 1.05
 
 
+# Values that are looked at together: bounds the memory, not the result.
+_CHUNK = 1 << 22
+
+
 @dataclass(frozen=True)
-class _Grid:
-    """The codes of an algorithm.
+class _Range:
+    """How an algorithm's codes are spread where weight and scale belong together.
+
+    A code's level is an integer that grows with the magnitude it stands for.
 
     Attributes:
-        largest: Largest magnitude of a code.
-        saturated: Share of the weights that may plausibly have it. Normally distributed weights reach it in 1.5 % of
-            the cases for int4 with 128 to a group and 15 % for NVFP4's 16; clipping with half the right scale
+        largest: Level of the largest code. A scale is the largest magnitude over the largest code, so that each group
+            of weights comes close to it.
+        least: Lowest level that counts as close, three quarters of the range.
+        saturated: Share of the weights that may plausibly have the largest code. Normally distributed weights do in
+            1.5 % of the cases for int4 with 128 to a group and 15 % for NVFP4's 16; clipping with half the right scale
             doubles or triples that.
     """
 
-    largest: float
+    largest: int
+    least: int
     saturated: float
 
 
-_GRIDS = {
-    "FP8": _Grid(E4M3_MAX, 0.02),
-    "W8A8_SQ_PER_CHANNEL": _Grid(127, 0.05),
-    "W4A16_AWQ": _Grid(7, 0.3),
-    "W4A8_AWQ": _Grid(7, 0.3),
-    "NVFP4": _Grid(E2M1_MAX, 0.6),
+_RANGES = {
+    "FP8": _Range(largest=0x7E, least=0x7B, saturated=0.02),  # 448 and 352
+    "W8A8_SQ_PER_CHANNEL": _Range(largest=127, least=96, saturated=0.05),
+    "W4A16_AWQ": _Range(largest=7, least=6, saturated=0.3),
+    "W4A8_AWQ": _Range(largest=7, least=6, saturated=0.3),
+    "NVFP4": _Range(largest=7, least=7, saturated=0.6),  # 6, the next one is 4
 }
 
 
@@ -64,22 +71,31 @@ def model_linears(config: Config) -> Iterator[tuple[str, Linear]]:
         yield "lm_head", lm_head(config)
 
 
-def _slices(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
-    """The tensor, or expert by expert where it is stacked, so that no more than one is ever converted."""
-    yield from tensor if tensor.ndim == 3 else (tensor,)
+def _chunks(tensor: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The tensor's values in runs of bounded length."""
+    yield from tensor.reshape(-1).split(_CHUNK)
+
+
+def _experts(weight: torch.Tensor) -> Iterator[torch.Tensor]:
+    """The matrices of a weight: one, or one for each expert."""
+    yield from weight if weight.ndim == 3 else (weight,)
 
 
 def finiteness_problems(checkpoint: Checkpoint) -> list[str]:
     """Tensors with NaN or infinity in any rank's file."""
     problems = []
     for file in checkpoint.rank_files:
-        for name, (dtype, _) in file.header.items():
-            if dtype[0] not in "FB":
-                continue
-            bad = sum(int((~part.float().isfinite()).sum()) for part in _slices(file.tensor(name)))
+        for name in file.header:
+            bad = sum(int(_not_finite(chunk).count_nonzero()) for chunk in _chunks(file.tensor(name)))
             if bad:
                 problems.append(f"{file.path.name}: {name} has {bad} values that are NaN or infinite")
     return problems
+
+
+def _not_finite(values: torch.Tensor) -> torch.Tensor:
+    if values.dtype == torch.float8_e4m3fn:  # It has no infinity, and one NaN of either sign.
+        return (values.view(torch.uint8) & 0x7F) == 0x7F
+    return ~values.isfinite()
 
 
 def scale_problems(checkpoint: Checkpoint) -> list[str]:
@@ -106,46 +122,61 @@ def zero_problems(checkpoint: Checkpoint) -> list[str]:
 
 
 def _any_nonzero(tensor: torch.Tensor) -> bool:
-    # Both zeros of the floating dtypes count; packed codes of zero are zero bytes.
-    return any(bool((part.float() != 0).any()) for part in _slices(tensor))
+    return any(bool(_nonzero(chunk).any()) for chunk in _chunks(tensor))
+
+
+def _nonzero(values: torch.Tensor) -> torch.Tensor:
+    if values.dtype == torch.float8_e4m3fn:  # Zero has either sign.
+        return (values.view(torch.uint8) & 0x7F) != 0
+    return values != 0
 
 
 def range_problems(checkpoint: Checkpoint) -> list[str]:
     """Quantized weights that do not fit their scales: too many at the largest code, or groups that stay far below."""
     problems = []
-    peaks: dict[str, float] = {}
+    fp8_peaks: dict[str, int] = {}
     for name, linear in model_linears(checkpoint.config):
         algorithm = checkpoint.config.quantization.algorithm_of(linear.module)
         if algorithm is None:
             continue
-        grid = _GRIDS[algorithm]
-        for expert, weight in enumerate(_slices(checkpoint.tensor(f"{name}.weight"))):
+        plausible = _RANGES[algorithm]
+        for expert, weight in enumerate(_experts(checkpoint.tensor(f"{name}.weight"))):
             label = name if linear.experts is None else f"{name}, expert {expert}"
-            groups = _grouped_magnitudes(checkpoint.config, algorithm, weight)
-            saturated = float((groups >= grid.largest).float().mean())
-            if saturated > max(grid.saturated, 4 / groups.shape[-1]):
+            saturated, peaks, group = _spread(checkpoint.config, algorithm, weight)
+            if saturated > max(plausible.saturated, 4 / group):
                 problems.append(f"{label}: {saturated:.1%} of the weights have the largest code, scales too small")
-            group_peaks = groups.amax(-1) / grid.largest
             if algorithm == "FP8":
-                peaks[label] = float(group_peaks)
+                fp8_peaks[label] = int(peaks.max())
                 continue
-            low = float(((group_peaks > 0) & (group_peaks < _LEAST_PEAK)).float().mean())
+            low = float(((peaks > 0) & (peaks < plausible.least)).float().mean())
             if low > _TOLERATED_GROUPS:
                 problems.append(f"{label}: {low:.1%} of the groups stay far below the largest code, scales too large")
         if algorithm == "W4A8_AWQ":
             problems += _overflow_problems(checkpoint, name)
-    return problems + _peak_problems(peaks)
+    return problems + _peak_problems(fp8_peaks)
 
 
-def _grouped_magnitudes(config: Config, algorithm: str, weight: torch.Tensor) -> torch.Tensor:
-    """Magnitudes of a weight's codes, those that share a scale in the last dimension."""
+def _spread(config: Config, algorithm: str, weight: torch.Tensor) -> tuple[float, torch.Tensor, int]:
+    """Share of weights with the largest code, highest level of each group, and the number of weights in a group."""
+    saturated, count, peaks, group = 0, 0, [], 1
+    for rows in weight.split(max(1, _CHUNK // weight.shape[1])):
+        levels = _grouped_levels(config, algorithm, rows)
+        saturated += int((levels >= _RANGES[algorithm].largest).count_nonzero())
+        count += levels.numel()
+        peaks.append(levels.amax(-1).flatten())
+        group = levels.shape[-1]
+    return saturated / count, torch.cat(peaks), group
+
+
+def _grouped_levels(config: Config, algorithm: str, weight: torch.Tensor) -> torch.Tensor:
+    """Levels of a weight's codes, those of a group in the last dimension (of FP8's only group, a part)."""
     if algorithm == "FP8":
-        return weight.float().abs().flatten()
+        return weight.view(torch.uint8) & 0x7F
     if algorithm == "W8A8_SQ_PER_CHANNEL":
-        return weight.float().abs()
+        return weight.short().abs()
     if algorithm == "NVFP4":
-        return unpack_e2m1(weight).abs().unflatten(1, (-1, NVFP4_BLOCK_SIZE))
-    return unpack_int4(weight).float().abs().unflatten(1, (-1, config.quantization.group_size))
+        return (unpack_uint4(weight) & 7).unflatten(1, (-1, NVFP4_BLOCK_SIZE))
+    return unpack_int4(weight).abs().unflatten(1, (-1, config.quantization.group_size))
 
 
 def _overflow_problems(checkpoint: Checkpoint, name: str) -> list[str]:
@@ -153,23 +184,28 @@ def _overflow_problems(checkpoint: Checkpoint, name: str) -> list[str]:
         checkpoint.tensor(f"{name}.{suffix}")
         for suffix in ("weight", "weights_scaling_factor", "weights_scaling_factor_2")
     )
-    ratio = float(dequantize_int4(weight, scale).abs().max() / scale_2)
+    rows = max(2, _CHUNK // weight.shape[1]) // 2
+    largest = max(
+        float(dequantize_int4(packed, scales).abs().max())
+        for packed, scales in zip(weight.split(rows), scale.split(2 * rows), strict=True)
+    )
+    ratio = largest / float(scale_2)
     if ratio <= E4M3_MAX * _FP8_OVERFLOW:
         return []
     return [f"{name}: the largest weight is {ratio:.0f} times weights_scaling_factor_2, FP8 ends at {E4M3_MAX:.0f}"]
 
 
-def _peak_problems(peaks: dict[str, float]) -> list[str]:
+def _peak_problems(peaks: dict[str, int]) -> list[str]:
     """FP8 weights that stay far below the largest code; fc and gate may share the scale of the larger one."""
     joint = dict(peaks)
     for name, peak in peaks.items():
         if name.endswith(".mlp.gate"):
             fc = name.removesuffix("gate") + "fc"
-            joint[name] = joint[fc] = max(peak, peaks.get(fc, 0.0))
+            joint[name] = joint[fc] = max(peak, peaks.get(fc, 0))
     return [
-        f"{name}: no weight exceeds {peak:.0%} of the largest code, its scale is too large"
+        f"{name}: no weight comes close to the largest code, its scale is too large"
         for name, peak in joint.items()
-        if 0 < peak < _LEAST_PEAK
+        if 0 < peak < _RANGES["FP8"].least
     ]
 
 

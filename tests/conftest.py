@@ -1,0 +1,54 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Settings and fixtures for all tests."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from demo import build
+
+# Before PyTorch is imported, here or in a process that a test starts. The tests of several ranks share a few cores.
+_ENVIRONMENT = dict(os.environ)
+os.environ["OMP_NUM_THREADS"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ["HF_HUB_OFFLINE"] = "1"
+# A process that has asked CUDA for its devices cannot fork ranks that use them; asking NVML does no harm.
+os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+
+
+@dataclass(frozen=True)
+class Demo:
+    """The demo's files: a NeMo checkpoint, the Hugging Face directory that it comes from, and .jsonl texts."""
+
+    checkpoint: Path = build.CHECKPOINT
+    hf: Path = build.HF
+    calibration: Path = build.CALIBRATION
+    heldout: Path = build.HELDOUT
+
+
+@pytest.fixture(scope="session")
+def demo() -> Demo:
+    """The demo's model, trained first if it is missing."""
+    root = Path(__file__).parent.parent
+    subprocess.run([sys.executable, "-m", "demo.build"], cwd=root, env=_ENVIRONMENT, check=True)
+    return Demo()
+
+
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Skips the tests marked `gpu` where there is no CUDA device."""
+    gpu_items = [item for item in items if item.get_closest_marker("gpu")]
+    if gpu_items and not _has_cuda():
+        for item in gpu_items:
+            item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _has_cuda() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
