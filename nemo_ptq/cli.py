@@ -7,9 +7,11 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_ptq.options import OPTIONS, nearest_name
+from nemo_ptq.options import OPTIONS, did_you_mean
 
 _ARGUMENT = re.compile(r"(?P<name>[\w.\[\]]+)\s*(?P<operation>[-+*/|&]?)=\s*(?P<value>.*)", re.DOTALL)
+# An option is recognised by the last part of its name: prefixes are what people leave out or mix up.
+_LAST_PARTS = {option.rpartition(".")[2]: option for option in OPTIONS}
 _CONFIGS = ("quantization_config", "export_config")
 
 
@@ -54,7 +56,7 @@ def read_command_line(arguments: Iterable[str], run_options: Collection[str]) ->
         elif name in _CONFIGS or (name in OPTIONS and (operation or value.startswith("@"))):
             task.append(argument)
         elif name not in OPTIONS:
-            problems.append(f"{name} is not an option{_nearest_option(name)}")
+            problems.append(f"{name} is not an option{did_you_mean(name.rpartition('.')[2], _LAST_PARTS)}")
         else:
             kind = OPTIONS[name].kind
             if kind.problem(name, kind.read(value)):
@@ -72,23 +74,13 @@ def _not_an_argument(argument: str, name: str | None) -> str:
     if name in OPTIONS:
         return f"{argument} is not an option: write {argument.lstrip('-')}, without dashes"
     if argument.startswith("-"):
-        return f"{argument} is not an option{_nearest_option(argument.lstrip('-').replace('-', '_'))}"
+        return f"{argument} is not an option{did_you_mean(argument.lstrip('-').replace('-', '_'), _LAST_PARTS)}"
     return f"{argument!r} is not an argument: write name=value, for example nemo_checkpoint={argument}"
-
-
-def _nearest_option(name: str) -> str:
-    """Like :func:`nearest_name`, also where a nested option's prefix was left out."""
-    short = {option.rpartition(".")[2]: option for option in OPTIONS}
-    hint = nearest_name(name, OPTIONS)
-    if hint:
-        return hint
-    hint = nearest_name(name.rpartition(".")[2], short)
-    return f": did you mean {short[hint.split()[-1].rstrip('?')]}?" if hint else ""
 
 
 def _run_problem(argument: str, name: str, options: Collection[str], has_executor: bool) -> str | None:
     if name not in options:
-        return f"run.{argument} is not an option{nearest_name(name, options).replace('mean ', 'mean run.')}"
+        return f"run.{argument} is not an option{did_you_mean(name, {option: f'run.{option}' for option in options})}"
     if name == "executor" and not has_executor:
         return f"run.{argument} needs an executor: add run.executor=torchrun"
     return None

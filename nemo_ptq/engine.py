@@ -3,7 +3,7 @@
 """The main job on one rank: load, calibrate, export, verify. What was planned is in the :class:`~nemo_ptq.job.Job`."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -17,8 +17,9 @@ from megatron.core import parallel_state
 from nemo_ptq.calibration.algorithms import calibrate as calibrate_module
 from nemo_ptq.calibration.data import make_batches, read_samples, share, tokenize
 from nemo_ptq.calibration.experts import TokenCounts, with_idle_experts_covered
-from nemo_ptq.calibration.forward import forward_batches
+from nemo_ptq.calibration.forward import run_batches
 from nemo_ptq.calibration.state import save_calibration_state
+from nemo_ptq.calibration.text_files import Sample
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console import Reporter
@@ -29,9 +30,9 @@ from nemo_ptq.export.layout import QnemoLayout
 from nemo_ptq.export.ownership import gather_ownership, global_modules
 from nemo_ptq.export.publish import discard, prepare, publish, sha256_of, staging_path, write_manifest
 from nemo_ptq.export.qnemo import write_rank_files
-from nemo_ptq.export.qnemo_config import qnemo_config
+from nemo_ptq.export.qnemo_config import check_exportable, qnemo_config
 from nemo_ptq.export.shape import shape_of
-from nemo_ptq.families import family_of
+from nemo_ptq.families import Family, family_of
 from nemo_ptq.job import Job
 from nemo_ptq.launch import read_launch
 from nemo_ptq.quiet import quiet_libraries
@@ -60,10 +61,14 @@ def run_job(job: Job) -> None:
         pipeline_parallel=job.calibration_pp,
         expert_parallel=job.calibration_ep,
     ):
+        # Before the model: data that is not to be had is better known in seconds.
+        samples = read_job_samples(job, reporter)
         with reporter.step("load"):
             model = load(job, device)
+            check_exportable(shape_of(model.config, model.vocab_size), _family(model, job))
         with reporter.step("calibrate"):
-            calibrate(model, job.quantization, job.decoder, reporter, job.forward_loop)
+            loop = job.forward_loop or data_loop(model, job.quantization, samples, reporter)
+            calibrate(model, job.quantization, job.decoder, loop, reporter)
         if job.export.generate_sample:
             _show_sample(model, reporter)
         with reporter.step("export"):
@@ -83,49 +88,68 @@ def load(job: Job, device: torch.device) -> LoadedModel:
     )
 
 
-def calibration_batches(model: LoadedModel, quantization: QuantizationConfig, reporter: Reporter) -> list[torch.Tensor]:
-    """Returns this data-parallel rank's batches: int64 (batch, sequence) each, without padding.
+def read_job_samples(job: Job, reporter: Reporter) -> list[Sample]:
+    """Reads the samples that a job calibrates on; none if it does not, or has a loop of its own.
 
     Raises:
-        PtqError: If the data set cannot be read or gives no tokens.
+        PtqError: If the data set cannot be read.
     """
-    wanted = quantization.calibration_dataset_size
-    samples = read_samples(quantization.calibration_dataset, wanted)
+    if job.quantization.algorithm_name == NO_QUANT or job.forward_loop is not None:
+        return []
+    dataset, wanted = job.quantization.calibration_dataset, job.quantization.calibration_dataset_size
+    samples = read_samples(dataset, wanted)
     if len(samples) < wanted:
-        reporter.warn(f"{quantization.calibration_dataset} has {len(samples)} samples, fewer than the {wanted} asked")
-    sequences = [tokenize(model.tokenizer, sample, quantization.calibration_seq_len) for sample in samples]
-    sequences = [sequence for sequence in sequences if sequence]
-    if not sequences:
-        raise PtqError(f"no sample of calibration_dataset={quantization.calibration_dataset} gives any token")
-    # The ranks that share a layer's experts exchange tokens in step, so they read the same samples.
-    expert_parallel = parallel_state.get_expert_model_parallel_world_size()
-    readers = parallel_state.get_data_parallel_world_size() // expert_parallel
-    mine = share(sequences, parallel_state.get_data_parallel_rank() // expert_parallel, readers)
-    return make_batches(mine, quantization.calibration_batch_size)
+        reporter.warn(f"{dataset} has {len(samples)} samples, fewer than the {wanted} asked")
+    return samples
+
+
+def data_loop(
+    model: LoadedModel, quantization: QuantizationConfig, samples: Iterable[Sample], reporter: Reporter
+) -> Callable[[Any], None]:
+    """Returns the loop that runs this data-parallel rank's share of the samples through a model.
+
+    Raises:
+        PtqError: When the loop runs, if no sample gives a token.
+    """
+
+    def loop(module: Any) -> None:
+        sequences = [tokenize(model.tokenizer, sample, quantization.calibration_seq_len) for sample in samples]
+        sequences = [sequence for sequence in sequences if sequence]
+        if not sequences:
+            raise PtqError(f"no sample of calibration_dataset={quantization.calibration_dataset} gives any token")
+        # The ranks that share a layer's experts exchange tokens in step, so they read the same samples.
+        expert_parallel = parallel_state.get_expert_model_parallel_world_size()
+        readers = parallel_state.get_data_parallel_world_size() // expert_parallel
+        mine = share(sequences, parallel_state.get_data_parallel_rank() // expert_parallel, readers)
+        batches = make_batches(mine, quantization.calibration_batch_size)
+        with reporter.progress("calibration", len(mine)) as progress:
+            for tokens, _ in zip(batches, run_batches(module, batches), strict=True):
+                progress.advance(len(tokens), tokens.numel())
+
+    return loop
 
 
 def calibrate(
     model: LoadedModel,
     quantization: QuantizationConfig,
     decoder: str,
+    forward_loop: Callable[[Any], Any],
     reporter: Reporter,
-    forward_loop: Callable[[Any], Any] | None = None,
 ) -> None:
-    """Calibrates a model in place, on the configured data set or through the user's own loop.
+    """Calibrates a model in place.
 
     Args:
         model: This rank's part of the model.
-        quantization: How to quantize, and on what.
+        quantization: How to quantize.
         decoder: TensorRT-LLM's decoder type.
-        reporter: Follows the data.
-        forward_loop: Called with Megatron's model; replaces the data set.
+        forward_loop: Called with Megatron's model, it runs it on data.
+        reporter: Hears of experts that saw no data.
     """
     if quantization.algorithm_name == NO_QUANT:
         return
-    loop = forward_loop or _data_loop(calibration_batches(model, quantization, reporter), reporter)
     if model.config.num_moe_experts:
-        loop = with_idle_experts_covered(loop, partial(_warn_of_idle_experts, reporter=reporter))
-    calibrate_module(model.module, quantization, decoder, loop)
+        forward_loop = with_idle_experts_covered(forward_loop, partial(_warn_of_idle_experts, reporter=reporter))
+    calibrate_module(model.module, quantization, decoder, forward_loop)
 
 
 def _warn_of_idle_experts(counts: TokenCounts, reporter: Reporter) -> None:
@@ -135,15 +159,6 @@ def _warn_of_idle_experts(counts: TokenCounts, reporter: Reporter) -> None:
             f"{idle} of {len(counts)} experts saw no token during calibration: their activation ranges are those of "
             "the other experts of their layer; give more samples, or more varied ones"
         )
-
-
-def _data_loop(batches: list[torch.Tensor], reporter: Reporter) -> Callable[[Any], None]:
-    def loop(module: Any) -> None:
-        with reporter.progress("calibration", sum(len(tokens) for tokens in batches)) as progress:
-            for tokens, _ in zip(batches, forward_batches(module, batches), strict=True):
-                progress.advance(len(tokens), tokens.numel())
-
-    return loop
 
 
 def _show_sample(model: LoadedModel, reporter: Reporter) -> None:
@@ -186,8 +201,7 @@ def _write(model: LoadedModel, job: Job, directory: Path, reporter: Reporter) ->
         job.export.inference_tp,
         job.export.inference_pp,
     )
-    family = family_of(type(model.config).__name__, job.export.decoder_type)
-    config = qnemo_config(layout, family, version("nemo_ptq"))
+    config = qnemo_config(layout, _family(model, job), version("nemo_ptq"))
     files = write_rank_files(directory, modules, ownership, layout, reporter)
     mine = {file.name: sha256_of(file) for file in files}
     everyones: list[dict[str, str]] = [mine] * dist.get_world_size()
@@ -199,6 +213,10 @@ def _write(model: LoadedModel, job: Job, directory: Path, reporter: Reporter) ->
         replaced = job.tokenizer_path is not None
         write_context(job.checkpoint, directory / "nemo_context", model.tokenizer, replaced)
     return {name: digest for digests in everyones for name, digest in digests.items()}
+
+
+def _family(model: LoadedModel, job: Job) -> Family:
+    return family_of(type(model.config).__name__, job.export.decoder_type)
 
 
 def _about(job: Job) -> dict[str, Any]:

@@ -14,10 +14,16 @@ from nemo_ptq.config import ALGORITHM_FILES, ALGORITHMS, DATASETS, DTYPES, EXPOR
 from nemo_ptq.families import ARCHITECTURES
 
 
-def nearest_name(name: str, known: Iterable[str]) -> str:
-    """Returns ": did you mean X?" for the known name closest to `name`, or nothing where none is close."""
-    matches = difflib.get_close_matches(name.lower(), list(known), n=1)
-    return f": did you mean {matches[0]}?" if matches else ""
+def did_you_mean(name: str, known: Mapping[str, str] | Iterable[str]) -> str:
+    """Suggests the known name closest to `name`: ": did you mean X?", or nothing where none is close.
+
+    Args:
+        name: What the user wrote.
+        known: Names that exist; of a mapping, its keys are compared and its values suggested.
+    """
+    suggestions = known if isinstance(known, Mapping) else {candidate: candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), suggestions, n=1)
+    return f": did you mean {suggestions[matches[0]]}?" if matches else ""
 
 
 @dataclass(frozen=True)
@@ -52,7 +58,7 @@ class Kind:
         if (value is None and self.optional) or self.accepts(value):
             return None
         shown = repr(value) if isinstance(value, str) and not self.names else value
-        hint = nearest_name(value, self.names) if isinstance(value, str) else ""
+        hint = did_you_mean(value, self.names) if isinstance(value, str) else ""
         if hint:
             return f"{option}={shown} is not known{hint} It must be {self.words}"
         return f"{option}={shown} is not valid: it must be {self.words}"

@@ -26,7 +26,7 @@ from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.executors import run_experiment, torchrun, world_size
 from nemo_ptq.job import Job
 from nemo_ptq.launch import read_launch
-from nemo_ptq.options import nearest_name
+from nemo_ptq.options import did_you_mean
 from nemo_ptq.preflight import check_job
 
 _RUN_OPTIONS = ("executor", "plugins", *(field.name for field in fields(RunContext) if field.init))
@@ -130,7 +130,7 @@ class PtqRunContext(RunContext):
             config = super().parse_executor(name)
         except ValueError as error:
             known = _executor_names()
-            hint = nearest_name(name, known)
+            hint = did_you_mean(name, known)
             raise ConfigError(
                 [f"run.executor={name} is not known{hint} It must be one of {', '.join(known)}"]
             ) from error
@@ -139,7 +139,7 @@ class PtqRunContext(RunContext):
         for argument in args:
             setting = re.split(r"\W", argument, maxsplit=1)[0]
             if setting not in settings:
-                problems.append(f"run.executor.{setting} is not a setting of {name}{nearest_name(setting, settings)}")
+                problems.append(f"run.executor.{setting} is not a setting of {name}{did_you_mean(setting, settings)}")
                 continue
             mistakes: list[str] = []
             with _collecting(mistakes):

@@ -41,7 +41,7 @@ def first_host(node_list: str) -> str:
 
 
 def _rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
-    """Address and port at which the ranks meet: torchrun's, the user's, or one that all tasks of a Slurm step agree on."""
+    """Where the ranks meet: torchrun's address and port, the user's, or those that all tasks of a Slurm step derive."""
     address = environment.get("MASTER_ADDR")
     if address is None:
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
@@ -73,7 +73,7 @@ def megatron_on(device: torch.device) -> Iterator[None]:
     """Lets Megatron-Core build and run models on `device`.
 
     Megatron allocates on ``torch.cuda.current_device()`` and calls ``torch.cuda.synchronize()`` whatever the model's
-    device is; without CUDA both would raise. On a GPU nothing is changed but the current device.
+    device is; without CUDA both would raise. On a GPU only the current device is set.
     """
     from megatron.core.transformer.moe import moe_utils
 
@@ -83,6 +83,7 @@ def megatron_on(device: torch.device) -> Iterator[None]:
         else:
             stack.enter_context(patch.object(torch.cuda, "current_device", lambda: device))
             stack.enter_context(patch.object(torch.cuda, "synchronize", lambda *_: None))
+        if not hasattr(moe_utils, "te_general_gemm"):
             # Without Transformer Engine Megatron forgets to define the name that its router looks for.
             stack.enter_context(patch.object(moe_utils, "te_general_gemm", None, create=True))
         yield
@@ -110,7 +111,8 @@ def process_groups(
         expert_parallel: Ranks that share the experts of one layer.
         seed: Seed for torch and for Megatron's generators.
     """
-    from megatron.core import parallel_state, tensor_parallel as megatron_tensor_parallel
+    from megatron.core import parallel_state
+    from megatron.core import tensor_parallel as megatron_tensor_parallel
 
     address, port = _rendezvous(os.environ)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

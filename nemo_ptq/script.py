@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.launch import Launch, read_launch
-from nemo_ptq.options import OPTIONS, nearest_name
+from nemo_ptq.options import OPTIONS, did_you_mean
 from nemo_ptq.preflight import check_job
 from nemo_ptq.quiet import quiet_imports
 
@@ -105,7 +105,7 @@ def read_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     given, unknown = parser.parse_known_args(arguments)
     names = [name for flag in FLAGS for name in flag.names]
     problems = [
-        f"{argument} is not a flag{nearest_name(argument.partition('=')[0], names)}"
+        f"{argument} is not a flag{did_you_mean(argument.partition('=')[0], names)}"
         # What follows an unknown flag may be its value.
         for argument in [word for word in unknown if word.startswith("-")] or unknown
     ]

@@ -60,7 +60,8 @@ def export_all(tasks: list[dict[str, Any]]) -> None:
     sizes = {"tensor_parallel": first.calibration_tp, "pipeline_parallel": first.calibration_pp}
     with process_groups(launch, device, **sizes):
         model = engine.load(first, device)
-        engine.calibrate(model, first.quantization, first.decoder, silent)
+        loop = engine.data_loop(model, first.quantization, engine.read_job_samples(first, silent), silent)
+        engine.calibrate(model, first.quantization, first.decoder, loop, silent)
         for job in jobs:
             engine.export(model, job, silent)
 

@@ -8,6 +8,7 @@ https://nvidia.github.io/Model-Optimizer/ for its current form.
 
 import copy
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 import modelopt.torch.quantization as mtq
 import yaml
 from megatron.core.models.gpt import GPTModel
+from modelopt.torch.quantization.config import normalize_quant_cfg_list
 
 from nemo_ptq.calibration.awq import calibrate_awq
 from nemo_ptq.config import QuantizationConfig
@@ -48,10 +50,8 @@ def modelopt_config(quantization: QuantizationConfig, decoder: str) -> dict[str,
     """
     algorithm = quantization.algorithm
     assert algorithm is not None
-    if algorithm in _PRESETS:
-        config = copy.deepcopy(_PRESETS[algorithm])
-    else:
-        config = _read_modelopt_config(Path(algorithm))
+    preset = _PRESETS.get(algorithm)
+    config = _read_modelopt_config(Path(algorithm)) if preset is None else copy.deepcopy(preset)
     if algorithm in ("int4_awq", "w4a8_awq"):
         _set_awq_block_size(config, quantization.awq_block_size)
         coarse = algorithm == "w4a8_awq" and decoder in _COARSE_W4A8_DECODERS
@@ -71,25 +71,33 @@ def _set_awq_block_size(config: dict[str, Any], block_size: int) -> None:
 
 
 def _read_modelopt_config(path: Path) -> dict[str, Any]:
-    """Reads a user's own ModelOpt configuration; JSON keys such as "-1" and lists such as [4, 3] get their true types."""
+    """Reads a user's own ModelOpt configuration.
 
-    def restore(node: Any) -> Any:
+    ModelOpt's block sizes have whole numbers as keys, which JSON lacks, and its numbers of bits may be a tuple, which
+    YAML lacks too.
+    """
+
+    def restore(node: Any, key: Any = None) -> Any:
         if isinstance(node, dict):
-            return {int(k) if k.lstrip("-").isdigit() else k: restore(v) for k, v in ((str(k), v) for k, v in node.items())}
+            return {_whole_number(name): restore(value, name) for name, value in node.items()}
         if isinstance(node, list):
-            return [restore(item) for item in node]
+            items = [restore(item) for item in node]
+            return tuple(items) if key == "num_bits" else items
         return node
 
     text = path.read_text(encoding="utf-8")
     config = restore(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
     if not isinstance(config, dict) or "quant_cfg" not in config:
         raise PtqError(f"algorithm={path}: a ModelOpt configuration is a mapping with quant_cfg and algorithm")
-    for entry in config["quant_cfg"]:
-        stages = entry.get("cfg") or []
-        for stage in stages if isinstance(stages, list) else [stages]:
-            if isinstance(stage.get("num_bits"), list):
-                stage["num_bits"] = tuple(stage["num_bits"])
+    try:
+        config["quant_cfg"] = normalize_quant_cfg_list(config["quant_cfg"])
+    except ValueError as error:
+        raise PtqError(f"algorithm={path}: quant_cfg is not ModelOpt's: {' '.join(str(error).split())}") from error
     return config
+
+
+def _whole_number(key: Any) -> Any:
+    return int(key) if isinstance(key, str) and re.fullmatch(r"-?\d+", key) else key
 
 
 def calibrate(

@@ -64,7 +64,7 @@ def tokenize(tokenizer: Any, sample: Sample, seq_len: int) -> list[int]:
     Raises:
         PtqError: If the sample is a chat and the tokenizer has no chat template.
     """
-    inner = getattr(tokenizer, "tokenizer", None)
+    inner: Any = getattr(tokenizer, "tokenizer", None)
     if isinstance(sample, str):
         if callable(inner) and hasattr(inner, "apply_chat_template"):
             return list(inner(sample, verbose=False)["input_ids"][:seq_len])

@@ -3,6 +3,8 @@
 """A forward pass of a Megatron model across pipeline stages, without a schedule for training."""
 
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,28 @@ from megatron.core.models.gpt import GPTModel
 
 def _positions(tokens: torch.Tensor) -> torch.Tensor:
     return torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens)
+
+
+@contextmanager
+def _without_output_layer(module: GPTModel) -> Iterator[None]:
+    """Lets a last stage end with its hidden states: the vocabulary is wide, and its layer is not calibrated."""
+    is_last, module.post_process = module.post_process, False
+    try:
+        yield
+    finally:
+        module.post_process = is_last
+
+
+def _calibrates_output_layer(module: GPTModel) -> bool:
+    quantizer = getattr(getattr(module, "output_layer", None), "input_quantizer", None)
+    return quantizer is not None and quantizer.is_enabled
+
+
+def run_batches(module: GPTModel, batches: Iterable[torch.Tensor]) -> Iterator[None]:
+    """Runs batches as :func:`forward_batches` does, for the statistics alone: no logits are computed."""
+    with nullcontext() if _calibrates_output_layer(module) else _without_output_layer(module):
+        for _ in forward_batches(module, batches):
+            yield None
 
 
 @torch.no_grad()
@@ -26,12 +50,12 @@ def forward_batches(module: GPTModel, batches: Iterable[torch.Tensor]) -> Iterat
         batches: int64 tokens of shape (batch, sequence), all of one length within a batch: there is no padding.
 
     Yields:
-        For each batch, on the last stage this tensor-parallel rank's logits, of shape
+        For each batch, on the last stage its output, the tensor-parallel rank's logits of shape
         (batch, sequence, padded vocabulary / TP); None on the other stages.
     """
     device = next(module.parameters()).device
     hidden_size, dtype = module.config.hidden_size, module.config.params_dtype
-    sending: tuple[dist.Work, torch.Tensor] | None = None
+    sending: tuple[Any, torch.Tensor] | None = None
     for tokens in batches:
         tokens = tokens.to(device)
         if not module.pre_process:
@@ -39,7 +63,7 @@ def forward_batches(module: GPTModel, batches: Iterable[torch.Tensor]) -> Iterat
             dist.recv(hidden, parallel_state.get_pipeline_model_parallel_prev_rank())
             module.set_input_tensor(hidden)
         output = module(tokens, _positions(tokens), None)
-        if module.post_process:
+        if parallel_state.is_pipeline_last_stage():
             yield output
             continue
         if sending is not None:

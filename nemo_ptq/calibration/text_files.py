@@ -84,7 +84,9 @@ def _sample(record: Any, where: str) -> Sample:
         text, messages = record.get("text"), record.get("messages")
         if isinstance(text, str):
             return text
-        if isinstance(messages, list) and all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages):
+        if isinstance(messages, list) and all(
+            isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages
+        ):
             return messages
         found = ", ".join(sorted(map(str, record))) or "none"
         raise PtqError(f'{where}: needs a "text" string or a "messages" list of role and content; found keys: {found}')

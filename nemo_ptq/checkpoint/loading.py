@@ -115,6 +115,29 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
+def build_model(context: fdl.Config, device: torch.device, overrides: Mapping[str, Any]) -> Any:
+    """Builds this rank's part of a model in bfloat16, its weights uninitialised.
+
+    Args:
+        context: Fiddle config of a NeMo model such as ``LlamaModel``, changed in place to suit this machine.
+        device: Where the model will live.
+        overrides: Fields of the model's config to set, parallel sizes among them.
+
+    Returns:
+        NeMo's model, whose ``module`` is Megatron's.
+    """
+    _adjust_to_machine(context.config, device, overrides)
+    context.optim = None
+    # NeMo's model class, not its config alone: Gemma's scales the embedding.
+    model = fdl.build(context)
+    model.configure_model()
+    model.module = model.module.to(device=device).eval().requires_grad_(False)
+    for parameter in model.module.parameters():
+        # Megatron leaves learned position embeddings in float32.
+        parameter.data = parameter.data.to(model.config.params_dtype)
+    return model
+
+
 def load_model(
     checkpoint: Path,
     device: torch.device,
@@ -153,19 +176,11 @@ def load_model(
         "num_layers_in_last_pipeline_stage": num_layers_in_last_pipeline_stage,
         "vocab_size": _round_up(rows, tensor_parallel),
     }
-    _adjust_to_machine(context.config, device, overrides)
-    context.optim = None
     if tokenizer_path is not None:
         context.tokenizer = fdl.Config(get_tokenizer, tokenizer_path)
-    # NeMo's model class, not its config alone: Gemma's scales the embedding.
-    model = fdl.build(context)
-    model.configure_model()
-    module = model.module.to(device=device).eval().requires_grad_(False)
-    for parameter in module.parameters():
-        # Megatron leaves learned position embeddings in float32.
-        parameter.data = parameter.data.to(model.config.params_dtype)
-    _read_weights(module, weights, legacy_ckpt)
-    return LoadedModel(module, model.config, model.tokenizer, rows)
+    model = build_model(context, device, overrides)
+    _read_weights(model.module, weights, legacy_ckpt)
+    return LoadedModel(model.module, model.config, model.tokenizer, rows)
 
 
 def _read_weights(module: GPTModel, weights: Path, legacy_ckpt: bool) -> None:

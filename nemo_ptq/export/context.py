@@ -46,7 +46,7 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
 
 def _save_tokenizer(tokenizer: Any, directory: Path, field: str) -> str:
     """Saves the tokenizer's files, and returns their place in the directory."""
-    inner = getattr(tokenizer, "tokenizer", None)
+    inner: Any = getattr(tokenizer, "tokenizer", None)
     if field == "pretrained_model_name" and hasattr(inner, "save_pretrained"):
         inner.save_pretrained(directory / TOKENIZER)
         return TOKENIZER
@@ -55,8 +55,8 @@ def _save_tokenizer(tokenizer: Any, directory: Path, field: str) -> str:
         shutil.copy(model, directory / "tokenizer.model")
         return "tokenizer.model"
     raise PtqError(
-        f"the files of {type(tokenizer).__name__} cannot be saved into nemo_context/, where the checkpoint describes its "
-        f"tokenizer by {field}: give tokenizer_path= a tokenizer of the kind that the checkpoint has"
+        f"the files of {type(tokenizer).__name__} cannot be saved into nemo_context/, where the checkpoint describes "
+        f"its tokenizer by {field}: give tokenizer_path= a tokenizer of the kind that the checkpoint has"
     )
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The layout table of the TensorRT-LLM checkpoint: which tensors a rank file has, and where each row of them comes from.
+"""The layout table of the TensorRT-LLM checkpoint: which tensors a rank file has, and where their rows come from.
 
 Everything here is arithmetic on names and sizes. A :class:`Part` is a tensor of the whole model, as one Megatron module
 yields it; a :class:`FileTensor` is made of pieces of parts, each of them a :class:`Placement`. Cutting along tensor and
@@ -213,9 +213,6 @@ class QnemoLayout:
         yield from self._row(
             module + "self_attention.linear_proj", name + "attention.dense", shape.hidden_size, heads * head, rank
         )
-        if shape.qk_norm:
-            yield from self._norm(module + "self_attention.q_layernorm", name + "attention.q_layernorm", head)
-            yield from self._norm(module + "self_attention.k_layernorm", name + "attention.k_layernorm", head)
         attention = module + "self_attention.core_attention"
         if attention in self.kv_cache:
             for field in KV_CACHE_FIELDS:

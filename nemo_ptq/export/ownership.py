@@ -35,7 +35,8 @@ def global_modules(module: GPTModel) -> dict[str, torch.nn.Module]:
         if match := re.fullmatch(r"decoder\.layers\.(\d+)\.(.*)", name):
             layer = module.decoder.layers[int(match[1])]
             name = f"decoder.layers.{layer.layer_number - 1}.{match[2]}"
-        name = re.sub(r"local_experts\.(\d+)", lambda m: f"local_experts.{int(m[1]) + first_expert}", name)
+        if match := re.fullmatch(r"(.*local_experts\.)(\d+)(.*)", name):
+            name = f"{match[1]}{int(match[2]) + first_expert}{match[3]}"
         named[name] = child
     return named
 
@@ -88,7 +89,9 @@ def gather_ownership(modules: dict[str, torch.nn.Module]) -> Ownership:
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         modules=tuple(modules),
         schemes={
-            name: (scheme.modelopt_format, scheme.block_size) for name, scheme in schemes.items() if scheme.modelopt_format
+            name: (scheme.modelopt_format, scheme.block_size)
+            for name, scheme in schemes.items()
+            if scheme.modelopt_format
         },
         kv_cache=frozenset(
             name for name, module in modules.items() if name.endswith("core_attention") and quantizes_kv_cache(module)

@@ -6,6 +6,7 @@ Scales and rounding are ModelOpt's public functions; what is here is the order o
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from modelopt.torch.export.quant_utils import (
@@ -68,13 +69,13 @@ def row_splitter(module_name: str, shape: ModelShape) -> Callable[[torch.Tensor]
     return all_rows
 
 
-def scheme_of(linear: torch.nn.Module) -> Scheme:
+def scheme_of(linear: Any) -> Scheme:
     """Returns the scheme in which ModelOpt calibrated a linear layer."""
     modelopt_format = get_quantization_format(linear)
     return scheme_for(modelopt_format, get_weight_block_size(linear)) if modelopt_format else UNQUANTIZED
 
 
-def pack_linear(linear: torch.nn.Module, split: Callable[[torch.Tensor], RowGroups], dtype: torch.dtype) -> Packed:
+def pack_linear(linear: Any, split: Callable[[torch.Tensor], RowGroups], dtype: torch.dtype) -> Packed:
     """Packs this rank's shard of a linear layer.
 
     Args:
@@ -123,7 +124,7 @@ def pack_linear(linear: torch.nn.Module, split: Callable[[torch.Tensor], RowGrou
 _INT4_AS_INT8 = ("W4A16_AWQ", "W4A8_AWQ")
 
 
-def pack_parameters(module: torch.nn.Module, dtype: torch.dtype) -> Packed:
+def pack_parameters(module: Any, dtype: torch.dtype) -> Packed:
     """Packs the weight, and the bias if there is one, of a norm, an embedding or a router.
 
     A gain that Megatron stores minus one is stored whole.
@@ -137,13 +138,13 @@ def pack_parameters(module: torch.nn.Module, dtype: torch.dtype) -> Packed:
     return _on_cpu(packed)
 
 
-def quantizes_kv_cache(core_attention: torch.nn.Module) -> bool:
+def quantizes_kv_cache(core_attention: Any) -> bool:
     """Whether ModelOpt quantizes the keys and values that this attention caches."""
     quantizer = getattr(core_attention, "k_bmm_quantizer", None)
     return quantizer is not None and quantizer.is_enabled
 
 
-def pack_kv_cache(core_attention: torch.nn.Module) -> Packed:
+def pack_kv_cache(core_attention: Any) -> Packed:
     """Returns the dequantization scales of a quantized KV cache, float32 (1,) each.
 
     ModelOpt does not let FP8 scales fall below 1: E4M3 covers the usual range of keys and values unscaled.

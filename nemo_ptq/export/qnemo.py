@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -91,10 +92,12 @@ class _BlockExchange:
 
     def run(self, rank: int, pack: "_Packer") -> dict[Transfer, torch.Tensor]:
         """Sends this rank's slices and receives those for its files; returns the slices for its files."""
-        sending = []
+        sending: list[tuple[Any, torch.Tensor]] = []
         for (source, target), parts in self.traffic.items():
             if source == rank and target != rank:
-                message = torch.cat([cut(pack(t.part.module), t).contiguous().reshape(-1).view(torch.uint8) for t in parts])
+                message = torch.cat(
+                    [cut(pack(t.part.module), t).contiguous().reshape(-1).view(torch.uint8) for t in parts]
+                )
                 sending.append((dist.isend(message, target), message))
         slices: dict[Transfer, torch.Tensor] = {}
         for (source, target), parts in self.traffic.items():

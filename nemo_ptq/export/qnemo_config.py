@@ -33,6 +33,24 @@ def hidden_act(shape: ModelShape, family: Family) -> str:
     return _GATED_ACTIVATIONS[shape.activation] if shape.gated else shape.activation
 
 
+def check_exportable(shape: ModelShape, family: Family) -> None:
+    """Refuses a model that the readers of its decoder would load and compute something else from.
+
+    Raises:
+        PtqError: If the model normalises queries and keys, or has biases that its decoder's reader does not expect.
+    """
+    if shape.qk_norm:
+        raise PtqError(
+            "qk_layernorm=True: the readers of TensorRT-LLM checkpoints ignore the norms of queries and keys, so the "
+            "exported model would be another one; such models cannot be exported"
+        )
+    if family.decoder == "llama" and shape.qkv_bias != shape.linear_bias:
+        raise PtqError(
+            f"add_qkv_bias={shape.qkv_bias} with add_bias_linear={shape.linear_bias}: the reader of decoder llama wants "
+            "a bias on the query-key-value projection and the output projection, or on neither"
+        )
+
+
 def rotary_scaling(shape: ModelShape) -> dict[str, Any] | None:
     """Returns how the rotary embedding is stretched, with every number: readers fill gaps with Llama 3.1's."""
     if shape.rotary_scaling is not None:
@@ -74,8 +92,8 @@ def _excluded(layout: QnemoLayout) -> list[str]:
             patterns += [f"*{name}" for name in names]
         elif plain and layout.pipeline_parallel > 1:
             raise PtqError(
-                f"{kind} is unquantized in some layers only ({plain}), which config.json cannot say for "
-                f"inference_pp={layout.pipeline_parallel}: it counts layers from zero in every stage; use inference_pp=1"
+                f"{kind} is unquantized in some layers only ({plain}), which config.json cannot say for inference_pp="
+                f"{layout.pipeline_parallel}: it counts layers from zero in every stage; use inference_pp=1"
             )
         else:
             patterns += [f"transformer.layers.{i}.{name}" for i in plain for name in names]
@@ -141,8 +159,6 @@ def qnemo_config(layout: QnemoLayout, family: Family, version: str) -> dict[str,
     if family.decoder == "llama":
         # This decoder's reader asks for the biases of its two halves by other names.
         config |= {"attn_bias": shape.qkv_bias, "mlp_bias": shape.linear_bias}
-    if shape.qk_norm:
-        config["qk_layernorm"] = True
     if shape.num_experts:
         mapping |= {"moe_tp_size": layout.tensor_parallel, "moe_ep_size": 1}
         # Mode 1 renormalises the chosen experts' probabilities, as Megatron's router does.

@@ -69,9 +69,7 @@ def equal_shards(extent: int, ranks: Sequence[int]) -> list[Shard]:
         [Shard(rank=4, start=0, stop=4), Shard(rank=5, start=4, stop=8)]
     """
     size = -(-extent // len(ranks))
-    return [
-        Shard(rank, min(index * size, extent), min((index + 1) * size, extent)) for index, rank in enumerate(ranks)
-    ]
+    return [Shard(rank, min(index * size, extent), min((index + 1) * size, extent)) for index, rank in enumerate(ranks)]
 
 
 def transfers(tensor: FileTensor, holders: Callable[[Part], list[Shard]]) -> Iterator[Transfer]:
@@ -99,7 +97,13 @@ def transfers(tensor: FileTensor, holders: Callable[[Part], list[Shard]]) -> Ite
             if target:
                 target[offset] += start - placement.start
             yield Transfer(
-                shard.rank, placement.part, placement.axis, start - shard.start, stop - shard.start, tensor, tuple(target)
+                shard.rank,
+                placement.part,
+                placement.axis,
+                start - shard.start,
+                stop - shard.start,
+                tensor,
+                tuple(target),
             )
         if covered != placement.stop:
             raise ValueError(f"no rank holds {placement.part} from index {covered} on, which {tensor.name} needs")

@@ -109,9 +109,11 @@ class SafetensorsStream:
         """
         spec = self._specs[name]
         if (tensor.dtype, tuple(tensor.shape)) != (spec.dtype, spec.shape):
-            raise ValueError(f"{name} was announced as {spec.dtype} {spec.shape}, got {tensor.dtype} {tuple(tensor.shape)}")
+            raise ValueError(
+                f"{name} was announced as {spec.dtype} {spec.shape}, got {tensor.dtype} {tuple(tensor.shape)}"
+            )
         self._file.seek(self._offsets[name])
-        self._file.write(memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy()))
+        self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         self._missing.discard(name)
 
     def __enter__(self) -> "SafetensorsStream":

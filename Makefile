@@ -1,0 +1,47 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+.PHONY: help demo checkpoint test test-slow lint clean
+
+# The first Python that runs (a pyenv shim may exist without doing so) and is neither too old nor too new.
+PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
+	"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo "$$python" && break; done)
+
+# The environment works without being activated: nemo, torchrun and python are looked up on PATH.
+IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+
+demo: checkpoint ## train a small model, quantize it with the nemo command, show what came out
+	@$(IN_VENV) bash demo/run.sh
+
+checkpoint: .venv/installed ## train the small model, once: it is kept in build/demo
+	@$(IN_VENV) python -m demo.build
+
+test: checkpoint ## run the tests
+	@$(IN_VENV) python -m pytest
+
+test-slow: checkpoint ## run the tests that take minutes
+	@$(IN_VENV) python -m pytest -m slow
+
+lint: .venv/installed ## check style and types
+	@$(IN_VENV) ruff check .
+	@$(IN_VENV) ruff format --check .
+	@$(IN_VENV) mypy
+
+clean: ## remove everything that was made, except .venv
+	@rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	@find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
+
+# pip only ever works in an environment without the stamp, and one without the stamp is made anew.
+.venv/installed: pyproject.toml constraints.txt
+	@python='$(PYTHON)'; [[ $$python ]] || { echo 'No Python 3.10, 3.11 or 3.12 found. Name one: make PYTHON=...' >&2; exit 1; }; \
+	echo "Installing into .venv with $$($$python --version) (about two minutes)"; \
+	[[ -e $@ ]] || $$python -m venv --clear .venv; \
+	rm -f $@; \
+	.venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -e '.[dev]' -c constraints.txt; \
+	touch $@

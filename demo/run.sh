@@ -1,0 +1,27 @@
+#!/usr/bin/env bash
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+#
+# Quantizes the demo's checkpoint with the nemo command, on two processes, and shows what came out. `make demo` runs it.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+export NEMORUN_HOME="$PWD/build/nemo_run" # where NeMo-Run keeps its logs; the default is ~/.nemo_run
+export OMP_NUM_THREADS=1
+
+set -x
+nemo llm ptq \
+    nemo_checkpoint=build/demo/nemo \
+    calibration_tp=2 \
+    quantization_config.algorithm=fp8 \
+    quantization_config.calibration_dataset=build/demo/text/calibration.jsonl \
+    export_config.inference_tp=1 \
+    export_config.path=build/demo/qnemo-fp8 \
+    export_config.overwrite=true \
+    run.executor=torchrun \
+    run.executor.ntasks_per_node=2 \
+    --yes
+{ set +x; } 2>/dev/null
+
+python -m demo.show build/demo/qnemo-fp8
+python -m demo.perplexity
