@@ -3,7 +3,8 @@
 """What a calibrated Megatron model makes of text: perplexity and samples, across tensor and pipeline parallelism."""
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -12,7 +13,9 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from nemo_ptq.calibration.forward import forward_batches
-from nemo_ptq.checkpoint.loading import LoadedModel
+from nemo_ptq.checkpoint.loading import LoadedModel, load_model
+from nemo_ptq.launch import Launch
+from nemo_ptq.runtime import pick_device, process_groups
 
 
 def _whole_logits(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
@@ -54,6 +57,25 @@ def perplexity(model: LoadedModel, batches: Iterable[torch.Tensor]) -> float:
             )
     loss, count = _from_last_stage(total).tolist()
     return math.exp(loss / count)
+
+
+def checkpoint_logits(checkpoint: Path, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Runs an unquantized NeMo checkpoint over tokens, in this process.
+
+    Args:
+        checkpoint: The NeMo 2.0 checkpoint.
+        batches: int64 (batch, sequence) each.
+
+    Yields:
+        float32 (batch, sequence, vocabulary) for each batch, on the CPU.
+    """
+    launch = Launch(rank=0, world_size=1, local_rank=0)
+    device = pick_device(launch)
+    with process_groups(launch, device):
+        model = load_model(checkpoint, device)
+        for logits in forward_batches(model.module, batches):
+            assert logits is not None
+            yield _whole_logits(model, logits).cpu()
 
 
 @torch.no_grad()

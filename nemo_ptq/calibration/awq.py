@@ -37,6 +37,8 @@ from nemo_ptq.errors import PtqError
 
 _SCALE_RANGE = (1e-4, 1e4)
 _TINY = torch.finfo(torch.float32).tiny
+# Column stripes of the halved Gram matrix that are multiplied one by one; more save more of the zeros, up to a half.
+_STRIPES = 8
 
 
 def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
@@ -48,6 +50,16 @@ def _product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32)
     return left.float() @ right.float()
+
+
+def _halved(gram: torch.Tensor, first_row: int) -> torch.Tensor:
+    """Folds the upper triangle of a symmetric matrix into the lower: D G and D half(G) have the same product with D.
+
+    Args:
+        gram: (rows, n), consecutive rows of an (n, n) matrix.
+        first_row: Which of its rows they begin with.
+    """
+    return gram.tril(first_row) + gram.tril(first_row - 1)
 
 
 def _terms(matrix: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
@@ -154,7 +166,8 @@ class _AwqLinear:
         self.quantizes_input = linear.input_quantizer.is_enabled
         linear.input_quantizer.disable()
         local_features = linear.weight.shape[1]
-        features = local_features * (self.ranks if self.shares_inputs else 1)
+        shard, shards = (tensor_parallel.rank(), self.ranks) if self.group is not None and self.shares_inputs else (0, 1)
+        features, self.first_input = local_features * shards, local_features * shard
         self.statistics = InputStatistics.zeros(local_features, features, linear.weight.device)
 
     def _sum(self, value: torch.Tensor) -> torch.Tensor:
@@ -185,15 +198,24 @@ class _AwqLinear:
     def _loss(self, scale: torch.Tensor, gram: tuple[torch.Tensor, ...]) -> float:
         """Squared change of the layer's output over all calibration tokens, were the weight rounded under ``scale``.
 
-        ``gram`` are the terms of the inputs' Gram matrix.
+        Args:
+            scale: float32 (local in-features).
+            gram: The terms of the halved Gram matrix, each (local in-features, in-features).
         """
         weight = self.linear.weight
         back = (1 / scale).to(weight.dtype).float()
         error = weight.float() - self.rounding((weight * scale).to(weight.dtype)).float() * back
-        # One rounding of the error, the same on both sides, leaves the sum of squares what it is to about 1e-5.
+        # Rounded once, the same on both sides of the product: the sum of squares does not notice.
         error = error.to(weight.dtype)
-        moved = sum(_product(error, term) for term in gram)
-        loss = (moved * self._gather_inputs(error)).sum(dtype=torch.float64)
+        whole = self._gather_inputs(error)
+        loss = torch.zeros((), dtype=torch.float64, device=weight.device)
+        width = -(-whole.shape[1] // _STRIPES)
+        for start in range(0, whole.shape[1], width):
+            stripe = slice(start, start + width)
+            # Above the diagonal the halved matrix is zero.
+            top = max(start - self.first_input, 0)
+            for term in gram:
+                loss += (_product(error[:, top:], term[top:, stripe]) * whole[:, stripe]).sum(dtype=torch.float64)
         return float(self._sum(loss))
 
     def search(self, alpha_step: float) -> torch.Tensor:
@@ -205,7 +227,7 @@ class _AwqLinear:
         if not self.shares_inputs:
             magnitude = self._sum(magnitude)
         exponents = torch.arange(0, 1 + alpha_step, alpha_step).tolist()
-        gram = _terms(statistics.gram, weight.dtype)
+        gram = _terms(_halved(statistics.gram, self.first_input), weight.dtype)
         scales = (smoothing_scale(activation, magnitude / rows, exponent, self._extremes) for exponent in exponents)
         return min(((self._loss(scale, gram), scale) for scale in scales), key=lambda pair: pair[0])[1]
 
