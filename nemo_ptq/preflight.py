@@ -21,7 +21,7 @@ import yaml
 
 from nemo_ptq.calibration.text_files import is_text_file, read_text_file
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata, read_metadata
-from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
+from nemo_ptq.config import CUSTOM, NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.families import family_of
 from nemo_ptq.job import Job
@@ -273,6 +273,27 @@ def experts_divide(calibration_ep: int, model: CheckpointMetadata) -> str | None
     return None
 
 
+def experts_are_sharded_once(calibration_tp: int, calibration_ep: int) -> str | None:
+    """ModelOpt calibrates experts that are spread over ranks or sharded within, not both."""
+    if calibration_ep > 1 and calibration_tp > 1:
+        return (
+            f"calibration_ep={calibration_ep} with calibration_tp={calibration_tp}: ModelOpt calibrates experts with one "
+            "of the two only; use calibration_tp=1 or calibration_ep=1"
+        )
+    return None
+
+
+def experts_have_a_format(algorithm: str | None, model: CheckpointMetadata) -> str | None:
+    """A TensorRT-LLM checkpoint describes quantized experts in FP8 only."""
+    name = QuantizationConfig(algorithm).algorithm_name
+    if model.num_experts is not None and name not in ("fp8", NO_QUANT, CUSTOM):
+        return (
+            f"quantization_config.algorithm={algorithm} cannot be exported for a mixture of experts: the readers of "
+            "TensorRT-LLM checkpoints take quantized experts in fp8 only; use fp8 or no_quant"
+        )
+    return None
+
+
 def ranks_are_enough(
     world_size: int | None, calibration_tp: int, calibration_pp: int, calibration_ep: int
 ) -> str | None:
@@ -498,6 +519,8 @@ RULES: tuple[Rule, ...] = (
     calibration_tp_divides,
     stages_are_whole,
     experts_divide,
+    experts_are_sharded_once,
+    experts_have_a_format,
     algorithm_file_is_config,
     kv_cache_has_algorithm,
     awq_blocks_fit_calibration,

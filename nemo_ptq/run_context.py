@@ -18,7 +18,7 @@ import fiddle as fdl
 import nemo_run as run
 import typer
 from nemo_run.cli.api import EXECUTOR_CLASSES, RunContext
-from nemo_run.cli.cli_parser import CLIException, parse_cli_args
+from nemo_run.cli.cli_parser import CLIException, parse_cli_args, parse_value
 from nemo_run.config import get_type_namespace
 
 from nemo_ptq.cli import read_command_line
@@ -102,6 +102,8 @@ class PtqRunContext(RunContext):
         with _collecting(problems):
             self.parse_args(list(line.run))
             executor_is_known = not line.run_problems
+        # The cache holds configs, which two command lines in one process would then share.
+        parse_value.cache_clear()
         with _collecting(problems):
             task = self.parse_fn(fn, list(line.task))
             for option, value in line.mistyped.items():

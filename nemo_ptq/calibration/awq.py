@@ -166,7 +166,9 @@ class _AwqLinear:
         self.quantizes_input = linear.input_quantizer.is_enabled
         linear.input_quantizer.disable()
         local_features = linear.weight.shape[1]
-        shard, shards = (tensor_parallel.rank(), self.ranks) if self.group is not None and self.shares_inputs else (0, 1)
+        shard, shards = (
+            (tensor_parallel.rank(), self.ranks) if self.group is not None and self.shares_inputs else (0, 1)
+        )
         features, self.first_input = local_features * shards, local_features * shard
         self.statistics = InputStatistics.zeros(local_features, features, linear.weight.device)
 
@@ -285,7 +287,9 @@ def calibrate_awq(module: GPTModel, forward_loop: Callable[[GPTModel], None], al
         alpha_step: Distance between the exponents tried, from 0 to 1.
     """
     layers = module.decoder.layers
-    quantized = {linear for linear in module.modules() if is_quantized_linear(linear) and linear.weight_quantizer.is_enabled}
+    quantized = {
+        linear for linear in module.modules() if is_quantized_linear(linear) and linear.weight_quantizer.is_enabled
+    }
     outside = quantized.difference(layers.modules())
     if outside:
         raise PtqError(
