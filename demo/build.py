@@ -59,10 +59,13 @@ def _train() -> None:
 
 
 def _convert() -> None:
-    from nemo_ptq.checkpoint.huggingface import import_hf
+    from nemo_ptq.quiet import quiet_imports
 
     print("Converting it to a NeMo 2.0 checkpoint", flush=True)
-    import_hf(str(HF), str(CHECKPOINT), overwrite=True)
+    with quiet_imports():
+        from nemo_ptq.checkpoint.huggingface import import_hf
+
+        import_hf(str(HF), str(CHECKPOINT), overwrite=True)
 
 
 if __name__ == "__main__":

@@ -24,4 +24,4 @@ nemo llm ptq \
 { set +x; } 2>/dev/null
 
 python -m demo.show build/demo/qnemo-fp8
-python -m demo.perplexity
+python -W ignore -m demo.perplexity
