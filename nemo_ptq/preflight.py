@@ -277,8 +277,8 @@ def experts_are_sharded_once(calibration_tp: int, calibration_ep: int) -> str | 
     """ModelOpt calibrates experts that are spread over ranks or sharded within, not both."""
     if calibration_ep > 1 and calibration_tp > 1:
         return (
-            f"calibration_ep={calibration_ep} with calibration_tp={calibration_tp}: ModelOpt calibrates experts with one "
-            "of the two only; use calibration_tp=1 or calibration_ep=1"
+            f"calibration_ep={calibration_ep} with calibration_tp={calibration_tp}: ModelOpt calibrates experts with "
+            "one of the two only; use calibration_tp=1 or calibration_ep=1"
         )
     return None
 
@@ -501,7 +501,7 @@ def output_is_free(path: Any, overwrite: bool) -> str | None:
 def output_is_writable(path: Any) -> str | None:
     """The nearest directory above the path that exists can be written."""
     output = Path(path).expanduser().absolute()
-    parent = next(directory for directory in output.parents if directory.exists())
+    parent = next(directory for directory in (*output.parents, output) if directory.exists())
     if not parent.is_dir():
         return f"export_config.path={path} cannot be made: {parent} is not a directory"
     if not os.access(parent, os.W_OK | os.X_OK):

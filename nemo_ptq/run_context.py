@@ -141,11 +141,13 @@ class PtqRunContext(RunContext):
         for argument in args:
             setting = re.split(r"\W", argument, maxsplit=1)[0]
             if setting not in settings:
-                problems.append(f"run.executor.{setting} is not a setting of {name}{did_you_mean(setting, settings)}")
+                problems.append(
+                    f"run.executor.{setting} is not a setting of {name}{did_you_mean(setting, list(settings))}"
+                )
                 continue
             mistakes: list[str] = []
             with _collecting(mistakes):
-                parse_cli_args(config, [argument])
+                _set_executor(config, argument)
             problems.extend(f"run.executor.{argument} is not valid: {mistake}" for mistake in mistakes)
         if problems:
             raise ConfigError(problems)
@@ -161,6 +163,21 @@ class PtqRunContext(RunContext):
 
     def _world_size(self) -> int | None:
         return read_launch().world_size if self.direct or self.executor is None else world_size(self.executor)
+
+
+def _set_executor(config: run.Config, argument: str) -> None:
+    """Applies `name=value` to an executor. Environment variables are added to those of its factory, as text."""
+    if not argument.startswith("env_vars"):
+        parse_cli_args(config, [argument])
+        return
+    before = config.__arguments__.get("env_vars", {})
+    variable = re.fullmatch(r"env_vars\.(\w+)=(.*)", argument, re.DOTALL)
+    if variable:
+        added = {variable[1]: variable[2]}
+    else:
+        parse_cli_args(config, [argument])
+        added = {name: str(value) for name, value in config.env_vars.items()}
+    config.env_vars = {**before, **added}
 
 
 def _executor_names() -> list[str]:

@@ -5,13 +5,16 @@
 import os
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 from demo import build
+from tests.families import make_nemo
+from tests.ranks import run_ranks
 
 # Before PyTorch is imported, here or in a process that a test starts. The tests of several ranks share a few cores.
 _ENVIRONMENT = dict(os.environ)
@@ -38,6 +41,19 @@ def demo() -> Demo:
     root = Path(__file__).parent.parent
     subprocess.run([sys.executable, "-m", "demo.build"], cwd=root, env=_ENVIRONMENT, check=True)
     return Demo()
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Makes the NeMo checkpoint of a model of tests/families.py, once; not to be changed."""
+    directory = tmp_path_factory.mktemp("families")
+
+    @cache
+    def make(name: str) -> Path:
+        run_ranks(make_nemo, 1, name, directory / name)
+        return directory / name
+
+    return make
 
 
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:

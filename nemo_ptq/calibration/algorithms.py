@@ -30,7 +30,7 @@ _PRESETS = {
     "w4a8_awq": mtq.W4A8_AWQ_BETA_CFG,
     "nvfp4": mtq.NVFP4_DEFAULT_CFG,
 }
-_KV_CACHE_PRESETS = {"fp8": mtq.FP8_KV_CFG, "nvfp4": mtq.NVFP4_KV_CFG}
+_KV_CACHE_PRESETS = {"fp8": mtq.FP8_KV_CFG}
 # Squared ReLU leaves many channels nearly unused in a short calibration: activation ranges of decoder "gpt" are kept
 # above one hundredth of the format's largest value, as NVIDIA's own tool does.
 _GPT_AMAX_FLOOR = {"fp8": 0.01 * 448.0, "int8_sq": 0.01 * 127.0}

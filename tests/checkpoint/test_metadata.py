@@ -1,0 +1,186 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint says about itself is read right, fast and safely, and what it lacks is named."""
+
+import os
+import pickle
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+
+from nemo_ptq.checkpoint.metadata import EMBEDDING, read_metadata
+from nemo_ptq.errors import ConfigError
+from tests.conftest import Demo
+
+
+@pytest.fixture
+def checkpoint(demo: Demo, tmp_path: Path) -> Path:
+    """A copy of the demo's checkpoint, to be damaged."""
+    return Path(shutil.copytree(demo.checkpoint, tmp_path / "checkpoint"))
+
+
+def problem_of(checkpoint: Path) -> str:
+    with pytest.raises(ConfigError) as caught:
+        read_metadata(checkpoint)
+    (problem,) = caught.value.problems
+    assert "\n" not in problem
+    return problem
+
+
+def change_config(checkpoint: Path, **changes: object) -> None:
+    file = checkpoint / "context" / "model.yaml"
+    model = yaml.safe_load(file.read_text())
+    model["config"].update(changes)
+    file.write_text(yaml.safe_dump(model))
+
+
+def test_sizes_are_those_of_the_model_that_nemo_builds(demo: Demo) -> None:
+    import fiddle as fdl
+    from megatron.core.dist_checkpointing import load_tensors_metadata
+    from nemo.lightning import io
+
+    model = io.load_context(demo.checkpoint / "context", subpath="model", build=False)
+    model.config.apply_rope_fusion = False  # needs Transformer Engine
+    config = fdl.build(model.config)
+    stored = load_tensors_metadata(str(demo.checkpoint / "weights"))
+    metadata = read_metadata(demo.checkpoint)
+    assert metadata.model_class.endswith("llama.LlamaModel")
+    assert metadata.config_class.rpartition(".")[2] == type(config).__name__
+    assert metadata.num_layers == config.num_layers
+    assert metadata.hidden_size == config.hidden_size
+    assert metadata.num_attention_heads == config.num_attention_heads
+    assert metadata.num_query_groups == config.num_query_groups < config.num_attention_heads
+    assert metadata.head_size == config.kv_channels
+    assert metadata.ffn_hidden_size == config.ffn_hidden_size
+    assert metadata.gated_mlp is config.gated_linear_unit is True
+    assert metadata.vocab_size == stored[EMBEDDING].global_shape[0]
+    assert metadata.num_experts is None
+    assert metadata.seq_length == config.seq_length
+    assert metadata.position_embedding_type == config.position_embedding_type
+    assert metadata.normalization == config.normalization
+    assert metadata.tied_embeddings is config.share_embeddings_and_output_weights
+
+
+def test_sizes_that_the_config_leaves_open_are_megatrons(checkpoint: Path) -> None:
+    change_config(checkpoint, kv_channels=None, num_query_groups=None, num_moe_experts=8, moe_ffn_hidden_size=96)
+    metadata = read_metadata(checkpoint)
+    assert metadata.num_query_groups == metadata.num_attention_heads
+    assert metadata.head_size == metadata.hidden_size // metadata.num_attention_heads
+    assert (metadata.num_experts, metadata.ffn_hidden_size) == (8, 96)
+
+
+def test_reading_needs_neither_torch_nor_nemo(demo: Demo) -> None:
+    program = (
+        "import sys; from pathlib import Path; from nemo_ptq.checkpoint.metadata import read_metadata;"
+        "read_metadata(Path(sys.argv[1])); print({'torch', 'nemo', 'megatron', 'fiddle'} & sys.modules.keys())"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program, demo.checkpoint], capture_output=True, text=True, check=True, cwd=_ROOT
+    )
+    assert output.stdout.strip() == "set()"
+
+
+_ROOT = Path(__file__).parent.parent.parent
+
+
+class _Hostile:
+    def __init__(self, witness: Path) -> None:
+        self.witness = witness
+
+    def __reduce__(self) -> tuple[Callable[..., object], tuple[str]]:
+        return os.mkdir, (str(self.witness),)
+
+
+def test_code_in_the_weights_index_is_not_run(checkpoint: Path, tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    hostile = pickle.dumps(_Hostile(witness))
+    (checkpoint / "weights" / ".metadata").write_bytes(hostile)
+    assert ".metadata cannot be read" in problem_of(checkpoint)
+    assert not witness.exists()
+    pickle.loads(hostile)
+    assert witness.exists()  # the pickle was dangerous indeed
+
+
+def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    assert problem_of(tmp_path / "nowhere") == (
+        f"nemo_checkpoint={tmp_path}/nowhere does not exist: give the directory that holds context/ and weights/"
+    )
+
+
+def test_another_directory_is_told_with_what_it_holds(tmp_path: Path) -> None:
+    for name in "hgfedcba":
+        (tmp_path / name).touch()
+    problem = problem_of(tmp_path)
+    assert (
+        "is not a NeMo 2.0 checkpoint: context/ and weights/ are missing; found a, b, c, d, e, f and 2 more" in problem
+    )
+
+
+def test_a_hugging_face_directory_gets_the_command_that_imports_it(demo: Demo) -> None:
+    problem = problem_of(demo.hf)
+    assert "is a Hugging Face directory" in problem
+    assert f"`nemo-ptq import-hf {demo.hf} OUT`" in problem
+
+
+@pytest.mark.parametrize("kind", ["archive", "directory"])
+def test_a_nemo_1_checkpoint_is_told(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "model.nemo" if kind == "archive" else tmp_path
+    (path if kind == "archive" else tmp_path / "model_config.yaml").touch()
+    problem = problem_of(path)
+    assert "is a NeMo 1 checkpoint" in problem
+    assert "`nemo-ptq import-hf SRC OUT`" in problem
+
+
+def test_half_of_a_checkpoint_names_the_whole(checkpoint: Path) -> None:
+    assert problem_of(checkpoint / "weights").endswith(f"is one half of a checkpoint: give {checkpoint}")
+
+
+@pytest.mark.parametrize(
+    "file", ["context/io.json", "context/model.yaml", "weights/.metadata", "weights/common.pt", "weights/metadata.json"]
+)
+def test_a_missing_file_is_named_and_those_that_are_there(file: str, checkpoint: Path) -> None:
+    (checkpoint / file).unlink()
+    problem = problem_of(checkpoint)
+    missing, _, found = problem.partition("missing; found ")
+    assert missing.endswith(f"is incomplete: {file} ")
+    assert found.count("/") == 4
+    assert file not in found
+
+
+def test_missing_weights_are_told(checkpoint: Path) -> None:
+    shutil.rmtree(checkpoint / "weights")
+    problem = problem_of(checkpoint)
+    assert "weights/.metadata, weights/common.pt, weights/metadata.json missing; found context/io.json" in problem
+
+
+def test_a_missing_shard_is_named(checkpoint: Path) -> None:
+    (checkpoint / "weights" / "__0_0.distcp").unlink()
+    assert "weights/ lacks __0_0.distcp; found 0 of 1 shards" in problem_of(checkpoint)
+
+
+def test_a_shard_cut_short_is_named(checkpoint: Path) -> None:
+    shard = checkpoint / "weights" / "__0_0.distcp"
+    os.truncate(shard, shard.stat().st_size // 2)
+    assert "is damaged: __0_0.distcp cut short" in problem_of(checkpoint)
+
+
+def test_another_weights_format_is_told(checkpoint: Path) -> None:
+    (checkpoint / "weights" / "metadata.json").write_text('{"sharded_backend": "zarr"}')
+    assert "weights are in zarr format: save them in torch_dist format" in problem_of(checkpoint)
+
+
+@pytest.mark.parametrize("content", ["", "[1", "model: 3", "config: {}\n_target_: x.Y"])
+def test_a_damaged_model_yaml_is_told(content: str, checkpoint: Path) -> None:
+    (checkpoint / "context" / "model.yaml").write_text(content)
+    assert str(checkpoint / "context" / "model.yaml") in problem_of(checkpoint)
+
+
+def test_weights_of_an_adapter_are_told(checkpoint: Path) -> None:
+    index = checkpoint / "weights" / ".metadata"
+    index.write_bytes(index.read_bytes().replace(EMBEDDING.encode(), EMBEDDING.encode().upper()))
+    assert f"holds no {EMBEDDING}" in problem_of(checkpoint)

@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Small models as the exporter sees them: shapes and layouts, without any weights."""
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from hypothesis import assume
+from hypothesis import strategies as st
+
+from nemo_ptq.export.layout import QnemoLayout
+from nemo_ptq.export.schemes import SCHEMES, UNQUANTIZED, Scheme
+from nemo_ptq.export.shape import ModelShape
+from nemo_ptq.families import Family
+
+LLAMA = ModelShape(
+    num_layers=4,
+    hidden_size=32,
+    num_heads=4,
+    num_kv_heads=2,
+    head_size=16,
+    ffn_size=64,
+    vocab_size=37,
+    max_positions=50,
+    norm="RMSNorm",
+    norm_epsilon=1e-5,
+    activation="silu",
+    gated=True,
+    linear_bias=False,
+    qkv_bias=False,
+    qk_norm=False,
+    tied_embeddings=False,
+    position_embedding="rope",
+    rotary_percent=1.0,
+    rotary_base=10000.0,
+    rotary_linear_factor=None,
+    rotary_scaling=None,
+    num_experts=0,
+    experts_per_token=0,
+)
+MIXTRAL = replace(LLAMA, num_experts=3, experts_per_token=2)
+GEMMA = replace(LLAMA, activation="gelu", tied_embeddings=True)
+GPT = replace(LLAMA, norm="LayerNorm", activation="gelu", gated=False, linear_bias=True, qkv_bias=True)
+STARCODER = replace(GPT, position_embedding="learned_absolute", tied_embeddings=True, num_kv_heads=1)
+
+SHAPES = {"llama": LLAMA, "mixtral": MIXTRAL, "gemma": GEMMA, "gpt": GPT, "starcoder": STARCODER}
+FAMILIES = {
+    "llama": Family("Llama", "Llama", "Llama", "llama", "silu"),
+    "mixtral": Family("Mixtral", "Mixtral", "Mixtral", "llama", "swiglu"),
+    "gemma": Family("Gemma", "Gemma", "Gemma", "gemma", "openai-gelu"),
+    "gpt": Family("GPT", "GPT", "GPTConfig", "gpt"),
+    "starcoder": Family("StarCoder", "Starcoder", "Starcoder", "gpt"),
+}
+
+
+def scheme_named(quant_algo: str | None) -> Scheme:
+    """The scheme with TensorRT-LLM's name, with blocks of 16 where it has blocks."""
+    scheme = next(scheme for scheme in SCHEMES if scheme.quant_algo == quant_algo)
+    return replace(scheme, block_size=16) if quant_algo in ("W4A16_AWQ", "W4A8_AWQ", "NVFP4") else scheme
+
+
+def linear_names(shape: ModelShape) -> list[str]:
+    """Megatron's names of a model's linear layers that are quantized."""
+    mlp = [f"experts.local_experts.{expert}." for expert in range(shape.num_experts)] or [""]
+    parts = ["self_attention.linear_qkv", "self_attention.linear_proj"]
+    parts += [f"mlp.{prefix}linear_fc{number}" for prefix in mlp for number in (1, 2)]
+    return [f"decoder.layers.{layer}.{part}" for layer in range(shape.num_layers) for part in parts]
+
+
+def layout(
+    shape: ModelShape, quant_algo: str | None = None, tp: int = 1, pp: int = 1, kv_cache: bool = False
+) -> QnemoLayout:
+    """The layout of a model whose linear layers are all quantized in one way."""
+    scheme = scheme_named(quant_algo)
+    schemes = {} if scheme is UNQUANTIZED else dict.fromkeys(linear_names(shape), scheme)
+    attention = [f"decoder.layers.{layer}.self_attention.core_attention" for layer in range(shape.num_layers)]
+    return QnemoLayout(shape, schemes, frozenset(attention if kv_cache else ()), torch.bfloat16, tp, pp)
+
+
+@st.composite
+def families_and_layouts(draw: st.DrawFn) -> tuple[Family, QnemoLayout]:
+    """Draws a family, sizes that it may have, an algorithm, and parallel sizes of the files that divide the model."""
+    name = draw(st.sampled_from(sorted(SHAPES)))
+    tp, pp = draw(st.sampled_from([1, 2, 4])), draw(st.sampled_from([1, 2]))
+    kv = 1 if name == "starcoder" else draw(st.sampled_from([1, 2, 4, 8]))
+    heads = kv * draw(st.integers(1, 3))
+    assume(heads % tp == 0 and (kv % tp == 0 or tp % kv == 0))
+    sizes: dict[str, Any] = {
+        "num_layers": pp * draw(st.integers(1, 2)),
+        "num_heads": heads,
+        "num_kv_heads": kv,
+        "hidden_size": 16 * draw(st.integers(1, 3)),
+        "ffn_size": 16 * tp * draw(st.integers(1, 3)),
+        "vocab_size": draw(st.integers(20, 150)),
+        "max_positions": draw(st.integers(20, 70)),
+    }
+    if name in ("llama", "gpt"):
+        sizes["tied_embeddings"] = draw(st.booleans())
+    if name == "gpt":
+        sizes["gated"] = draw(st.booleans())
+    algorithms = (None, "FP8") if name == "mixtral" else [scheme.quant_algo for scheme in SCHEMES]
+    algorithm = draw(st.sampled_from(algorithms))
+    drawn = layout(replace(SHAPES[name], **sizes), algorithm, tp, pp, draw(st.booleans()))
+    return FAMILIES[name], drawn

@@ -1,0 +1,184 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The whole job on a GPU gives what it gives on the CPU, and the GPU packs what the CPU would."""
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.verify.checks import verify
+from nemo_ptq.verify.evaluate import perplexity as perplexity_of_files
+from nemo_ptq.verify.reader import open_checkpoint
+from tests.conftest import Demo
+from tests.ranks import run_ranks
+
+pytestmark = pytest.mark.gpu
+
+ALGORITHMS = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
+# Neighbouring bfloat16 numbers lie up to 2^-7 apart, relative to their size.
+BF16_STEP = 2.0**-7
+SEQUENCE = 64
+HELDOUT = 32
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What one device made of one algorithm.
+
+    Attributes:
+        directory: The export.
+        perplexity: Of the calibrated Megatron model, on held-out text; None where ModelOpt cannot simulate the format.
+        packed_otherwise: Tensors that the same calibrated state, moved to the CPU, is packed to with other bytes.
+    """
+
+    directory: Path
+    perplexity: float | None
+    packed_otherwise: list[str]
+
+
+def heldout(demo: Demo) -> list[torch.Tensor]:
+    """One batch of held-out tokens, int64 (HELDOUT, SEQUENCE)."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(demo.hf)
+    texts = [json.loads(line)["text"] for line in demo.heldout.read_text(encoding="utf-8").splitlines()]
+    tokens = (tokenizer(text)["input_ids"][:SEQUENCE] for text in texts)
+    return [torch.tensor([row for row in tokens if len(row) == SEQUENCE][:HELDOUT])]
+
+
+def run_job(demo: Demo, root: Path, on_gpu: bool) -> dict[str, Outcome]:
+    """Calibrates and exports the demo model with every algorithm, on this rank's GPU or with all GPUs hidden."""
+    if not on_gpu:
+        os.environ["CUDA_VISIBLE_DEVICES"] = ""
+
+    from nemo_ptq.launch import read_launch
+    from nemo_ptq.runtime import pick_device, process_groups
+
+    launch = read_launch()
+    device = pick_device(launch)
+    assert (device.type == "cuda") == on_gpu
+    with process_groups(launch, device):
+        return {algorithm: _run_algorithm(demo, root / algorithm, algorithm, device) for algorithm in ALGORITHMS}
+
+
+def _run_algorithm(demo: Demo, output: Path, algorithm: str, device: torch.device) -> Outcome:
+    from nemo_ptq import engine
+    from nemo_ptq.console import Reporter
+    from nemo_ptq.evaluation import perplexity
+    from nemo_ptq.preflight import check_job
+
+    silent = Reporter(enabled=False)
+    job = check_job(
+        world_size=1,
+        nemo_checkpoint=demo.checkpoint,
+        quantization_config=QuantizationConfig(
+            algorithm=algorithm, calibration_dataset=str(demo.calibration), calibration_dataset_size=64
+        ),
+        export_config=ExportConfig(path=str(output)),
+    )
+    model = engine.load(job, device)
+    samples = engine.read_job_samples(job, silent)
+    loop = engine.data_loop(model, job.quantization, samples, silent)
+    engine.calibrate(model, job.quantization, job.decoder, loop, silent)
+    engine.export(model, job, silent)
+    # ModelOpt rounds activations to NVFP4 on a GPU only.
+    simulated = perplexity(model, heldout(demo)) if device.type == "cuda" or algorithm != "nvfp4" else None
+    return Outcome(output, simulated, _packed_otherwise(model) if device.type == "cuda" else [])
+
+
+def _packed_otherwise(model: Any) -> list[str]:
+    """Packs a model on the GPU and on the CPU, and names the tensors that differ."""
+    from nemo_ptq.export.layout import QnemoLayout
+    from nemo_ptq.export.ownership import gather_ownership, global_modules
+    from nemo_ptq.export.qnemo import pack_module
+    from nemo_ptq.export.shape import shape_of
+
+    modules = global_modules(model.module)
+    ownership = gather_ownership(modules)
+    shape = shape_of(model.config, model.vocab_size)
+    layout = QnemoLayout(shape, ownership.schemes, ownership.kv_cache, torch.bfloat16, 1, 1)
+
+    exported = {place.part.module for block in layout.blocks(0) for tensor in block for place in tensor.placements}
+
+    def pack() -> dict[str, torch.Tensor]:
+        return {
+            f"{name}.{rows}.{field}": tensor.reshape(-1).view(torch.uint8)
+            for name in exported
+            for (rows, field), tensor in pack_module(name, modules[name], layout).items()
+        }
+
+    with torch.inference_mode():
+        on_gpu = pack()
+        model.module.to("cpu")
+        on_cpu = pack()
+    assert on_gpu.keys() == on_cpu.keys() and len(on_gpu) > 20
+    return [name for name, packed in on_gpu.items() if not torch.equal(packed, on_cpu[name])]
+
+
+@pytest.fixture(scope="module")
+def on_gpu(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    (outcomes,) = run_ranks(run_job, 1, demo, tmp_path_factory.mktemp("gpu"), True, timeout=280)
+    return outcomes
+
+
+@pytest.fixture(scope="module")
+def on_cpu(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
+    (outcomes,) = run_ranks(run_job, 1, demo, tmp_path_factory.mktemp("cpu"), False, timeout=280)
+    return outcomes
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_export_passes_every_check(on_gpu: dict[str, Outcome], algorithm: str) -> None:
+    checks = verify(on_gpu[algorithm].directory)
+    assert len(checks) > 20
+    assert [check for check in checks if not check.ok] == []
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_the_gpu_packs_the_same_bytes_as_the_cpu(on_gpu: dict[str, Outcome], algorithm: str) -> None:
+    assert on_gpu[algorithm].packed_otherwise == []
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_perplexity_agrees_between_devices_and_with_the_files(
+    demo: Demo, on_gpu: dict[str, Outcome], on_cpu: dict[str, Outcome], algorithm: str
+) -> None:
+    gpu, cpu = on_gpu[algorithm], on_cpu[algorithm]
+    documents = heldout(demo)
+    from_files = perplexity_of_files(gpu.directory, documents)
+    assert perplexity_of_files(gpu.directory, documents, torch.device("cuda")) == pytest.approx(from_files, rel=0.01)
+    assert perplexity_of_files(cpu.directory, documents) == pytest.approx(from_files, rel=0.01)
+    assert gpu.perplexity == pytest.approx(from_files, rel=0.01)
+    if cpu.perplexity is not None:
+        assert gpu.perplexity == pytest.approx(cpu.perplexity, rel=0.01)
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_scales_agree_between_devices_to_bf16_rounding(
+    on_gpu: dict[str, Outcome], on_cpu: dict[str, Outcome], algorithm: str
+) -> None:
+    gpu, cpu = (open_checkpoint(outcomes[algorithm].directory) for outcomes in (on_gpu, on_cpu))
+    names = [name for name in cpu.names() if name.endswith(("scaling_factor", "scaling_factor_2"))]
+    assert names
+    for name in names:
+        found, expected = gpu.tensor(name).float(), cpu.tensor(name).float()
+        torch.testing.assert_close(
+            found, expected, rtol=BF16_STEP, atol=0.0, msg=lambda text, name=name: f"{name}: {text}"
+        )
+
+
+@pytest.mark.parametrize("algorithm", ["fp8", "nvfp4"])
+def test_weights_that_depend_on_no_data_are_the_same_on_both_devices(
+    on_gpu: dict[str, Outcome], on_cpu: dict[str, Outcome], algorithm: str
+) -> None:
+    gpu, cpu = (open_checkpoint(outcomes[algorithm].directory) for outcomes in (on_gpu, on_cpu))
+    for name in cpu.names():
+        if name.endswith((".weight", ".weights_scaling_factor", ".weights_scaling_factor_2")):
+            found, expected = (tensors.tensor(name).reshape(-1).view(torch.uint8) for tensors in (gpu, cpu))
+            assert torch.equal(found, expected), name
