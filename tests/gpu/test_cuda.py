@@ -3,7 +3,8 @@
 """The whole job on a GPU gives what it gives on the CPU, and the GPU packs what the CPU would."""
 
 import json
-import os
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,6 @@ from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.evaluate import perplexity as perplexity_of_files
 from nemo_ptq.verify.reader import open_checkpoint
 from tests.conftest import Demo
-from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.gpu
 
@@ -53,10 +53,7 @@ def heldout(demo: Demo) -> list[torch.Tensor]:
 
 
 def run_job(demo: Demo, root: Path, on_gpu: bool) -> dict[str, Outcome]:
-    """Calibrates and exports the demo model with every algorithm, on this rank's GPU or with all GPUs hidden."""
-    if not on_gpu:
-        os.environ["CUDA_VISIBLE_DEVICES"] = ""
-
+    """Calibrates and exports the demo model with every algorithm, on the first GPU or, if all are hidden, the CPU."""
     from nemo_ptq.launch import read_launch
     from nemo_ptq.runtime import pick_device, process_groups
 
@@ -121,16 +118,22 @@ def _packed_otherwise(model: Any) -> list[str]:
     return [name for name, packed in on_gpu.items() if not torch.equal(packed, on_cpu[name])]
 
 
+def run_apart(demo: Demo, root: Path, on_gpu: bool) -> dict[str, Outcome]:
+    """Calls :func:`run_job` in a process that is started, not forked: CUDA does not survive a fork."""
+    with pytest.MonkeyPatch.context() as patch, ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
+        if not on_gpu:
+            patch.setenv("CUDA_VISIBLE_DEVICES", "")
+        return pool.submit(run_job, demo, root, on_gpu).result()
+
+
 @pytest.fixture(scope="module")
 def on_gpu(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    (outcomes,) = run_ranks(run_job, 1, demo, tmp_path_factory.mktemp("gpu"), True, timeout=280)
-    return outcomes
+    return run_apart(demo, tmp_path_factory.mktemp("gpu"), True)
 
 
 @pytest.fixture(scope="module")
 def on_cpu(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    (outcomes,) = run_ranks(run_job, 1, demo, tmp_path_factory.mktemp("cpu"), False, timeout=280)
-    return outcomes
+    return run_apart(demo, tmp_path_factory.mktemp("cpu"), False)
 
 
 @pytest.mark.parametrize("algorithm", ALGORITHMS)

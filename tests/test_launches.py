@@ -1,0 +1,103 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The four documented ways to launch a job, as a user types them: all write the same bytes."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import Demo
+from tests.ranks import _free_port
+from tests.test_engine import digests
+
+BIN = Path(sys.executable).parent
+SAMPLES = "32"
+PYTHON_LAUNCH = """
+import sys
+import nemo_run as run
+from nemo_ptq import ExportConfig, QuantizationConfig, ptq
+
+if __name__ == "__main__":
+    checkpoint, data, samples, output = sys.argv[1:]
+    task = run.Partial(
+        ptq,
+        nemo_checkpoint=checkpoint,
+        calibration_tp=2,
+        quantization_config=run.Config(
+            QuantizationConfig, calibration_dataset=data, calibration_dataset_size=int(samples)
+        ),
+        export_config=run.Config(ExportConfig, path=output),
+    )
+    run.run(task, executor=run.LocalExecutor(launcher="torchrun", ntasks_per_node=2), detach=False)
+"""
+
+
+def start(command: list[str], home: Path, **variables: str) -> "subprocess.Popen[str]":
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "NEMORUN_HOME": str(home), **variables}
+    return subprocess.Popen(
+        command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+
+
+def finish(*processes: "subprocess.Popen[str]") -> None:
+    for process in processes:
+        output, _ = process.communicate(timeout=200)
+        assert process.returncode == 0, output
+
+
+def nemo_command(demo: Demo, output: Path, home: Path) -> None:
+    arguments = {
+        "nemo_checkpoint": demo.checkpoint,
+        "calibration_tp": 2,
+        "quantization_config.calibration_dataset": demo.calibration,
+        "quantization_config.calibration_dataset_size": SAMPLES,
+        "export_config.path": output,
+        "run.executor": "torchrun",
+        "run.executor.ntasks_per_node": 2,
+    }
+    finish(start(["nemo", "llm", "ptq", *(f"{name}={value}" for name, value in arguments.items())], home))
+
+
+def script(demo: Demo, output: Path) -> list[str]:
+    flags = {"nemo_checkpoint": demo.checkpoint, "calibration_tp": 2, "export_path": output}
+    short = ["-calib_ds", str(demo.calibration), "-calib_size", SAMPLES]
+    return ["-m", "nemo_ptq.script", *(f"--{name}={value}" for name, value in flags.items()), *short]
+
+
+def torchrun(demo: Demo, output: Path, home: Path) -> None:
+    finish(start(["torchrun", "--nproc_per_node", "2", *script(demo, output)], home))
+
+
+def srun(demo: Demo, output: Path, home: Path) -> None:
+    """Two tasks with the variables that srun gives them."""
+    common = {"SLURM_NTASKS": "2", "SLURM_JOB_ID": "7", "SLURM_STEP_ID": "0", "MASTER_PORT": str(_free_port())}
+    finish(
+        *(
+            start(
+                [sys.executable, *script(demo, output)], home, **common, SLURM_PROCID=str(task), SLURM_LOCALID=str(task)
+            )
+            for task in range(2)
+        )
+    )
+
+
+def python(demo: Demo, output: Path, home: Path) -> None:
+    program = home / "launch.py"
+    program.write_text(PYTHON_LAUNCH)
+    arguments = [str(demo.checkpoint), str(demo.calibration), SAMPLES, str(output)]
+    finish(start([sys.executable, str(program), *arguments], home))
+
+
+@pytest.mark.timeout(600)
+def test_all_launches_write_the_same_bytes(demo: Demo, tmp_path: Path) -> None:
+    written = []
+    for launch in (nemo_command, torchrun, srun, python):
+        home, output = tmp_path / launch.__name__, tmp_path / "out"
+        home.mkdir()
+        launch(demo, output, home)
+        written.append(digests(output))
+        output.rename(home / "out")
+    assert all(files == written[0] for files in written[1:])
