@@ -35,4 +35,4 @@ def quiet_libraries() -> None:
     ModelOpt's quantizers warn on every rank of defaults that are right here; what its export has to say is kept.
     """
     logging.getLogger("nemo_logger").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", module=r"modelopt\.torch\.(quantization|opt)")
+    warnings.filterwarnings("ignore", module=r"(modelopt\.torch\.(quantization|opt)|megatron)\b")
