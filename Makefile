@@ -40,8 +40,9 @@ clean: ## remove everything that was made, except .venv
 # pip only ever works in an environment without the stamp, and one without the stamp is made anew.
 .venv/installed: pyproject.toml constraints.txt
 	@python='$(PYTHON)'; [[ $$python ]] || { echo 'No Python 3.10, 3.11 or 3.12 found. Name one: make PYTHON=...' >&2; exit 1; }; \
-	echo "Installing into .venv with $$($$python --version) (about two minutes)"; \
+	echo "Installing into .venv with $$($$python --version) (a minute, and the time to download)"; \
 	[[ -e $@ ]] || $$python -m venv --clear .venv; \
 	rm -f $@; \
-	.venv/bin/python -m pip install -qq --disable-pip-version-check --no-compile -e '.[dev]' -c constraints.txt; \
+	.venv/bin/python -m pip install --disable-pip-version-check --no-compile -e '.[dev]' -c constraints.txt \
+		>.venv/pip.log 2>&1 || { tail -n 20 .venv/pip.log >&2; echo 'Installing failed: see .venv/pip.log' >&2; exit 1; }; \
 	touch $@

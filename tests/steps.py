@@ -6,9 +6,11 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from nemo_ptq.calibration import algorithms
 from nemo_ptq.calibration.forward import forward_batches
@@ -17,14 +19,17 @@ from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console import Reporter
 from nemo_ptq.export.layout import QnemoLayout
 from nemo_ptq.export.ownership import gather_ownership, global_modules
+from nemo_ptq.export.packing import pack_kv_cache, pack_linear, quantizes_kv_cache, row_splitter
 from nemo_ptq.export.qnemo import write_rank_files
 from nemo_ptq.export.qnemo_config import qnemo_config
-from nemo_ptq.export.shape import shape_of
+from nemo_ptq.export.shape import ModelShape, shape_of
 from nemo_ptq.families import Family, family_of
 from nemo_ptq.launch import read_launch
 from nemo_ptq.quiet import quiet_libraries
 from nemo_ptq.runtime import process_groups
+from nemo_ptq.verify.dequantize import fake_quantize_nvfp4
 from tests.families import TOKENS
+from tests.packed import Heads, Packed, dequantize, fields_of, joined, rows_of, weight_problem
 
 CPU = torch.device("cpu")
 
@@ -83,3 +88,64 @@ def in_float32(model: LoadedModel) -> None:
     """Turns a model's arithmetic to float32, whatever its weights were rounded to before."""
     model.module.float()
     model.module.config.params_dtype = torch.float32
+
+
+def serve(model: LoadedModel, algorithm: str) -> list[str]:
+    """Turns a calibrated model into what a server computes with its export, in float32.
+
+    Weights become what is packed of them, pre-quantization scales and KV cache scales what is written of them. The
+    rounding of activations stays ModelOpt's, but for NVFP4, which ModelOpt simulates on GPUs only.
+
+    Returns:
+        Where packed weights are not those that the model simulates, one line each.
+    """
+    in_float32(model)
+    shape = shape_of(model.config, model.vocab_size)
+    heads = Heads(shape.num_heads // shape.num_kv_heads, shape.head_size)
+    problems = []
+    for name, module in global_modules(model.module).items():
+        if ".linear_" in name:
+            packed = pack_linear(module, row_splitter(name, shape), torch.bfloat16)
+            problems += [f"{name}: {problem}" for problem in _weight_problems(name, module, packed, algorithm, shape)]
+            groups = rows_of(name, module.weight, heads, shape.gated)
+            rows = {group: dequantize(algorithm, fields_of(packed, group)) for group in groups}
+            module.weight.data = joined(name, rows, heads)
+            _serve_inputs(module, packed, algorithm)
+        if name.endswith("core_attention") and quantizes_kv_cache(module):
+            scale = pack_kv_cache(module)["", "kv_cache_scaling_factor"]
+            for quantizer in (module.k_bmm_quantizer, module.v_bmm_quantizer):
+                quantizer.amax = scale.reshape(quantizer.amax.shape) * 448.0
+    return problems
+
+
+def _weight_problems(name: str, linear: Any, packed: Packed, algorithm: str, shape: ModelShape) -> Iterator[str]:
+    heads = Heads(shape.num_heads // shape.num_kv_heads, shape.head_size)
+    simulated = linear.weight
+    if algorithm == "nvfp4":
+        simulated = fake_quantize_nvfp4(simulated, packed["", "weights_scaling_factor_2"])
+    elif algorithm != NO_QUANT:
+        simulated = linear.weight_quantizer(simulated)
+    for group, rows in rows_of(name, simulated, heads, shape.gated).items():
+        problem = weight_problem(algorithm, fields_of(packed, group), rows)
+        if problem:
+            yield problem
+
+
+def _serve_inputs(linear: Any, packed: Packed, algorithm: str) -> None:
+    if algorithm == NO_QUANT:
+        return
+    linear.weight_quantizer.disable()
+    if ("", "prequant_scaling_factor") in packed:
+        linear.input_quantizer.pre_quant_scale = packed["", "prequant_scaling_factor"].float()
+    if algorithm == "nvfp4":
+        linear.input_quantizer.disable()
+        scale = packed["", "activation_scaling_factor"]
+        linear.register_forward_pre_hook(lambda _, inputs: (fake_quantize_nvfp4(inputs[0], scale), *inputs[1:]))
+
+
+def logits(model: LoadedModel, tokens: torch.Tensor) -> torch.Tensor | None:
+    """float32 (batch, sequence, vocabulary) on the ranks of the last stage."""
+    (output,) = forward_batches(model.module, [tokens])
+    if output is None:
+        return None
+    return gather_from_tensor_model_parallel_region(output)[..., : model.vocab_size].float()

@@ -17,6 +17,7 @@ import modelopt.torch.quantization as mtq
 import yaml
 from megatron.core.models.gpt import GPTModel
 from modelopt.torch.quantization.config import normalize_quant_cfg_list
+from modelopt.torch.quantization.nn import TensorQuantizer
 
 from nemo_ptq.calibration.awq import calibrate_awq
 from nemo_ptq.config import QuantizationConfig
@@ -100,6 +101,18 @@ def _whole_number(key: Any) -> Any:
     return int(key) if isinstance(key, str) and re.fullmatch(r"-?\d+", key) else key
 
 
+def _without_weights(forward_loop: ForwardLoop) -> ForwardLoop:
+    """Keeps ModelOpt from ranging every weight again with each batch: it has done so before the first."""
+
+    def loop(module: GPTModel) -> None:
+        for name, quantizer in module.named_modules():
+            if isinstance(quantizer, TensorQuantizer) and "weight_quantizer" in name:
+                quantizer.disable_calib()
+        forward_loop(module)
+
+    return loop
+
+
 def calibrate(
     module: GPTModel,
     quantization: QuantizationConfig,
@@ -124,7 +137,7 @@ def calibrate(
     if isinstance(method, dict) and method.get("method") == "awq_lite":
         calibrate_awq(module, forward_loop, alpha_step=method.get("alpha_step", 0.1))
     else:
-        mtq.calibrate(module, method, forward_loop)
+        mtq.calibrate(module, method, _without_weights(forward_loop))
     floor = _GPT_AMAX_FLOOR.get(quantization.algorithm or "")
     if decoder == "gpt" and floor is not None:
         mtq.postprocess_amax(module, "*input_quantizer", lambda amax: amax.clamp(min=floor))

@@ -160,4 +160,12 @@ def pack_kv_cache(core_attention: Any) -> Packed:
 
 
 def _on_cpu(packed: Packed) -> Packed:
-    return {key: tensor.detach().cpu().contiguous() for key, tensor in packed.items()}
+    """Copies what is on a GPU through page-locked memory, all of it in flight at once; torch reuses that memory."""
+    on_gpu = any(tensor.is_cuda for tensor in packed.values())
+    copies = {
+        key: torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=on_gpu).copy_(tensor.detach(), non_blocking=True)
+        for key, tensor in packed.items()
+    }
+    if on_gpu:
+        torch.cuda.current_stream().synchronize()
+    return copies

@@ -8,7 +8,7 @@ it writes itself. So nobody holds more than one block of foreign tensors, and pa
 """
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -65,8 +65,10 @@ def cut(packed: Packed, transfer: Transfer) -> torch.Tensor:
     return tensor.narrow(transfer.axis, transfer.start, transfer.stop - transfer.start) if tensor.dim() else tensor
 
 
-def assemble(tensor: FileTensor, pieces: Iterable[tuple[Transfer, torch.Tensor]]) -> torch.Tensor:
+def assemble(tensor: FileTensor, pieces: Sequence[tuple[Transfer, torch.Tensor]]) -> torch.Tensor:
     """Puts slices in their places in a file's tensor; the rest of it is zero."""
+    if len(pieces) == 1 and pieces[0][1].shape == tensor.shape:
+        return pieces[0][1]
     whole = torch.zeros(tensor.shape, dtype=tensor.dtype)
     for transfer, piece in pieces:
         stacked = len(transfer.target) - piece.dim()
@@ -167,6 +169,6 @@ def write_rank_files(
             slices = exchange.run(rank, _Packer(modules, layout))
             for file, tensor, parts in exchange.wanted:
                 if file in streams:
-                    streams[file].write(tensor.name, assemble(tensor, ((t, slices[t]) for t in parts)))
+                    streams[file].write(tensor.name, assemble(tensor, [(t, slices[t]) for t in parts]))
             progress.advance(1)
     return [rank_file(directory, file) for file in mine]

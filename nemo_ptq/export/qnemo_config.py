@@ -46,8 +46,8 @@ def check_exportable(shape: ModelShape, family: Family) -> None:
         )
     if family.decoder == "llama" and shape.qkv_bias != shape.linear_bias:
         raise PtqError(
-            f"add_qkv_bias={shape.qkv_bias} with add_bias_linear={shape.linear_bias}: the reader of decoder llama wants "
-            "a bias on the query-key-value projection and the output projection, or on neither"
+            f"add_qkv_bias={shape.qkv_bias} with add_bias_linear={shape.linear_bias}: the reader of decoder llama "
+            "wants a bias on the query-key-value projection and the output projection, or on neither"
         )
 
 

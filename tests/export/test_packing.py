@@ -12,9 +12,11 @@ import torch
 
 from nemo_ptq.config import ALGORITHMS, NO_QUANT, QuantizationConfig
 from nemo_ptq.verify import dequantize as dq
+from tests.packed import Heads, fields_of, rows_of, weight_problem
 from tests.ranks import run_ranks
 
 GROUP = 128
+HEADS = Heads(per_group=2, size=32)
 
 # dtype and shape of each field, from out-features, in-features and block size; None is the dtype of the export.
 Table = dict[str, tuple[torch.dtype | None, Callable[[int, int], tuple[int, ...]]]]
@@ -50,10 +52,6 @@ FORMATS: dict[str, Table] = {
         "activation_scaling_factor": (torch.float32, lambda o, i: ()),
     },
 }
-# Share of the weights that may fall to the other side of a rounding boundary: ModelOpt multiplies with the inverse of
-# the scale when it simulates, and divides by the scale when it packs. Smoothed weights are bfloat16, so that many are
-# near one.
-TIES = {"no_quant": 0.0, "fp8": 0.0, "int8_sq": 1e-3, "int4_awq": 1e-3, "w4a8_awq": 5e-3, "nvfp4": 0.0}
 
 
 @dataclass
@@ -111,40 +109,6 @@ def packed(
     return pack
 
 
-def rows_by_hand(name: str, whole: torch.Tensor, gated: bool) -> dict[str, torch.Tensor]:
-    """Megatron's rows in the groups of the format: 4 groups of 2 queries, 1 key and 1 value, of 32 rows each."""
-    if name == "linear_qkv":
-        rows: dict[str, list[torch.Tensor]] = {"q": [], "k": [], "v": []}
-        heads = iter(whole.split(32))
-        for _ in range(4):
-            for kind in ("q", "q", "k", "v"):
-                rows[kind].append(next(heads))
-        assert next(heads, None) is None
-        return {kind: torch.cat(heads_of_kind) for kind, heads_of_kind in rows.items()}
-    if name == "linear_fc1" and gated:
-        return {"gate": whole[: len(whole) // 2], "up": whole[len(whole) // 2 :]}
-    return {"": whole}
-
-
-def dequantize(algorithm: str, fields: dict[str, torch.Tensor]) -> torch.Tensor:
-    weight, scale = fields["weight"], fields.get("weights_scaling_factor", torch.empty(0))
-    scale_2 = fields.get("weights_scaling_factor_2", torch.empty(0))
-    return {
-        "no_quant": lambda: weight.float(),
-        "fp8": lambda: dq.dequantize_fp8(weight, scale),
-        "int8_sq": lambda: dq.dequantize_int8(weight, scale),
-        "int4_awq": lambda: dq.dequantize_int4(weight, scale),
-        "w4a8_awq": lambda: dq.dequantize_w4a8(weight, scale, scale_2),
-        "nvfp4": lambda: dq.dequantize_nvfp4(weight, scale, scale_2),
-    }[algorithm]()
-
-
-def fields_of(layer: PackedLinear, rows: str) -> dict[str, torch.Tensor]:
-    """The fields of one group of rows, with those that all groups share."""
-    shared = {field: tensor for (group, field), tensor in layer.packed.items() if group == ""}
-    return shared | {field: tensor for (group, field), tensor in layer.packed.items() if group == rows}
-
-
 @pytest.mark.parametrize("model", ["llama2", "gpt"])
 @pytest.mark.parametrize("algorithm", ALGORITHMS)
 def test_fields_are_those_of_the_format(
@@ -154,14 +118,16 @@ def test_fields_are_those_of_the_format(
     assert layers.keys() == {"linear_qkv", "linear_proj", "linear_fc1", "linear_fc2"}
     for name, layer in layers.items():
         inputs = layer.weight.shape[1]
-        for rows, whole in rows_by_hand(name, layer.weight, gated=model == "llama2").items():
+        for rows, whole in rows_of(name, layer.weight, HEADS, gated=model == "llama2").items():
             expected = {
                 field: (dtype or torch.bfloat16, shape(len(whole), inputs))
                 for field, (dtype, shape) in FORMATS[algorithm].items()
             }
             if model == "gpt":
                 expected["bias"] = (torch.bfloat16, (len(whole),))
-            found = {field: (tensor.dtype, tuple(tensor.shape)) for field, tensor in fields_of(layer, rows).items()}
+            found = {
+                field: (tensor.dtype, tuple(tensor.shape)) for field, tensor in fields_of(layer.packed, rows).items()
+            }
             assert found == expected
 
 
@@ -171,32 +137,14 @@ def test_packed_weights_come_back(
     model: str, algorithm: str, packed: Callable[[str, str], dict[str, PackedLinear]]
 ) -> None:
     for name, layer in packed(model, algorithm).items():
-        for rows, expected in rows_by_hand(name, layer.weight, gated=model == "llama2").items():
-            found = dequantize(algorithm, fields_of(layer, rows))
-            different = ~torch.isclose(found, expected, rtol=1e-5, atol=1e-7)
-            assert different.float().mean() <= TIES[algorithm], (name, rows)
-            # A tie moves a weight by one code.
-            assert (found - expected).abs().max() <= largest_step(algorithm, fields_of(layer, rows)) * 1.001
-
-
-def largest_step(algorithm: str, fields: dict[str, torch.Tensor]) -> float:
-    """The largest distance between two neighbouring codes."""
-    scale, scale_2 = fields.get("weights_scaling_factor"), fields.get("weights_scaling_factor_2")
-    if scale is None:
-        return 0.0
-    largest = float(scale.float().max())
-    if algorithm == "fp8":
-        return 32 * largest
-    if algorithm == "w4a8_awq":
-        # One INT4 code, which FP8 then rounds once more, by half of its own step at most.
-        return largest + 16 * float(scale_2)
-    return 2 * largest * float(scale_2) if algorithm == "nvfp4" else largest
+        for rows, simulated in rows_of(name, layer.weight, HEADS, gated=model == "llama2").items():
+            assert not weight_problem(algorithm, fields_of(layer.packed, rows), simulated), (name, rows)
 
 
 def test_bias_rows_follow_the_weight(packed: Callable[[str, str], dict[str, PackedLinear]]) -> None:
     for name, layer in packed("gpt", "fp8").items():
         assert layer.bias is not None
-        for rows, expected in rows_by_hand(name, layer.bias, gated=False).items():
+        for rows, expected in rows_of(name, layer.bias, HEADS, gated=False).items():
             assert torch.equal(layer.packed[rows, "bias"].float(), expected)
 
 
@@ -214,13 +162,13 @@ def test_queries_keys_and_values_are_separated() -> None:
         width = torch.Size(rest).numel()
         cases.append((torch.arange(rows * width).reshape(rows, *rest), heads, size))
     (found,) = run_ranks(split_rows, 1, cases)
-    for (tensor, heads, size), rows_of in zip(cases, found, strict=True):
+    for (tensor, heads, size), split in zip(cases, found, strict=True):
         expected: dict[str, list[torch.Tensor]] = {"q": [], "k": [], "v": []}
         for row in range(len(tensor)):
             head = row // size % (heads + 2)
             expected["q" if head < heads else "k" if head == heads else "v"].append(tensor[row])
         for kind, rows in expected.items():
-            assert torch.equal(rows_of[kind], torch.stack(rows))
+            assert torch.equal(split[kind], torch.stack(rows))
 
 
 def pack_known_weight(checkpoint: Path, weight: torch.Tensor) -> torch.Tensor:

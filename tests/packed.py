@@ -1,0 +1,107 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Packed linear layers turned back into Megatron's weights, from the description of the format alone."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from nemo_ptq.verify import dequantize as dq
+
+Packed = Mapping[tuple[str, str], torch.Tensor]
+
+# Share of the weights that may fall to the other side of a rounding boundary: ModelOpt multiplies with the inverse of
+# the scale when it simulates, and divides by the scale when it packs. Smoothed weights are bfloat16, so that many are
+# near one.
+TIES = {"no_quant": 0.0, "fp8": 0.0, "int8_sq": 1e-3, "int4_awq": 1e-3, "w4a8_awq": 5e-3, "nvfp4": 0.0}
+
+
+@dataclass(frozen=True)
+class Heads:
+    """Attention heads: queries that share a key and a value, and rows of each head."""
+
+    per_group: int
+    size: int
+
+
+def rows_of(name: str, whole: torch.Tensor, heads: Heads, gated: bool) -> dict[str, torch.Tensor]:
+    """Megatron's rows in the groups of the format, taken one head at a time.
+
+    Args:
+        name: Megatron's name of the linear layer.
+        whole: (out, ...), a weight or a bias.
+        heads: The model's.
+        gated: Whether the model's MLP is gated.
+    """
+    if name.endswith("linear_qkv"):
+        rows: dict[str, list[torch.Tensor]] = {"q": [], "k": [], "v": []}
+        for index, head in enumerate(whole.split(heads.size)):
+            place = index % (heads.per_group + 2) - heads.per_group
+            rows["q" if place < 0 else "kv"[place]].append(head)
+        return {kind: torch.cat(heads_of_kind) for kind, heads_of_kind in rows.items()}
+    if name.endswith("linear_fc1") and gated:
+        return {"gate": whole[: len(whole) // 2], "up": whole[len(whole) // 2 :]}
+    return {"": whole}
+
+
+def joined(name: str, rows: Mapping[str, torch.Tensor], heads: Heads) -> torch.Tensor:
+    """The other way round than :func:`rows_of`."""
+    if not name.endswith("linear_qkv"):
+        return torch.cat([rows[kind] for kind in ("gate", "up") if kind in rows] or [rows[""]])
+    queries = iter(rows["q"].split(heads.size))
+    whole = []
+    for key, value in zip(rows["k"].split(heads.size), rows["v"].split(heads.size), strict=True):
+        whole += [*(next(queries) for _ in range(heads.per_group)), key, value]
+    return torch.cat(whole)
+
+
+def fields_of(packed: Packed, rows: str) -> dict[str, torch.Tensor]:
+    """The fields of one group of rows, with those that all groups share."""
+    shared = {field: tensor for (group, field), tensor in packed.items() if group == ""}
+    return shared | {field: tensor for (group, field), tensor in packed.items() if group == rows}
+
+
+def dequantize(algorithm: str, fields: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """float32 (out, in): the weight of one group of rows."""
+    weight, scale = fields["weight"], fields.get("weights_scaling_factor", torch.empty(0))
+    scale_2 = fields.get("weights_scaling_factor_2", torch.empty(0))
+    return {
+        "no_quant": lambda: weight.float(),
+        "fp8": lambda: dq.dequantize_fp8(weight, scale),
+        "int8_sq": lambda: dq.dequantize_int8(weight, scale),
+        "int4_awq": lambda: dq.dequantize_int4(weight, scale),
+        "w4a8_awq": lambda: dq.dequantize_w4a8(weight, scale, scale_2),
+        "nvfp4": lambda: dq.dequantize_nvfp4(weight, scale, scale_2),
+    }[algorithm]()
+
+
+def largest_step(algorithm: str, fields: Mapping[str, torch.Tensor]) -> float:
+    """The largest distance between two neighbouring codes of one group of rows."""
+    scale, scale_2 = fields.get("weights_scaling_factor"), fields.get("weights_scaling_factor_2")
+    if scale is None:
+        return 0.0
+    largest = float(scale.float().max())
+    if algorithm == "fp8":
+        return 32 * largest
+    if algorithm == "w4a8_awq":
+        # One INT4 code, which FP8 then rounds once more, by half of its own step at most.
+        return largest + 16 * float(scale_2)
+    return 2 * largest * float(scale_2) if algorithm == "nvfp4" else largest
+
+
+def weight_problem(algorithm: str, fields: Mapping[str, torch.Tensor], simulated: torch.Tensor) -> str | None:
+    """Compares what was packed of one group of rows with the weight that the calibrated model simulates.
+
+    Args:
+        algorithm: How it was quantized.
+        fields: What was packed.
+        simulated: float32 (out, in).
+    """
+    found = dequantize(algorithm, fields)
+    share = float((~torch.isclose(found, simulated, rtol=1e-5, atol=1e-7)).float().mean())
+    if share > TIES[algorithm]:
+        return f"{share:.2%} of the weights differ"
+    distance, step = float((found - simulated).abs().max()), largest_step(algorithm, fields)
+    # A tie moves a weight by one code.
+    return f"a weight is {distance} off, the largest step is {step}" if distance > step * 1.001 + 1e-7 else None
