@@ -41,6 +41,8 @@ from nemo_ptq.verify.checks import verify as verify_directory
 
 CALIBRATION_STATE = Path("ptq/calibration.safetensors")
 _PACKAGES = ("nemo_ptq", "nvidia-modelopt", "megatron-core", "nemo_toolkit", "torch", "transformers")
+# A judgement of what weights usually are: worth a warning, no reason to throw a calibration away.
+_DOUBTS = ("ranges",)
 _SAMPLE_PROMPT = "Born in north-east France, Soyer trained as a"
 
 
@@ -236,7 +238,11 @@ def _about(job: Job) -> dict[str, Any]:
 
 def _verify(directory: Path, reporter: Reporter) -> None:
     checks = verify_directory(directory)
-    failed = [f"{check.name}: {check.detail}" for check in checks if not check.ok]
-    if failed:
-        raise PtqError("the export does not pass its own verification, and was removed:\n" + "\n".join(failed))
-    reporter.say(f"verify: {len(checks)} checks passed")
+    failed = [check for check in checks if not check.ok]
+    doubts = [check for check in failed if check.name in _DOUBTS]
+    for check in doubts:
+        reporter.warn(f"verify: {check.name}: {check.detail}")
+    if len(failed) > len(doubts):
+        reasons = "\n".join(f"{check.name}: {check.detail}" for check in failed if check not in doubts)
+        raise PtqError(f"the export does not pass its own verification, and was removed:\n{reasons}")
+    reporter.say(f"verify: {len(checks) - len(failed)} checks passed")
