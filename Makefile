@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo checkpoint test test-slow lint clean
+.PHONY: help demo checkpoint test test-slow support-matrix lint clean
 
 # The first Python that runs (a pyenv shim may exist without doing so) and is neither too old nor too new.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
@@ -14,7 +14,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-11s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: checkpoint ## train a small model, quantize it with the nemo command, show what came out
 	@$(IN_VENV) bash demo/run.sh
@@ -27,6 +27,10 @@ test: checkpoint ## run the tests
 
 test-slow: checkpoint ## run the tests that take minutes
 	@$(IN_VENV) python -m pytest -m slow
+
+support-matrix: checkpoint ## run every cell of the support matrix, and write docs/support_matrix.md
+	@$(IN_VENV) python -m pytest tests/test_matrix.py -m 'slow or not slow' --deselect tests/test_matrix.py::test_the_document_is_up_to_date
+	@$(IN_VENV) python -m tests.matrix
 
 lint: .venv/installed ## check style and types
 	@$(IN_VENV) ruff check .

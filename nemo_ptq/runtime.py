@@ -72,8 +72,9 @@ def pick_device(launch: Launch) -> torch.device:
 def megatron_on(device: torch.device) -> Iterator[None]:
     """Lets Megatron-Core build and run models on `device`.
 
-    Megatron allocates on ``torch.cuda.current_device()`` and calls ``torch.cuda.synchronize()`` whatever the model's
-    device is; without CUDA both would raise. On a GPU only the current device is set.
+    Megatron allocates on ``torch.cuda.current_device()``, calls ``torch.cuda.synchronize()`` and, where the first and
+    the last stage of a pipeline share the embedding, moves it with ``Tensor.cuda()``, whatever the model's device is;
+    without CUDA all three would raise. On a GPU only the current device is set.
     """
     from megatron.core.transformer.moe import moe_utils
 
@@ -83,6 +84,7 @@ def megatron_on(device: torch.device) -> Iterator[None]:
         else:
             stack.enter_context(patch.object(torch.cuda, "current_device", lambda: device))
             stack.enter_context(patch.object(torch.cuda, "synchronize", lambda *_: None))
+            stack.enter_context(patch.object(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor))
         if not hasattr(moe_utils, "te_general_gemm"):
             # Without Transformer Engine Megatron forgets to define the name that its router looks for.
             stack.enter_context(patch.object(moe_utils, "te_general_gemm", None, create=True))

@@ -3,14 +3,16 @@
 """The job's steps on one rank, for tests that look between them. Imports Megatron and NeMo: for functions on ranks."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+from megatron.core.transformer.moe.experts import SequentialMLP
 
 from nemo_ptq.calibration import algorithms
 from nemo_ptq.calibration.forward import forward_batches
@@ -19,7 +21,7 @@ from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console import Reporter
 from nemo_ptq.export.layout import QnemoLayout
 from nemo_ptq.export.ownership import gather_ownership, global_modules
-from nemo_ptq.export.packing import pack_kv_cache, pack_linear, quantizes_kv_cache, row_splitter
+from nemo_ptq.export.packing import pack_kv_cache, pack_linear, pack_parameters, quantizes_kv_cache, row_splitter
 from nemo_ptq.export.qnemo import write_rank_files
 from nemo_ptq.export.qnemo_config import qnemo_config
 from nemo_ptq.export.shape import ModelShape, shape_of
@@ -93,8 +95,9 @@ def in_float32(model: LoadedModel) -> None:
 def serve(model: LoadedModel, algorithm: str) -> list[str]:
     """Turns a calibrated model into what a server computes with its export, in float32.
 
-    Weights become what is packed of them, pre-quantization scales and KV cache scales what is written of them. The
-    rounding of activations stays ModelOpt's, but for NVFP4, which ModelOpt simulates on GPUs only.
+    Weights become what is packed of them, and so do gains, pre-quantization scales and KV cache scales. The rounding
+    of activations stays ModelOpt's, but for NVFP4, which ModelOpt simulates on GPUs only. Experts' outputs are weighed,
+    where Megatron weighs the inputs of their second layers.
 
     Returns:
         Where packed weights are not those that the model simulates, one line each.
@@ -111,11 +114,21 @@ def serve(model: LoadedModel, algorithm: str) -> list[str]:
             rows = {group: dequantize(algorithm, fields_of(packed, group)) for group in groups}
             module.weight.data = joined(name, rows, heads)
             _serve_inputs(module, packed, algorithm)
+        if getattr(module, "zero_centered_gamma", False):
+            module.weight.data = pack_parameters(module, torch.bfloat16)["", "weight"].float() - 1.0
         if name.endswith("core_attention") and quantizes_kv_cache(module):
             scale = pack_kv_cache(module)["", "kv_cache_scaling_factor"]
             for quantizer in (module.k_bmm_quantizer, module.v_bmm_quantizer):
                 quantizer.amax = scale.reshape(quantizer.amax.shape) * 448.0
+    for module in model.module.modules():
+        if isinstance(module, SequentialMLP):
+            for expert in module.local_experts:
+                expert.forward = partial(_weigh_output, expert.forward)
     return problems
+
+
+def _weigh_output(forward: Callable[..., Any], hidden: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, None]:
+    return forward(hidden)[0] * weight[:, None], None
 
 
 def _weight_problems(name: str, linear: Any, packed: Packed, algorithm: str, shape: ModelShape) -> Iterator[str]:
@@ -125,8 +138,9 @@ def _weight_problems(name: str, linear: Any, packed: Packed, algorithm: str, sha
         simulated = fake_quantize_nvfp4(simulated, packed["", "weights_scaling_factor_2"])
     elif algorithm != NO_QUANT:
         simulated = linear.weight_quantizer(simulated)
+    exact = rows_of(name, linear.weight, heads, shape.gated)
     for group, rows in rows_of(name, simulated, heads, shape.gated).items():
-        problem = weight_problem(algorithm, fields_of(packed, group), rows)
+        problem = weight_problem(algorithm, fields_of(packed, group), rows, exact[group])
         if problem:
             yield problem
 

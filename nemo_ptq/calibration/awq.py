@@ -106,6 +106,8 @@ class InputStatistics:
             local: (tokens, local in-features): the channels that this rank's weight multiplies.
             full: (tokens, in-features): all channels; ``local`` itself where the input is not sharded.
         """
+        if not local.shape[0]:  # an idle expert
+            return
         magnitude = local.abs()
         self.gram += _product(local.T, full)
         self.abs_sum += magnitude.sum(0, dtype=torch.float32)
@@ -205,7 +207,7 @@ class _AwqLinear:
         """
         weight = self.linear.weight
         scaled = torch.mul(weight, scale, out=torch.empty_like(weight))
-        # Computed in float32 and rounded once, the same on both sides of the product: the loss changes by less than 1e-4.
+        # Computed in float32, then rounded, the same on both sides of the product: the loss moves by less than 1e-4.
         error = torch.addcmul(weight, self.rounding(scaled), (1 / scale).to(weight.dtype), value=-1)
         whole = self._gather_inputs(error)
         loss = torch.zeros((), dtype=torch.float64, device=weight.device)
@@ -249,6 +251,17 @@ class _AwqLinear:
             quantizer.enable()
         apply_pre_quant_scale_and_smooth(linear, 1 / scale)
         del self.statistics
+
+
+@contextmanager
+def _unquantized(module: GPTModel) -> Iterator[None]:
+    """Turns every quantizer off for a while."""
+    enabled = [child for child in module.modules() if isinstance(child, TensorQuantizer) and child.is_enabled]
+    for quantizer in enabled:
+        quantizer.disable()
+    yield
+    for quantizer in enabled:
+        quantizer.enable()
 
 
 @contextmanager
@@ -296,10 +309,11 @@ def calibrate_awq(module: GPTModel, forward_loop: Callable[[GPTModel], None], al
             "AWQ quantizes the linear layers of the transformer blocks only, and the configuration enables the weight "
             f"quantizers of {len(outside)} more: disable those of output_layer and the embeddings"
         )
+    # What one stage hands to the next is as unquantized as what one layer hands to the next.
+    with _unquantized(module), _capture_inputs(layers, parallel_state.is_pipeline_last_stage()) as calls:
+        forward_loop(module)
     for linear in quantized:
         linear.weight_quantizer.disable()
-    with _capture_inputs(layers, pass_through=parallel_state.is_pipeline_last_stage()) as calls:
-        forward_loop(module)
     for layer in layers:
         linears = [_AwqLinear(linear) for linear in layer.modules() if linear in quantized]
         _calibrate_layer(layer, linears, calls, alpha_step)
