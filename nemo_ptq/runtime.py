@@ -120,7 +120,12 @@ def process_groups(
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
     dist.init_process_group(
         backend,
-        init_method=f"tcp://{address}:{port}" if launch.world_size > 1 else "tcp://127.0.0.1:0",
+        # A process that nobody launched takes any free port; torchrun has the meeting point open already, even for one.
+        init_method=(
+            f"tcp://{address}:{port}"
+            if launch.world_size > 1 or dist.is_torchelastic_launched()
+            else "tcp://127.0.0.1:0"
+        ),
         rank=launch.rank,
         world_size=launch.world_size,
         timeout=COLLECTIVE_TIMEOUT,
