@@ -67,7 +67,7 @@ def plan_file(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> tuple
         entries[spec.name] = {"dtype": _DTYPES[spec.dtype], "shape": list(spec.shape), "data_offsets": [position, end]}
         offsets[spec.name] = position
         position = end
-    header = json.dumps(entries, separators=(",", ":")).encode()
+    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
     header += b" " * (-len(header) % _ALIGNMENT)
     begin = len(header) + 8
     return len(header).to_bytes(8, "little") + header, {name: begin + offset for name, offset in offsets.items()}
