@@ -15,12 +15,13 @@ from nemo_ptq.families import ARCHITECTURES, Family
 _ALWAYS_EXCLUDED = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding")
 _GATED_ACTIVATIONS = {"gelu": "geglu", "silu": "swiglu"}
 # Layers of the file for each linear layer of Megatron's.
-_FILE_LAYERS = {
+_ATTENTION_LAYERS = {
     "self_attention.linear_qkv": ("attention.qkv",),
     "self_attention.linear_proj": ("attention.dense",),
-    "mlp.linear_fc1": ("mlp.fc", "mlp.gate"),
-    "mlp.linear_fc2": ("mlp.proj",),
 }
+_DENSE_LAYERS = _ATTENTION_LAYERS | {"mlp.linear_fc1": ("mlp.fc", "mlp.gate"), "mlp.linear_fc2": ("mlp.proj",)}
+# Readers know a mixture of experts by one name.
+_EXPERT_LAYERS = _ATTENTION_LAYERS | {"mlp.experts.local_experts.0.linear_fc1": ("mlp",)}
 
 
 def hidden_act(shape: ModelShape, family: Family) -> str:
@@ -84,9 +85,7 @@ def _excluded(layout: QnemoLayout) -> list[str]:
     """Patterns for the layers that are not quantized although the checkpoint is."""
     patterns = list(_ALWAYS_EXCLUDED)
     layers = layout.shape.num_layers
-    for kind, names in _FILE_LAYERS.items():
-        if layout.shape.num_experts and kind.startswith("mlp."):
-            continue
+    for kind, names in (_EXPERT_LAYERS if layout.shape.num_experts else _DENSE_LAYERS).items():
         plain = [i for i in range(layers) if f"decoder.layers.{i}.{kind}" not in layout.schemes]
         if len(plain) == layers:
             patterns += [f"*{name}" for name in names]
