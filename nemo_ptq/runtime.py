@@ -33,11 +33,10 @@ def first_host(node_list: str) -> str:
         >>> first_host("gpu[03-04,7],login1")
         'gpu03'
     """
-    match = re.match(r"([^\[,]+)(?:\[([^\]]+)\])?", node_list)
-    if match is None:
+    first = re.match(r"(?:[^\[\],]+|\[[^\[\]]+\])+", node_list)
+    if first is None:
         raise PtqError(f"SLURM_JOB_NODELIST={node_list!r} is not a Slurm node list: run under srun, or set MASTER_ADDR")
-    prefix, ranges = match.groups()
-    return prefix if ranges is None else prefix + re.split(r"[,-]", ranges)[0]
+    return re.sub(r"\[([^\],-]+)[^\]]*\]", r"\1", first[0])
 
 
 def _rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
@@ -47,7 +46,10 @@ def _rendezvous(environment: Mapping[str, str]) -> tuple[str, int]:
         nodes = environment.get("SLURM_STEP_NODELIST") or environment.get("SLURM_JOB_NODELIST")
         address = first_host(nodes) if nodes else "127.0.0.1"
     if "MASTER_PORT" in environment:
-        return address, int(environment["MASTER_PORT"])
+        port = environment["MASTER_PORT"]
+        if not port.isdigit():
+            raise PtqError(f"MASTER_PORT={port} must be the number of a free port on {address}")
+        return address, int(port)
     job = int(environment.get("SLURM_JOB_ID", "0")) * 31 + int(environment.get("SLURM_STEP_ID", "0"))
     return address, _SLURM_PORTS[job % len(_SLURM_PORTS)]
 

@@ -16,7 +16,7 @@ from typing import Any
 import modelopt.torch.quantization as mtq
 import yaml
 from megatron.core.models.gpt import GPTModel
-from modelopt.torch.quantization.config import normalize_quant_cfg_list
+from modelopt.torch.quantization.config import QuantizeConfig
 from modelopt.torch.quantization.nn import TensorQuantizer
 
 from nemo_ptq.calibration.awq import calibrate_awq
@@ -90,10 +90,13 @@ def _read_modelopt_config(path: Path) -> dict[str, Any]:
     config = restore(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
     if not isinstance(config, dict) or "quant_cfg" not in config:
         raise PtqError(f"algorithm={path}: a ModelOpt configuration is a mapping with quant_cfg and algorithm")
+    if isinstance(config["quant_cfg"], dict) and "default" in config["quant_cfg"]:
+        # ModelOpt's former format: its catch-all came before the others, wherever it was written.
+        config["quant_cfg"] = {"default": config["quant_cfg"].pop("default"), **config["quant_cfg"]}
     try:
-        config["quant_cfg"] = normalize_quant_cfg_list(config["quant_cfg"])
-    except ValueError as error:
-        raise PtqError(f"algorithm={path}: quant_cfg is not ModelOpt's: {' '.join(str(error).split())}") from error
+        config["quant_cfg"] = QuantizeConfig(**config).quant_cfg
+    except (TypeError, ValueError) as error:
+        raise PtqError(f"algorithm={path}: not a ModelOpt configuration: {' '.join(str(error).split())}") from error
     return config
 
 
@@ -134,8 +137,9 @@ def calibrate(
     with quiet_prints():
         mtq.quantize(module, {**config, "algorithm": None})
     method = config.get("algorithm")
-    if isinstance(method, dict) and method.get("method") == "awq_lite":
-        calibrate_awq(module, forward_loop, alpha_step=method.get("alpha_step", 0.1))
+    options: dict[str, Any] = method if isinstance(method, dict) else {"method": method}
+    if options["method"] == "awq_lite":
+        calibrate_awq(module, forward_loop, alpha_step=options.get("alpha_step", 0.1))
     else:
         mtq.calibrate(module, method, _without_weights(forward_loop))
     floor = _GPT_AMAX_FLOOR.get(quantization.algorithm or "")

@@ -63,15 +63,16 @@ def _save_tokenizer(tokenizer: Any, directory: Path, field: str) -> str:
 def _point_model_yaml_at(path: Path, field: str, old: str, new: str) -> None:
     """Changes one line only: loading and dumping would lose NeMo's own YAML tags."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    begin = next(index for index, line in enumerate(lines) if line.startswith("tokenizer:"))
-    for index in range(begin + 1, len(lines)):
-        if lines[index].strip().startswith(f"{field}:"):
-            indent = lines[index][: len(lines[index]) - len(lines[index].lstrip())]
+    is_tokenizer = False
+    for index, line in enumerate(lines):
+        if not line.startswith(" "):
+            is_tokenizer = line.startswith("tokenizer:")
+        elif is_tokenizer and line.strip().startswith(f"{field}:"):
+            indent = line[: len(line) - len(line.lstrip())]
             lines[index] = f"{indent}{field}: {new}\n"
-            break
-    else:
-        raise PtqError(f"{path}: the tokenizer has no {field} to change from {old} to {new}")
-    path.write_text("".join(lines), encoding="utf-8")
+            path.write_text("".join(lines), encoding="utf-8")
+            return
+    raise PtqError(f"{path}: the tokenizer has no {field} to change from {old} to {new}")
 
 
 def _point_io_json_at(path: Path, field: str, new: str) -> None:
