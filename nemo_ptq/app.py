@@ -2,100 +2,24 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `nemo-ptq` console command, for work on this machine."""
 
-import json
 import sys
 import warnings
-from dataclasses import asdict
-from pathlib import Path
-from typing import Annotated
 
 import typer
 
+from nemo_ptq.commands.evaluate import evaluate
+from nemo_ptq.commands.import_hf import import_hf
+from nemo_ptq.commands.verify import verify
 from nemo_ptq.errors import PtqError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
+for command in (import_hf, verify, evaluate):
+    app.command()(command)
 
 
 @app.callback()
 def nemo_ptq() -> None:
     """Post-training quantization of NeMo checkpoints."""
-
-
-@app.command()
-def import_hf(
-    source: Annotated[Path, typer.Argument(metavar="SRC", help="Hugging Face directory.")],
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="NeMo checkpoint to make.")],
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the NeMo checkpoint at OUT.")] = False,
-) -> None:
-    """Make a NeMo 2.0 checkpoint from a Hugging Face directory, on a CPU and without running code from it."""
-    from nemo_ptq.checkpoint.huggingface import import_hf as run
-
-    typer.echo(f"Wrote {run(str(source), str(output), overwrite)}")
-
-
-@app.command()
-def verify(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Exported directory.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
-) -> None:
-    """Check an exported directory as its readers would read it; exit status 1 if a check fails."""
-    from nemo_ptq.verify.checks import verify as run
-
-    checks = run(directory, load_tokenizer=True)
-    if as_json:
-        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
-    else:
-        for check in checks:
-            mark = typer.style("ok  ", fg="green") if check.ok else typer.style("FAIL", fg="red", bold=True)
-            typer.echo(f"{mark}  {check.name}: {check.detail}")
-    if not all(check.ok for check in checks):
-        raise typer.Exit(1)
-
-
-@app.command()
-def evaluate(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Exported directory.")],
-    baseline: Annotated[
-        Path, typer.Option(help="What to compare with: the NeMo checkpoint, or an export of it with no_quant.")
-    ],
-    text: Annotated[Path, typer.Option(help="Documents: a .jsonl, .json or .txt file.")],
-    seq_len: Annotated[int, typer.Option(help="Tokens at which a document is cut.")] = 2048,
-    documents: Annotated[int, typer.Option(help="How many documents to read.")] = 128,
-    min_recovery: Annotated[
-        float, typer.Option(help="Fail if baseline perplexity / perplexity is less than this.")
-    ] = 0.0,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
-) -> None:
-    """Run an exported directory on text, from its files alone, and compare it with the unquantized model."""
-    from nemo_ptq.quiet import quiet_imports, quiet_libraries
-    from nemo_ptq.verify.documents import load_documents
-    from nemo_ptq.verify.evaluate import compare, summarize
-    from nemo_ptq.verify.forward import stream_logits
-
-    tokens = load_documents(directory, text, seq_len, documents)
-    if (baseline / "context").is_dir():
-        with quiet_imports():
-            from nemo_ptq.evaluation import checkpoint_logits
-        quiet_libraries()
-        truth = checkpoint_logits(baseline, tokens)
-    else:
-        truth = stream_logits(baseline, tokens)
-    result = summarize(compare(truth, stream_logits(directory, tokens), tokens))
-    recovery = result.baseline_perplexity.value / result.perplexity.value
-    if as_json:
-        typer.echo(json.dumps({**asdict(result), "recovery": recovery}, indent=2))
-    else:
-        figures = {
-            "perplexity": result.perplexity,
-            "perplexity of the baseline": result.baseline_perplexity,
-            "KL divergence (nats per token)": result.kl_divergence,
-            "top-1 agreement": result.top1_agreement,
-        }
-        for name, interval in figures.items():
-            typer.echo(f"{name:32}{interval.value:10.4f}   95 % interval {interval.low:.4f} to {interval.high:.4f}")
-        typer.echo(f"{'recovery':32}{recovery:10.4f}   over {len(tokens)} documents")
-    if recovery < min_recovery:
-        raise PtqError(f"recovery {recovery:.4f} is less than --min-recovery {min_recovery}")
 
 
 def main() -> None:

@@ -1,0 +1,19 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""`nemo-ptq import-hf`: a Hugging Face directory becomes a NeMo checkpoint."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def import_hf(
+    source: Annotated[Path, typer.Argument(metavar="SRC", help="Hugging Face directory.")],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="NeMo checkpoint to make.")],
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the NeMo checkpoint at OUT.")] = False,
+) -> None:
+    """Make a NeMo 2.0 checkpoint from a Hugging Face directory, on a CPU and without running code from it."""
+    from nemo_ptq.checkpoint.huggingface import import_hf as run
+
+    typer.echo(f"Wrote {run(str(source), str(output), overwrite)}")

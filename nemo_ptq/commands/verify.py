@@ -1,0 +1,28 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""`nemo-ptq verify`: the checks of an exported directory, one line for each."""
+
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+def verify(
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Exported directory.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
+) -> None:
+    """Check an exported directory as its readers would read it; exit status 1 if a check fails."""
+    from nemo_ptq.verify.checks import verify as run
+
+    checks = run(directory, load_tokenizer=True)
+    if as_json:
+        typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
+    else:
+        for check in checks:
+            mark = typer.style("ok  ", fg="green") if check.ok else typer.style("FAIL", fg="red", bold=True)
+            typer.echo(f"{mark}  {check.name}: {check.detail}")
+    if not all(check.ok for check in checks):
+        raise typer.Exit(1)
