@@ -11,7 +11,7 @@ own, so that one mistake is one line.
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import fields
 from itertools import islice
 from pathlib import Path
@@ -213,22 +213,36 @@ def tokenizer_exists(tokenizer_path: Any) -> str | None:
 # --- calibration ------------------------------------------------------------------------------------------------------
 
 
+def _listed(sizes: Iterable[int]) -> str:
+    *most, last = map(str, sizes)
+    return " or ".join(filter(None, [", ".join(most), last]))
+
+
 def _divisors(*sizes: int) -> str:
     """Lists the parallelisms that divide all sizes, for a fix."""
-    possible = [str(ranks) for ranks in range(1, _MOST_RANKS + 1) if all(size % ranks == 0 for size in sizes)]
-    return " or ".join(filter(None, [", ".join(possible[:-1]), possible[-1]]))
+    return _listed(ranks for ranks in range(1, _MOST_RANKS + 1) if all(size % ranks == 0 for size in sizes))
+
+
+def _indivisible(tp: int, model: CheckpointMetadata) -> list[str]:
+    """Which sizes of the model a tensor parallelism does not divide; query groups may be shared by ranks."""
+    sizes = {"attention heads": model.num_attention_heads, "ffn_hidden_size": model.ffn_hidden_size}
+    wrong = [f"{size} {name}" for name, size in sizes.items() if size % tp]
+    groups = model.num_query_groups
+    return [*wrong, f"{groups} query groups"] if groups % tp and tp % groups else wrong
 
 
 def calibration_tp_divides(calibration_tp: int, model: CheckpointMetadata) -> str | None:
-    """Every calibration rank has whole query groups and an equal part of the MLP."""
-    sizes = {
-        "attention heads": model.num_attention_heads,
-        "query groups": model.num_query_groups,
-        "ffn_hidden_size": model.ffn_hidden_size,
-    }
-    wrong = [f"{size} {name}" for name, size in sizes.items() if size % calibration_tp]
-    if wrong:
-        return f"calibration_tp={calibration_tp} does not divide {', '.join(wrong)}: use {_divisors(*sizes.values())}"
+    """Every calibration rank has whole query heads and an equal part of the MLP; ranks may share a query group."""
+
+    def wrong(tp: int) -> list[str]:
+        rows = (model.num_attention_heads + 2 * model.num_query_groups) * model.head_size
+        # Ranks that share a query group cut its rows anywhere; INT4 packs them in pairs.
+        is_cut = tp > model.num_query_groups and rows % (2 * tp)
+        return _indivisible(tp, model) or ([f"{rows} query-key-value rows in pairs"] if is_cut else [])
+
+    if found := wrong(calibration_tp):
+        fitting = _listed(tp for tp in range(1, _MOST_RANKS + 1) if not wrong(tp))
+        return f"calibration_tp={calibration_tp} does not divide {', '.join(found)}: use {fitting}"
     return None
 
 
@@ -377,16 +391,8 @@ def kv_cache_has_algorithm(algorithm: str | None, enable_kv_cache: bool | None) 
 
 def inference_tp_divides(inference_tp: int, model: CheckpointMetadata) -> str | None:
     """Every exported rank has whole heads and an equal part of the MLP; fewer KV heads than ranks are repeated."""
-    groups = model.num_query_groups
-    wrong = [
-        f"{size} {name}"
-        for name, size in (("attention heads", model.num_attention_heads), ("ffn_hidden_size", model.ffn_hidden_size))
-        if size % inference_tp
-    ]
-    if groups % inference_tp and inference_tp % groups:
-        wrong.append(f"{groups} query groups")
-    if wrong:
-        fitting = _divisors(model.num_attention_heads, groups, model.ffn_hidden_size)
+    if wrong := _indivisible(inference_tp, model):
+        fitting = _listed(tp for tp in range(1, _MOST_RANKS + 1) if not _indivisible(tp, model))
         return f"export_config.inference_tp={inference_tp} does not divide {', '.join(wrong)}: use {fitting}"
     return None
 

@@ -14,10 +14,16 @@ Packed = Mapping[tuple[str, str], torch.Tensor]
 
 @dataclass(frozen=True)
 class Heads:
-    """Attention heads: queries that share a key and a value, and rows of each head."""
+    """Attention heads: queries that share a key and a value, rows of each head, and which head a shard begins with."""
 
     per_group: int
     size: int
+    first: int = 0
+
+    def kinds(self, count: int) -> list[str]:
+        """What the heads of a shard are: "q", "k" or "v"."""
+        places = [index % (self.per_group + 2) - self.per_group for index in range(self.first, self.first + count)]
+        return ["q" if place < 0 else "kv"[place] for place in places]
 
 
 def rows_of(name: str, whole: torch.Tensor, heads: Heads, gated: bool) -> dict[str, torch.Tensor]:
@@ -30,11 +36,11 @@ def rows_of(name: str, whole: torch.Tensor, heads: Heads, gated: bool) -> dict[s
         gated: Whether the model's MLP is gated.
     """
     if name.endswith("linear_qkv"):
-        rows: dict[str, list[torch.Tensor]] = {"q": [], "k": [], "v": []}
-        for index, head in enumerate(whole.split(heads.size)):
-            place = index % (heads.per_group + 2) - heads.per_group
-            rows["q" if place < 0 else "kv"[place]].append(head)
-        return {kind: torch.cat(heads_of_kind) for kind, heads_of_kind in rows.items()}
+        split = whole.split(heads.size)
+        kinds = heads.kinds(len(split))
+        return {
+            kind: torch.cat([head for head, its in zip(split, kinds, strict=True) if its == kind]) for kind in kinds
+        }
     if name.endswith("linear_fc1") and gated:
         return {"gate": whole[: len(whole) // 2], "up": whole[len(whole) // 2 :]}
     return {"": whole}
@@ -44,11 +50,9 @@ def joined(name: str, rows: Mapping[str, torch.Tensor], heads: Heads) -> torch.T
     """The other way round than :func:`rows_of`."""
     if not name.endswith("linear_qkv"):
         return torch.cat([rows[kind] for kind in ("gate", "up") if kind in rows] or [rows[""]])
-    queries = iter(rows["q"].split(heads.size))
-    whole = []
-    for key, value in zip(rows["k"].split(heads.size), rows["v"].split(heads.size), strict=True):
-        whole += [*(next(queries) for _ in range(heads.per_group)), key, value]
-    return torch.cat(whole)
+    of_kind = {kind: iter(tensor.split(heads.size)) for kind, tensor in rows.items()}
+    count = sum(len(tensor) for tensor in rows.values()) // heads.size
+    return torch.cat([next(of_kind[kind]) for kind in heads.kinds(count)])
 
 
 def fields_of(packed: Packed, rows: str) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.moe.experts import SequentialMLP
 
@@ -104,11 +105,12 @@ def serve(model: LoadedModel, algorithm: str) -> list[str]:
     """
     in_float32(model)
     shape = shape_of(model.config, model.vocab_size)
-    heads = Heads(shape.num_heads // shape.num_kv_heads, shape.head_size)
+    heads = _heads(shape)
+    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
     problems = []
     for name, module in global_modules(model.module).items():
         if ".linear_" in name:
-            packed = pack_linear(module, row_splitter(name, shape), torch.bfloat16)
+            packed = pack_linear(module, row_splitter(name, shape, tensor_rank), torch.bfloat16)
             problems += [f"{name}: {problem}" for problem in _weight_problems(name, module, packed, algorithm, shape)]
             groups = rows_of(name, module.weight, heads, shape.gated)
             rows = {group: dequantize(algorithm, fields_of(packed, group)) for group in groups}
@@ -131,8 +133,15 @@ def _weigh_output(forward: Callable[..., Any], hidden: torch.Tensor, weight: tor
     return forward(hidden)[0] * weight[:, None], None
 
 
+def _heads(shape: ModelShape) -> Heads:
+    """The heads of this rank's shard."""
+    heads = (shape.num_heads + 2 * shape.num_kv_heads) // parallel_state.get_tensor_model_parallel_world_size()
+    first = heads * parallel_state.get_tensor_model_parallel_rank()
+    return Heads(shape.num_heads // shape.num_kv_heads, shape.head_size, first)
+
+
 def _weight_problems(name: str, linear: Any, packed: Packed, algorithm: str, shape: ModelShape) -> Iterator[str]:
-    heads = Heads(shape.num_heads // shape.num_kv_heads, shape.head_size)
+    heads = _heads(shape)
     simulated = linear.weight
     if algorithm == "nvfp4":
         simulated = fake_quantize_nvfp4(simulated, packed["", "weights_scaling_factor_2"])

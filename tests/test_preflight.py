@@ -184,10 +184,12 @@ def test_checking_needs_neither_torch_nor_nemo_nor_a_second(demo: Demo, output: 
     [
         (LLAMA_8B, 1, None),
         (LLAMA_8B, 8, None),
-        (LLAMA_8B, 3, "use 1, 2, 4 or 8"),
-        (LLAMA_8B, 16, "8 query groups: use 1, 2, 4 or 8"),
+        (LLAMA_8B, 3, "use 1, 2, 4, 8, 16 or 32"),
+        (LLAMA_8B, 16, None),
+        (replace(LLAMA_8B, num_query_groups=12, num_attention_heads=48), 8, "12 query groups: use 1, 2 or 4"),
         (replace(LLAMA_8B, ffn_hidden_size=14340), 8, "14340 ffn_hidden_size: use 1, 2 or 4"),
-        (STARCODER, 2, "1 query groups: use 1"),
+        (STARCODER, 2, None),
+        (replace(STARCODER, num_attention_heads=4, head_size=3), 4, "18 query-key-value rows in pairs: use 1"),
     ],
 )
 def test_calibration_tp(model: CheckpointMetadata, tp: int, fix: str | None) -> None:
@@ -297,7 +299,11 @@ def test_devices_and_nodes(world: int | None, devices: int | None, nodes: int | 
     [
         (LLAMA_8B, 8, None),
         (LLAMA_8B, 16, None),  # KV heads are repeated
-        (LLAMA_8B, 3, "does not divide 32 attention heads, 14336 ffn_hidden_size, 8 query groups: use 1, 2, 4 or 8"),
+        (
+            LLAMA_8B,
+            3,
+            "does not divide 32 attention heads, 14336 ffn_hidden_size, 8 query groups: use 1, 2, 4, 8, 16 or 32",
+        ),
         (STARCODER, 4, None),
         (replace(LLAMA_8B, num_attention_heads=48, num_query_groups=12), 8, "12 query groups"),
     ],

@@ -44,26 +44,39 @@ def split_gated(tensor: torch.Tensor) -> RowGroups:
     return {"gate": gate, "up": up}
 
 
-def split_qkv(tensor: torch.Tensor, heads_per_group: int, head_size: int) -> RowGroups:
+def split_qkv(tensor: torch.Tensor, heads_per_group: int, head_size: int, first_row: int = 0) -> RowGroups:
     """Undoes Megatron's interleaving of queries, keys and values.
 
     Args:
-        tensor: (groups * (heads_per_group + 2) * head_size, ...), for each query group its heads, its key, its value.
+        tensor: (rows, ...), some consecutive rows of the whole projection, which has for each query group the rows of
+            its heads, its key and its value.
         heads_per_group: Query heads that share a key and a value.
         head_size: Rows of one head.
+        first_row: Which row of the whole projection they begin with: where tensor-parallel ranks outnumber the query
+            groups, a shard may begin anywhere.
 
     Returns:
-        "q" of (groups * heads_per_group * head_size, ...), "k" and "v" of (groups * head_size, ...).
+        The rows that are of queries, "q", of keys, "k", and of values, "v", in their order; there may be none.
     """
-    groups = tensor.unflatten(0, (-1, heads_per_group + 2, head_size))
-    q, k, v = groups.split([heads_per_group, 1, 1], dim=1)
-    return {"q": q.flatten(0, 2), "k": k.flatten(0, 2), "v": v.flatten(0, 2)}
+    head = torch.arange(first_row, first_row + len(tensor), device=tensor.device) // head_size % (heads_per_group + 2)
+    return {
+        "q": tensor[head < heads_per_group],
+        "k": tensor[head == heads_per_group],
+        "v": tensor[head == heads_per_group + 1],
+    }
 
 
-def row_splitter(module_name: str, shape: ModelShape) -> Callable[[torch.Tensor], RowGroups]:
-    """Returns the function that splits the output rows of a linear layer, by its Megatron name."""
+def row_splitter(module_name: str, shape: ModelShape, tensor_rank: int = 0) -> Callable[[torch.Tensor], RowGroups]:
+    """Returns the function that splits the output rows of a linear layer.
+
+    Args:
+        module_name: Megatron's name of the layer.
+        shape: The model.
+        tensor_rank: Which tensor-parallel shard the rows are.
+    """
     if module_name.endswith("linear_qkv"):
-        return lambda tensor: split_qkv(tensor, shape.num_heads // shape.num_kv_heads, shape.head_size)
+        heads_per_group = shape.num_heads // shape.num_kv_heads
+        return lambda rows: split_qkv(rows, heads_per_group, shape.head_size, tensor_rank * len(rows))
     if module_name.endswith("linear_fc1") and shape.gated:
         return split_gated
     return all_rows
@@ -99,6 +112,8 @@ def pack_linear(linear: Any, split: Callable[[torch.Tensor], RowGroups], dtype: 
     per_row = scale.numel() > 1
     scales = split(scale) if per_row else {"": scale.reshape(1)}
     for rows, weight in split(linear.weight).items():
+        if not len(weight):
+            continue
         rounded = to_quantized_weight(
             weight, scales[rows if per_row else ""], scheme.modelopt_format, scale_2, scheme.block_size or None
         )

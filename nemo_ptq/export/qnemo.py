@@ -16,13 +16,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
 
 from nemo_ptq.console import Reporter
 from nemo_ptq.export.layout import Block, FileTensor, Part, QnemoLayout
 from nemo_ptq.export.ownership import Ownership
 from nemo_ptq.export.packing import Packed, pack_kv_cache, pack_linear, pack_parameters, row_splitter
-from nemo_ptq.export.reshard import Shard, Transfer, equal_shards, transfers
+from nemo_ptq.export.reshard import Shard, Transfer, equal_shards, qkv_shards, transfers
 from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
+from nemo_ptq.export.shape import ModelShape
 
 
 def rank_file(directory: Path, file: int) -> Path:
@@ -41,11 +43,14 @@ def choose_writers(layout: QnemoLayout, ownership: Ownership) -> list[int]:
     return writers
 
 
-def holders(part: Part, ownership: Ownership) -> list[Shard]:
+def holders(part: Part, ownership: Ownership, shape: ModelShape) -> list[Shard]:
     """Returns the shards of a part: one for each tensor-parallel rank, or one whole where it is not sharded."""
     owners = ownership.owners[part.module]
     if part.axis is None:
         return [Shard(owners[0], 0, part.shape[0] if part.shape else 1)]
+    if part.rows in ("q", "k", "v"):
+        extent = part.shape[part.axis]
+        return qkv_shards(part.rows, extent, owners, shape.num_heads, shape.num_kv_heads, shape.head_size)
     return equal_shards(part.shape[part.axis], owners)
 
 
@@ -54,7 +59,8 @@ def pack_module(name: str, module: torch.nn.Module, layout: QnemoLayout) -> Pack
     if name.endswith("core_attention"):
         return pack_kv_cache(module)
     if ".linear_" in name:
-        return pack_linear(module, row_splitter(name, layout.shape), layout.dtype)
+        tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+        return pack_linear(module, row_splitter(name, layout.shape, tensor_rank), layout.dtype)
     # Routers choose experts by small differences: their readers want float32.
     return pack_parameters(module, torch.float32 if name.endswith("router") else layout.dtype)
 
@@ -82,8 +88,8 @@ def assemble(tensor: FileTensor, pieces: Sequence[tuple[Transfer, torch.Tensor]]
 class _BlockExchange:
     """The traffic of one block: what each rank sends to each writer, in an order that all ranks agree on."""
 
-    def __init__(self, blocks: list[Block], writers: list[int], ownership: Ownership) -> None:
-        find = partial(holders, ownership=ownership)
+    def __init__(self, blocks: list[Block], writers: list[int], ownership: Ownership, shape: ModelShape) -> None:
+        find = partial(holders, ownership=ownership, shape=shape)
         self.wanted = [
             (file, tensor, list(transfers(tensor, find))) for file, block in enumerate(blocks) for tensor in block
         ]
@@ -165,7 +171,7 @@ def write_rank_files(
         }
         progress = stack.enter_context(reporter.progress("export", layout.shape.num_layers + 2, "blocks"))
         for blocks in zip(*(layout.blocks(file) for file in range(layout.world_size)), strict=True):
-            exchange = _BlockExchange(list(blocks), writers, ownership)
+            exchange = _BlockExchange(list(blocks), writers, ownership, layout.shape)
             slices = exchange.run(rank, _Packer(modules, layout))
             for file, tensor, parts in exchange.wanted:
                 if file in streams:

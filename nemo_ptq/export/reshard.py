@@ -72,6 +72,38 @@ def equal_shards(extent: int, ranks: Sequence[int]) -> list[Shard]:
     return [Shard(rank, min(index * size, extent), min((index + 1) * size, extent)) for index, rank in enumerate(ranks)]
 
 
+def qkv_shards(
+    rows: str, extent: int, ranks: Sequence[int], num_heads: int, num_kv_heads: int, head_size: int
+) -> list[Shard]:
+    """Shards the queries, keys or values of a projection whose interleaved rows are sharded equally over ranks.
+
+    Each query group has its heads, its key and its value, in this order; a shard may begin within a group.
+
+    Args:
+        rows: "q", "k" or "v".
+        extent: Size of the axis: the number of such rows, or half of it where a byte holds two of them.
+        ranks: The ranks, in the order of their shards.
+        num_heads: Query heads.
+        num_kv_heads: Query groups.
+        head_size: Rows of one head.
+
+    Example:
+        >>> qkv_shards("q", 4, [6, 7], num_heads=4, num_kv_heads=1, head_size=1)
+        [Shard(rank=6, start=0, stop=3), Shard(rank=7, start=3, stop=4)]
+    """
+    per_group = num_heads // num_kv_heads
+    # Where in a group such rows begin, and how many there are.
+    place, count = {"q": (0, per_group), "k": (per_group, 1), "v": (per_group + 1, 1)}[rows]
+
+    def before(row: int) -> int:
+        groups, rest = divmod(row, (per_group + 2) * head_size)
+        of_kind = groups * count * head_size + min(max(rest - place * head_size, 0), count * head_size)
+        return of_kind * extent // (num_kv_heads * count * head_size)
+
+    shard = (num_heads + 2 * num_kv_heads) * head_size // len(ranks)
+    return [Shard(rank, before(index * shard), before((index + 1) * shard)) for index, rank in enumerate(ranks)]
+
+
 def transfers(tensor: FileTensor, holders: Callable[[Part], list[Shard]]) -> Iterator[Transfer]:
     """Yields the slices that together make a file's tensor.
 

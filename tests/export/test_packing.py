@@ -152,10 +152,20 @@ def test_bias_rows_follow_the_weight(packed: Callable[[str, str], dict[str, Pack
             assert torch.equal(layer.packed[rows, "bias"].float(), expected)
 
 
-def split_rows(cases: list[tuple[torch.Tensor, int, int]]) -> list[dict[str, torch.Tensor]]:
+Split = tuple[torch.Tensor, int, int]
+
+
+def split_rows(cases: list[Split]) -> list[list[dict[str, torch.Tensor]]]:
+    """Splits whole projections, and shards of three rows."""
     from nemo_ptq.export.packing import split_qkv
 
-    return [split_qkv(tensor, heads, size) for tensor, heads, size in cases]
+    return [
+        [
+            split_qkv(tensor, heads, size),
+            *(split_qkv(rows, heads, size, 3 * index) for index, rows in enumerate(tensor.split(3))),
+        ]
+        for tensor, heads, size in cases
+    ]
 
 
 def test_queries_keys_and_values_are_separated() -> None:
@@ -166,13 +176,14 @@ def test_queries_keys_and_values_are_separated() -> None:
         width = torch.Size(rest).numel()
         cases.append((torch.arange(rows * width).reshape(rows, *rest), heads, size))
     (found,) = run_ranks(split_rows, 1, cases)
-    for (tensor, heads, size), split in zip(cases, found, strict=True):
+    for (tensor, heads, size), (split, *shards) in zip(cases, found, strict=True):
         expected: dict[str, list[torch.Tensor]] = {"q": [], "k": [], "v": []}
         for row in range(len(tensor)):
             head = row // size % (heads + 2)
             expected["q" if head < heads else "k" if head == heads else "v"].append(tensor[row])
         for kind, rows in expected.items():
             assert torch.equal(split[kind], torch.stack(rows))
+            assert torch.equal(torch.cat([shard[kind] for shard in shards]), torch.stack(rows))
 
 
 def pack_known_weight(checkpoint: Path, weight: torch.Tensor) -> torch.Tensor:

@@ -9,12 +9,12 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from nemo_ptq.export.layout import FileTensor, Part, Placement
-from nemo_ptq.export.reshard import Shard, Transfer, equal_shards, transfers
+from nemo_ptq.export.reshard import Shard, Transfer, equal_shards, qkv_shards, transfers
 
 
 @dataclass(frozen=True)
@@ -133,3 +133,29 @@ def test_missing_shard_is_an_error(shards: list[Shard]) -> None:
     holders: Callable[[Part], list[Shard]] = lambda _: shards  # noqa: E731
     with pytest.raises(ValueError, match=r"no rank holds .*linear.* which tensor needs"):
         list(transfers(tensor, holders))
+
+
+@given(
+    st.integers(1, 4),
+    st.integers(1, 5),
+    st.sampled_from([2, 4, 6]),
+    st.integers(1, 12),
+    st.sampled_from([1, 2]),
+)
+def test_interleaved_rows_are_found_wherever_a_shard_begins(
+    groups: int, per_group: int, head_size: int, ranks: int, rows_in_one: int
+) -> None:
+    """Row by row: which rank holds it, and how many of its kind come before it."""
+    heads, total = groups * per_group, groups * (per_group + 2) * head_size
+    assume(total % (ranks * rows_in_one) == 0)
+    count = {"q": 0, "k": 0, "v": 0}
+    expected: dict[str, list[list[int]]] = {kind: [[] for _ in range(ranks)] for kind in count}
+    for row in range(total):
+        place = row // head_size % (per_group + 2) - per_group
+        kind = "q" if place < 0 else "kv"[place]
+        expected[kind][row // (total // ranks)].append(count[kind])
+        count[kind] += 1
+    for kind, of_ranks in expected.items():
+        shards = qkv_shards(kind, count[kind] // rows_in_one, range(ranks), heads, groups, head_size)
+        found = [list(range(shard.start * rows_in_one, shard.stop * rows_in_one)) for shard in shards]
+        assert found == of_ranks
