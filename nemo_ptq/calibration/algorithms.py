@@ -18,10 +18,12 @@ import yaml
 from megatron.core.models.gpt import GPTModel
 from modelopt.torch.quantization.config import QuantizeConfig
 from modelopt.torch.quantization.nn import TensorQuantizer
+from modelopt.torch.quantization.utils.core_utils import is_quantized_linear
 
 from nemo_ptq.calibration.awq import calibrate_awq
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import PtqError
+from nemo_ptq.export.packing import scheme_of
 from nemo_ptq.quiet import quiet_prints
 
 _PRESETS = {
@@ -37,6 +39,8 @@ _KV_CACHE_PRESETS = {"fp8": mtq.FP8_KV_CFG}
 _GPT_AMAX_FLOOR = {"fp8": 0.01 * 448.0, "int8_sq": 0.01 * 127.0}
 # Coarse search: finer exponents overflow in TensorRT-LLM's kernels for these decoders.
 _COARSE_W4A8_DECODERS = ("gemma",)
+# The calibration methods that give layers a pre-quantization scale, by which ModelOpt tells formats apart.
+_SMOOTHING_METHODS = ("smoothquant", "awq_lite", "awq_clip", "awq_full")
 
 ForwardLoop = Callable[[GPTModel], None]
 
@@ -132,12 +136,19 @@ def calibrate(
         quantization: What the user asked for.
         decoder: Decoder type of the model.
         forward_loop: Runs the calibration data through the module it is given.
+
+    Raises:
+        PtqError: If a user's own configuration cannot be read, or quantizes a layer as no export can hold it; no data
+            has been run by then.
     """
     config = modelopt_config(quantization, decoder)
     with quiet_prints():
         mtq.quantize(module, {**config, "algorithm": None})
     method = config.get("algorithm")
     options: dict[str, Any] = method if isinstance(method, dict) else {"method": method}
+    if options["method"] not in _SMOOTHING_METHODS:
+        for linear in filter(is_quantized_linear, module.modules()):
+            scheme_of(linear)
     if options["method"] == "awq_lite":
         calibrate_awq(module, forward_loop, alpha_step=options.get("alpha_step", 0.1))
     else:

@@ -41,6 +41,9 @@ class CheckpointMetadata:
         position_embedding_type: "rope" or "learned_absolute".
         normalization: "RMSNorm" or "LayerNorm".
         tied_embeddings: Whether the output layer is the embedding.
+        linear_bias: Whether every linear layer has a bias.
+        qkv_bias: Whether the query-key-value projection has one.
+        qk_norm: Whether queries and keys are normalised.
     """
 
     model_class: str
@@ -58,6 +61,9 @@ class CheckpointMetadata:
     position_embedding_type: str
     normalization: str
     tied_embeddings: bool
+    linear_bias: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
 
 
 def read_metadata(checkpoint: Path) -> CheckpointMetadata:
@@ -225,6 +231,9 @@ def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str,
             position_embedding_type=config["position_embedding_type"],
             normalization=config["normalization"],
             tied_embeddings=config["share_embeddings_and_output_weights"],
+            linear_bias=bool(config.get("add_bias_linear")),
+            qkv_bias=bool(config.get("add_bias_linear") or config.get("add_qkv_bias")),
+            qk_norm=bool(config.get("qk_layernorm")),
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(

@@ -129,7 +129,8 @@ def pack_linear(linear: Any, split: Callable[[torch.Tensor], RowGroups], dtype: 
         if suffix not in fields:
             continue
         if suffix == "prequant_scaling_factor":
-            packed["", suffix] = value.to(dtype)
+            # Readers of the AWQ schemes want one also where weights were rounded without a search for it.
+            packed["", suffix] = torch.ones(linear.weight.shape[1], dtype=dtype) if value is None else value.to(dtype)
         else:
             packed["", suffix] = value.reshape(fields[suffix].shape(0, 0, 1))
     return _on_cpu(packed)

@@ -138,5 +138,5 @@ def scheme_for(modelopt_format: str | None, block_size: int = 0) -> Scheme:
     known = ", ".join(str(scheme.modelopt_format) for scheme in SCHEMES if scheme.modelopt_format)
     raise PtqError(
         f"ModelOpt calibrated a layer as {modelopt_format}, which a TensorRT-LLM checkpoint cannot hold; it holds: "
-        f"{known} (weight-only int8 and int4 lack the pre-quantization scales that its readers require)"
+        f"{known} (weight-only int8 lacks the activation scales that its readers require)"
     )

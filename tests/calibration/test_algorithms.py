@@ -241,7 +241,7 @@ def test_modelopts_former_format_is_understood(checkpoint_of: Callable[[str], Pa
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
-        (INT8_WEIGHTS_ONLY, "weight-only int8 and int4 lack the pre-quantization scales"),
+        (INT8_WEIGHTS_ONLY, "weight-only int8 lacks the activation scales that its readers require"),
         ({"quant_cfg": [{"cfg": {}, "enable": True, "name": "*"}]}, "not a ModelOpt configuration: "),
         ({"quant_cfg": [{"quantizer_name": "*", "cfg": {"num_bits": -3}}]}, "not a ModelOpt configuration: "),
         (CUSTOM_FP8 | {"algoritm": "max"}, "not a ModelOpt configuration: "),
