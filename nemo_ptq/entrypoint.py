@@ -20,7 +20,10 @@ from nemo_ptq.run_context import PtqRunContext
 from nemo_ptq.task import ptq
 
 # NeMo-Run's help shows a task's own arguments, and leaves out those of its configs.
-HELP = f"\n{cleandoc(ptq.__doc__ or '').partition('Args:')[0]}Arguments, as name=value:\n\n{describe_options()}"
+HELP = (
+    f"\n{cleandoc(ptq.__doc__ or '').partition('Args:')[0]}Arguments, as name=value:\n\n{describe_options()}\n\n"
+    "Recipes for known models, for --factory: see `nemo-ptq recipes`."
+)
 
 run.cli.entrypoint(ptq, namespace="llm", help=HELP, run_ctx_cls=PtqRunContext)
 for factory in FACTORIES:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields
 from math import prod
+from pathlib import Path
 from typing import Any
 
 import catalogue
@@ -28,8 +29,11 @@ from nemo_ptq.job import Job
 from nemo_ptq.launch import read_launch
 from nemo_ptq.options import did_you_mean
 from nemo_ptq.preflight import check_job
+from nemo_ptq.recipes import override, read_arguments, recipe_file
 
 _RUN_OPTIONS = ("executor", "plugins", *(field.name for field in fields(RunContext) if field.init))
+# What only NeMo-Run's own reader of YAML files understands.
+_NEMO_RUNS_SYNTAX = re.compile("_factory_|_call_")
 _PARALLEL_SIZES = ("calibration_tp", "calibration_pp", "calibration_ep")
 
 
@@ -58,6 +62,9 @@ def _first_line(error: Exception) -> str:
 class PtqRunContext(RunContext):
     """Runs `nemo llm ptq`."""
 
+    factory: str | None
+    yaml: str | None
+
     def cli_execute(self, fn: Callable[..., Any], args: list[str], entrypoint_type: str = "task") -> None:
         """Runs the command; a problem that the user can mend is printed without a traceback.
 
@@ -78,9 +85,12 @@ class PtqRunContext(RunContext):
             sys.exit(2 if isinstance(error, ConfigError) else 1)
 
     def _execute(self, fn: Callable[..., Any], args: list[str]) -> None:
-        task = self._check(fn, args)
+        problems: list[str] = []
+        with _collecting(problems):
+            args = self._with_recipe(fn, args)
+        task = self._check(fn, args, problems)
         if any((self.to_yaml, self.to_toml, self.to_json, self.repl)):
-            super()._execute_task(fn, args)
+            super()._execute_task(fn, [argument for argument in args if not argument.startswith("run.")])
             return
         run.dryrun_fn(task, executor=self.executor)
         if self.dryrun or not self._should_continue(self.skip_confirmation or not sys.stdin.isatty()):
@@ -90,14 +100,42 @@ class PtqRunContext(RunContext):
         else:
             run_experiment(task, self.executor, name=self.name, plugins=self.plugins, detach=self.detach)
 
-    def _check(self, fn: Callable[..., Any], args: Sequence[str]) -> run.Partial:
+    def _with_recipe(self, fn: Callable[..., Any], args: Sequence[str]) -> list[str]:
+        """Puts what `--factory` and `--yaml` hold before the arguments, so that the same checks see all of it.
+
+        What only NeMo-Run understands stays with it: factories of users, and files with its own syntax.
+
+        Raises:
+            ConfigError: If there is no such factory or file.
+        """
+        factory, file = self.factory, self.yaml
+        recipe: list[str] = []
+        if factory and not _is_nemo_runs_factory(fn, factory):
+            self.factory = None
+            recipe = read_arguments(recipe_file(factory))
+        if file and not file.endswith(".toml"):
+            # A recipe's file is found by its name, wherever the package is installed.
+            self.yaml = None
+            path = Path(file) if os.path.exists(file) else recipe_file(file)
+            if _NEMO_RUNS_SYNTAX.search(path.read_text()):
+                self.yaml = file
+            else:
+                recipe = override(recipe, read_arguments(path))
+        return override(recipe, args)
+
+    def _check(self, fn: Callable[..., Any], args: Sequence[str], problems: list[str]) -> run.Partial:
         """Parses the command line and checks the job that it describes; raises all problems together.
+
+        Args:
+            fn: The task.
+            args: The command line, with the recipe's arguments.
+            problems: Those that are known already.
 
         Returns:
             The task.
         """
         line = read_command_line(args, _RUN_OPTIONS)
-        problems = [*line.problems, *line.run_problems]
+        problems = [*problems, *line.problems, *line.run_problems]
         executor_is_known = False
         with _collecting(problems):
             self.parse_args(list(line.run))
@@ -163,6 +201,12 @@ class PtqRunContext(RunContext):
 
     def _world_size(self) -> int | None:
         return read_launch().world_size if self.direct or self.executor is None else world_size(self.executor)
+
+
+def _is_nemo_runs_factory(fn: Callable[..., Any], name: str) -> bool:
+    """Whether NeMo-Run finds a factory itself: one that was registered, imported, or is called with arguments."""
+    registered = catalogue.check_exists(get_type_namespace(fn), name)
+    return registered or not name.isidentifier() or hasattr(sys.modules["__main__"], name)
 
 
 def _set_executor(config: run.Config, argument: str) -> None:
