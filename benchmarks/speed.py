@@ -29,11 +29,12 @@ from nemo_ptq.calibration.algorithms import calibrate, modelopt_config
 from nemo_ptq.calibration.forward import forward_batches, run_batches
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.console import Reporter
-from nemo_ptq.export.layout import QnemoLayout
 from nemo_ptq.export.ownership import gather_ownership, global_modules
 from nemo_ptq.export.publish import sha256_of
-from nemo_ptq.export.qnemo import write_rank_files
+from nemo_ptq.export.qnemo import pack_module
+from nemo_ptq.export.qnemo_layout import QnemoLayout
 from nemo_ptq.export.shape import shape_of
+from nemo_ptq.export.stream import write_files
 from nemo_ptq.launch import Launch
 from nemo_ptq.quiet import quiet_libraries, quiet_prints
 from nemo_ptq.runtime import pick_device, process_groups
@@ -158,8 +159,9 @@ class ExportTimer:
         target = Path(tempfile.mkdtemp(dir=self._directory))
         try:
             files: list[Path] = []
+            pack = lambda name: pack_module(name, modules[name], shape, torch.bfloat16)  # noqa: E731
             writing = measure(
-                lambda: files.extend(write_rank_files(target, modules, ownership, layout, Reporter(False))), device
+                lambda: files.extend(write_files(target, layout, pack, ownership, Reporter(False))), device
             )
             hashing = measure(lambda: files.sort(key=sha256_of), device)
             gigabytes = sum(file.stat().st_size for file in files) / 1e9

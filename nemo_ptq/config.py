@@ -8,9 +8,10 @@ the user gave; what that means is answered by their properties, and whether it i
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import List, Optional, Union  # noqa: UP035
 
 from nemo_ptq.calibration.text_files import is_text_file
+from nemo_ptq.formats import read_formats
 
 NO_QUANT = "no_quant"
 ALGORITHMS = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4", NO_QUANT)
@@ -19,7 +20,6 @@ CUSTOM = "custom"
 ALGORITHM_FILES = (".json", ".yaml", ".yml")
 KV_CACHE_FORMATS = ("fp8",)
 DATASETS = ("cnn_dailymail", "wikitext")
-EXPORT_FORMATS = ("trtllm",)
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "16": "float16", "fp16": "float16", "float16": "float16"}
 """The spellings of a data type, and torch's name for it."""
 
@@ -94,7 +94,8 @@ class ExportConfig:
 
     Attributes:
         path: The directory to make. Its parent exists.
-        export_format: "trtllm": a qnemo directory, which is a TensorRT-LLM checkpoint with NeMo's tokenizer.
+        export_format: "trtllm": a qnemo directory, which is a TensorRT-LLM checkpoint with NeMo's tokenizer. A list of
+            formats makes a subdirectory of `path` for each, named like it, from one calibration.
         dtype: Data type of what stays unquantized: "bf16" or "fp16".
         decoder_type: TensorRT-LLM's decoder: "llama", "gpt" or "gemma". None takes it from the model.
         inference_tp: Tensor parallelism of the exported model.
@@ -104,13 +105,23 @@ class ExportConfig:
     """
 
     path: str
-    export_format: str = "trtllm"
+    export_format: Union[str, List[str]] = "trtllm"  # noqa: UP006
     dtype: str = "bf16"
     decoder_type: Optional[str] = None
     inference_tp: int = 1
     inference_pp: int = 1
     generate_sample: bool = False
     overwrite: bool = False
+
+    @property
+    def formats(self) -> tuple[str, ...]:
+        """The formats that `export_format` names."""
+        return read_formats(self.export_format)
+
+    @property
+    def has_subdirectories(self) -> bool:
+        """Whether each format gets a subdirectory: they do where a list is given, of whatever length."""
+        return not isinstance(self.export_format, str) or self.export_format not in self.formats
 
     @property
     def torch_dtype_name(self) -> str:

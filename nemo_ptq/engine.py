@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main job on one rank: load, calibrate, export, verify. What was planned is in the :class:`~nemo_ptq.job.Job`."""
 
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict
 from functools import partial
@@ -25,14 +24,11 @@ from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console import Reporter
 from nemo_ptq.errors import PtqError
 from nemo_ptq.evaluation import generate
-from nemo_ptq.export.context import write_context
-from nemo_ptq.export.layout import QnemoLayout
-from nemo_ptq.export.ownership import gather_ownership, global_modules
+from nemo_ptq.export.formats import CHECKS, WRITERS
 from nemo_ptq.export.publish import discard, prepare, publish, sha256_of, staging_path, write_manifest
-from nemo_ptq.export.qnemo import write_rank_files
-from nemo_ptq.export.qnemo_config import check_exportable, qnemo_config
 from nemo_ptq.export.shape import shape_of
-from nemo_ptq.families import Family, family_of
+from nemo_ptq.export.source import Source, source_of
+from nemo_ptq.families import family_of
 from nemo_ptq.job import Job
 from nemo_ptq.launch import read_launch
 from nemo_ptq.quiet import quiet_libraries
@@ -67,7 +63,7 @@ def run_job(job: Job) -> None:
         samples = read_job_samples(job, reporter)
         with reporter.step("load"):
             model = load(job, device)
-            check_exportable(shape_of(model.config, model.vocab_size), _family(model, job))
+            check_exportable(model, job)
         with reporter.step("calibrate"):
             loop = job.forward_loop or data_loop(model, job.quantization, samples, reporter)
             calibrate(model, job.quantization, job.decoder, loop, reporter)
@@ -88,6 +84,18 @@ def load(job: Job, device: torch.device) -> LoadedModel:
         num_layers_in_last_pipeline_stage=job.num_layers_in_last_pipeline_stage,
         legacy_ckpt=job.legacy_ckpt,
     )
+
+
+def check_exportable(model: LoadedModel, job: Job) -> None:
+    """Refuses a model that the readers of a format would load wrongly, before it is calibrated.
+
+    Raises:
+        PtqError: If there is such a format among those asked for.
+    """
+    shape = shape_of(model.config, model.vocab_size)
+    family = family_of(type(model.config).__name__, job.export.decoder_type)
+    for name in job.export.formats:
+        CHECKS[name](shape, family)
 
 
 def read_job_samples(job: Job, reporter: Reporter) -> list[Sample]:
@@ -172,18 +180,19 @@ def export(model: LoadedModel, job: Job, reporter: Reporter) -> None:
     """Writes the job's output directory, which appears when it is complete and has passed its verification.
 
     Raises:
-        PtqError: If the model cannot be told in the format, or what was written does not verify.
+        PtqError: If the model cannot be told in a format, or what was written does not verify.
     """
     is_first = dist.get_rank() == 0
+    source = source_of(model, job, reporter)
     try:
         if is_first:
             prepare(job.output)
-        dist.barrier()
-        digests = _write(model, job, staging_path(job.output), reporter)
-        dist.barrier()
+        for name, directory in job.directories(staging_path(job.output)).items():
+            if is_first:
+                directory.mkdir(exist_ok=True)
+            dist.barrier()
+            _write(name, source, job, directory)
         if is_first:
-            write_manifest(staging_path(job.output), digests, _about(job))
-            _verify(staging_path(job.output), reporter)
             publish(job.output)
         dist.barrier()
     finally:
@@ -191,39 +200,24 @@ def export(model: LoadedModel, job: Job, reporter: Reporter) -> None:
             discard(job.output)
 
 
-def _write(model: LoadedModel, job: Job, directory: Path, reporter: Reporter) -> dict[str, str]:
-    """Writes everything but the manifest; returns the rank files' checksums by relative path."""
-    modules = global_modules(model.module)
-    ownership = gather_ownership(modules)
-    layout = QnemoLayout(
-        shape_of(model.config, model.vocab_size),
-        ownership.schemes,
-        ownership.kv_cache,
-        getattr(torch, job.export.torch_dtype_name),
-        job.export.inference_tp,
-        job.export.inference_pp,
-    )
-    config = qnemo_config(layout, _family(model, job), version("nemo_ptq"))
-    files = write_rank_files(directory, modules, ownership, layout, reporter)
-    mine = {file.name: sha256_of(file) for file in files}
+def _write(name: str, source: Source, job: Job, directory: Path) -> None:
+    """Writes and verifies one format's directory."""
+    mine = {file.name: sha256_of(file) for file in WRITERS[name](source, directory)}
     everyones: list[dict[str, str]] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyones, mine)
     if job.quantization.algorithm_name != NO_QUANT:
-        save_calibration_state(directory / CALIBRATION_STATE, modules, ownership)
+        save_calibration_state(directory / CALIBRATION_STATE, source.modules, source.ownership)
+    dist.barrier()
     if dist.get_rank() == 0:
-        (directory / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
-        replaced = job.tokenizer_path is not None
-        write_context(job.checkpoint, directory / "nemo_context", model.tokenizer, replaced)
-    return {name: digest for digests in everyones for name, digest in digests.items()}
+        digests = {file: digest for digests in everyones for file, digest in digests.items()}
+        write_manifest(directory, digests, _about(name, job))
+        _verify(directory, source.reporter)
 
 
-def _family(model: LoadedModel, job: Job) -> Family:
-    return family_of(type(model.config).__name__, job.export.decoder_type)
-
-
-def _about(job: Job) -> dict[str, Any]:
+def _about(name: str, job: Job) -> dict[str, Any]:
     """What the manifest says beside the files."""
     return {
+        "format": name,
         "producer": {package: version(package) for package in _PACKAGES},
         "arguments": {
             "nemo_checkpoint": str(job.checkpoint),

@@ -47,6 +47,11 @@ class Job:
     tokenizer_path: str | None = None
     legacy_ckpt: bool = False
 
+    def directories(self, root: Path) -> dict[str, Path]:
+        """The directory of each format below `root`, which is where `output` is or will be."""
+        formats = self.export.formats
+        return {name: root / name if self.export.has_subdirectories else root for name in formats}
+
     @property
     def quantizes_kv_cache(self) -> bool:
         """Whether the KV cache is quantized."""

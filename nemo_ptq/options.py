@@ -10,8 +10,9 @@ from textwrap import wrap
 from typing import Any
 
 from nemo_ptq.calibration.text_files import is_text_file
-from nemo_ptq.config import ALGORITHM_FILES, ALGORITHMS, DATASETS, DTYPES, EXPORT_FORMATS, KV_CACHE_FORMATS
+from nemo_ptq.config import ALGORITHM_FILES, ALGORITHMS, DATASETS, DTYPES, KV_CACHE_FORMATS
 from nemo_ptq.families import ARCHITECTURES
+from nemo_ptq.formats import FORMATS, read_formats
 
 
 def did_you_mean(name: str, known: Mapping[str, str] | Iterable[str]) -> str:
@@ -105,6 +106,11 @@ _DATA = Kind(
     lambda value: value in DATASETS or (isinstance(value, str) and is_text_file(value)),
     names=DATASETS,
 )
+_FORMATS = Kind(
+    f"one of {', '.join(FORMATS)}, or a list of them such as [{','.join(FORMATS)}]",
+    lambda value: bool(read_formats(value)) and FORMATS.keys() >= set(read_formats(value)),
+    names=tuple(FORMATS),
+)
 # NeMo's own configuration allows the number 16.
 _DTYPE = Kind("one of bf16, fp16", lambda value: str(value) in DTYPES, names=tuple(DTYPES))
 
@@ -157,7 +163,7 @@ QUANTIZATION_OPTIONS: Mapping[str, Option] = {
 }
 EXPORT_OPTIONS: Mapping[str, Option] = {
     "path": Option(_PATH, "directory to make; required"),
-    "export_format": Option(_one_of(EXPORT_FORMATS), "format of the export", EXPORT_FORMATS[0]),
+    "export_format": Option(_FORMATS, f"{', '.join(FORMATS)}, or a list of them", next(iter(FORMATS))),
     "dtype": Option(_DTYPE, "data type of what stays unquantized: bf16 or fp16", "bf16"),
     "decoder_type": Option(
         _one_of(ARCHITECTURES, optional=True), f"{', '.join(ARCHITECTURES)}; if not set, that of the model's family"

@@ -24,11 +24,14 @@ from nemo_ptq.checkpoint.metadata import CheckpointMetadata, read_metadata
 from nemo_ptq.config import CUSTOM, NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.families import family_of
+from nemo_ptq.formats import FORMATS, read_formats
 from nemo_ptq.job import Job
 from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
 
 Rule = Callable[..., str | None]
 
+# The format whose readers need more than the others.
+TRTLLM = "trtllm"
 # Largest parallelism that a fix suggests.
 _MOST_RANKS = 64
 # NVFP4's kernels want multiples of these of each rank's output and input features.
@@ -187,8 +190,10 @@ def _decoder(model: CheckpointMetadata, decoder_type: str | None) -> str:
     return decoder
 
 
-def norm_fits_decoder(model: CheckpointMetadata, decoder_type: str | None) -> str | None:
+def norm_fits_decoder(model: CheckpointMetadata, decoder_type: str | None, export_format: Any) -> str | None:
     """TensorRT-LLM's decoder "gpt" has LayerNorm, the others RMSNorm."""
+    if TRTLLM not in read_formats(export_format):
+        return None
     try:
         decoder = _decoder(model, decoder_type)
     except PtqError:
@@ -297,10 +302,11 @@ def experts_are_sharded_once(calibration_tp: int, calibration_ep: int) -> str | 
     return None
 
 
-def experts_have_a_format(algorithm: str | None, model: CheckpointMetadata) -> str | None:
+def experts_have_a_format(algorithm: str | None, export_format: Any, model: CheckpointMetadata) -> str | None:
     """A TensorRT-LLM checkpoint describes quantized experts in FP8 only."""
     name = QuantizationConfig(algorithm).algorithm_name
-    if model.num_experts is not None and name not in ("fp8", NO_QUANT, CUSTOM):
+    is_refused = TRTLLM in read_formats(export_format) and name not in ("fp8", NO_QUANT, CUSTOM)
+    if model.num_experts is not None and is_refused:
         return (
             f"quantization_config.algorithm={algorithm} cannot be exported for a mixture of experts: the readers of "
             "TensorRT-LLM checkpoints take quantized experts in fp8 only; use fp8 or no_quant"
@@ -389,6 +395,30 @@ def kv_cache_has_algorithm(algorithm: str | None, enable_kv_cache: bool | None) 
 # --- export -----------------------------------------------------------------------------------------------------------
 
 
+def formats_carry_algorithm(algorithm: str | None, export_format: Any) -> str | None:
+    """Every format asked for can hold what the algorithm makes."""
+    name = QuantizationConfig(algorithm).algorithm_name
+    for format in read_formats(export_format):
+        if reason := FORMATS[format].refused.get(name):
+            return f"quantization_config.algorithm={algorithm} does not go into export_format={format}: {reason}"
+    return None
+
+
+def formats_have_parallelism(export_format: Any, inference_tp: int, inference_pp: int) -> str | None:
+    """A parallelism of the files is for a format whose files are cut for it."""
+    formats = read_formats(export_format)
+    if any(FORMATS[format].has_parallelism for format in formats):
+        return None
+    given = {"inference_tp": inference_tp, "inference_pp": inference_pp}
+    wrong = [f"export_config.{name}={value}" for name, value in given.items() if value > 1]
+    if wrong:
+        return (
+            f"{' and '.join(wrong)}: the files of export_format={','.join(formats)} have no parallelism, servers cut "
+            "them as they load them; leave it out, and tell the server"
+        )
+    return None
+
+
 def inference_tp_divides(inference_tp: int, model: CheckpointMetadata) -> str | None:
     """Every exported rank has whole heads and an equal part of the MLP; fewer KV heads than ranks are repeated."""
     if wrong := _indivisible(inference_tp, model):
@@ -436,10 +466,10 @@ def awq_blocks_fit_calibration(
 
 
 def awq_blocks_fit_inference(
-    algorithm: str | None, awq_block_size: int, inference_tp: int, model: CheckpointMetadata
+    algorithm: str | None, awq_block_size: int, export_format: Any, inference_tp: int, model: CheckpointMetadata
 ) -> str | None:
     """TensorRT-LLM's kernels take whole blocks, of at least 64 features (128 for w4a8_awq), on each rank."""
-    if not QuantizationConfig(algorithm).is_awq:
+    if not QuantizationConfig(algorithm).is_awq or TRTLLM not in read_formats(export_format):
         return None
     least = 128 if algorithm == "w4a8_awq" else 64
     if algorithm == "w4a8_awq" and awq_block_size < least:
@@ -499,9 +529,17 @@ def output_is_free(path: Any, overwrite: bool) -> str | None:
         return None
     if not overwrite:
         return f"export_config.path={path} exists: choose another, or set export_config.overwrite=true to replace it"
-    if not output.is_dir() or (any(output.iterdir()) and not (output / "config.json").is_file()):
+    if not output.is_dir() or (any(output.iterdir()) and not _is_export(output)):
         return f"export_config.path={path} is not an export, so it is not overwritten: choose another"
     return None
+
+
+def _is_export(directory: Path) -> bool:
+    """Whether a directory is one format's, or has a subdirectory for each of several."""
+    names = {entry.name for entry in directory.iterdir()}
+    return "config.json" in names or all(
+        name in FORMATS and (directory / name / "ptq" / "manifest.json").is_file() for name in names
+    )
 
 
 def output_is_writable(path: Any) -> str | None:
@@ -532,6 +570,8 @@ RULES: tuple[Rule, ...] = (
     awq_blocks_fit_calibration,
     data_is_readable,
     positions_suffice,
+    formats_carry_algorithm,
+    formats_have_parallelism,
     inference_tp_divides,
     inference_pp_divides,
     awq_blocks_fit_inference,

@@ -20,12 +20,13 @@ from nemo_ptq.calibration.forward import forward_batches
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console import Reporter
-from nemo_ptq.export.layout import QnemoLayout
 from nemo_ptq.export.ownership import gather_ownership, global_modules
 from nemo_ptq.export.packing import pack_kv_cache, pack_linear, pack_parameters, quantizes_kv_cache, row_splitter
-from nemo_ptq.export.qnemo import write_rank_files
+from nemo_ptq.export.qnemo import pack_module
 from nemo_ptq.export.qnemo_config import qnemo_config
+from nemo_ptq.export.qnemo_layout import QnemoLayout
 from nemo_ptq.export.shape import ModelShape, shape_of
+from nemo_ptq.export.stream import write_files
 from nemo_ptq.families import Family, family_of
 from nemo_ptq.launch import read_launch
 from nemo_ptq.quiet import quiet_libraries
@@ -80,7 +81,8 @@ def export(model: LoadedModel, directory: Path, tp: int = 1, pp: int = 1) -> Non
     shape = shape_of(model.config, model.vocab_size)
     layout = QnemoLayout(shape, ownership.schemes, ownership.kv_cache, torch.bfloat16, tp, pp)
     directory.mkdir(parents=True, exist_ok=True)
-    write_rank_files(directory, modules, ownership, layout, Reporter(False))
+    pack = lambda name: pack_module(name, modules[name], shape, torch.bfloat16)  # noqa: E731
+    write_files(directory, layout, pack, ownership, Reporter(False))
     if dist.get_rank() == 0:
         config = qnemo_config(layout, family(model), "0")
         (directory / "config.json").write_text(json.dumps(config))

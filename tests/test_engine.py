@@ -171,15 +171,24 @@ def test_a_small_data_set_is_used_whole(demo: Demo, tmp_path: Path) -> None:
     assert "calibration: 3/3 samples" in printed
 
 
+def test_a_list_of_formats_makes_a_subdirectory_of_each(demo: Demo, tmp_path: Path) -> None:
+    alone = arguments(demo, tmp_path / "alone")
+    several = arguments(demo, tmp_path / "several", export={"export_format": "[trtllm]", "overwrite": True})
+    run_ranks(export_all, 1, [alone, several, several])
+    assert [entry.name for entry in (tmp_path / "several").iterdir()] == ["trtllm"]
+    ours, expected = digests(tmp_path / "several" / "trtllm"), digests(tmp_path / "alone")
+    # The manifest repeats the arguments.
+    assert {name for name in expected if ours[name] != expected[name]} == {"ptq/manifest.json"}
+
+
 def refuse_config(arguments: dict[str, Any]) -> str:
     """Runs a job whose exported files do not pass the verification."""
     from unittest.mock import patch
 
-    from nemo_ptq import engine
     from nemo_ptq.task import ptq
 
     broken = {"architecture": "NobodyForCausalLM"}
-    with patch.object(engine, "qnemo_config", lambda *_: broken):
+    with patch("nemo_ptq.export.qnemo.qnemo_config", lambda *_: broken):
         try:
             ptq(**arguments)
         except PtqError as error:
@@ -198,14 +207,13 @@ def die_during_export(arguments: dict[str, Any]) -> None:
     import os
     from unittest.mock import patch
 
-    from nemo_ptq import engine
     from nemo_ptq.task import ptq
 
     def die(*_: Any, **__: Any) -> None:
         os._exit(3)
 
     if os.environ["RANK"] == "1":
-        with patch.object(engine, "write_rank_files", die):
+        with patch("nemo_ptq.export.qnemo.write_files", die):
             ptq(**arguments)
     ptq(**arguments)
 

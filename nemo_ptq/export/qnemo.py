@@ -1,180 +1,73 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The rank files of a TensorRT-LLM checkpoint, streamed from the ranks that calibrated the model.
+"""The qnemo directory: a TensorRT-LLM checkpoint, with NeMo's context beside it."""
 
-Blocks (the embedding, each layer, the head) go by one after the other. For each block a rank packs its own shards,
-sends the slices that other ranks' files want, one message for each receiver, and completes the tensors of the files
-it writes itself. So nobody holds more than one block of foreign tensors, and packed bytes travel, not bfloat16.
-"""
-
-from collections import defaultdict
-from collections.abc import Sequence
-from contextlib import ExitStack
-from functools import partial
+import json
+from importlib.metadata import version
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
-from nemo_ptq.console import Reporter
-from nemo_ptq.export.layout import Block, FileTensor, Part, QnemoLayout
-from nemo_ptq.export.ownership import Ownership
+from nemo_ptq.export.context import write_context
 from nemo_ptq.export.packing import Packed, pack_kv_cache, pack_linear, pack_parameters, row_splitter
-from nemo_ptq.export.reshard import Shard, Transfer, equal_shards, qkv_shards, transfers
-from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
+from nemo_ptq.export.qnemo_config import check_exportable, qnemo_config
+from nemo_ptq.export.qnemo_layout import QnemoLayout
 from nemo_ptq.export.shape import ModelShape
+from nemo_ptq.export.source import Source
+from nemo_ptq.export.stream import write_files
 
 
-def rank_file(directory: Path, file: int) -> Path:
-    """Path of a rank file."""
-    return directory / f"rank{file}.safetensors"
+def pack_module(name: str, module: torch.nn.Module, shape: ModelShape, dtype: torch.dtype) -> Packed:
+    """Packs this rank's shard of a module.
 
-
-def choose_writers(layout: QnemoLayout, ownership: Ownership) -> list[int]:
-    """Chooses for each file the rank that has most of what goes into it."""
-    writers = []
-    for file in range(layout.world_size):
-        stage, rank = divmod(file, layout.tensor_parallel)
-        first_layer = next(i for i in range(layout.shape.num_layers) if layout.stage_of_layer(i) == stage)
-        owners = ownership.owners[f"decoder.layers.{first_layer}.self_attention.linear_proj"]
-        writers.append(owners[rank * len(owners) // layout.tensor_parallel])
-    return writers
-
-
-def holders(part: Part, ownership: Ownership, shape: ModelShape) -> list[Shard]:
-    """Returns the shards of a part: one for each tensor-parallel rank, or one whole where it is not sharded."""
-    owners = ownership.owners[part.module]
-    if part.axis is None:
-        return [Shard(owners[0], 0, part.shape[0] if part.shape else 1)]
-    if part.rows in ("q", "k", "v"):
-        extent = part.shape[part.axis]
-        return qkv_shards(part.rows, extent, owners, shape.num_heads, shape.num_kv_heads, shape.head_size)
-    return equal_shards(part.shape[part.axis], owners)
-
-
-def pack_module(name: str, module: torch.nn.Module, layout: QnemoLayout) -> Packed:
-    """Packs this rank's shard of a module, by its name in the whole model."""
+    Args:
+        name: Its name in the whole model.
+        module: Megatron's module.
+        shape: The model's.
+        dtype: Data type of what is not quantized.
+    """
     if name.endswith("core_attention"):
         return pack_kv_cache(module)
     if ".linear_" in name:
         tensor_rank = parallel_state.get_tensor_model_parallel_rank()
-        return pack_linear(module, row_splitter(name, layout.shape, tensor_rank), layout.dtype)
+        return pack_linear(module, row_splitter(name, shape, tensor_rank), dtype)
     # Routers choose experts by small differences: their readers want float32.
-    return pack_parameters(module, torch.float32 if name.endswith("router") else layout.dtype)
+    return pack_parameters(module, torch.float32 if name.endswith("router") else dtype)
 
 
-def cut(packed: Packed, transfer: Transfer) -> torch.Tensor:
-    """Cuts the slice that a transfer names from the packed tensors of its module."""
-    tensor = packed[transfer.part.rows, transfer.part.field]
-    return tensor.narrow(transfer.axis, transfer.start, transfer.stop - transfer.start) if tensor.dim() else tensor
-
-
-def assemble(tensor: FileTensor, pieces: Sequence[tuple[Transfer, torch.Tensor]]) -> torch.Tensor:
-    """Puts slices in their places in a file's tensor; the rest of it is zero."""
-    if len(pieces) == 1 and pieces[0][1].shape == tensor.shape:
-        return pieces[0][1]
-    whole = torch.zeros(tensor.shape, dtype=tensor.dtype)
-    for transfer, piece in pieces:
-        stacked = len(transfer.target) - piece.dim()
-        place = transfer.target[:stacked] + tuple(
-            slice(offset, offset + size) for offset, size in zip(transfer.target[stacked:], piece.shape, strict=True)
-        )
-        whole[place] = piece
-    return whole
-
-
-class _BlockExchange:
-    """The traffic of one block: what each rank sends to each writer, in an order that all ranks agree on."""
-
-    def __init__(self, blocks: list[Block], writers: list[int], ownership: Ownership, shape: ModelShape) -> None:
-        find = partial(holders, ownership=ownership, shape=shape)
-        self.wanted = [
-            (file, tensor, list(transfers(tensor, find))) for file, block in enumerate(blocks) for tensor in block
-        ]
-        self.traffic: dict[tuple[int, int], list[Transfer]] = defaultdict(list)
-        for file, _, parts in self.wanted:
-            for transfer in parts:
-                self.traffic[transfer.rank, writers[file]].append(transfer)
-
-    def run(self, rank: int, pack: "_Packer") -> dict[Transfer, torch.Tensor]:
-        """Sends this rank's slices and receives those for its files; returns the slices for its files."""
-        sending: list[tuple[Any, torch.Tensor]] = []
-        for (source, target), parts in self.traffic.items():
-            if source == rank and target != rank:
-                message = torch.cat(
-                    [cut(pack(t.part.module), t).contiguous().reshape(-1).view(torch.uint8) for t in parts]
-                )
-                sending.append((dist.isend(message, target), message))
-        slices: dict[Transfer, torch.Tensor] = {}
-        for (source, target), parts in self.traffic.items():
-            if target != rank:
-                continue
-            if source == rank:
-                slices |= {t: cut(pack(t.part.module), t) for t in parts}
-                continue
-            message = torch.empty(sum(t.num_bytes for t in parts), dtype=torch.uint8)
-            dist.recv(message, source)
-            for transfer, piece in zip(parts, message.split([t.num_bytes for t in parts]), strict=True):
-                # A slice may begin at any byte of the message; its dtype wants it aligned.
-                slices[transfer] = piece.clone().view(transfer.tensor.dtype).reshape(transfer.shape)
-        for work, _ in sending:
-            work.wait()
-        return slices
-
-
-class _Packer:
-    """Packs each of this rank's modules once for a block, when it is first asked for."""
-
-    def __init__(self, modules: dict[str, torch.nn.Module], layout: QnemoLayout) -> None:
-        self._modules, self._layout = modules, layout
-        self._packed: dict[str, Packed] = {}
-
-    def __call__(self, name: str) -> Packed:
-        if name not in self._packed:
-            self._packed[name] = pack_module(name, self._modules[name], self._layout)
-        return self._packed[name]
-
-
-def write_rank_files(
-    directory: Path,
-    modules: dict[str, torch.nn.Module],
-    ownership: Ownership,
-    layout: QnemoLayout,
-    reporter: Reporter,
-) -> list[Path]:
-    """Writes the rank files; every rank calls it.
+def write_qnemo(source: Source, directory: Path) -> list[Path]:
+    """Writes a qnemo directory; every rank calls it.
 
     Args:
+        source: The calibrated model.
         directory: An existing directory that all ranks see.
-        modules: This rank's modules, by name.
-        ownership: Who holds what.
-        layout: The files.
-        reporter: Follows the blocks.
 
     Returns:
-        The files that this rank has written.
+        The files with tensors that this rank has written.
+
+    Raises:
+        PtqError: If the readers of the format would load the model wrongly, or cannot be told how it is quantized.
     """
-    rank, writers = dist.get_rank(), choose_writers(layout, ownership)
-    mine = [file for file, writer in enumerate(writers) if writer == rank]
-    with ExitStack() as stack, torch.inference_mode():
-        streams = {
-            file: stack.enter_context(
-                SafetensorsStream(
-                    rank_file(directory, file),
-                    (TensorSpec(t.name, t.dtype, t.shape) for block in layout.blocks(file) for t in block),
-                    {"rank": str(file)},
-                )
-            )
-            for file in mine
-        }
-        progress = stack.enter_context(reporter.progress("export", layout.shape.num_layers + 2, "blocks"))
-        for blocks in zip(*(layout.blocks(file) for file in range(layout.world_size)), strict=True):
-            exchange = _BlockExchange(list(blocks), writers, ownership, layout.shape)
-            slices = exchange.run(rank, _Packer(modules, layout))
-            for file, tensor, parts in exchange.wanted:
-                if file in streams:
-                    streams[file].write(tensor.name, assemble(tensor, [(t, slices[t]) for t in parts]))
-            progress.advance(1)
-    return [rank_file(directory, file) for file in mine]
+    check_exportable(source.shape, source.family)
+    layout = QnemoLayout(
+        source.shape,
+        source.ownership.schemes,
+        source.ownership.kv_cache,
+        source.dtype,
+        source.settings.inference_tp,
+        source.settings.inference_pp,
+    )
+    config = qnemo_config(layout, source.family, version("nemo_ptq"))
+    files = write_files(
+        directory,
+        layout,
+        lambda name: pack_module(name, source.modules[name], source.shape, source.dtype),
+        source.ownership,
+        source.reporter,
+    )
+    if dist.get_rank() == 0:
+        (directory / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
+        write_context(source.checkpoint, directory / "nemo_context", source.tokenizer, source.tokenizer_is_replaced)
+    return files

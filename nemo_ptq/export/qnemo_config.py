@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.layout import QnemoLayout
+from nemo_ptq.export.qnemo_layout import QnemoLayout
 from nemo_ptq.export.schemes import UNQUANTIZED, Scheme
 from nemo_ptq.export.shape import ModelShape
 from nemo_ptq.families import ARCHITECTURES, Family

@@ -9,7 +9,7 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from nemo_ptq.export.layout import QnemoLayout
+from nemo_ptq.export.qnemo_layout import QnemoLayout
 from nemo_ptq.export.schemes import SCHEMES, UNQUANTIZED, Scheme
 from nemo_ptq.export.shape import ModelShape
 from nemo_ptq.families import Family

@@ -11,8 +11,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from nemo_ptq.export.layout import FileTensor, Part, QnemoLayout
+from nemo_ptq.export.layout import FileTensor, Part
 from nemo_ptq.export.qnemo_config import qnemo_config
+from nemo_ptq.export.qnemo_layout import QnemoLayout
 from nemo_ptq.export.schemes import UNQUANTIZED
 from nemo_ptq.families import Family
 from nemo_ptq.verify.config import parse_config

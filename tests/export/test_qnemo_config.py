@@ -12,8 +12,8 @@ import torch
 from hypothesis import given, settings
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.layout import QnemoLayout
 from nemo_ptq.export.qnemo_config import check_exportable, qnemo_config
+from nemo_ptq.export.qnemo_layout import QnemoLayout
 from nemo_ptq.export.shape import RotaryScaling
 from nemo_ptq.families import Family
 from nemo_ptq.verify.config import parse_config

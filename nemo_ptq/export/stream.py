@@ -1,0 +1,156 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The files of a layout table, streamed from the ranks that calibrated the model.
+
+Blocks (the embedding, each layer, the head) go by one after the other. For each block a rank packs its own shards,
+sends the slices that other ranks' files want, one message for each receiver, and completes the tensors of the files
+it writes itself. So nobody holds more than one block of foreign tensors, and packed bytes travel, not bfloat16.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from functools import cache, partial
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from nemo_ptq.console import Reporter
+from nemo_ptq.export.layout import Block, FileTensor, Layout, Part
+from nemo_ptq.export.ownership import Ownership
+from nemo_ptq.export.packing import Packed
+from nemo_ptq.export.reshard import Shard, Transfer, equal_shards, qkv_shards, transfers
+from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
+from nemo_ptq.export.shape import ModelShape
+
+# Packs one of this rank's modules, by its name in the whole model.
+PackModule = Callable[[str], Packed]
+
+
+def holders(part: Part, ownership: Ownership, shape: ModelShape) -> list[Shard]:
+    """Returns the shards of a part: one for each tensor-parallel rank, or one whole where it is not sharded."""
+    owners = ownership.owners[part.module]
+    if part.axis is None:
+        return [Shard(owners[0], 0, part.shape[0] if part.shape else 1)]
+    if part.rows in ("q", "k", "v"):
+        extent = part.shape[part.axis]
+        return qkv_shards(part.rows, extent, owners, shape.num_heads, shape.num_kv_heads, shape.head_size)
+    return equal_shards(part.shape[part.axis], owners)
+
+
+def choose_writers(layout: Layout, ownership: Ownership) -> list[int]:
+    """Chooses for each file the rank that has most of what goes into it, the least busy one where several have."""
+    writers: list[int] = []
+    for file in range(len(layout.files)):
+        held: Counter[int] = Counter()
+        # One layer stands for all: those of a file come from neighbouring ranks, and the writer is a matter of speed.
+        for tensor in next(block for block in islice(layout.blocks(file), 1, None) if block):
+            for transfer in transfers(tensor, partial(holders, ownership=ownership, shape=layout.shape)):
+                held[transfer.rank] += transfer.num_bytes
+        most = max(held.values())
+        candidates = [rank for rank in sorted(held) if held[rank] == most]
+        writers.append(min(candidates, key=writers.count))
+    return writers
+
+
+def cut(packed: Packed, transfer: Transfer) -> torch.Tensor:
+    """Cuts the slice that a transfer names from the packed tensors of its module."""
+    tensor = packed[transfer.part.rows, transfer.part.field]
+    return tensor.narrow(transfer.axis, transfer.start, transfer.stop - transfer.start) if tensor.dim() else tensor
+
+
+def assemble(tensor: FileTensor, pieces: Sequence[tuple[Transfer, torch.Tensor]]) -> torch.Tensor:
+    """Puts slices in their places in a file's tensor; the rest of it is zero."""
+    if len(pieces) == 1 and pieces[0][1].shape == tensor.shape:
+        return pieces[0][1]
+    whole = torch.zeros(tensor.shape, dtype=tensor.dtype)
+    for transfer, piece in pieces:
+        stacked = len(transfer.target) - piece.dim()
+        place = transfer.target[:stacked] + tuple(
+            slice(offset, offset + size) for offset, size in zip(transfer.target[stacked:], piece.shape, strict=True)
+        )
+        whole[place] = piece
+    return whole
+
+
+class _BlockExchange:
+    """The traffic of one block: what each rank sends to each writer, in an order that all ranks agree on."""
+
+    def __init__(self, blocks: list[Block], writers: list[int], ownership: Ownership, shape: ModelShape) -> None:
+        find = partial(holders, ownership=ownership, shape=shape)
+        self.wanted = [
+            (file, tensor, list(transfers(tensor, find))) for file, block in enumerate(blocks) for tensor in block
+        ]
+        self.traffic: dict[tuple[int, int], list[Transfer]] = defaultdict(list)
+        for file, _, parts in self.wanted:
+            for transfer in parts:
+                self.traffic[transfer.rank, writers[file]].append(transfer)
+
+    def run(self, rank: int, pack: PackModule) -> dict[Transfer, torch.Tensor]:
+        """Sends this rank's slices and receives those for its files; returns the slices for its files."""
+        sending: list[tuple[Any, torch.Tensor]] = []
+        for (source, target), parts in self.traffic.items():
+            if source == rank and target != rank:
+                message = torch.cat(
+                    [cut(pack(t.part.module), t).contiguous().reshape(-1).view(torch.uint8) for t in parts]
+                )
+                sending.append((dist.isend(message, target), message))
+        slices: dict[Transfer, torch.Tensor] = {}
+        for (source, target), parts in self.traffic.items():
+            if target != rank:
+                continue
+            if source == rank:
+                slices |= {t: cut(pack(t.part.module), t) for t in parts}
+                continue
+            message = torch.empty(sum(t.num_bytes for t in parts), dtype=torch.uint8)
+            dist.recv(message, source)
+            for transfer, piece in zip(parts, message.split([t.num_bytes for t in parts]), strict=True):
+                # A slice may begin at any byte of the message; its dtype wants it aligned.
+                slices[transfer] = piece.clone().view(transfer.tensor.dtype).reshape(transfer.shape)
+        for work, _ in sending:
+            work.wait()
+        return slices
+
+
+def write_files(
+    directory: Path, layout: Layout, pack: PackModule, ownership: Ownership, reporter: Reporter
+) -> list[Path]:
+    """Writes the files of a layout table; every rank calls it.
+
+    Args:
+        directory: An existing directory that all ranks see.
+        layout: The files.
+        pack: Packs a module of this rank; called once for each module and block.
+        ownership: Who holds what.
+        reporter: Follows the blocks.
+
+    Returns:
+        The files that this rank has written.
+    """
+    rank, writers = dist.get_rank(), choose_writers(layout, ownership)
+    paths = [directory / name for name in layout.files]
+    mine = [file for file, writer in enumerate(writers) if writer == rank]
+    tables = [[list(block) for block in layout.blocks(file)] for file in range(len(paths))]
+    with ExitStack() as stack, torch.inference_mode():
+        streams = {
+            file: stack.enter_context(
+                SafetensorsStream(
+                    paths[file],
+                    (TensorSpec(t.name, t.dtype, t.shape) for block in tables[file] for t in block),
+                    layout.metadata(file),
+                )
+            )
+            for file in mine
+        }
+        progress = stack.enter_context(reporter.progress("export", len(tables[0]), "blocks"))
+        for blocks in zip(*tables, strict=True):
+            exchange = _BlockExchange(list(blocks), writers, ownership, layout.shape)
+            slices = exchange.run(rank, cache(pack))
+            for file, tensor, parts in exchange.wanted:
+                if file in streams:
+                    streams[file].write(tensor.name, assemble(tensor, [(t, slices[t]) for t in parts]))
+            progress.advance(1)
+    return [paths[file] for file in mine]

@@ -1,0 +1,56 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The export formats: what each can carry. What writes them is in :mod:`nemo_ptq.export.formats`.
+
+Imports nothing heavy: the command line reads this table.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True)
+class Format:
+    """An export format.
+
+    Attributes:
+        name: What users call it.
+        summary: What it is, in a few words.
+        refused: Algorithms that it cannot carry, with the reason and what to do instead.
+        has_parallelism: Whether its files are cut for the tensor and pipeline parallelism of the server.
+    """
+
+    name: str
+    summary: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+    has_parallelism: bool = False
+
+
+_FORMATS = (
+    Format("trtllm", "a qnemo directory: a TensorRT-LLM checkpoint and NeMo's tokenizer", has_parallelism=True),
+)
+
+FORMATS: Mapping[str, Format] = {format.name: format for format in _FORMATS}
+
+
+def read_formats(value: object) -> tuple[str, ...]:
+    """Reads `export_format`: a name, a list of names, or the text of one.
+
+    Args:
+        value: What the user gave.
+
+    Returns:
+        The names in their order, each once, whether there are such formats or not; empty where it is neither text nor
+        a list of texts.
+
+    Example:
+        >>> read_formats("[trtllm, hf]")
+        ('trtllm', 'hf')
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        value = [name.strip().strip("'\"") for name in inner.split(",")]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        return ()
+    return tuple(dict.fromkeys(value))
