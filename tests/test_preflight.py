@@ -260,7 +260,7 @@ def test_experts_are_spread_or_sharded() -> None:
     ],
 )
 def test_formats_of_experts(model: CheckpointMetadata, algorithm: str | None, message: str | None) -> None:
-    _expect(preflight.experts_have_a_format(algorithm, model), message)
+    _expect(preflight.experts_have_a_format(algorithm, "trtllm", model), message)
 
 
 @pytest.mark.parametrize(
@@ -353,7 +353,7 @@ def test_awq_blocks_at_calibration(
 def test_awq_blocks_at_inference(
     model: CheckpointMetadata, algorithm: str, block: int, tp: int, message: str | None
 ) -> None:
-    _expect(preflight.awq_blocks_fit_inference(algorithm, block, tp, model), message)
+    _expect(preflight.awq_blocks_fit_inference(algorithm, block, "trtllm", tp, model), message)
 
 
 @pytest.mark.parametrize(
@@ -384,10 +384,12 @@ def test_family() -> None:
 
 
 def test_norm() -> None:
-    assert preflight.norm_fits_decoder(LLAMA_8B, None) is None
-    assert preflight.norm_fits_decoder(STARCODER, None) is None
-    _expect(preflight.norm_fits_decoder(LLAMA_8B, "gpt"), "decoder gpt only LayerNorm")
-    _expect(preflight.norm_fits_decoder(replace(LLAMA_8B, normalization="LayerNorm"), None), "llama only RMSNorm")
+    assert preflight.norm_fits_decoder(LLAMA_8B, None, "trtllm") is None
+    assert preflight.norm_fits_decoder(STARCODER, None, "trtllm") is None
+    _expect(preflight.norm_fits_decoder(LLAMA_8B, "gpt", "trtllm"), "decoder gpt only LayerNorm")
+    _expect(
+        preflight.norm_fits_decoder(replace(LLAMA_8B, normalization="LayerNorm"), None, "trtllm"), "llama only RMSNorm"
+    )
 
 
 def test_learned_positions() -> None:
@@ -529,7 +531,7 @@ def test_sizes_are_accepted_if_every_shard_is_whole(model: CheckpointMetadata, t
     accepted = not any(
         [
             preflight.inference_tp_divides(tp, model),
-            preflight.awq_blocks_fit_inference("int4_awq", block, tp, model),
+            preflight.awq_blocks_fit_inference("int4_awq", block, "trtllm", tp, model),
         ]
     )
     heads, groups = model.num_attention_heads / tp, max(model.num_query_groups / tp, 1)
