@@ -13,13 +13,16 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 
+from nemo_ptq.calibration.algorithms import as_json, modelopt_config
 from nemo_ptq.calibration.algorithms import calibrate as calibrate_module
 from nemo_ptq.calibration.data import make_batches, read_samples, share, tokenize
 from nemo_ptq.calibration.experts import TokenCounts, with_idle_experts_covered
 from nemo_ptq.calibration.forward import run_batches
-from nemo_ptq.calibration.state import save_calibration_state
+from nemo_ptq.calibration.state import fingerprint, gather_state, save_state
+from nemo_ptq.calibration.state_header import IN_EXPORT, StateHeader
 from nemo_ptq.calibration.text_files import Sample
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
+from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console import Reporter
 from nemo_ptq.errors import PtqError
@@ -35,7 +38,6 @@ from nemo_ptq.quiet import quiet_libraries
 from nemo_ptq.runtime import pick_device, process_groups
 from nemo_ptq.verify.checks import verify as verify_directory
 
-CALIBRATION_STATE = Path("ptq/calibration.safetensors")
 _PACKAGES = ("nemo_ptq", "nvidia-modelopt", "megatron-core", "nemo_toolkit", "torch", "transformers")
 # A judgement of what weights usually are: worth a warning, no reason to throw a calibration away.
 _DOUBTS = ("ranges",)
@@ -146,7 +148,7 @@ def calibrate(
     forward_loop: Callable[[Any], Any],
     reporter: Reporter,
 ) -> None:
-    """Calibrates a model in place.
+    """Calibrates a model in place; what it learns is the model's ``calibration`` afterwards.
 
     Args:
         model: This rank's part of the model.
@@ -157,9 +159,23 @@ def calibrate(
     """
     if quantization.algorithm_name == NO_QUANT:
         return
+    header = StateHeader(
+        checkpoint=str(model.checkpoint),
+        weights=fingerprint(model.module),
+        model=read_metadata(model.checkpoint),
+        decoder=decoder,
+        quantization=quantization,
+        modelopt_config=as_json(modelopt_config(quantization, decoder)),
+        producer=_producer(),
+    )
     if model.config.num_moe_experts:
         forward_loop = with_idle_experts_covered(forward_loop, partial(_warn_of_idle_experts, reporter=reporter))
     calibrate_module(model.module, quantization, decoder, forward_loop)
+    model.calibration = gather_state(model.module, header)
+
+
+def _producer() -> dict[str, str]:
+    return {package: version(package) for package in _PACKAGES}
 
 
 def _warn_of_idle_experts(counts: TokenCounts, reporter: Reporter) -> None:
@@ -205,10 +221,10 @@ def _write(name: str, source: Source, job: Job, directory: Path) -> None:
     mine = {file.name: sha256_of(file) for file in WRITERS[name](source, directory)}
     everyones: list[dict[str, str]] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyones, mine)
-    if job.quantization.algorithm_name != NO_QUANT:
-        save_calibration_state(directory / CALIBRATION_STATE, source.modules, source.ownership)
     dist.barrier()
     if dist.get_rank() == 0:
+        if source.calibration is not None:
+            save_state(directory / IN_EXPORT, source.calibration)
         digests = {file: digest for digests in everyones for file, digest in digests.items()}
         write_manifest(directory, digests, _about(name, job))
         _verify(directory, source.reporter)
@@ -218,7 +234,7 @@ def _about(name: str, job: Job) -> dict[str, Any]:
     """What the manifest says beside the files."""
     return {
         "format": name,
-        "producer": {package: version(package) for package in _PACKAGES},
+        "producer": _producer(),
         "arguments": {
             "nemo_checkpoint": str(job.checkpoint),
             "calibration_tp": job.calibration_tp,

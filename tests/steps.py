@@ -15,7 +15,7 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.moe.experts import SequentialMLP
 
-from nemo_ptq.calibration import algorithms
+from nemo_ptq import engine
 from nemo_ptq.calibration.forward import forward_batches
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
@@ -68,10 +68,14 @@ def calibrate(
         for _ in forward_batches(module, tokens):
             pass
 
-    if quantization.algorithm_name != NO_QUANT:
-        decoder = family(model).decoder
-        assert decoder is not None
-        algorithms.calibrate(model.module, quantization, decoder, loop)
+    decoder = family(model).decoder
+    assert decoder is not None
+    engine.calibrate(model, quantization, decoder, loop, Reporter(False))
+
+
+def is_first() -> bool:
+    """Whether this is rank 0."""
+    return dist.get_rank() == 0
 
 
 def export(model: LoadedModel, directory: Path, tp: int = 1, pp: int = 1) -> None:

@@ -9,7 +9,7 @@ https://nvidia.github.io/Model-Optimizer/ for its current form.
 import copy
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 from modelopt.torch.quantization.utils.core_utils import is_quantized_linear
 
 from nemo_ptq.calibration.awq import calibrate_awq
+from nemo_ptq.calibration.smoothing import modelopt_keeps_scales
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.packing import scheme_of
@@ -41,6 +42,9 @@ _GPT_AMAX_FLOOR = {"fp8": 0.01 * 448.0, "int8_sq": 0.01 * 127.0}
 _COARSE_W4A8_DECODERS = ("gemma",)
 # The calibration methods that give layers a pre-quantization scale, by which ModelOpt tells formats apart.
 _SMOOTHING_METHODS = ("smoothquant", "awq_lite", "awq_clip", "awq_full")
+
+# Algorithms of ModelOpt that range a weight by its largest magnitudes, once it is smoothed.
+_RANGES_FOLLOW = (None, "max", "smoothquant", "awq_lite")
 
 ForwardLoop = Callable[[GPTModel], None]
 
@@ -76,22 +80,9 @@ def _set_awq_block_size(config: dict[str, Any], block_size: int) -> None:
 
 
 def _read_modelopt_config(path: Path) -> dict[str, Any]:
-    """Reads a user's own ModelOpt configuration.
-
-    ModelOpt's block sizes have whole numbers as keys, which JSON lacks, and its numbers of bits may be a tuple, which
-    YAML lacks too.
-    """
-
-    def restore(node: Any, key: Any = None) -> Any:
-        if isinstance(node, dict):
-            return {_whole_number(name): restore(value, name) for name, value in node.items()}
-        if isinstance(node, list):
-            items = [restore(item) for item in node]
-            return tuple(items) if key == "num_bits" else items
-        return node
-
+    """Reads a user's own ModelOpt configuration."""
     text = path.read_text(encoding="utf-8")
-    config = restore(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
+    config = _from_json(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
     if not isinstance(config, dict) or "quant_cfg" not in config:
         raise PtqError(f"algorithm={path}: a ModelOpt configuration is a mapping with quant_cfg and algorithm")
     if isinstance(config["quant_cfg"], dict) and "default" in config["quant_cfg"]:
@@ -102,6 +93,29 @@ def _read_modelopt_config(path: Path) -> dict[str, Any]:
     except (TypeError, ValueError) as error:
         raise PtqError(f"algorithm={path}: not a ModelOpt configuration: {' '.join(str(error).split())}") from error
     return config
+
+
+def _from_json(node: Any, key: Any = None) -> Any:
+    """Makes a ModelOpt configuration of what was read from JSON or YAML.
+
+    Its block sizes have whole numbers as keys, which JSON lacks, and its numbers of bits may be a tuple, which YAML
+    lacks too.
+    """
+    if isinstance(node, dict):
+        return {_whole_number(name): _from_json(value, name) for name, value in node.items()}
+    if isinstance(node, list):
+        items = [_from_json(item) for item in node]
+        return tuple(items) if key in ("num_bits", "scale_bits") else items
+    return node
+
+
+def as_json(config: Any) -> Any:
+    """Returns a ModelOpt configuration in what JSON can hold; :func:`insert_quantizers` takes it back."""
+    if hasattr(config, "model_dump"):
+        return as_json(config.model_dump(exclude_unset=True))
+    if isinstance(config, dict):
+        return {str(key): as_json(value) for key, value in config.items()}
+    return [as_json(item) for item in config] if isinstance(config, (list, tuple)) else config
 
 
 def _whole_number(key: Any) -> Any:
@@ -118,6 +132,33 @@ def _without_weights(forward_loop: ForwardLoop) -> ForwardLoop:
         forward_loop(module)
 
     return loop
+
+
+def _method(config: Mapping[str, Any]) -> Any:
+    algorithm = config.get("algorithm")
+    return algorithm.get("method") if isinstance(algorithm, Mapping) else algorithm
+
+
+def insert_quantizers(module: GPTModel, config: Mapping[str, Any]) -> None:
+    """Inserts ModelOpt's quantizers into a model, without calibrating them.
+
+    Args:
+        module: This rank's part of the model, unquantized.
+        config: ModelOpt's configuration, from :func:`modelopt_config` or through :func:`as_json`.
+    """
+    with quiet_prints():
+        mtq.quantize(module, {**_from_json(dict(config)), "algorithm": None})
+
+
+def is_repeatable(config: Mapping[str, Any]) -> bool:
+    """Whether the ranges of weights follow from the weights and the pre-quantization scales, without data."""
+    return _method(config) in _RANGES_FOLLOW
+
+
+def range_weights(module: GPTModel, config: Mapping[str, Any]) -> None:
+    """Ranges the weights of a model with quantizers as its calibration would; activations are left as they are."""
+    if _method(config) is not None:
+        mtq.calibrate(module, "max", None)
 
 
 def calibrate(
@@ -142,17 +183,16 @@ def calibrate(
             has been run by then.
     """
     config = modelopt_config(quantization, decoder)
-    with quiet_prints():
-        mtq.quantize(module, {**config, "algorithm": None})
-    method = config.get("algorithm")
-    options: dict[str, Any] = method if isinstance(method, dict) else {"method": method}
-    if options["method"] not in _SMOOTHING_METHODS:
+    insert_quantizers(module, config)
+    if _method(config) not in _SMOOTHING_METHODS:
         for linear in filter(is_quantized_linear, module.modules()):
             scheme_of(linear)
-    if options["method"] == "awq_lite":
-        calibrate_awq(module, forward_loop, alpha_step=options.get("alpha_step", 0.1))
+    if _method(config) == "awq_lite":
+        options = config["algorithm"]
+        calibrate_awq(module, forward_loop, options.get("alpha_step", 0.1) if isinstance(options, dict) else 0.1)
     else:
-        mtq.calibrate(module, method, _without_weights(forward_loop))
+        with modelopt_keeps_scales():
+            mtq.calibrate(module, config.get("algorithm"), _without_weights(forward_loop))
     floor = _GPT_AMAX_FLOOR.get(quantization.algorithm or "")
     if decoder == "gpt" and floor is not None:
         mtq.postprocess_amax(module, "*input_quantizer", lambda amax: amax.clamp(min=floor))

@@ -25,14 +25,11 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from modelopt.torch.quantization.model_calib import (
-    apply_pre_quant_scale_and_smooth,
-    enable_stats_collection,
-    max_calibrate,
-)
+from modelopt.torch.quantization.model_calib import enable_stats_collection, max_calibrate
 from modelopt.torch.quantization.nn import SequentialQuantizer, TensorQuantizer
 from modelopt.torch.quantization.utils.core_utils import is_quantized_linear, is_quantized_row_parallel_linear
 
+from nemo_ptq.calibration.smoothing import smooth
 from nemo_ptq.errors import PtqError
 
 _SCALE_RANGE = (1e-4, 1e4)
@@ -249,7 +246,7 @@ class _AwqLinear:
             quantizer.axis = None
             quantizer.amax = self.statistics.amax.amax().to(linear.weight.dtype)
             quantizer.enable()
-        apply_pre_quant_scale_and_smooth(linear, 1 / scale)
+        smooth(linear, 1 / scale)
         del self.statistics
 
 

@@ -19,6 +19,7 @@ from nemo.collections.common.tokenizers.tokenizer_utils import get_tokenizer
 from nemo.collections.llm.fn.activation import openai_gelu
 from nemo.lightning import io
 
+from nemo_ptq.calibration.state import CalibrationState
 from nemo_ptq.checkpoint.layer_spec import HAVE_TRANSFORMER_ENGINE, calibration_layer_spec
 from nemo_ptq.errors import PtqError
 
@@ -37,12 +38,16 @@ class LoadedModel:
         tokenizer: NeMo's tokenizer.
         vocab_size: Rows of the embedding in the checkpoint (the tokenizer's size plus the checkpoint's own padding,
             not what this tensor parallelism pads further).
+        checkpoint: Where it comes from.
+        calibration: What has been learned of it, None before it is calibrated.
     """
 
     module: GPTModel
     config: Any
     tokenizer: Any
     vocab_size: int
+    checkpoint: Path
+    calibration: CalibrationState | None = None
 
 
 def _adjust_to_machine(config: fdl.Config, device: torch.device, overrides: Mapping[str, Any]) -> None:
@@ -180,7 +185,7 @@ def load_model(
         context.tokenizer = fdl.Config(get_tokenizer, tokenizer_path)
     model = build_model(context, device, overrides)
     _read_weights(model.module, weights, legacy_ckpt)
-    return LoadedModel(model.module, model.config, model.tokenizer, rows)
+    return LoadedModel(model.module, model.config, model.tokenizer, rows, checkpoint)
 
 
 def _read_weights(module: GPTModel, weights: Path, legacy_ckpt: bool) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from nemo_ptq.calibration.state import CalibrationState
 from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.config import ExportConfig
 from nemo_ptq.console import Reporter
@@ -29,6 +30,7 @@ class Source:
         config: The NeMo config that built it.
         tokenizer: NeMo's tokenizer.
         tokenizer_is_replaced: Whether that is another than the checkpoint's own.
+        calibration: What was learned of the model, None where it is not quantized.
         checkpoint: The NeMo checkpoint that it was loaded from.
         settings: What the user asked for.
         reporter: Follows the export.
@@ -41,6 +43,7 @@ class Source:
     config: Any
     tokenizer: Any
     tokenizer_is_replaced: bool
+    calibration: CalibrationState | None
     checkpoint: Path
     settings: ExportConfig
     reporter: Reporter
@@ -66,6 +69,7 @@ def source_of(model: LoadedModel, job: Job, reporter: Reporter) -> Source:
         config=model.config,
         tokenizer=model.tokenizer,
         tokenizer_is_replaced=job.tokenizer_path is not None,
+        calibration=model.calibration,
         checkpoint=job.checkpoint,
         settings=job.export,
         reporter=reporter,
