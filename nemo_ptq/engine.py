@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main job on one rank: load, calibrate, export, verify. What was planned is in the :class:`~nemo_ptq.job.Job`."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict
 from functools import partial
 from importlib.metadata import version
@@ -18,7 +19,7 @@ from nemo_ptq.calibration.algorithms import calibrate as calibrate_module
 from nemo_ptq.calibration.data import make_batches, read_samples, share, tokenize
 from nemo_ptq.calibration.experts import TokenCounts, with_idle_experts_covered
 from nemo_ptq.calibration.forward import run_batches
-from nemo_ptq.calibration.state import fingerprint, gather_state, save_state
+from nemo_ptq.calibration.state import apply_state, check_fits, fingerprint, gather_state, load_state, save_state
 from nemo_ptq.calibration.state_header import IN_EXPORT, StateHeader
 from nemo_ptq.calibration.text_files import Sample
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
@@ -66,12 +67,16 @@ def run_job(job: Job) -> None:
         with reporter.step("load"):
             model = load(job, device)
             check_exportable(model, job)
-        with reporter.step("calibrate"):
-            loop = job.forward_loop or data_loop(model, job.quantization, samples, reporter)
-            calibrate(model, job.quantization, job.decoder, loop, reporter)
+        if job.calibration_state is not None:
+            with reporter.step("apply calibration"):
+                apply_calibration(model, job.calibration_state)
+        else:
+            with reporter.step("calibrate"):
+                loop = job.forward_loop or data_loop(model, job.quantization, samples, reporter)
+                calibrate(model, job.quantization, job.decoder, loop, reporter)
         if job.export.generate_sample:
             _show_sample(model, reporter)
-        with reporter.step("export"):
+        with calibration_kept(model, job, reporter), reporter.step("export"):
             export(model, job, reporter)
     reporter.say(f"{job.output} is ready")
 
@@ -106,7 +111,7 @@ def read_job_samples(job: Job, reporter: Reporter) -> list[Sample]:
     Raises:
         PtqError: If the data set cannot be read.
     """
-    if job.quantization.algorithm_name == NO_QUANT or job.forward_loop is not None:
+    if job.quantization.algorithm_name == NO_QUANT or job.forward_loop or job.calibration_state:
         return []
     dataset, wanted = job.quantization.calibration_dataset, job.quantization.calibration_dataset_size
     samples = read_samples(dataset, wanted)
@@ -162,7 +167,7 @@ def calibrate(
     header = StateHeader(
         checkpoint=str(model.checkpoint),
         weights=fingerprint(model.module),
-        model=read_metadata(model.checkpoint),
+        model=asdict(read_metadata(model.checkpoint)),
         decoder=decoder,
         quantization=quantization,
         modelopt_config=as_json(modelopt_config(quantization, decoder)),
@@ -172,6 +177,48 @@ def calibrate(
         forward_loop = with_idle_experts_covered(forward_loop, partial(_warn_of_idle_experts, reporter=reporter))
     calibrate_module(model.module, quantization, decoder, forward_loop)
     model.calibration = gather_state(model.module, header)
+
+
+def apply_calibration(model: LoadedModel, path: Path) -> None:
+    """Quantizes a model as a saved calibration did.
+
+    Args:
+        model: This rank's part of the model, unquantized.
+        path: The calibration state.
+
+    Raises:
+        PtqError: If it is of other weights.
+    """
+    state = load_state(path)
+    check_fits(state, fingerprint(model.module))
+    apply_state(model.module, state)
+    model.calibration = state
+
+
+@contextmanager
+def calibration_kept(model: LoadedModel, job: Job, reporter: Reporter) -> Iterator[None]:
+    """Keeps a fresh calibration in a file beside the output until the ``with`` block ends without an error.
+
+    The file is named ``OUT.calibration.safetensors``. A process that is killed leaves it as well.
+    """
+    if dist.get_rank() > 0 or model.calibration is None or job.calibration_state is not None:
+        yield
+        return
+    kept = job.output.with_name(f"{job.output.name}.calibration.safetensors")
+    try:
+        save_state(kept, model.calibration)
+    except OSError as error:
+        reporter.warn(f"the calibration cannot be kept in {kept}: {error.strerror}")
+    try:
+        yield
+    except BaseException:
+        if kept.exists():
+            reporter.warn(
+                f"the calibration is kept in {kept}: `nemo-ptq export {kept} {job.output}` exports it without "
+                f"calibrating again, and so does calibration_state={kept} on several ranks"
+            )
+        raise
+    kept.unlink(missing_ok=True)
 
 
 def _producer() -> dict[str, str]:
@@ -237,6 +284,7 @@ def _about(name: str, job: Job) -> dict[str, Any]:
         "producer": _producer(),
         "arguments": {
             "nemo_checkpoint": str(job.checkpoint),
+            "calibration_state": None if job.calibration_state is None else str(job.calibration_state),
             "calibration_tp": job.calibration_tp,
             "calibration_pp": job.calibration_pp,
             "calibration_ep": job.calibration_ep,

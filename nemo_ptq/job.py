@@ -29,6 +29,8 @@ class Job:
         num_layers_in_last_pipeline_stage: Layers of the last stage, where stages are uneven.
         forward_loop: The user's own calibration loop: called with the model, it runs it on data.
         tokenizer_path: A tokenizer to use in place of the checkpoint's.
+        calibration_state: File of a calibration to use in place of calibrating; `quantization` is then the one that it
+            was made with.
         legacy_ckpt: Whether the checkpoint may come from another Transformer Engine.
     """
 
@@ -45,6 +47,7 @@ class Job:
     num_layers_in_last_pipeline_stage: int | None = None
     forward_loop: Callable[[Any], Any] | None = None
     tokenizer_path: str | None = None
+    calibration_state: Path | None = None
     legacy_ckpt: bool = False
 
     def directories(self, root: Path) -> dict[str, Path]:

@@ -146,6 +146,7 @@ TASK_OPTIONS: Mapping[str, Option] = {
     "num_nodes": Option(_OPTIONAL_SIZE, "nodes, to be checked against the launcher's"),
     "forward_loop": Option(_FUNCTION, "calibration loop of your own, from Python"),
     "tokenizer_path": Option(_OPTIONAL_PATH, "tokenizer to use in place of the checkpoint's"),
+    "calibration_state": Option(_OPTIONAL_PATH, "export, or its ptq/calibration.safetensors, to export again from"),
     "legacy_ckpt": Option(_FLAG, "accept a checkpoint of another Transformer Engine", False),
 }
 QUANTIZATION_OPTIONS: Mapping[str, Option] = {

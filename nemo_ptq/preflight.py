@@ -19,6 +19,7 @@ from typing import Any
 
 import yaml
 
+from nemo_ptq.calibration.state_header import StateHeader, read_header, state_file
 from nemo_ptq.calibration.text_files import is_text_file, read_text_file
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata, read_metadata
 from nemo_ptq.config import CUSTOM, NO_QUANT, ExportConfig, QuantizationConfig
@@ -53,6 +54,7 @@ def check_job(
     quantization_config: QuantizationConfig | None = None,
     forward_loop: Callable[[Any], Any] | None = None,
     tokenizer_path: str | None = None,
+    calibration_state: str | os.PathLike[str] | None = None,
     legacy_ckpt: bool = False,
     model_path: str | os.PathLike[str] | None = None,
 ) -> Job:
@@ -72,6 +74,7 @@ def check_job(
         quantization_config: How to quantize.
         forward_loop: The user's calibration loop.
         tokenizer_path: Another tokenizer.
+        calibration_state: A calibration to export again from.
         legacy_ckpt: Whether the checkpoint may come from another Transformer Engine.
         model_path: Another name for `nemo_checkpoint`.
 
@@ -94,14 +97,29 @@ def check_job(
         "num_nodes": num_nodes,
         "forward_loop": forward_loop,
         "tokenizer_path": tokenizer_path,
+        "calibration_state": calibration_state,
         "legacy_ckpt": legacy_ckpt,
     }
     problems: list[str] = []
     values = {"world_size": world_size, **_sound("", TASK_OPTIONS, task, problems)}
+    header, state = None, None
+    if calibration_state is not None and "calibration_state" in values:
+        state = state_file(calibration_state).absolute()
+        try:
+            header = values["header"] = read_header(state)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    if header is not None and isinstance(quantization, QuantizationConfig):
+        problems.extend(_other_quantization(quantization, header.quantization))
+        quantization = header.quantization
     if isinstance(quantization, QuantizationConfig):
         values |= _sound("quantization_config.", QUANTIZATION_OPTIONS, _shallow(quantization), problems)
     else:
         problems.append(f"quantization_config={quantization!r} is not valid: it must be a QuantizationConfig")
+    if header is not None:
+        # What was calibrated needs its data no longer.
+        for name in ("calibration_dataset", "calibration_seq_len"):
+            values.pop(name, None)
     if isinstance(export_config, ExportConfig | None):
         export = {} if export_config is None else _shallow(export_config)
         if export.get("path") is None:
@@ -111,7 +129,7 @@ def check_job(
     else:
         problems.append(f"export_config={export_config!r} is not valid: it must be an ExportConfig")
 
-    checkpoint = nemo_checkpoint or model_path
+    checkpoint = nemo_checkpoint or model_path or (header.checkpoint if header else None)
     if {"nemo_checkpoint", "model_path"} <= values.keys() and checkpoint is not None:
         values["checkpoint"] = checkpoint
         try:
@@ -138,6 +156,7 @@ def check_job(
         num_layers_in_last_pipeline_stage=num_layers_in_last_pipeline_stage,
         forward_loop=forward_loop,
         tokenizer_path=tokenizer_path,
+        calibration_state=state,
         legacy_ckpt=legacy_ckpt,
     )
 
@@ -153,6 +172,18 @@ def _shallow(config: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(config)}
 
 
+def _other_quantization(given: QuantizationConfig, used: QuantizationConfig) -> Iterator[str]:
+    """What the user asks of the quantization that the saved calibration was not made with; defaults ask for nothing."""
+    default = QuantizationConfig()
+    for field in fields(given):
+        value, made_with = getattr(given, field.name), getattr(used, field.name)
+        if value not in (getattr(default, field.name), made_with):
+            yield (
+                f"quantization_config.{field.name}={value} with a calibration_state that was made with {made_with}: "
+                "leave it out, or calibrate without calibration_state"
+            )
+
+
 def _broken(rules: tuple[Rule, ...], values: Mapping[str, Any]) -> Iterator[str]:
     """Applies each rule that has everything it looks at."""
     for rule in rules:
@@ -166,9 +197,9 @@ def _broken(rules: tuple[Rule, ...], values: Mapping[str, Any]) -> Iterator[str]
 # --- the checkpoint ---------------------------------------------------------------------------------------------------
 
 
-def checkpoint_is_named(nemo_checkpoint: Any, model_path: Any) -> str | None:
-    """One of the two names of the checkpoint is given, or both agree."""
-    if nemo_checkpoint is None and model_path is None:
+def checkpoint_is_named(nemo_checkpoint: Any, model_path: Any, calibration_state: Any) -> str | None:
+    """One of the two names of the checkpoint is given, or both agree; a saved calibration knows its own."""
+    if nemo_checkpoint is None and model_path is None and calibration_state is None:
         return "nemo_checkpoint is missing: name the directory of a NeMo 2.0 checkpoint"
     if None not in (nemo_checkpoint, model_path) and str(nemo_checkpoint) != str(model_path):
         return f"nemo_checkpoint={nemo_checkpoint} and model_path={model_path} mean the same option: give one of them"
@@ -368,10 +399,10 @@ def positions_suffice(calibration_seq_len: int, model: CheckpointMetadata) -> st
     return None
 
 
-def algorithm_file_is_config(algorithm: str | None) -> str | None:
-    """A file given as algorithm holds a ModelOpt config."""
+def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = None) -> str | None:
+    """A file given as algorithm holds a ModelOpt config; a saved calibration has read it already."""
     file = QuantizationConfig(algorithm).algorithm_file
-    if file is None:
+    if file is None or calibration_state is not None:
         return None
     option = f"quantization_config.algorithm={algorithm}"
     try:
@@ -382,6 +413,40 @@ def algorithm_file_is_config(algorithm: str | None) -> str | None:
         return f"{option} cannot be parsed: {' '.join(str(error).split())}"
     if not isinstance(content, dict) or "quant_cfg" not in content:
         return f'{option} is not a ModelOpt config: it must hold an object with the keys "quant_cfg" and "algorithm"'
+    return None
+
+
+def state_is_of_the_model(header: StateHeader, calibration_state: Any, model: CheckpointMetadata) -> str | None:
+    """A saved calibration was made of a model of the same shape."""
+    other = [
+        f"{field.name} {then}, not {now}"
+        for field in fields(model)
+        if (then := header.model.get(field.name)) is not None
+        and then != (now := getattr(model, field.name))
+        and not field.name.endswith("_class")
+    ]
+    if other:
+        return (
+            f"calibration_state={calibration_state} was made of another model ({', '.join(other)}): "
+            f"give the checkpoint that was calibrated (then {header.checkpoint})"
+        )
+    return None
+
+
+def state_is_repeatable(header: StateHeader, calibration_state: Any) -> str | None:
+    """The ranges of the weights follow from the weights and the state."""
+    if not header.is_repeatable:
+        return (
+            f"calibration_state={calibration_state} is of ModelOpt's algorithm {header.method}, which searches the "
+            "weights' ranges; they are not part of the state: calibrate again"
+        )
+    return None
+
+
+def state_leaves_no_data_to_run(calibration_state: Any, forward_loop: Any) -> str | None:
+    """A saved calibration needs no loop over data."""
+    if calibration_state is not None and forward_loop is not None:
+        return "calibration_state and forward_loop: with a saved calibration nothing is calibrated; give one of them"
     return None
 
 
@@ -567,6 +632,9 @@ RULES: tuple[Rule, ...] = (
     experts_have_a_format,
     algorithm_file_is_config,
     kv_cache_has_algorithm,
+    state_is_of_the_model,
+    state_is_repeatable,
+    state_leaves_no_data_to_run,
     awq_blocks_fit_calibration,
     data_is_readable,
     positions_suffice,

@@ -247,9 +247,12 @@ def _make_absolute(task: run.Partial, job: Job) -> None:
     """Names every file by its absolute path, since a job may start in another directory than the command did."""
     task.nemo_checkpoint, task.model_path = str(job.checkpoint), None
     task.export_config.path = str(job.output)
+    if job.tokenizer_path and os.path.exists(job.tokenizer_path):
+        task.tokenizer_path = os.path.abspath(job.tokenizer_path)
+    if job.calibration_state:
+        task.calibration_state = str(job.calibration_state)
+        return
     if job.quantization.algorithm_file:
         task.quantization_config.algorithm = os.path.abspath(job.quantization.algorithm_file)
     if job.quantization.data_file:
         task.quantization_config.calibration_dataset = os.path.abspath(job.quantization.data_file)
-    if job.tokenizer_path and os.path.exists(job.tokenizer_path):
-        task.tokenizer_path = os.path.abspath(job.tokenizer_path)

@@ -44,6 +44,7 @@ FLAGS = (
     Flag("nemo_checkpoint", ("--nemo_checkpoint", "-nc", "--model_path", "-mp")),
     Flag("tokenizer_path", ("--tokenizer",)),
     Flag("legacy_ckpt", ("--legacy_ckpt",), True),
+    Flag("calibration_state", ("--calibration_state",)),
     Flag("calibration_tp", ("--calibration_tp", "-ctp", "--calib_tp")),
     Flag("calibration_pp", ("--calibration_pp", "-cpp", "--calib_pp")),
     Flag("calibration_ep", ("--calibration_ep", "-cep")),
@@ -126,9 +127,9 @@ def _under(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
     return {option.removeprefix(prefix): value for option, value in values.items() if option.startswith(prefix)}
 
 
-def in_flags(problem: str) -> str:
-    """Puts the script's flags in place of the options that a problem names."""
-    for flag in reversed(FLAGS):  # --enable_kv_cache after --disable_kv_cache
+def in_flags(problem: str, flags: Sequence[Flag] = FLAGS) -> str:
+    """Puts the flags of a command, this script's if none are given, in place of the options that a problem names."""
+    for flag in reversed(flags):  # --enable_kv_cache after --disable_kv_cache
         shown = re.escape(flag.option) + ("(=true)?" if flag.value else "(=false)" if flag.value is False else "")
         problem = re.sub(rf"(?<![\w./-]){shown}(?![\w./-])", flag.names[0], problem)
     return problem

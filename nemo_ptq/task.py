@@ -25,6 +25,7 @@ def ptq(
     quantization_config: Annotated[Optional[QuantizationConfig], run.Config[QuantizationConfig]] = None,
     forward_loop: Optional[Callable] = None,
     tokenizer_path: Optional[str] = None,
+    calibration_state: Optional[str] = None,
     legacy_ckpt: bool = False,
     model_path: Optional[str] = None,
 ) -> str:
@@ -52,6 +53,8 @@ def ptq(
         forward_loop: Called with this rank's model, it runs it on calibration data of your own, in place of
             `quantization_config.calibration_dataset`.
         tokenizer_path: A tokenizer to use in place of the checkpoint's own.
+        calibration_state: An export, or the `ptq/calibration.safetensors` of one: its calibration is used again, and
+            nothing is calibrated. The checkpoint, if not given, is the one that was calibrated then.
         legacy_ckpt: Accept a checkpoint saved with another version of Transformer Engine.
         model_path: Another name for `nemo_checkpoint`, as NeMo 2.3 and later call it.
 
@@ -79,6 +82,7 @@ def ptq(
         quantization_config=quantization_config,
         forward_loop=forward_loop,
         tokenizer_path=tokenizer_path,
+        calibration_state=calibration_state,
         legacy_ckpt=legacy_ckpt,
         model_path=model_path,
         world_size=read_launch().world_size,

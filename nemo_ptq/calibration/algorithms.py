@@ -43,9 +43,6 @@ _COARSE_W4A8_DECODERS = ("gemma",)
 # The calibration methods that give layers a pre-quantization scale, by which ModelOpt tells formats apart.
 _SMOOTHING_METHODS = ("smoothquant", "awq_lite", "awq_clip", "awq_full")
 
-# Algorithms of ModelOpt that range a weight by its largest magnitudes, once it is smoothed.
-_RANGES_FOLLOW = (None, "max", "smoothquant", "awq_lite")
-
 ForwardLoop = Callable[[GPTModel], None]
 
 
@@ -148,11 +145,6 @@ def insert_quantizers(module: GPTModel, config: Mapping[str, Any]) -> None:
     """
     with quiet_prints():
         mtq.quantize(module, {**_from_json(dict(config)), "algorithm": None})
-
-
-def is_repeatable(config: Mapping[str, Any]) -> bool:
-    """Whether the ranges of weights follow from the weights and the pre-quantization scales, without data."""
-    return _method(config) in _RANGES_FOLLOW
 
 
 def range_weights(module: GPTModel, config: Mapping[str, Any]) -> None:

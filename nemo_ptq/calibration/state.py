@@ -28,7 +28,7 @@ from megatron.core.models.gpt import GPTModel
 from modelopt.torch.quantization.nn import TensorQuantizer
 from safetensors.torch import load_file, save
 
-from nemo_ptq.calibration.algorithms import insert_quantizers, is_repeatable, range_weights
+from nemo_ptq.calibration.algorithms import insert_quantizers, range_weights
 from nemo_ptq.calibration.smoothing import exact_pre_quant_scale, smooth
 from nemo_ptq.calibration.state_header import StateHeader, read_header
 from nemo_ptq.errors import PtqError
@@ -132,7 +132,7 @@ def gather_state(module: GPTModel, header: StateHeader) -> CalibrationState:
 
 def save_state(path: Path, state: CalibrationState) -> None:
     """Writes a calibration state as a safetensors file: the same state gives the same bytes."""
-    path.parent.mkdir(exist_ok=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(save(dict(state.tensors), state.header.to_metadata()))
 
 
@@ -153,18 +153,12 @@ def check_fits(state: CalibrationState, weights: str) -> None:
         weights: The model's :func:`fingerprint`.
 
     Raises:
-        PtqError: If they differ, or ranges of weights were searched and cannot be found again.
+        PtqError: If they differ.
     """
-    header = state.header
-    if weights != header.weights:
+    if weights != state.header.weights:
         raise PtqError(
             "the calibration state was made from other weights than these of the same shape: give the checkpoint that "
-            f"was calibrated (then {header.checkpoint}), or calibrate this one"
-        )
-    if not is_repeatable(header.modelopt_config):
-        raise PtqError(
-            f"the calibration state is of ModelOpt's algorithm {header.modelopt_config['algorithm']}, which searches "
-            "the weights' ranges; they are not part of the state: calibrate again"
+            f"was calibrated (then {state.header.checkpoint}), or calibrate this one"
         )
 
 
@@ -172,7 +166,8 @@ def check_fits(state: CalibrationState, weights: str) -> None:
 def apply_state(module: GPTModel, state: CalibrationState) -> None:
     """Quantizes a model as its calibration did, without any data.
 
-    Weights are smoothed and ranged as they were then, bit for bit, whatever the parallelism was and is.
+    Weights are smoothed and ranged as they were then, bit for bit, whatever the parallelism was and is. That holds for
+    algorithms whose state ``is_repeatable``; others range the weights on the data.
 
     Args:
         module: This rank's part of the model, unquantized; quantizers are inserted and its weights smoothed in place.

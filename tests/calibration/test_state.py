@@ -12,8 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nemo_ptq.config import QuantizationConfig
-from nemo_ptq.errors import PtqError
+from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.preflight import check_job
 from tests.calibration.test_algorithms import CUSTOM_FP8, LEGACY_AWQ, write_config
 from tests.ranks import run_ranks
 
@@ -191,8 +192,8 @@ def test_searched_ranges_of_weights_are_not_made_up(checkpoint_of: Callable[[str
     file = write_config(tmp_path / "mse.json", {**CUSTOM_FP8, "algorithm": "mse"})
     state = tmp_path / "state.safetensors"
     run_ranks(calibrate_and_export, 1, checkpoint_of("llama2"), QuantizationConfig(str(file)), (1, 1), state)
-    (message,) = run_ranks(refusal, 1, checkpoint_of("llama2"), state, 0.0)
-    assert message.startswith("the calibration state is of ModelOpt's algorithm mse")
+    with pytest.raises(ConfigError, match="is of ModelOpt's algorithm mse, which searches the weights' ranges"):
+        check_job(calibration_state=state, export_config=ExportConfig(str(tmp_path / "out")), world_size=1)
 
 
 def fingerprint_at(checkpoint: Path, layout: tuple[int, ...]) -> str:
