@@ -63,7 +63,7 @@ def _convert() -> None:
 
     print("Converting it to a NeMo 2.0 checkpoint", flush=True)
     with quiet_imports():
-        from nemo_ptq.checkpoint.huggingface import import_hf
+        from nemo_ptq.checkpoint.huggingface.importer import import_hf
 
         import_hf(str(HF), str(CHECKPOINT), overwrite=True)
 

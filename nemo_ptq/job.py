@@ -16,7 +16,7 @@ class Job:
     """One run of the main job. Only :func:`nemo_ptq.preflight.check_job` makes these.
 
     Attributes:
-        checkpoint: The NeMo 2.0 checkpoint, absolute.
+        checkpoint: The NeMo 2.0 checkpoint or Hugging Face directory, absolute.
         metadata: What its files say about the model.
         output: The directory to make, absolute. With `export.overwrite` it may exist.
         quantization: How to quantize and calibrate.

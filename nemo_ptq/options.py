@@ -135,7 +135,9 @@ class Option:
 
 
 TASK_OPTIONS: Mapping[str, Option] = {
-    "nemo_checkpoint": Option(_OPTIONAL_PATH, "directory of the NeMo 2.0 checkpoint; required"),
+    "nemo_checkpoint": Option(
+        _OPTIONAL_PATH, "directory of a NeMo 2.0 checkpoint, or of a Hugging Face model; required"
+    ),
     "model_path": Option(_OPTIONAL_PATH, "another name for nemo_checkpoint"),
     "calibration_tp": Option(_SIZE, "tensor parallelism of the calibration", 1),
     "calibration_pp": Option(_SIZE, "pipeline parallelism of the calibration", 1),

@@ -40,7 +40,8 @@ def ptq(
         export_config.path=OUT run.executor=torchrun
 
     Args:
-        nemo_checkpoint: Directory of the checkpoint. Required, under this name or as `model_path`.
+        nemo_checkpoint: Directory of a NeMo 2.0 checkpoint, or of a Hugging Face model. Required, under this name or
+            as `model_path`.
         export_config: What to write, and where. Required.
         calibration_tp: Ranks that share one layer during calibration.
         calibration_pp: Pipeline stages during calibration.

@@ -161,7 +161,7 @@ def make_nemo(name: str, directory: Path, num_layers: int = 2) -> Path:
     """
     if name in GPT_VARIANTS:
         return _make_gpt(name, directory, num_layers)
-    from nemo_ptq.checkpoint.huggingface import import_hf
+    from nemo_ptq.checkpoint.huggingface.importer import import_hf
 
     return import_hf(str(make_hf(name, directory.with_name(f"{directory.name}.hf"), num_layers)), str(directory))
 
@@ -208,7 +208,7 @@ def _make_gpt(name: str, directory: Path, num_layers: int) -> Path:
 def _gpt_parts(num_layers: int, gated: bool, bias: bool) -> list[Any]:
     import torch
 
-    from nemo_ptq.checkpoint.writer import TensorPart
+    from nemo_ptq.checkpoint.parts import TensorPart
 
     generator = torch.Generator().manual_seed(SEED)
     hidden, ffn, qkv, vocab = 256, 512, (8 + 2 * 4) * 32, TOKENS

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""NeMo 2.0 checkpoint -> Megatron-Core model on this rank, at any tensor and pipeline parallelism."""
+"""Checkpoint -> Megatron-Core model on this rank, at any tensor and pipeline parallelism."""
 
 import inspect
 from collections.abc import Mapping
@@ -11,21 +11,18 @@ from typing import Any
 import fiddle as fdl
 import torch
 import torch.nn.functional as F
-from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.enums import AttnBackend
 from nemo.collections.common.tokenizers.tokenizer_utils import get_tokenizer
 from nemo.collections.llm.fn.activation import openai_gelu
-from nemo.lightning import io
 
 from nemo_ptq.calibration.state import CalibrationState
 from nemo_ptq.checkpoint.layer_spec import HAVE_TRANSFORMER_ENGINE, calibration_layer_spec
-from nemo_ptq.errors import PtqError
+from nemo_ptq.checkpoint.origin import EMBEDDING_KEY, open_origin
 
-EMBEDDING_KEY = "embedding.word_embeddings.weight"
-# NeMo wraps Megatron's model once, and its checkpoints carry the wrapper's prefix.
-WEIGHTS_PREFIX = "module."
+# Rows of these that only a tensor parallelism pads are in no checkpoint.
+_PADDED = (EMBEDDING_KEY, "output_layer.weight")
 
 
 @dataclass
@@ -108,14 +105,6 @@ def _adjust_to_machine(config: fdl.Config, device: torch.device, overrides: Mapp
         setattr(config, name, settings[name])
 
 
-def _embedding_rows(weights: Path) -> int:
-    metadata = dist_checkpointing.load_tensors_metadata(str(weights))
-    key = WEIGHTS_PREFIX + EMBEDDING_KEY
-    if key not in metadata:
-        raise PtqError(f"{weights} holds no {key}: it is not the checkpoint of a GPT-like model")
-    return metadata[key].global_shape[0]
-
-
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
@@ -152,12 +141,12 @@ def load_model(
     num_layers_in_last_pipeline_stage: int | None = None,
     legacy_ckpt: bool = False,
 ) -> LoadedModel:
-    """Builds this rank's part of the model that a NeMo 2.0 checkpoint holds, and reads its weights in bfloat16.
+    """Builds this rank's part of a model, and reads its weights in bfloat16.
 
     Runs inside :func:`nemo_ptq.runtime.process_groups`, whose parallel sizes it takes.
 
     Args:
-        checkpoint: Directory with ``context/`` and ``weights/``.
+        checkpoint: A NeMo 2.0 checkpoint, or a Hugging Face directory.
         device: Where the weights go.
         tokenizer_path: A tokenizer to use in place of the checkpoint's own.
         num_layers_in_first_pipeline_stage: Layers of the first stage, where stages are uneven.
@@ -166,11 +155,9 @@ def load_model(
             mismatching keys are logged, not refused.
 
     Raises:
-        PtqError: If the checkpoint is not one of a GPT-like model.
+        PtqError: If it does not hold a GPT-like model.
     """
-    weights = checkpoint / "weights"
-    context = io.load_context(checkpoint / "context", subpath="model", build=False)
-    rows = _embedding_rows(weights)
+    origin = open_origin(checkpoint)
     tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
     overrides: dict[str, Any] = {
         "tensor_model_parallel_size": tensor_parallel,
@@ -179,29 +166,14 @@ def load_model(
         "expert_tensor_parallel_size": parallel_state.get_expert_tensor_parallel_world_size(),
         "num_layers_in_first_pipeline_stage": num_layers_in_first_pipeline_stage,
         "num_layers_in_last_pipeline_stage": num_layers_in_last_pipeline_stage,
-        "vocab_size": _round_up(rows, tensor_parallel),
+        "vocab_size": _round_up(origin.vocab_size, tensor_parallel),
     }
-    if tokenizer_path is not None:
-        context.tokenizer = fdl.Config(get_tokenizer, tokenizer_path)
-    model = build_model(context, device, overrides)
-    _read_weights(model.module, weights, legacy_ckpt)
-    return LoadedModel(model.module, model.config, model.tokenizer, rows, checkpoint)
-
-
-def _read_weights(module: GPTModel, weights: Path, legacy_ckpt: bool) -> None:
-    # Rows that only this tensor parallelism pads are not in the checkpoint.
-    for name, parameter in module.named_parameters():
-        if name in (EMBEDDING_KEY, "output_layer.weight"):
+    with origin.model_config() as context:
+        if tokenizer_path is not None:
+            context.tokenizer = fdl.Config(get_tokenizer, tokenizer_path)
+        model = build_model(context, device, overrides)
+    for name, parameter in model.module.named_parameters():
+        if name in _PADDED:
             parameter.data.zero_()
-    wanted = {
-        # Extra states hold the FP8 recipes of Transformer Engine's own layers, which this model does not have.
-        key: value
-        for key, value in module.sharded_state_dict(prefix=WEIGHTS_PREFIX).items()
-        if not key.endswith("_extra_state")
-    }
-    state = dist_checkpointing.load(
-        wanted,
-        str(weights),
-        strict=StrictHandling.LOG_ALL if legacy_ckpt else StrictHandling.ASSUME_OK_UNEXPECTED,
-    )
-    module.load_state_dict({key.removeprefix(WEIGHTS_PREFIX): value for key, value in state.items()}, strict=False)
+    origin.read_weights(model.module, legacy_ckpt)
+    return LoadedModel(model.module, model.config, model.tokenizer, origin.vocab_size, checkpoint)

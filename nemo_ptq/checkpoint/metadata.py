@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a NeMo 2.0 checkpoint says about itself, without torch or NeMo, and without running its code."""
+"""What a checkpoint says about itself, without torch or NeMo, and without running its code."""
 
 import json
 import pickle
@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from nemo_ptq.errors import ConfigError
+from nemo_ptq.checkpoint.huggingface.description import describe
+from nemo_ptq.errors import ConfigError, PtqError
 
 EMBEDDING = "module.embedding.word_embeddings.weight"
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml")
@@ -70,15 +71,21 @@ def read_metadata(checkpoint: Path) -> CheckpointMetadata:
     """Reads what a checkpoint's files say about its model, and checks that all of its files are there.
 
     Args:
-        checkpoint: Directory with `context/` and `weights/`.
+        checkpoint: Directory with `context/` and `weights/`, or a Hugging Face directory.
 
     Raises:
-        ConfigError: If this is not a NeMo 2.0 checkpoint, or files are missing or damaged.
+        ConfigError: If it is neither, or files are missing or damaged.
     """
     try:
+        if is_hugging_face(checkpoint):
+            return CheckpointMetadata(**describe(checkpoint))
         _check_files(checkpoint)
     except OSError as error:
         raise ConfigError([f"nemo_checkpoint={checkpoint} cannot be read: {error.strerror}"]) from error
+    except PtqError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError([f"nemo_checkpoint: {error}"]) from error
     weights = _read_weights_index(checkpoint)
     _check_shards(checkpoint, weights.storage_data.values())
     return _describe(checkpoint, _read_model_yaml(checkpoint), weights.state_dict_metadata)
@@ -97,13 +104,6 @@ def _check_files(checkpoint: Path) -> None:
         )
     if not checkpoint.is_dir():
         raise ConfigError([f"{name} is a file: give the directory that holds context/ and weights/"])
-    if _is_hugging_face(checkpoint):
-        raise ConfigError(
-            [
-                f"{name} is a Hugging Face directory, not a NeMo 2.0 checkpoint: import it first with "
-                f"`nemo-ptq import-hf {checkpoint} OUT`, then give OUT"
-            ]
-        )
     if checkpoint.name in ("context", "weights") and _is_complete(checkpoint.parent):
         raise ConfigError([f"{name} is one half of a checkpoint: give {checkpoint.parent}"])
     if not (checkpoint / "context").is_dir() and not (checkpoint / "weights").is_dir():
@@ -121,7 +121,8 @@ def _check_files(checkpoint: Path) -> None:
         )
 
 
-def _is_hugging_face(directory: Path) -> bool:
+def is_hugging_face(directory: Path) -> bool:
+    """Whether a directory is a model as Hugging Face's libraries save it."""
     try:
         return "model_type" in json.loads((directory / "config.json").read_text())
     except (OSError, ValueError):

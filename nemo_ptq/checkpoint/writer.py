@@ -5,9 +5,8 @@
 import io
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -29,31 +28,7 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
-# NeMo wraps Megatron's model in a LightningModule, whose attribute `module` it is.
-PREFIX = "module."
-
-
-@dataclass(frozen=True)
-class TensorPart:
-    """The part of a stored tensor that one layer (or one expert of a layer) owns, read when it is written.
-
-    Megatron stacks what its layers have in common: for 32 layers `decoder.layers.mlp.linear_fc2.weight` is stored as
-    one tensor of shape (32, hidden, ffn), and each layer is a part of shape (hidden, ffn).
-
-    Attributes:
-        key: Name in the checkpoint, without the "module." prefix and without layer or expert numbers.
-        shape: Shape of the part, without the stacked axes.
-        dtype: Data type as stored.
-        read: Gives the part; called once, right before the part is written.
-        position: (index, size) along each stacked axis: () for an embedding, ((3, 32),) for layer 3 of 32,
-            ((3, 32), (5, 8)) for its expert 5 of 8.
-    """
-
-    key: str
-    shape: tuple[int, ...]
-    dtype: torch.dtype
-    read: Callable[[], torch.Tensor]
-    position: tuple[tuple[int, int], ...] = ()
+from nemo_ptq.checkpoint.parts import PREFIX, TensorPart
 
 
 def write_weights(directory: Path, parts: Sequence[TensorPart]) -> None:

@@ -15,7 +15,7 @@ from nemo_ptq.errors import PtqError
 def evaluate(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Exported directory.")],
     baseline: Annotated[
-        Path, typer.Option(help="What to compare with: the NeMo checkpoint, or an export of it with no_quant.")
+        Path, typer.Option(help="What to compare with: the checkpoint, or an export of it with no_quant.")
     ],
     text: Annotated[Path, typer.Option(help="Documents: a .jsonl, .json or .txt file.")],
     seq_len: Annotated[int, typer.Option(help="Tokens at which a document is cut.")] = 2048,
@@ -26,13 +26,14 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print the figures as JSON.")] = False,
 ) -> None:
     """Run an exported directory on text, from its files alone, and compare it with the unquantized model."""
+    from nemo_ptq.checkpoint.metadata import is_hugging_face
     from nemo_ptq.quiet import quiet_imports, quiet_libraries
     from nemo_ptq.verify.documents import load_documents
     from nemo_ptq.verify.evaluate import compare, summarize
     from nemo_ptq.verify.forward import stream_logits
 
     tokens = load_documents(directory, text, seq_len, documents)
-    if (baseline / "context").is_dir():
+    if (baseline / "context").is_dir() or is_hugging_face(baseline):
         with quiet_imports():
             from nemo_ptq.evaluation import checkpoint_logits
         quiet_libraries()

@@ -14,6 +14,6 @@ def import_hf(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the NeMo checkpoint at OUT.")] = False,
 ) -> None:
     """Make a NeMo 2.0 checkpoint from a Hugging Face directory, on a CPU and without running code from it."""
-    from nemo_ptq.checkpoint.huggingface import import_hf as run
+    from nemo_ptq.checkpoint.huggingface.importer import import_hf as run
 
     typer.echo(f"Wrote {run(str(source), str(output), overwrite)}")

@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 
+from nemo_ptq.checkpoint.origin import open_origin
 from nemo_ptq.errors import PtqError
 
 TOKENIZER = "nemo_tokenizer"
@@ -24,7 +25,7 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
     """Copies a checkpoint's context, and makes its tokenizer part of it.
 
     Args:
-        checkpoint: The NeMo 2.0 checkpoint.
+        checkpoint: The NeMo 2.0 checkpoint, or the Hugging Face directory.
         directory: The ``nemo_context`` directory to make.
         tokenizer: NeMo's tokenizer, as it was used.
         replaced: Whether it is another than the checkpoint's own.
@@ -32,7 +33,7 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
     Raises:
         PtqError: If the tokenizer's files cannot be saved.
     """
-    shutil.copytree(checkpoint / "context", directory)
+    open_origin(checkpoint).write_context(directory)
     settings = yaml.safe_load((directory / "model.yaml").read_text(encoding="utf-8")).get("tokenizer") or {}
     field = next((field for field in _PATH_FIELDS if settings.get(field)), None)
     path = settings.get(field) if field else None

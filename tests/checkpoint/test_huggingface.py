@@ -26,9 +26,9 @@ from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
-from nemo_ptq.checkpoint.huggingface import import_hf
 from nemo_ptq.checkpoint.huggingface import importer as importer_module
 from nemo_ptq.checkpoint.huggingface.families import Dims, interleave_qkv
+from nemo_ptq.checkpoint.huggingface.importer import import_hf
 from nemo_ptq.errors import PtqError
 from tests.families import FAMILIES, TOKENS, VOCAB, make_hf
 

@@ -121,7 +121,7 @@ def test_a_checkpoint_without_an_embedding_is_refused(tmp_path: Path) -> None:
 def load_without_embedding(checkpoint: Path) -> str:
     from unittest.mock import patch
 
-    from nemo_ptq.checkpoint import loading
+    from nemo_ptq.checkpoint import origin
 
-    with patch.object(loading, "EMBEDDING_KEY", "embedding.nothing.weight"):
+    with patch.object(origin, "EMBEDDING_KEY", "embedding.nothing.weight"):
         return load_with(checkpoint, {})

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a checkpoint says about itself is read right, fast and safely, and what it lacks is named."""
 
+import json
 import os
 import pickle
 import shutil
@@ -13,9 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nemo_ptq.checkpoint.huggingface.families import FAMILIES as HF_FAMILIES
 from nemo_ptq.checkpoint.metadata import EMBEDDING, read_metadata
 from nemo_ptq.errors import ConfigError
 from tests.conftest import Demo
+from tests.families import FAMILIES
 
 
 @pytest.fixture
@@ -121,10 +124,37 @@ def test_another_directory_is_told_with_what_it_holds(tmp_path: Path) -> None:
     )
 
 
-def test_a_hugging_face_directory_gets_the_command_that_imports_it(demo: Demo) -> None:
-    problem = problem_of(demo.hf)
-    assert "is a Hugging Face directory" in problem
-    assert f"`nemo-ptq import-hf {demo.hf} OUT`" in problem
+@pytest.mark.parametrize("name", sorted(FAMILIES))
+def test_a_hugging_face_directory_is_described_as_its_import_is(
+    name: str, checkpoint_of: Callable[[str], Path]
+) -> None:
+    imported = checkpoint_of(name)
+    assert read_metadata(imported.with_name(f"{name}.hf")) == read_metadata(imported)
+
+
+@pytest.mark.parametrize("architecture", sorted(HF_FAMILIES))
+def test_settings_that_a_config_leaves_out_are_those_of_transformers(architecture: str, tmp_path: Path) -> None:
+    import transformers
+
+    full = getattr(transformers, HF_FAMILIES[architecture].hf_config)(architectures=[architecture])
+    (tmp_path / "model.safetensors").touch()
+    found = []
+    for content in (full.to_dict(), {"architectures": [architecture], "model_type": full.model_type}):
+        (tmp_path / "config.json").write_text(json.dumps(content))
+        found.append(read_metadata(tmp_path))
+    assert found[0] == found[1]
+
+
+def test_a_hugging_face_directory_must_be_whole(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    source = checkpoint_of("llama2").with_name("llama2.hf")
+    (tmp_path / "config.json").write_text((source / "config.json").read_text())
+    assert "has no weights" in problem_of(tmp_path)
+    (tmp_path / "model.safetensors").touch()
+    config = json.loads((source / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
+    assert "is quantized already" in problem_of(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Unheard"]}))
+    assert "is of architecture Unheard, not one of LlamaForCausalLM, " in problem_of(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["archive", "directory"])

@@ -12,7 +12,8 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 
-from nemo_ptq.checkpoint.writer import TensorPart, atomic_directory, write_weights
+from nemo_ptq.checkpoint.parts import TensorPart
+from nemo_ptq.checkpoint.writer import atomic_directory, write_weights
 from nemo_ptq.runtime import Launch, process_groups
 
 

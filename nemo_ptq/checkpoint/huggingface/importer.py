@@ -2,12 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Import a Hugging Face directory as a NeMo 2.0 checkpoint."""
 
+import copy
 import difflib
 import importlib
 import math
 import re
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -16,16 +18,71 @@ from typing import Any
 import fiddle as fdl
 import torch
 import transformers
+from megatron.core.models.gpt import GPTModel
 from transformers import PretrainedConfig
 
 from nemo_ptq.checkpoint.huggingface.families import FAMILIES, REFUSED, Dims, Family, Rule, pad_vocab
-from nemo_ptq.checkpoint.huggingface.source import Weights, load_generation_config, load_tokenizer, read_json
-from nemo_ptq.checkpoint.writer import TensorPart, atomic_directory, write_context, write_weights
+from nemo_ptq.checkpoint.huggingface.files import read_json
+from nemo_ptq.checkpoint.huggingface.source import Weights, load_generation_config, load_tokenizer
+from nemo_ptq.checkpoint.parts import TensorPart, read_parts
+from nemo_ptq.checkpoint.writer import atomic_directory, write_context, write_weights
 from nemo_ptq.errors import PtqError
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Buffers that old files carry and no model loads.
 _BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+
+
+class HuggingFaceModel:
+    """A Hugging Face directory as a NeMo model: its configuration and its tensors, none of them read yet.
+
+    Args:
+        directory: config.json, weights, tokenizer. Code in it is never run.
+
+    Attributes:
+        path: The directory.
+        parts: Every part of every tensor, as NeMo stores it.
+        vocab_size: Rows of the embedding, padding included.
+
+    Raises:
+        PtqError: A file is missing or damaged, the model is of an unknown family, or a tensor is missing or would be
+            lost.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.path = directory
+        content = read_json(directory / "config.json")
+        self._family = _family(content)
+        hf = _hf_config(self._family, content)
+        weights = Weights(directory)
+        self._tokenizer = load_tokenizer(directory)
+        embedding = weights.meta(self._family.embedding)
+        dtype = _dtype(content, embedding)
+        self._config, self.vocab_size = _nemo_config(
+            self._family, hf, dtype, vocab=len(embedding), tokens=len(self._tokenizer)
+        )
+        self._config.generation_config = load_generation_config(directory)
+        self.parts = _convert(self._family, hf, weights, Dims(self._config.num_query_groups, self.vocab_size), dtype)
+
+    @contextmanager
+    def model_config(self) -> Iterator[fdl.Config]:
+        """Gives, within a ``with`` block, the configuration of NeMo's model and tokenizer, free to be changed.
+
+        The tokenizer's files that it names exist for as long.
+        """
+        with tempfile.TemporaryDirectory() as scratch:
+            files = str(Path(scratch, "nemo_tokenizer"))
+            self._tokenizer.save_pretrained(files)
+            yield _nemo_model(self._family, copy.deepcopy(self._config), files)
+
+    def write_context(self, directory: Path) -> None:
+        """Makes the ``context/`` directory of a NeMo checkpoint."""
+        with self.model_config() as model:
+            write_context(directory, model)
+
+    def read_weights(self, module: GPTModel, legacy_ckpt: bool = False) -> None:
+        """Reads this rank's shards into a model; there is no older format that ``legacy_ckpt`` could mean."""
+        read_parts(module, self.parts)
 
 
 def import_hf(source: str, output: str, overwrite: bool = False) -> Path:
@@ -47,23 +104,10 @@ def import_hf(source: str, output: str, overwrite: bool = False) -> Path:
     """
     directory, checkpoint = Path(source), Path(output)
     _check_paths(directory, checkpoint, overwrite)
-    content = read_json(directory / "config.json")
-    family = _family(content)
-    hf = _hf_config(family, content)
-    weights = Weights(directory)
-    tokenizer = load_tokenizer(directory)
-
-    embedding = weights.meta(family.embedding)
-    dtype = _dtype(content, embedding)
-    config, padded_vocab = _nemo_config(family, hf, dtype, vocab=len(embedding), tokens=len(tokenizer))
-    config.generation_config = load_generation_config(directory)
-    parts = _convert(family, hf, weights, Dims(config.num_query_groups, padded_vocab), dtype)
-
-    with atomic_directory(checkpoint) as staging, tempfile.TemporaryDirectory() as scratch:
-        files = str(Path(scratch, "nemo_tokenizer"))
-        tokenizer.save_pretrained(files)
-        write_weights(staging / "weights", parts)
-        write_context(staging / "context", _nemo_model(family, config, files))
+    model = HuggingFaceModel(directory)
+    with atomic_directory(checkpoint) as staging:
+        write_weights(staging / "weights", model.parts)
+        model.write_context(staging / "context")
     return checkpoint
 
 

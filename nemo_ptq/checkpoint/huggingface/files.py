@@ -1,0 +1,68 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which files a Hugging Face directory has, and whether any is missing. Needs no torch."""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_ptq.errors import PtqError
+
+# In the order of preference; each may be split into parts that `<name>.index.json` lists.
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# A message names this many files and counts the others.
+_NAMES_SHOWN = 10
+
+
+def read_json(file: Path) -> dict[str, Any]:
+    """Read a JSON object.
+
+    Raises:
+        PtqError: The file is missing or does not hold a JSON object.
+    """
+    if not file.is_file():
+        raise PtqError(f"{file.parent} lacks {file.name}; {found_in(file.parent)}")
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise PtqError(f"{file} is not valid JSON: {error}") from None
+    if not isinstance(content, dict):
+        raise PtqError(f"{file} must hold a JSON object, not {type(content).__name__}")
+    return content
+
+
+def weight_files(directory: Path) -> Sequence[Path]:
+    """Returns the files that hold the weights, whole or in parts.
+
+    Raises:
+        PtqError: If there are none, or one that the index lists is missing.
+    """
+    for name in _WEIGHTS:
+        index = directory / f"{name}.index.json"
+        if index.is_file():
+            return _indexed_files(index)
+        if (directory / name).is_file():
+            return [directory / name]
+    raise PtqError(f"{directory} has no weights ({' or '.join(_WEIGHTS)}, or their index); {found_in(directory)}")
+
+
+def _indexed_files(index: Path) -> Sequence[Path]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise PtqError(f"{index} has no weight_map")
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name]
+    if outside:
+        raise PtqError(f"{index} names files outside its directory: {', '.join(outside)}")
+    missing = [name for name in names if not (index.parent / name).is_file()]
+    if missing:
+        raise PtqError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} lists; {found_in(index.parent)}")
+    return [index.parent / name for name in names]
+
+
+def found_in(directory: Path) -> str:
+    """Says what a directory holds, for messages."""
+    names = sorted(entry.name for entry in directory.iterdir()) if directory.is_dir() else []
+    more = f" and {len(names) - _NAMES_SHOWN} more" if len(names) > _NAMES_SHOWN else ""
+    return f"found there: {', '.join(names[:_NAMES_SHOWN]) or 'nothing'}{more}"
