@@ -155,9 +155,9 @@ def test_two_names_of_the_checkpoint_must_agree(demo: Demo, output: Path) -> Non
 
 
 def test_the_problems_of_the_checkpoint_come_along(demo: Demo, output: Path) -> None:
-    problems = problems_of(demo, output, nemo_checkpoint=str(demo.hf), devices=3)
+    problems = problems_of(demo, output, nemo_checkpoint=str(demo.checkpoint / "context"), devices=3)
     assert len(problems) == 2
-    assert "import-hf" in "".join(problems)
+    assert f"give {demo.checkpoint}" in "".join(problems)
 
 
 def test_checking_needs_neither_torch_nor_nemo_nor_a_second(demo: Demo, output: Path) -> None:
