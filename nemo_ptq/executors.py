@@ -1,53 +1,53 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where NeMo-Run runs the job: executor factories, and an experiment that fails when one of its ranks does."""
+"""Where NeMo-Run runs the job: factories for `run.executor=...`, and how many processes an executor starts."""
 
+import getpass
 import os
-import re
-import signal
+import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+from itertools import count
 from pathlib import Path
-from types import FrameType
-from typing import TYPE_CHECKING, Any, Optional
+from typing import TYPE_CHECKING, Any, Optional, Union
+from urllib.parse import urlsplit
 
-from nemo_ptq.errors import PtqError
+from nemo_ptq.errors import ConfigError
 
 # NeMo-Run imports torch, which takes seconds: it is imported where it is needed.
 if TYPE_CHECKING:
     import nemo_run as run
 
-# Lines of a failed rank's log that the error shows.
-_LOG_LINES = 15
-_ROOT_CAUSE = re.compile(
-    r"Root Cause.*?rank\s*:\s*(?P<rank>\d+) \(local_rank: (?P<local_rank>\d+)\).*?exitcode\s*:\s*(?P<status>[^\n]*)",
-    re.DOTALL,
-)
+# NeMo-Run's placeholder for a job's directory. Without a container it is replaced wherever it stands in the script.
+PLACEHOLDER = "/nemo_run"
+
+
+def _path() -> str:
+    """A PATH that finds torchrun and python in a virtual environment that is not activated."""
+    return os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)])
 
 
 def _environment(env_vars: Optional[dict[str, str]]) -> dict[str, str]:
-    """What every process gets: the user's variables, and what makes a launch work and stay readable."""
-    return {
-        # Finds torchrun and python in a virtual environment that is not activated.
-        "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
-        # NeMo-Run would have torchrun log every step that it takes.
-        "LOGLEVEL": os.environ.get("LOGLEVEL", "WARNING"),
-        **(env_vars or {}),
-    }
+    """What every process on this machine gets: what makes a launch work and stay readable, and the user's variables."""
+    # NeMo-Run would have torchrun log every step that it takes.
+    return {"PATH": _path(), "LOGLEVEL": os.environ.get("LOGLEVEL", "WARNING"), **(env_vars or {})}
 
 
-def torchrun(ntasks_per_node: int = 1, env_vars: Optional[dict[str, str]] = None) -> "run.Config[run.LocalExecutor]":
+def torchrun(
+    ntasks_per_node: Optional[int] = None, env_vars: Optional[dict[str, str]] = None
+) -> "run.Config[run.LocalExecutor]":
     """Several processes on this machine, started by torchrun.
 
     Args:
-        ntasks_per_node: Processes to start. `nemo llm ptq` starts as many as the calibration needs where it is not set.
+        ntasks_per_node: Processes to start. None: as many as the calibration needs.
         env_vars: Environment variables for the processes.
     """
     import nemo_run as run
 
     return run.Config(
-        run.LocalExecutor, launcher="torchrun", ntasks_per_node=ntasks_per_node, env_vars=_environment(env_vars)
+        run.LocalExecutor,
+        launcher="torchrun",
+        env_vars=_environment(env_vars),
+        **_given(ntasks_per_node=ntasks_per_node),
     )
 
 
@@ -62,7 +62,148 @@ def local(env_vars: Optional[dict[str, str]] = None) -> "run.Config[run.LocalExe
     return run.Config(run.LocalExecutor, env_vars=_environment(env_vars))
 
 
-FACTORIES = (torchrun, local)
+def slurm(
+    account: Optional[str] = None,
+    partition: Optional[str] = None,
+    nodes: Optional[int] = None,
+    ntasks_per_node: Optional[int] = None,
+    gpus_per_node: Optional[int] = None,
+    time: str = "04:00:00",
+    mem: Optional[str] = None,
+    container_image: Optional[str] = None,
+    container_mounts: Optional[Union[list[str], str]] = None,
+    env_vars: Optional[dict[str, str]] = None,
+    setup_lines: Optional[str] = None,
+    job_dir: Optional[str] = None,
+    tunnel: str = "local",
+    requeue: bool = False,
+) -> "run.Config[run.SlurmExecutor]":
+    """A Slurm job: sbatch submits it, and srun starts one process for each rank.
+
+    Args:
+        account: Slurm's account.
+        partition: Slurm's partition.
+        nodes: Nodes of the job. None: as many as the calibration needs.
+        ntasks_per_node: Processes on each node, one for each GPU. None: as many as the calibration needs.
+        gpus_per_node: GPUs of each node. None: none are asked for, and the model is calibrated on CPUs.
+        time: Limit of the run time, e.g. "04:00:00".
+        mem: Memory of each node, e.g. "64G"; "0" is all of it.
+        container_image: Image that the processes run in, on clusters with Pyxis. None: they run as the command does,
+            in the same Python environment.
+        container_mounts: What the container sees, as "/on/the/node:/in/the/container" with commas between.
+        env_vars: Environment variables for the processes.
+        setup_lines: Shell commands that the batch script runs first, e.g. to load modules.
+        job_dir: Directory for scripts and logs, which all nodes see. None: where NeMo-Run keeps experiments,
+            NEMORUN_HOME or ~/.nemo_run.
+        tunnel: "local" on a machine with Slurm's commands, else "ssh://user@host" of one.
+        requeue: Let Slurm start the job again, from its beginning, when it is preempted or a node fails.
+
+    Raises:
+        ConfigError: If a setting cannot work.
+    """
+    import nemo_run as run
+
+    problems: list[str] = []
+    address = urlsplit(tunnel)
+    is_local = tunnel == "local"
+    if not is_local and (address.scheme != "ssh" or not address.hostname or address.path.strip("/")):
+        problems.append(f"tunnel={tunnel} is not valid: it must be local or ssh://user@host")
+    if not is_local and not (job_dir or "").startswith("/"):
+        problems.append(f"job_dir={job_dir} is not valid: a tunnel needs an absolute path on the cluster")
+    if container_mounts and not container_image:
+        problems.append("container_mounts needs a container: add run.executor.container_image")
+    if problems:
+        raise ConfigError(problems)
+
+    variables = {} if container_image or not is_local else {"PATH": _path()}
+    lines = [
+        # NeMo-Run submits with --requeue.
+        *([] if requeue else ["scontrol update JobId=$SLURM_JOB_ID Requeue=0"]),
+        # The pseudo-terminal that it asks for is none that anybody watches, and it has Python flush its lines anyway.
+        "unset SLURM_UNBUFFEREDIO",
+        # NeMo-Run's own env_vars would be in upper case and without quotes.
+        *(_export(name, str(value)) for name, value in {**variables, **(env_vars or {})}.items()),
+        *([setup_lines] if setup_lines else []),
+    ]
+    experiments = os.path.join(os.path.abspath(job_dir), "experiments") if job_dir else ""
+    mounts = container_mounts.split(",") if isinstance(container_mounts, str) else container_mounts
+    return run.Config(
+        run.SlurmExecutor,
+        account=account,  # NeMo-Run's class has no default for it
+        job_name_prefix="nemo_ptq.",
+        time=time,
+        setup_lines="\n".join(lines),
+        packager=run.Config(run.Packager),  # the code is on the nodes already: nothing is copied
+        srun_args=["--label"],  # which rank wrote a line
+        tunnel=(
+            run.Config(run.LocalTunnel, job_dir=experiments)
+            if is_local
+            else run.Config(
+                run.SSHTunnel,
+                host=address.hostname,
+                user=address.username or getpass.getuser(),
+                job_dir=experiments,
+                **_given(port=address.port),
+            )
+        ),
+        **_given(
+            partition=partition,
+            nodes=nodes,
+            ntasks_per_node=ntasks_per_node,
+            gpus_per_node=gpus_per_node,
+            mem=mem,
+            container_image=container_image,
+            container_mounts=mounts,
+        ),
+    )
+
+
+FACTORIES = (torchrun, local, slurm)
+
+
+def _given(**settings: Any) -> dict[str, Any]:
+    return {name: value for name, value in settings.items() if value is not None}
+
+
+def _export(name: str, value: str) -> str:
+    # Quotes keep a value that contains NeMo-Run's placeholder as it is.
+    quoted = shlex.quote(value).replace(PLACEHOLDER, f"{PLACEHOLDER[:5]}''{PLACEHOLDER[5:]}")
+    return f"export {name}={quoted}"
+
+
+def fit(config: "run.Config[run.Executor]", processes: int) -> None:
+    """Sets how many nodes an executor takes and how many processes each starts, where the user has not said.
+
+    Args:
+        config: The executor; those that start one process, or are not NeMo-Run's local or Slurm one, stay as they are.
+        processes: Processes that the calibration needs.
+
+    Raises:
+        ConfigError: If there would be more processes than GPUs.
+    """
+    import nemo_run as run
+
+    given = config.__arguments__
+    if config.__fn_or_cls__ is run.LocalExecutor:
+        if not given.get("launcher"):
+            return
+    elif config.__fn_or_cls__ is not run.SlurmExecutor:
+        return
+    nodes, tasks, gpus = (given.get(name) for name in ("nodes", "ntasks_per_node", "gpus_per_node"))
+    if nodes is None:
+        most = tasks or gpus or processes
+        # Nodes that share the processes evenly, if there are such.
+        nodes = next(n for n in count(-(-processes // most)) if tasks or processes % n == 0)
+    if tasks is None:
+        tasks = -(-processes // nodes)
+    if gpus is not None and tasks > gpus:
+        raise ConfigError(
+            [
+                f"run.executor.ntasks_per_node={tasks} is more than run.executor.gpus_per_node={gpus}: each process "
+                f"needs a GPU of its own, so take {-(-processes // gpus)} nodes or more"
+            ]
+        )
+    config.nodes, config.ntasks_per_node = nodes, tasks
 
 
 def world_size(executor: Any) -> int | None:
@@ -74,84 +215,10 @@ def world_size(executor: Any) -> int | None:
     import nemo_run as run
     from nemo_run.core.execution.launcher import Launcher
 
-    if isinstance(executor, run.LocalExecutor) and type(executor.get_launcher()) is Launcher:
-        return 1  # without a launcher it starts one process, whatever ntasks_per_node says
+    if isinstance(executor, run.LocalExecutor | run.SlurmExecutor) and type(executor.get_launcher()) is Launcher:
+        # Without a launcher one process starts here, whatever ntasks_per_node says, and srun starts as many as it says.
+        return 1 if isinstance(executor, run.LocalExecutor) else executor.nodes * executor.ntasks_per_node
     try:
         return executor.nnodes() * executor.nproc_per_node()
     except NotImplementedError:
         return None
-
-
-def run_experiment(
-    task: Any, executor: Any, *, name: str, plugins: Optional[list] = None, detach: bool = False
-) -> None:
-    """Runs a task as a NeMo-Run experiment and waits for it.
-
-    Args:
-        task: `run.Partial` of the task.
-        executor: Where to run it.
-        name: Name of the experiment and its job.
-        plugins: NeMo-Run plugins for the job.
-        detach: Return once the job is submitted, where the executor can do that.
-
-    Raises:
-        PtqError: If the job did not succeed; names the rank and gives the last lines of its log.
-    """
-    import nemo_run as run
-    from torchx.specs.api import AppState
-
-    experiment = run.Experiment(name, executor=executor)
-    with _ended_with_the_command(experiment), experiment:
-        experiment.add(task, name=name, tail_logs=True, plugins=plugins)
-        experiment.run(detach=detach)
-    if experiment.detach:
-        return
-    for job in experiment.jobs:
-        if job.state == AppState.CANCELLED:
-            raise PtqError(f"job {job.id} was cancelled")
-        if job.state != AppState.SUCCEEDED:
-            raise PtqError(describe_failure(job.id, job.state.name, Path(job.executor.job_dir)))
-
-
-@contextmanager
-def _ended_with_the_command(experiment: Any) -> Iterator[None]:
-    """Ends the processes that run on this machine when the command is interrupted; they would outlive it."""
-    import nemo_run as run
-
-    def cancel(number: int, frame: FrameType | None) -> None:
-        launched = [job for job in experiment.jobs if job.launched and isinstance(job.executor, run.LocalExecutor)]
-        if not launched:
-            raise KeyboardInterrupt
-        for job in launched:
-            experiment.cancel(job.id)
-
-    previous = {number: signal.signal(number, cancel) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-
-
-def describe_failure(job: str, state: str, job_dir: Path) -> str:
-    """Says which rank of a job failed and how its log ends.
-
-    Args:
-        job: The job's name.
-        state: How it ended, e.g. "FAILED".
-        job_dir: NeMo-Run's directory of the job, somewhere under which its logs lie.
-    """
-    logs = sorted((*job_dir.rglob("combined.log"), *job_dir.rglob("*.out")), key=lambda path: path.stat().st_mtime)
-    if not logs:
-        return f"job {job} ended as {state} and left no log in {job_dir}"
-    lines = logs[-1].read_text(errors="replace")
-    cause = _ROOT_CAUSE.search(lines)
-    if cause is None:
-        where, shown = "", lines.splitlines()
-    else:
-        # torchrun puts each process's local rank before its lines.
-        prefix = f"[default{cause['local_rank']}]:"
-        where = f" on rank {cause['rank']} with exit code {cause['status'].strip()}"
-        shown = [line.partition(prefix)[2] for line in lines.splitlines() if prefix in line]
-    last = "\n".join(f"  {line}" for line in shown[-_LOG_LINES:])
-    return f"job {job} ended as {state}{where}; the last lines of its log, {logs[-1]}:\n{last}"

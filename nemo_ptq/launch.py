@@ -29,6 +29,8 @@ class Launch:
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     """Finds this process's place from the variables of torchrun, then of Slurm, else takes it to be alone.
 
+    Slurm gives a batch script the variables of a task as well. It is none: srun starts these, and numbers its step.
+
     Args:
         environment: Environment variables.
 
@@ -39,7 +41,10 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
         ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
         ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
     ):
-        if rank in environment and world_size in environment:
+        is_batch_script = (
+            rank == "SLURM_PROCID" and "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment
+        )
+        if rank in environment and world_size in environment and not is_batch_script:
             try:
                 return Launch(
                     int(environment[rank]), int(environment[world_size]), int(environment.get(local_rank, "0"))
