@@ -49,10 +49,10 @@ def _setting(argument: str) -> str:
 
 
 def _factories() -> dict[str, Callable[..., run.Config]]:
-    """The executor factories that somebody has registered."""
+    """The executor factories that somebody has registered. Those of an earlier class win, as in NeMo-Run."""
     return {
         key[-1]: factory
-        for cls in EXECUTOR_CLASSES
+        for cls in reversed(EXECUTOR_CLASSES)
         for key, factory in catalogue._get_all((get_type_namespace(cls),)).items()
     }
 
