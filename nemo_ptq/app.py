@@ -7,6 +7,7 @@ import warnings
 
 import typer
 
+from nemo_ptq.commands.doctor import doctor
 from nemo_ptq.commands.evaluate import evaluate
 from nemo_ptq.commands.export import export
 from nemo_ptq.commands.import_hf import import_hf
@@ -15,7 +16,7 @@ from nemo_ptq.commands.verify import verify
 from nemo_ptq.errors import PtqError
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (import_hf, recipes, export, verify, evaluate):
+for command in (doctor, recipes, import_hf, export, verify, evaluate):
     app.command()(command)
 
 
