@@ -18,6 +18,7 @@ from importlib import metadata, util
 from pathlib import Path
 
 from nemo_ptq.config import DATASETS
+from nemo_ptq.tracking.runs import nemo_run_home
 
 # The versions of constraints.txt that decide whether a job works.
 TESTED = {
@@ -76,11 +77,6 @@ def examine(directory: Path) -> list[Finding]:
         _datasets,
     )
     return [finding for examination in examinations for finding in examination()]
-
-
-def nemo_run_home() -> Path:
-    """Returns the directory in which NeMo-Run keeps its experiments."""
-    return Path(os.environ.get("NEMORUN_HOME") or "~/.nemo_run").expanduser()
 
 
 def _python() -> Iterator[Finding]:

@@ -32,6 +32,7 @@ class Job:
         calibration_state: File of a calibration to use in place of calibrating; `quantization` is then the one that it
             was made with.
         legacy_ckpt: Whether the checkpoint may come from another Transformer Engine.
+        tracking: Where the figures go, beside the record of the run: `mlflow:URL`, `tensorboard:DIR`, `wandb:PROJECT`.
     """
 
     checkpoint: Path
@@ -49,6 +50,7 @@ class Job:
     tokenizer_path: str | None = None
     calibration_state: Path | None = None
     legacy_ckpt: bool = False
+    tracking: str | None = None
 
     def directories(self, root: Path) -> dict[str, Path]:
         """The directory of each format below `root`, which is where `output` is or will be."""

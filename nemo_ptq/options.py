@@ -94,6 +94,7 @@ _FLAG = Kind("true or false", lambda value: isinstance(value, bool), _flag)
 _OPTIONAL_FLAG = Kind(_FLAG.words, _FLAG.accepts, _flag, optional=True)
 _PATH = Kind("a path", _is_path)
 _OPTIONAL_PATH = Kind(_PATH.words, _PATH.accepts, optional=True)
+_OPTIONAL_TEXT = Kind("a text", lambda value: isinstance(value, str), optional=True)
 _FUNCTION = Kind("a function, which only Python can give", callable, optional=True)
 _ALGORITHM = Kind(
     f"one of {', '.join(ALGORITHMS)}, or the path of a JSON or YAML file with a ModelOpt config",
@@ -149,6 +150,7 @@ TASK_OPTIONS: Mapping[str, Option] = {
     "forward_loop": Option(_FUNCTION, "calibration loop of your own, from Python"),
     "tokenizer_path": Option(_OPTIONAL_PATH, "tokenizer to use in place of the checkpoint's"),
     "calibration_state": Option(_OPTIONAL_PATH, "export, or its ptq/calibration.safetensors, to export again from"),
+    "tracking": Option(_OPTIONAL_TEXT, "where figures go: mlflow:http://HOST:PORT, tensorboard:DIR or wandb:PROJECT"),
     "legacy_ckpt": Option(_FLAG, "accept a checkpoint of another Transformer Engine", False),
 }
 QUANTIZATION_OPTIONS: Mapping[str, Option] = {

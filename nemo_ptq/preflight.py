@@ -28,6 +28,7 @@ from nemo_ptq.families import family_of
 from nemo_ptq.formats import FORMATS, read_formats
 from nemo_ptq.job import Job
 from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
+from nemo_ptq.tracking.trackers import absolute_address, check_address
 
 Rule = Callable[..., str | None]
 
@@ -56,6 +57,7 @@ def check_job(
     tokenizer_path: str | None = None,
     calibration_state: str | os.PathLike[str] | None = None,
     legacy_ckpt: bool = False,
+    tracking: str | None = None,
     model_path: str | os.PathLike[str] | None = None,
 ) -> Job:
     """Checks all arguments of the main job against each other, the checkpoint, the data and the launcher.
@@ -76,6 +78,7 @@ def check_job(
         tokenizer_path: Another tokenizer.
         calibration_state: A calibration to export again from.
         legacy_ckpt: Whether the checkpoint may come from another Transformer Engine.
+        tracking: Where the figures go.
         model_path: Another name for `nemo_checkpoint`.
 
     Returns:
@@ -99,6 +102,7 @@ def check_job(
         "tokenizer_path": tokenizer_path,
         "calibration_state": calibration_state,
         "legacy_ckpt": legacy_ckpt,
+        "tracking": tracking,
     }
     problems: list[str] = []
     values = {"world_size": world_size, **_sound("", TASK_OPTIONS, task, problems)}
@@ -158,6 +162,7 @@ def check_job(
         tokenizer_path=tokenizer_path,
         calibration_state=state,
         legacy_ckpt=legacy_ckpt,
+        tracking=tracking and absolute_address(tracking),
     )
 
 
@@ -244,6 +249,11 @@ def tokenizer_exists(tokenizer_path: Any) -> str | None:
     if is_path and not Path(tokenizer_path).expanduser().exists():
         return f"tokenizer_path={tokenizer_path} does not exist: give a tokenizer's directory or file"
     return None
+
+
+def tracker_is_known(tracking: str | None) -> str | None:
+    """The tracker is one that we have, and its package is installed."""
+    return None if tracking is None else check_address(tracking)
 
 
 # --- calibration ------------------------------------------------------------------------------------------------------
@@ -623,6 +633,7 @@ RULES: tuple[Rule, ...] = (
     family_is_supported,
     norm_fits_decoder,
     tokenizer_exists,
+    tracker_is_known,
     ranks_are_enough,
     devices_match,
     calibration_tp_divides,

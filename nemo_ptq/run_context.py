@@ -29,6 +29,7 @@ from nemo_ptq.launch import read_launch
 from nemo_ptq.parsing import collecting
 from nemo_ptq.preflight import check_job
 from nemo_ptq.recipes import override, read_arguments, recipe_file
+from nemo_ptq.tracking.plugin import RunRecord
 
 _RUN_OPTIONS = ("executor", "plugins", *(field.name for field in fields(RunContext) if field.init))
 # What only NeMo-Run's own reader of YAML files understands.
@@ -77,7 +78,8 @@ class PtqRunContext(RunContext):
             fdl.build(task)()
         else:
             try:
-                run_experiment(task, self.executor, name=self.name, plugins=self.plugins, detach=self.detach)
+                plugins = [*self.plugins, RunRecord()]
+                run_experiment(task, self.executor, name=self.name, plugins=plugins, detach=self.detach)
             except JobFailed:
                 discard(job.output)  # a process that is killed leaves what it has written
                 raise
@@ -193,7 +195,7 @@ def _values(task: run.Partial) -> dict[str, Any]:
 def _make_absolute(task: run.Partial, job: Job) -> None:
     """Names every file by its absolute path, since a job may start in another directory than the command did."""
     task.nemo_checkpoint, task.model_path = str(job.checkpoint), None
-    task.export_config.path = str(job.output)
+    task.export_config.path, task.tracking = str(job.output), job.tracking
     if job.tokenizer_path and os.path.exists(job.tokenizer_path):
         task.tokenizer_path = os.path.abspath(job.tokenizer_path)
     if job.calibration_state:

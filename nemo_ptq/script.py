@@ -19,7 +19,7 @@ from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.launch import Launch, read_launch
 from nemo_ptq.options import OPTIONS, did_you_mean
 from nemo_ptq.preflight import check_job
-from nemo_ptq.quiet import quiet_imports
+from nemo_ptq.start import start
 
 # Seconds that other nodes leave rank 0 for its report: a launcher ends all ranks as soon as one exits.
 _PATIENCE = 10.0
@@ -45,6 +45,7 @@ FLAGS = (
     Flag("tokenizer_path", ("--tokenizer",)),
     Flag("legacy_ckpt", ("--legacy_ckpt",), True),
     Flag("calibration_state", ("--calibration_state",)),
+    Flag("tracking", ("--tracking",)),
     Flag("calibration_tp", ("--calibration_tp", "-ctp", "--calib_tp")),
     Flag("calibration_pp", ("--calibration_pp", "-cpp", "--calib_pp")),
     Flag("calibration_ep", ("--calibration_ep", "-cep")),
@@ -167,12 +168,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(problems, launch)
         return 2
 
-    # Imports torch, Megatron and NeMo.
-    with quiet_imports():
-        from nemo_ptq.engine import run_job
-
     try:
-        run_job(job)
+        start(job)
     except PtqError as error:
         print(f"Error on rank {launch.rank}: {error}", file=sys.stderr, flush=True)
         return 1

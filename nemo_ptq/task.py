@@ -27,6 +27,7 @@ def ptq(
     tokenizer_path: Optional[str] = None,
     calibration_state: Optional[str] = None,
     legacy_ckpt: bool = False,
+    tracking: Optional[str] = None,
     model_path: Optional[str] = None,
 ) -> str:
     r"""Quantizes a NeMo 2.0 checkpoint and exports it for inference (post-training quantization).
@@ -57,6 +58,8 @@ def ptq(
         calibration_state: An export, or the `ptq/calibration.safetensors` of one: its calibration is used again, and
             nothing is calibrated. The checkpoint, if not given, is the one that was calibrated then.
         legacy_ckpt: Accept a checkpoint saved with another version of Transformer Engine.
+        tracking: Where the run's figures go, beside its record: `mlflow:http://HOST:PORT`, `tensorboard:DIR` or
+            `wandb:PROJECT`.
         model_path: Another name for `nemo_checkpoint`, as NeMo 2.3 and later call it.
 
     Returns:
@@ -68,7 +71,7 @@ def ptq(
     """
     from nemo_ptq.launch import read_launch
     from nemo_ptq.preflight import check_job
-    from nemo_ptq.quiet import quiet_imports
+    from nemo_ptq.start import start
 
     job = check_job(
         nemo_checkpoint=nemo_checkpoint,
@@ -85,13 +88,10 @@ def ptq(
         tokenizer_path=tokenizer_path,
         calibration_state=calibration_state,
         legacy_ckpt=legacy_ckpt,
+        tracking=tracking,
         model_path=model_path,
         world_size=read_launch().world_size,
     )
 
-    # Imports torch, Megatron and NeMo: only a job that can run waits for them.
-    with quiet_imports():
-        from nemo_ptq.engine import run_job
-
-    run_job(job)
+    start(job)
     return str(job.output)

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_ptq.tracking.runs import SUCCEEDED, read_runs
 from tests.conftest import Demo
 from tests.ranks import _free_port
 from tests.test_engine import digests
@@ -37,6 +38,7 @@ if __name__ == "__main__":
 
 def start(command: list[str], home: Path, **variables: str) -> "subprocess.Popen[str]":
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "NEMORUN_HOME": str(home), **variables}
+    del environment["NEMO_PTQ_RECORD"]
     return subprocess.Popen(
         command, env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     )
@@ -99,5 +101,8 @@ def test_all_launches_write_the_same_bytes(demo: Demo, tmp_path: Path) -> None:
         home.mkdir()
         launch(demo, output, home)
         written.append(digests(output))
+        (record,) = read_runs(home)
+        assert (record.state, record.path, record.world_size) == (SUCCEEDED, str(output), 2)
+        assert record.id.startswith("ptq_" if launch is nemo_command else "direct_")
         output.rename(home / "out")
     assert all(files == written[0] for files in written[1:])

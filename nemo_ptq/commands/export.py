@@ -49,7 +49,7 @@ def export(
     from nemo_ptq.config import ExportConfig
     from nemo_ptq.launch import read_launch
     from nemo_ptq.preflight import check_job
-    from nemo_ptq.quiet import quiet_imports
+    from nemo_ptq.start import start
 
     config = ExportConfig(
         path=str(output),
@@ -70,7 +70,4 @@ def export(
         )
     except ConfigError as error:
         raise PtqError("\nError: ".join(in_flags(problem, _FLAGS) for problem in error.problems)) from error
-    with quiet_imports():
-        from nemo_ptq.engine import run_job
-
-    run_job(job)
+    start(job)
