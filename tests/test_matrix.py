@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every cell of the support matrix: import, calibrate, export, read back."""
 
+import json
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,14 +19,19 @@ from nemo_ptq.verify.reader import open_checkpoint, same_bytes
 from tests.matrix import (
     ALGORITHMS,
     ALONE,
+    CALIBRATIONS,
     DOCUMENT,
     LAYOUTS,
-    ONE_KV_HEAD,
     REFUSED,
+    RESULTS,
     ROWS,
     SPREAD,
     TOKENS,
+    Cell,
     arguments,
+    cells,
+    layout_name,
+    missing,
     render,
     run_cells,
 )
@@ -42,11 +50,13 @@ def supported(model: str, algorithms: tuple[str, ...]) -> list[str]:
     return [algorithm for algorithm in algorithms if (model, algorithm) not in REFUSED]
 
 
+Record = Callable[[str, Any], None]
+
+
 def check_cells(
-    checkpoint: Path, model: str, algorithms: list[str], where: tuple[int, int], kv: bool, out: Path
+    checkpoint: Path, model: str, algorithms: list[str], where: tuple[int, int], kv: bool, out: Path, record: Record
 ) -> None:
-    tp, pp = where = (1, where[1]) if model in ONE_KV_HEAD else where
-    ranks = run_ranks(run_cells, tp * pp, checkpoint, algorithms, where, kv, out)
+    ranks = run_ranks(run_cells, where[0] * where[1], checkpoint, algorithms, where, kv, out)
     for algorithm in algorithms:
         assert [problem for rank in ranks for problem in rank[algorithm][0]] == []
         first, *others = [open_checkpoint(out / f"{algorithm}-{i}x{j}") for i, j in LAYOUTS]
@@ -61,23 +71,30 @@ def check_cells(
         if model == "mixtral" and algorithm == "fp8":
             limit = 0.1  # one rounding may send a token to another expert
         assert distance.median() < limit, f"{algorithm}: {distance.median():.2e}"
+        cell = Cell(model, algorithm, layout_name(where), kv)
+        record("cells", json.dumps({**asdict(cell), "distance": float(f"{distance.median():.1e}")}))
 
 
 @pytest.mark.parametrize("model", MODELS)
 def test_calibrated_on_four_ranks_with_a_quantized_kv_cache(
-    model: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
+    model: str, checkpoint_of: Callable[[str], Path], tmp_path: Path, record_property: Record
 ) -> None:
-    check_cells(checkpoint_of(model), model, supported(model, QUICK), SPREAD, True, tmp_path)
+    check_cells(checkpoint_of(model), model, supported(model, QUICK), SPREAD, True, tmp_path, record_property)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kv_cache", [False, True])
-@pytest.mark.parametrize("where", [ALONE, SPREAD])
+@pytest.mark.parametrize("where", CALIBRATIONS)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_cell(
-    model: str, where: tuple[int, int], kv_cache: bool, checkpoint_of: Callable[[str], Path], tmp_path: Path
+    model: str,
+    where: tuple[int, int],
+    kv_cache: bool,
+    checkpoint_of: Callable[[str], Path],
+    tmp_path: Path,
+    record_property: Record,
 ) -> None:
-    check_cells(checkpoint_of(model), model, supported(model, ALGORITHMS), where, kv_cache, tmp_path)
+    check_cells(checkpoint_of(model), model, supported(model, ALGORITHMS), where, kv_cache, tmp_path, record_property)
 
 
 @pytest.mark.parametrize(("model", "algorithm"), sorted(REFUSED))
@@ -94,7 +111,10 @@ def test_falcon_is_refused_by_name() -> None:
 
 
 def test_the_document_is_up_to_date() -> None:
-    assert DOCUMENT.read_text(encoding="utf-8") == render(), "run `make support-matrix`"
+    results = json.loads(RESULTS.read_text(encoding="utf-8"))
+    assert missing(results) == [], "run `make support-matrix`"
+    assert len(results["cells"]) == len(cells())
+    assert DOCUMENT.read_text(encoding="utf-8") == render(results), "run `make support-matrix`"
 
 
 def test_the_comparison_notices_another_model(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
