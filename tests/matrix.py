@@ -227,7 +227,8 @@ def main(report: Path) -> None:
     results = read_report(report)
     if lost := missing(results):
         sys.exit(f"{len(lost)} cells have no result, {lost[0]} among them: the document stays as it is")
-    RESULTS.write_text(json.dumps(results, indent=1) + "\n", encoding="utf-8")
+    kinds = (f'"{kind}": [\n' + ",\n".join(map(json.dumps, found)) + "\n]" for kind, found in results.items())
+    RESULTS.write_text("{" + ",\n".join(kinds) + "}\n", encoding="utf-8")
     DOCUMENT.write_text(render(results), encoding="utf-8")
     print(f"wrote {DOCUMENT} from {len(results['cells'])} jobs")
 
