@@ -152,6 +152,7 @@ TASK_OPTIONS: Mapping[str, Option] = {
     "calibration_state": Option(_OPTIONAL_PATH, "export, or its ptq/calibration.safetensors, to export again from"),
     "tracking": Option(_OPTIONAL_TEXT, "where figures go: mlflow:http://HOST:PORT, tensorboard:DIR or wandb:PROJECT"),
     "legacy_ckpt": Option(_FLAG, "accept a checkpoint of another Transformer Engine", False),
+    "plan_only": Option(_FLAG, "print what the job would need, and start nothing", False),
 }
 QUANTIZATION_OPTIONS: Mapping[str, Option] = {
     "algorithm": Option(

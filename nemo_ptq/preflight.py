@@ -11,8 +11,8 @@ own, so that one mistake is one line.
 import inspect
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import fields
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,7 @@ def check_job(
     legacy_ckpt: bool = False,
     tracking: str | None = None,
     model_path: str | os.PathLike[str] | None = None,
+    plan_only: bool = False,
 ) -> Job:
     """Checks all arguments of the main job against each other, the checkpoint, the data and the launcher.
 
@@ -80,6 +81,7 @@ def check_job(
         legacy_ckpt: Whether the checkpoint may come from another Transformer Engine.
         tracking: Where the figures go.
         model_path: Another name for `nemo_checkpoint`.
+        plan_only: Whether the job is only planned, which is for the caller to do: see :mod:`nemo_ptq.plan`.
 
     Returns:
         The job to run.
@@ -87,7 +89,6 @@ def check_job(
     Raises:
         ConfigError: With every problem.
     """
-    quantization = QuantizationConfig() if quantization_config is None else quantization_config
     task = {
         "nemo_checkpoint": nemo_checkpoint,
         "model_path": model_path,
@@ -103,12 +104,73 @@ def check_job(
         "calibration_state": calibration_state,
         "legacy_ckpt": legacy_ckpt,
         "tracking": tracking,
+        "plan_only": plan_only,
     }
+    gathered = gather(task, quantization_config, export_config, world_size)
+    problems = [*gathered.problems, *(problem for _, problem in findings(gathered.values) if problem)]
+    if problems:
+        raise ConfigError(problems)
+
+    assert export_config is not None
+    model: CheckpointMetadata = gathered.values["model"]
+    return Job(
+        checkpoint=Path(gathered.values["checkpoint"]).expanduser().absolute(),
+        metadata=model,
+        output=Path(export_config.path).expanduser().absolute(),
+        quantization=gathered.quantization,
+        export=export_config,
+        decoder=_decoder(model, export_config.decoder_type),
+        calibration_tp=calibration_tp,
+        calibration_pp=calibration_pp,
+        calibration_ep=calibration_ep,
+        num_layers_in_first_pipeline_stage=num_layers_in_first_pipeline_stage,
+        num_layers_in_last_pipeline_stage=num_layers_in_last_pipeline_stage,
+        forward_loop=forward_loop,
+        tokenizer_path=tokenizer_path,
+        calibration_state=gathered.state,
+        legacy_ckpt=legacy_ckpt,
+        tracking=tracking and absolute_address(tracking),
+    )
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the rules look at.
+
+    Attributes:
+        values: The options that are of the right kind, and what the files say of themselves, by the names that the
+            rules' parameters have.
+        problems: One line for each option that is of the wrong kind, and for each file that cannot be read.
+        quantization: How to quantize: what the user asked for, or what the saved calibration was made with.
+        state: The file of the saved calibration, if one is used.
+    """
+
+    values: Mapping[str, Any]
+    problems: Sequence[str]
+    quantization: QuantizationConfig
+    state: Path | None
+
+
+def gather(
+    task: Mapping[str, Any],
+    quantization: QuantizationConfig | None,
+    export: ExportConfig | None,
+    world_size: int | None,
+) -> Gathered:
+    """Collects what the rules look at.
+
+    Args:
+        task: The options of the task, by name.
+        quantization: How to quantize; None takes the defaults.
+        export: What to write.
+        world_size: Processes that run the job, or will; None where that is not known.
+    """
+    quantization = QuantizationConfig() if quantization is None else quantization
     problems: list[str] = []
     values = {"world_size": world_size, **_sound("", TASK_OPTIONS, task, problems)}
     header, state = None, None
-    if calibration_state is not None and "calibration_state" in values:
-        state = state_file(calibration_state).absolute()
+    if values.get("calibration_state") is not None:
+        state = state_file(values["calibration_state"]).absolute()
         try:
             header = values["header"] = read_header(state)
         except ConfigError as error:
@@ -124,46 +186,24 @@ def check_job(
         # What was calibrated needs its data no longer.
         for name in ("calibration_dataset", "calibration_seq_len"):
             values.pop(name, None)
-    if isinstance(export_config, ExportConfig | None):
-        export = {} if export_config is None else _shallow(export_config)
-        if export.get("path") is None:
+    if isinstance(export, ExportConfig | None):
+        given = {} if export is None else _shallow(export)
+        if given.get("path") is None:
             problems.append("export_config.path is missing: name the directory to make")
-            export.pop("path", None)
-        values |= _sound("export_config.", EXPORT_OPTIONS, export, problems)
+            given.pop("path", None)
+        values |= _sound("export_config.", EXPORT_OPTIONS, given, problems)
     else:
-        problems.append(f"export_config={export_config!r} is not valid: it must be an ExportConfig")
+        problems.append(f"export_config={export!r} is not valid: it must be an ExportConfig")
 
-    checkpoint = nemo_checkpoint or model_path or (header.checkpoint if header else None)
+    named = task.get("nemo_checkpoint") or task.get("model_path")
+    checkpoint = named or (header.checkpoint if header else None)
     if {"nemo_checkpoint", "model_path"} <= values.keys() and checkpoint is not None:
         values["checkpoint"] = checkpoint
         try:
             values["model"] = read_metadata(Path(checkpoint).expanduser())
         except ConfigError as error:
             problems.extend(error.problems)
-    problems.extend(_broken(RULES, values))
-    if problems:
-        raise ConfigError(problems)
-
-    assert checkpoint is not None and export_config is not None
-    model: CheckpointMetadata = values["model"]
-    return Job(
-        checkpoint=Path(checkpoint).expanduser().absolute(),
-        metadata=model,
-        output=Path(export_config.path).expanduser().absolute(),
-        quantization=quantization,
-        export=export_config,
-        decoder=_decoder(model, export_config.decoder_type),
-        calibration_tp=calibration_tp,
-        calibration_pp=calibration_pp,
-        calibration_ep=calibration_ep,
-        num_layers_in_first_pipeline_stage=num_layers_in_first_pipeline_stage,
-        num_layers_in_last_pipeline_stage=num_layers_in_last_pipeline_stage,
-        forward_loop=forward_loop,
-        tokenizer_path=tokenizer_path,
-        calibration_state=state,
-        legacy_ckpt=legacy_ckpt,
-        tracking=tracking and absolute_address(tracking),
-    )
+    return Gathered(values, problems, quantization, state)
 
 
 def _sound(prefix: str, options: Mapping[str, Option], given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
@@ -189,14 +229,19 @@ def _other_quantization(given: QuantizationConfig, used: QuantizationConfig) -> 
             )
 
 
-def _broken(rules: tuple[Rule, ...], values: Mapping[str, Any]) -> Iterator[str]:
-    """Applies each rule that has everything it looks at."""
-    for rule in rules:
+def findings(values: Mapping[str, Any]) -> Iterator[tuple[Rule, str | None]]:
+    """Applies each rule that has everything it looks at.
+
+    Args:
+        values: What there is to look at, by the names that the rules' parameters have.
+
+    Yields:
+        Each such rule, and its problem if it is broken.
+    """
+    for rule in RULES:
         names = inspect.signature(rule).parameters
         if names.keys() <= values.keys():
-            problem = rule(**{name: values[name] for name in names})
-            if problem:
-                yield problem
+            yield rule, rule(**{name: values[name] for name in names})
 
 
 # --- the checkpoint ---------------------------------------------------------------------------------------------------

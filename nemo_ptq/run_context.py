@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import catalogue
 import fiddle as fdl
@@ -27,6 +27,7 @@ from nemo_ptq.export.publish import discard
 from nemo_ptq.job import Job
 from nemo_ptq.launch import read_launch
 from nemo_ptq.parsing import collecting
+from nemo_ptq.plan import plan_job, show_plan
 from nemo_ptq.preflight import check_job
 from nemo_ptq.recipes import override, read_arguments, recipe_file
 from nemo_ptq.tracking.plugin import RunRecord
@@ -135,11 +136,19 @@ class PtqRunContext(RunContext):
             if executor_is_known:
                 with collecting(problems):
                     processes = self._processes(arguments)
+            if arguments.get("plan_only") is True and not problems:
+                self._plan(arguments, processes)
             job = check_job(**arguments, world_size=processes)
         if problems:
             raise ConfigError(problems)
         _make_absolute(task, job)
         return task, job
+
+    def _plan(self, arguments: dict[str, Any], processes: int | None) -> NoReturn:
+        """Prints the plan of a job in place of running it, and ends the command with status 0 if the job can run."""
+        plan = plan_job(arguments, world_size=processes)
+        show_plan(plan)
+        sys.exit(0 if plan.ok else 1)
 
     def parse_executor(self, name: str, *args: str) -> run.Config:
         """Makes the executor that `run.executor=` names.

@@ -11,13 +11,14 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.launch import Launch, read_launch
 from nemo_ptq.options import OPTIONS, did_you_mean
+from nemo_ptq.plan import plan_job, show_plan
 from nemo_ptq.preflight import check_job
 from nemo_ptq.start import start
 
@@ -51,6 +52,7 @@ FLAGS = (
     Flag("calibration_ep", ("--calibration_ep", "-cep")),
     Flag("num_layers_in_first_pipeline_stage", ("--num_layers_in_first_pipeline_stage",)),
     Flag("num_layers_in_last_pipeline_stage", ("--num_layers_in_last_pipeline_stage",)),
+    Flag("plan_only", ("--plan_only",), True),
     Flag("devices", ("--devices",)),
     Flag("num_nodes", ("--num_nodes", "-nodes")),
     Flag("quantization_config.algorithm", ("--algorithm", "-algo")),
@@ -111,17 +113,50 @@ def read_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         # What follows an unknown flag may be its value.
         for argument in [word for word in unknown if word.startswith("-")] or unknown
     ]
-    values = {
-        option: OPTIONS[option].kind.read(value) if isinstance(value, str) else value
-        for option, value in vars(given).items()
-    }
+    return _task({option: _read(option, value) for option, value in vars(given).items()}), problems
+
+
+def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """Reads the arguments of a job in either spelling: `name=value` as for `nemo llm ptq`, or the script's flags.
+
+    Args:
+        arguments: The command line. A word that is neither names the checkpoint; what is said to NeMo-Run itself, as
+            `run.name=value`, is left out.
+
+    Returns:
+        The arguments of :func:`nemo_ptq.preflight.check_job`.
+
+    Raises:
+        ConfigError: With a line for each argument that does not exist.
+    """
+    named = [re.fullmatch(r"([\w.]+)=(.*)", argument, re.DOTALL) for argument in arguments]
+    flags = [argument for argument, match in zip(arguments, named, strict=True) if match is None]
+    pairs = {match[1]: match[2] for match in named if match and not match[1].startswith("run.")}
+    if flags and not flags[0].startswith("-"):
+        pairs.setdefault("nemo_checkpoint", flags.pop(0))
+    task, problems = read_flags(flags)
+    problems += [f"{name} is not an option{did_you_mean(name, OPTIONS)}" for name in pairs if name not in OPTIONS]
+    if problems:
+        raise ConfigError(problems)
+    values = {name: value for name, value in task.items() if not name.endswith("_config")}
+    for prefix in ("quantization_config", "export_config"):
+        values |= {f"{prefix}.{field.name}": getattr(task[prefix], field.name) for field in fields(task[prefix])}
+    return _task({**values, **{option: _read(option, value) for option, value in pairs.items()}})
+
+
+def _read(option: str, value: Any) -> Any:
+    return OPTIONS[option].kind.read(value) if isinstance(value, str) else value
+
+
+def _task(values: dict[str, Any]) -> dict[str, Any]:
+    """Puts options, by their full names, into the configs that they belong to."""
     quantization = QuantizationConfig(**_under("quantization_config.", values))
     export = _under("export_config.", values)
     # The name that NeMo's script gives.
     tp, pp = export.get("inference_tp", 1), export.get("inference_pp", 1)
     export.setdefault("path", f"qnemo_{quantization.algorithm_name}_tp{tp}_pp{pp}")
     task = {option: value for option, value in values.items() if "." not in option}
-    return {**task, "quantization_config": quantization, "export_config": ExportConfig(**export)}, problems
+    return {**task, "quantization_config": quantization, "export_config": ExportConfig(**export)}
 
 
 def _under(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
@@ -161,6 +196,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     problems: list[str] = []
     try:
         task, problems = read_flags(sys.argv[1:] if arguments is None else arguments)
+        if task.get("plan_only") and not problems:
+            plan = plan_job(task, world_size=launch.world_size)
+            if launch.is_first:
+                show_plan(plan)
+            return 0 if plan.ok else 1
         job = check_job(**task, world_size=launch.world_size)
     except ConfigError as error:
         problems += error.problems

@@ -5,7 +5,7 @@
 # NeMo-Run reads these annotations to parse the command line and to serialise the task: nested configs are Annotated
 # with run.Config, and there are no unions with `|`, no enumerations, no tuples and no paths.
 from collections.abc import Callable
-from typing import Annotated, Optional
+from typing import Annotated, Any, Optional
 
 import nemo_run as run
 
@@ -29,6 +29,7 @@ def ptq(
     legacy_ckpt: bool = False,
     tracking: Optional[str] = None,
     model_path: Optional[str] = None,
+    plan_only: bool = False,
 ) -> str:
     r"""Quantizes a NeMo 2.0 checkpoint and exports it for inference (post-training quantization).
 
@@ -61,37 +62,49 @@ def ptq(
         tracking: Where the run's figures go, beside its record: `mlflow:http://HOST:PORT`, `tensorboard:DIR` or
             `wandb:PROJECT`.
         model_path: Another name for `nemo_checkpoint`, as NeMo 2.3 and later call it.
+        plan_only: Print what the job would need, and start nothing. `nemo-ptq plan` does the same, for any device.
 
     Returns:
-        The path of the exported directory.
+        The path of the exported directory, or of the one that would be.
 
     Raises:
         ConfigError: If anything about the arguments is wrong; it names all problems, and nothing has been started.
         PtqError: If the job cannot be done for another reason that the user can mend.
     """
+    from nemo_ptq.errors import ConfigError
     from nemo_ptq.launch import read_launch
+    from nemo_ptq.plan import plan_job, show_plan
     from nemo_ptq.preflight import check_job
     from nemo_ptq.start import start
 
-    job = check_job(
-        nemo_checkpoint=nemo_checkpoint,
-        export_config=export_config,
-        calibration_tp=calibration_tp,
-        calibration_pp=calibration_pp,
-        calibration_ep=calibration_ep,
-        num_layers_in_first_pipeline_stage=num_layers_in_first_pipeline_stage,
-        num_layers_in_last_pipeline_stage=num_layers_in_last_pipeline_stage,
-        devices=devices,
-        num_nodes=num_nodes,
-        quantization_config=quantization_config,
-        forward_loop=forward_loop,
-        tokenizer_path=tokenizer_path,
-        calibration_state=calibration_state,
-        legacy_ckpt=legacy_ckpt,
-        tracking=tracking,
-        model_path=model_path,
-        world_size=read_launch().world_size,
-    )
+    arguments: dict[str, Any] = {
+        "nemo_checkpoint": nemo_checkpoint,
+        "export_config": export_config,
+        "calibration_tp": calibration_tp,
+        "calibration_pp": calibration_pp,
+        "calibration_ep": calibration_ep,
+        "num_layers_in_first_pipeline_stage": num_layers_in_first_pipeline_stage,
+        "num_layers_in_last_pipeline_stage": num_layers_in_last_pipeline_stage,
+        "devices": devices,
+        "num_nodes": num_nodes,
+        "quantization_config": quantization_config,
+        "forward_loop": forward_loop,
+        "tokenizer_path": tokenizer_path,
+        "calibration_state": calibration_state,
+        "legacy_ckpt": legacy_ckpt,
+        "tracking": tracking,
+        "model_path": model_path,
+        "plan_only": plan_only,
+    }
+    launch = read_launch()
+    if plan_only is True:
+        plan = plan_job(arguments, world_size=launch.world_size)
+        if launch.is_first:
+            show_plan(plan)
+        if not plan.ok:
+            raise ConfigError(plan.problems)
+        return str(export_config.path) if export_config else ""
+    job = check_job(**arguments, world_size=launch.world_size)
 
     start(job)
     return str(job.output)

@@ -504,7 +504,7 @@ def test_output_in_a_directory_that_is_read_only(tmp_path: Path) -> None:
 
 def test_every_rule_is_applied() -> None:
     source = Path(preflight.__file__).read_text()
-    rules = set(re.findall(r"^def ([a-z]\w*)\(", source, re.MULTILINE)) - {"check_job"}
+    rules = set(re.findall(r"^def ([a-z]\w*)\(", source, re.MULTILINE)) - {"check_job", "gather", "findings"}
     assert {rule.__name__ for rule in RULES} == rules
 
 

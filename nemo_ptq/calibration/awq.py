@@ -53,10 +53,12 @@ def _halved(gram: torch.Tensor, first_row: int) -> torch.Tensor:
     """Folds the upper triangle of a symmetric matrix into the lower: D G and D half(G) have the same product with D.
 
     Args:
-        gram: (rows, n), consecutive rows of an (n, n) matrix.
+        gram: (rows, n), consecutive rows of an (n, n) matrix; changed in place, since it is the largest thing around.
         first_row: Which of its rows they begin with.
     """
-    return gram.tril(first_row) + gram.tril(first_row - 1)
+    gram.tril_(first_row).mul_(2)
+    gram.diagonal(first_row).mul_(0.5)
+    return gram
 
 
 def _terms(matrix: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:

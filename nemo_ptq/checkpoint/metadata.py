@@ -45,6 +45,7 @@ class CheckpointMetadata:
         linear_bias: Whether every linear layer has a bias.
         qkv_bias: Whether the query-key-value projection has one.
         qk_norm: Whether queries and keys are normalised.
+        experts_per_token: Experts that each token goes through; 0 without mixture of experts.
     """
 
     model_class: str
@@ -65,6 +66,7 @@ class CheckpointMetadata:
     linear_bias: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    experts_per_token: int = 0
 
 
 def read_metadata(checkpoint: Path) -> CheckpointMetadata:
@@ -235,6 +237,7 @@ def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str,
             linear_bias=bool(config.get("add_bias_linear")),
             qkv_bias=bool(config.get("add_bias_linear") or config.get("add_qkv_bias")),
             qk_norm=bool(config.get("qk_layernorm")),
+            experts_per_token=config.get("moe_router_topk", 0) if config.get("num_moe_experts") else 0,
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(

@@ -10,6 +10,7 @@ from typing import Protocol
 
 import fiddle as fdl
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.models.gpt import GPTModel
 from nemo.lightning import io
@@ -79,12 +80,19 @@ class NemoCheckpoint:
             for key, value in module.sharded_state_dict(prefix=PREFIX).items()
             if not key.endswith("_extra_state")
         }
+        for value in wanted.values():
+            if isinstance(value, ShardedTensorFactory):
+                # The two halves of a gated layer are read into the parameter's own memory. Megatron would join them
+                # into copies of all such layers, a third of the model and more.
+                value.merge_fn = lambda halves: None
         state = dist_checkpointing.load(
             wanted,
             str(self._weights),
             strict=StrictHandling.LOG_ALL if legacy_ckpt else StrictHandling.ASSUME_OK_UNEXPECTED,
         )
-        module.load_state_dict({key.removeprefix(PREFIX): value for key, value in state.items()}, strict=False)
+        module.load_state_dict(
+            {key.removeprefix(PREFIX): value for key, value in state.items() if value is not None}, strict=False
+        )
 
     def write_context(self, directory: Path) -> None:
         """See :meth:`Origin.write_context`."""

@@ -6,15 +6,15 @@ Format: https://github.com/huggingface/safetensors#format. The header, and so ev
 and shapes alone; the bytes equal those of ``safetensors.torch.save_file``.
 """
 
-import json
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
 
 import torch
+
+from nemo_ptq.export.safetensors_header import lay_out
 
 _DTYPES = {
     torch.float32: "F32",
@@ -24,9 +24,6 @@ _DTYPES = {
     torch.uint8: "U8",
     torch.float8_e4m3fn: "F8_E4M3",
 }
-# safetensors' own order of data types, by which it sorts tensors so that each is aligned.
-_DTYPE_ORDER = ("U8", "I8", "F8_E4M3", "F16", "BF16", "F32")
-_ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
@@ -43,35 +40,6 @@ class TensorSpec:
     dtype: torch.dtype
     shape: tuple[int, ...]
 
-    @property
-    def num_bytes(self) -> int:
-        """Its size."""
-        return self.dtype.itemsize * torch.Size(self.shape).numel()
-
-
-def plan_file(specs: Iterable[TensorSpec], metadata: Mapping[str, str]) -> tuple[bytes, dict[str, int]]:
-    """Lays out a file.
-
-    Args:
-        specs: Its tensors, in any order.
-        metadata: Free-form entries for the header.
-
-    Returns:
-        The file's header with its length in front, and the offset of each tensor from the file's beginning.
-    """
-    order = sorted(specs, key=lambda spec: (-_DTYPE_ORDER.index(_DTYPES[spec.dtype]), spec.name))
-    entries: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
-    offsets, position = {}, 0
-    for spec in order:
-        end = position + spec.num_bytes
-        entries[spec.name] = {"dtype": _DTYPES[spec.dtype], "shape": list(spec.shape), "data_offsets": [position, end]}
-        offsets[spec.name] = position
-        position = end
-    header = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    header += b" " * (-len(header) % _ALIGNMENT)
-    begin = len(header) + 8
-    return len(header).to_bytes(8, "little") + header, {name: begin + offset for name, offset in offsets.items()}
-
 
 class SafetensorsStream:
     """Writes one file; use it in a ``with`` block.
@@ -87,13 +55,14 @@ class SafetensorsStream:
 
     def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
         self._specs = {spec.name: spec for spec in specs}
-        header, self._offsets = plan_file(self._specs.values(), metadata or {})
+        header, self._offsets, size = lay_out(
+            {name: (_DTYPES[spec.dtype], spec.shape) for name, spec in self._specs.items()}, metadata or {}
+        )
         self._missing = set(self._specs)
         self._file = path.open("xb")
         self._file.write(header)
         # Claims the space now: a full disk is better found out before the first layer than at the last.
         self._file.flush()
-        size = len(header) + sum(spec.num_bytes for spec in self._specs.values())
         if hasattr(os, "posix_fallocate"):
             os.posix_fallocate(self._file.fileno(), 0, size)
 

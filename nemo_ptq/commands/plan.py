@@ -1,0 +1,43 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""`nemo-ptq plan`: what a job needs, before it starts."""
+
+import json
+from typing import Annotated
+
+import typer
+
+from nemo_ptq.options import describe_options
+from nemo_ptq.plan.devices import CPU, GPUS
+
+SETTINGS = {"ignore_unknown_options": True}
+"""Options of the job that begin with a dash are read with the script's flags, not by typer."""
+EPILOG = "\n\n".join(["Arguments of the job, as name=value:", "\b\n" + describe_options()])
+
+
+def plan(
+    arguments: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="ARGUMENTS",
+            help="Those of `nemo llm ptq`, as name=value, or of nemo_ptq.script, as --flags; the checkpoint's "
+            "directory may stand alone.",
+        ),
+    ],
+    device: Annotated[str, typer.Option(help=f"What each rank runs on: {', '.join(GPUS)}, or {CPU}.")] = "H100",
+    as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
+) -> None:
+    """Say what a job will need, without starting it: memory, file sizes, time, and the rules that it must keep.
+
+    Reads the checkpoint's metadata only. Exit status 1 if the job does not fit or breaks a rule.
+    """
+    from nemo_ptq.plan import plan_job, show_plan
+    from nemo_ptq.script import read_arguments
+
+    planned = plan_job(read_arguments(arguments), world_size=None, device=device)
+    if as_json:
+        typer.echo(json.dumps(planned.as_dict(), indent=2))
+    else:
+        show_plan(planned)
+    if not planned.ok:
+        raise typer.Exit(1)

@@ -1,0 +1,104 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The files that a job will write, and their sizes.
+
+Which tensors there will be is asked of the reader, :mod:`nemo_ptq.verify.layout`: it knows every name, type and shape
+from config.json alone, and no export passes that differs from it by a byte.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.config import CUSTOM, NO_QUANT, ExportConfig, QuantizationConfig
+from nemo_ptq.export.safetensors_header import lay_out
+from nemo_ptq.families import ARCHITECTURES
+from nemo_ptq.verify.config import DEFAULT_EXCLUDE_MODULES, Config, Mapping, Moe, Quantization
+from nemo_ptq.verify.layout import rank_tensors
+
+_QUANT_ALGO = {
+    "fp8": "FP8",
+    "int8_sq": "W8A8_SQ_PER_CHANNEL",
+    "int4_awq": "W4A16_AWQ",
+    "w4a8_awq": "W4A8_AWQ",
+    "nvfp4": "NVFP4",
+    # A ModelOpt config of the user's own says in its own language what it quantizes: nothing is taken for granted.
+    CUSTOM: None,
+    NO_QUANT: None,
+}
+# The vocabulary of AWQ checkpoints is padded to a multiple of this.
+_AWQ_VOCAB_MULTIPLE = 64
+
+
+@dataclass(frozen=True)
+class FileSize:
+    """A file that will be written.
+
+    Attributes:
+        name: Relative to the output directory.
+        bytes: Its size.
+        exact: Whether it will have exactly this size.
+    """
+
+    name: str
+    bytes: int
+    exact: bool = True
+
+
+def reader_config(
+    model: CheckpointMetadata, decoder: str, quantization: QuantizationConfig, export: ExportConfig
+) -> Config:
+    """What the reader will know of the exported model; only what decides names, types and shapes is true of it."""
+    tp, pp = export.inference_tp, export.inference_pp
+    vocab = model.vocab_size
+    if quantization.is_awq:
+        vocab = -(-vocab // _AWQ_VOCAB_MULTIPLE) * _AWQ_VOCAB_MULTIPLE
+    return Config(
+        architecture=ARCHITECTURES[decoder],
+        decoder=decoder,
+        dtype=export.torch_dtype_name,
+        num_hidden_layers=model.num_layers,
+        num_attention_heads=model.num_attention_heads,
+        num_key_value_heads=model.num_query_groups,
+        hidden_size=model.hidden_size,
+        head_size=model.head_size,
+        intermediate_size=model.ffn_hidden_size,
+        vocab_size=vocab,
+        max_position_embeddings=model.seq_length,
+        norm_epsilon=1e-5,
+        rmsnorm=model.normalization == "RMSNorm",
+        hidden_act="swiglu" if model.gated_mlp else "gelu",
+        position_embedding_type="rope_gpt_neox"
+        if model.position_embedding_type == "rope"
+        else model.position_embedding_type,
+        rotary_pct=1.0,
+        rotary_base=10000.0,
+        rotary_scaling=None,
+        share_embedding_table=model.tied_embeddings,
+        attention_bias=model.linear_bias or (model.qkv_bias and decoder != "gpt"),
+        mlp_bias=model.linear_bias,
+        mapping=Mapping(tp * pp, tp, pp, tp, 1),
+        quantization=Quantization(
+            algorithm=_QUANT_ALGO[quantization.algorithm_name],
+            kv_cache_algorithm="FP8" if quantization.kv_cache_is_quantized(decoder) else None,
+            group_size=quantization.awq_block_size,
+            exclude_modules=DEFAULT_EXCLUDE_MODULES,
+        ),
+        moe=Moe(model.num_experts, model.experts_per_token or 1, 1) if model.num_experts else None,
+    )
+
+
+def rank_files(config: Config) -> Iterator[FileSize]:
+    """Yields the rank files of an export, in rank order."""
+    tp = config.mapping.tp_size
+    for rank in range(config.mapping.world_size):
+        tensors = {name: (spec.dtype, spec.shape) for name, spec in rank_tensors(config, rank // tp).items()}
+        _, _, size = lay_out(tensors, {"rank": str(rank)})
+        yield FileSize(f"rank{rank}.safetensors", size)
+
+
+def context_size(checkpoint: Path) -> FileSize:
+    """The copy of a checkpoint's context, the tokenizer included."""
+    size = sum(path.stat().st_size for path in (checkpoint / "context").rglob("*") if path.is_file())
+    return FileSize("nemo_context/", size, exact=False)

@@ -1,0 +1,181 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""How much memory a rank holds at most in each step: counted, tensor by tensor, from what the engine keeps.
+
+The counts follow the code that they describe, and are named after it: docs/plan.md has them in words. They leave out
+what does not grow with the model: the libraries' own memory, and fragments that an allocator does not give back.
+"""
+
+from dataclasses import dataclass
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.plan.shards import Linear, Parallelism, Stage, embedding_parameters, layer_linears
+
+_BF16, _FP32 = 2, 4
+# Copies of the activated half that a gated MLP makes: both halves of fc1's output, the activation, the other half with
+# Megatron's offset, their product.
+_GATED_COPIES, _PLAIN_COPIES = 5, 2
+# Values that verify looks at together, and the wider types that it looks at them in: see verify/values.py.
+_VERIFY_CHUNK = (1 << 22) * 16
+# What torch needs to pack a weight beside the weight, in bytes for each of its elements.
+_PACKING_BYTES = {"fp8": 3, "int8_sq": 10, "int4_awq": 14, "w4a8_awq": 14, "nvfp4": 40}
+# Bytes of a packed weight, scales included, for each of its elements.
+_PACKED_BYTES = {"fp8": 1.0, "int8_sq": 1.0, "int4_awq": 0.54, "w4a8_awq": 0.54, "nvfp4": 0.57}
+
+
+@dataclass(frozen=True)
+class StepMemory:
+    """What one rank holds in one step, in bytes, when it holds most.
+
+    Attributes:
+        step: "load", "calibrate", "export" or "verify".
+        weights: The rank's parameters.
+        activations: What a batch needs on its way through a layer, and with AWQ the hidden states of all batches.
+        statistics: AWQ's Gram matrices of one layer, and what the search over them needs.
+        buffers: What is read, packed or checked at the moment, where it is in the device's memory.
+        host: What is in the host's memory beside the device's; 0 on a CPU, which has one memory.
+    """
+
+    step: str
+    weights: int
+    activations: int = 0
+    statistics: int = 0
+    buffers: int = 0
+    host: int = 0
+
+    @property
+    def device(self) -> int:
+        """All that is in the device's memory."""
+        return self.weights + self.activations + self.statistics + self.buffers
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The calibration data of one rank.
+
+    Attributes:
+        size: Samples in a batch.
+        seq_len: Tokens of each; the cut, since longer texts are the usual case.
+        samples: All samples that the rank reads.
+    """
+
+    size: int
+    seq_len: int
+    samples: int
+
+    @classmethod
+    def of(cls, quantization: QuantizationConfig, parallelism: Parallelism) -> "Batches":
+        """The share of a job's samples that one rank reads."""
+        samples = max(1, -(-quantization.calibration_dataset_size // parallelism.readers))
+        return cls(min(quantization.calibration_batch_size, samples), quantization.calibration_seq_len, samples)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens in a batch."""
+        return self.size * self.seq_len
+
+
+def activation_bytes(model: CheckpointMetadata, parallelism: Parallelism, tokens: int) -> int:
+    """What one batch needs at once, at the widest place of a transformer layer.
+
+    Args:
+        model: The model.
+        parallelism: How it is spread.
+        tokens: Tokens in the batch.
+    """
+    hidden = model.hidden_size
+    qkv, proj, _, fc2 = layer_linears(model, parallelism.tp, parallelism.ep)
+    # The residual stream, and a normalised copy for the layer that is running.
+    stream = 2 * hidden * _BF16
+    norm = hidden * (_BF16 + _FP32 + _FP32 + _BF16)
+    # Queries, keys and values, contiguous copies of them, their rotated halves, and the output.
+    attention = stream + (2 * qkv.rows + 3 * proj.columns) * _BF16
+    copies = _GATED_COPIES if model.gated_mlp else _PLAIN_COPIES
+    mlp = stream + copies * fc2.columns * _BF16
+    if model.num_experts:
+        # Every token is copied for each of its experts, which run one after the other; routing is seldom even.
+        routed = model.experts_per_token or 1
+        busiest = min(1.0, 2 * routed / model.num_experts)
+        mlp = int(parallelism.ep * (stream + 3 * routed * hidden * _BF16) + busiest * copies * fc2.columns * _BF16)
+    return tokens * max(norm, attention, mlp)
+
+
+def _gram(linear: Linear) -> int:
+    return linear.columns * linear.whole_columns * _FP32 * linear.count
+
+
+def _search_bytes(linear: Linear, on_gpu: bool) -> int:
+    """What AWQ's search over one layer needs beside its Gram matrix: see calibration/awq.py."""
+    gram = linear.columns * linear.whole_columns * _FP32
+    whole = linear.rows * linear.whole_columns
+    # The scaled weight, its rounding, the error, and the error of all ranks.
+    weight = linear.weights * 3 * _BF16 + whole * _BF16
+    if on_gpu:
+        # Two bfloat16 terms of the matrix: while the second is made, the first and a float32 difference are there.
+        return max(gram * 5 // 2, gram + weight + 2 * whole // 8 * _FP32)
+    return weight + linear.weights * _FP32 + 2 * whole // 8 * _FP32
+
+
+def _awq_bytes(linears: tuple[Linear, ...], activations: int, on_gpu: bool) -> tuple[int, int]:
+    """Activations and statistics of one layer's AWQ calibration, when they are largest together.
+
+    All Gram matrices are there while the batches run; then each layer's goes when its search is done.
+    """
+    phases = [(activations, sum(_gram(linear) for linear in linears))]
+    for index, linear in enumerate(linears):
+        phases.append((0, sum(_gram(left) for left in linears[index:]) + _search_bytes(linear, on_gpu)))
+    return max(phases, key=sum)
+
+
+def step_memory(
+    model: CheckpointMetadata,
+    quantization: QuantizationConfig,
+    parallelism: Parallelism,
+    stage: Stage,
+    *,
+    inference_tp: int,
+    is_cpu: bool,
+) -> tuple[StepMemory, ...]:
+    """Counts the memory of a rank of one pipeline stage, step by step.
+
+    Args:
+        model: The model.
+        quantization: How it is quantized, and on how much data.
+        parallelism: How it is spread.
+        stage: The rank's stage.
+        inference_tp: Tensor parallelism of the files.
+        is_cpu: Whether the device's memory is the host's.
+    """
+    name = quantization.algorithm_name
+    weights = stage.parameters * _BF16
+    linears = layer_linears(model, parallelism.tp, parallelism.ep)
+    batches = Batches.of(quantization, parallelism)
+    layer = sum(linear.weights * linear.count for linear in linears)
+    widest = max(linear.weights for linear in linears)
+
+    def step(name: str, activations: int = 0, statistics: int = 0, device: int = 0, host: int = 0) -> StepMemory:
+        buffers = device + (host if is_cpu else 0)
+        return StepMemory(name, weights, activations, statistics, buffers, 0 if is_cpu else host)
+
+    # A stored tensor is read whole, whatever part of it this rank wants. Megatron stores a layer's as one.
+    stored = max(embedding_parameters(model), *(linear.weights for linear in layer_linears(model)))
+    steps = [step("load", host=stored * _BF16)]
+
+    if name != NO_QUANT:
+        activations, statistics = activation_bytes(model, parallelism, batches.tokens), 0
+        if quantization.is_awq:
+            activations, statistics = _awq_bytes(linears, activations, not is_cpu)
+            activations += batches.samples * batches.seq_len * model.hidden_size * _BF16
+        # SmoothQuant looks at the magnitude of one weight at a time, when the activations are gone.
+        steps.append(step("calibrate", activations, statistics))
+
+    # Blocks, the embedding, a layer or the head, are packed one by one; the one before is still being let go.
+    packed = int(layer * _PACKED_BYTES.get(name, _BF16))
+    table = stage.largest_table * _BF16
+    steps.append(step("export", device=widest * _PACKING_BYTES.get(name, 0), host=packed + max(packed, table)))
+
+    # Tensors are looked at whole: those that the files cut are joined first.
+    joined = embedding_parameters(model) * _BF16 if inference_tp > 1 else 0
+    steps.append(step("verify", host=joined + _VERIFY_CHUNK))
+    return tuple(steps)

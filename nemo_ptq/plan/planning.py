@@ -1,0 +1,366 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""make_plan(): what a job needs, whether it fits, and what to change where it does not."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from math import prod
+from pathlib import Path
+from typing import Any
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
+from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.families import family_of
+from nemo_ptq.options import TASK_OPTIONS
+from nemo_ptq.plan.devices import Device, device_named
+from nemo_ptq.plan.files import FileSize, context_size, rank_files, reader_config
+from nemo_ptq.plan.memory import StepMemory, step_memory
+from nemo_ptq.plan.shards import Parallelism, model_parameters, stages
+from nemo_ptq.plan.work import calibration_work, step_seconds
+from nemo_ptq.preflight import (
+    Rule,
+    algorithm_file_is_config,
+    awq_blocks_fit_calibration,
+    awq_blocks_fit_inference,
+    experts_are_sharded_once,
+    experts_divide,
+    experts_have_a_format,
+    findings,
+    gather,
+    inference_pp_divides,
+    inference_tp_divides,
+    kv_cache_has_algorithm,
+    nvfp4_blocks_fit,
+    positions_suffice,
+)
+
+# Parallelism that suggestions try: tensor parallelism stays within a node.
+_TENSOR_SIZES = (1, 2, 4, 8)
+_PIPELINE_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
+# A process that has imported torch, Megatron and NeMo.
+_PROCESS_BYTES = 800 * 2**20
+# Rules that say nothing about most jobs are shown only to those that they are about.
+_ONLY_WHERE: Mapping[Rule, Callable[[CheckpointMetadata, QuantizationConfig], bool]] = {
+    awq_blocks_fit_calibration: lambda model, quantization: quantization.is_awq,
+    awq_blocks_fit_inference: lambda model, quantization: quantization.is_awq,
+    nvfp4_blocks_fit: lambda model, quantization: quantization.algorithm == "nvfp4",
+    experts_divide: lambda model, quantization: bool(model.num_experts),
+    experts_are_sharded_once: lambda model, quantization: bool(model.num_experts),
+    experts_have_a_format: lambda model, quantization: bool(model.num_experts),
+    algorithm_file_is_config: lambda model, quantization: quantization.algorithm_name == CUSTOM,
+    kv_cache_has_algorithm: lambda model, quantization: bool(quantization.enable_kv_cache),
+    positions_suffice: lambda model, quantization: model.position_embedding_type == "learned_absolute",
+}
+
+
+@dataclass(frozen=True)
+class RuleLine:
+    """A rule of preflight.
+
+    Attributes:
+        name: Name of its function.
+        says: What must hold.
+        problem: What is wrong and how to mend it, or None.
+    """
+
+    name: str
+    says: str
+    problem: str | None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a job needs. Sizes are in bytes, times in seconds.
+
+    Attributes:
+        model: NeMo's config class.
+        decoder: TensorRT-LLM's decoder type, None where the model has none.
+        algorithm: The algorithm's name.
+        parameters: Of the whole model.
+        layers: Of the whole model.
+        parallelism: How the calibration is spread.
+        device: What each rank runs on.
+        rules: What must hold, in the order in which it is checked.
+        memory: Each step of the rank that holds most in it.
+        needs: Memory that the device must have: of the largest step, on a CPU of all ranks and their libraries.
+        files: What will be written.
+        flops: Operations of the calibration, over all ranks.
+        seconds: Time of each step.
+        suggestions: What to change, if anything.
+    """
+
+    model: str
+    decoder: str | None
+    algorithm: str
+    parameters: int
+    layers: int
+    parallelism: Parallelism
+    device: Device
+    rules: tuple[RuleLine, ...]
+    memory: tuple[StepMemory, ...]
+    needs: int
+    files: tuple[FileSize, ...]
+    flops: int
+    seconds: Mapping[str, float]
+    suggestions: tuple[str, ...] = ()
+
+    @property
+    def fits(self) -> bool:
+        """Whether every step fits the device."""
+        return self.needs <= self.device.usable
+
+    @property
+    def problems(self) -> tuple[str, ...]:
+        """What keeps the job from running, one line each."""
+        broken = tuple(rule.problem for rule in self.rules if rule.problem)
+        if self.fits:
+            return broken
+        return (
+            *broken,
+            f"{_gib(self.needs)} of memory are needed, and {self.device.name} has {_gib(self.device.usable)}",
+        )
+
+    @property
+    def ok(self) -> bool:
+        """Whether the job fits and every rule holds."""
+        return not self.problems
+
+    def as_dict(self) -> dict[str, Any]:
+        """The plan as plain data, for JSON."""
+        return {**asdict(self), "seconds": dict(self.seconds), "fits": self.fits, "ok": self.ok}
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.1f} GiB"
+
+
+def make_plan(
+    model: CheckpointMetadata,
+    quantization: QuantizationConfig | None = None,
+    export: ExportConfig | None = None,
+    *,
+    calibration_tp: int = 1,
+    calibration_pp: int = 1,
+    calibration_ep: int = 1,
+    num_layers_in_first_pipeline_stage: int | None = None,
+    num_layers_in_last_pipeline_stage: int | None = None,
+    world_size: int | None = None,
+    device: str | Device = "H100",
+    further: Mapping[str, Any] | None = None,
+) -> Plan:
+    """Plans a job for a model that need not exist.
+
+    Args:
+        model: The model's sizes: :func:`nemo_ptq.checkpoint.metadata.read_metadata` reads those of a checkpoint, and
+            any others can be made up.
+        quantization: How to quantize; None takes the defaults.
+        export: What to write; None takes the defaults. Its path is not looked at.
+        calibration_tp: Tensor parallelism during calibration.
+        calibration_pp: Pipeline parallelism during calibration.
+        calibration_ep: Expert parallelism during calibration.
+        num_layers_in_first_pipeline_stage: Layers of the first stage, where stages are uneven.
+        num_layers_in_last_pipeline_stage: Layers of the last stage, where stages are uneven.
+        world_size: Processes; None takes as many as the parallelism needs.
+        device: What each rank runs on, by a name of :data:`nemo_ptq.plan.devices.GPUS`, or "CPU" for this machine.
+        further: More values for the rules of preflight to look at, by the names of their parameters; without any, only
+            the rules about sizes are applied.
+
+    Raises:
+        ConfigError: If the device is not known.
+
+    Example:
+        Does Llama-3 70B fit one node of eight GPUs?
+
+        >>> from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+        >>> llama = CheckpointMetadata(
+        ...     model_class="LlamaModel", config_class="Llama3Config70B", num_layers=80, hidden_size=8192,
+        ...     num_attention_heads=64, num_query_groups=8, head_size=128, ffn_hidden_size=28672, gated_mlp=True,
+        ...     vocab_size=128256, num_experts=None, seq_length=8192, position_embedding_type="rope",
+        ...     normalization="RMSNorm", tied_embeddings=False,
+        ... )
+        >>> make_plan(llama, calibration_tp=8, device="H100").ok
+        True
+        >>> make_plan(llama, device="H100").fits
+        False
+    """
+    quantization = quantization or QuantizationConfig()
+    export = export or ExportConfig("OUT")
+    device = device_named(device) if isinstance(device, str) else device
+    parallelism = Parallelism(
+        calibration_tp,
+        calibration_pp,
+        calibration_ep,
+        world_size or calibration_tp * calibration_pp * calibration_ep,
+        num_layers_in_first_pipeline_stage,
+        num_layers_in_last_pipeline_stage,
+    )
+    plan = _plan(model, quantization, export, parallelism, device, further or {}, world_size)
+    return replace(plan, suggestions=tuple(_suggestions(plan, model, quantization, export)))
+
+
+def _plan(
+    model: CheckpointMetadata,
+    quantization: QuantizationConfig,
+    export: ExportConfig,
+    parallelism: Parallelism,
+    device: Device,
+    further: Mapping[str, Any],
+    world_size: int | None,
+) -> Plan:
+    rules = tuple(_rule_lines(model, quantization, export, parallelism, further, world_size))
+    try:
+        decoder = family_of(model.config_class.rpartition(".")[2], export.decoder_type).decoder
+    except PtqError:
+        decoder = None  # a rule says so
+    broken = {rule.name for rule in rules if rule.problem}
+    can_be_cut = broken.isdisjoint(rule.__name__ for rule in _LAYOUT_RULES) and decoder is not None
+    files: tuple[FileSize, ...] = ()
+    if can_be_cut and decoder is not None and export.formats == ("trtllm",):
+        files = tuple(rank_files(reader_config(model, decoder, quantization, export)))
+        if quantization.algorithm_name == CUSTOM:
+            files = tuple(replace(file, exact=False) for file in files)
+    memory = _worst_memory(model, quantization, export, parallelism, device)
+    peak = max(step.device for step in memory)
+    return Plan(
+        model=model.config_class.rpartition(".")[2],
+        decoder=decoder,
+        algorithm=quantization.algorithm_name,
+        parameters=model_parameters(model),
+        layers=model.num_layers,
+        parallelism=parallelism,
+        device=device,
+        rules=rules,
+        memory=memory,
+        needs=parallelism.ranks * (peak + _PROCESS_BYTES) if device.is_cpu else peak,
+        files=files,
+        flops=calibration_work(model, quantization).flops,
+        seconds=step_seconds(
+            model,
+            quantization,
+            parallelism,
+            device,
+            read_bytes=2 * model_parameters(model),
+            written_bytes=sum(file.bytes for file in files) or 2 * model_parameters(model),
+            files=len(files) or 1,
+        ),
+    )
+
+
+_LAYOUT_RULES: tuple[Rule, ...] = (
+    inference_tp_divides,
+    inference_pp_divides,
+    awq_blocks_fit_inference,
+    nvfp4_blocks_fit,
+    experts_have_a_format,
+)
+
+
+def _rule_lines(
+    model: CheckpointMetadata,
+    quantization: QuantizationConfig,
+    export: ExportConfig,
+    parallelism: Parallelism,
+    further: Mapping[str, Any],
+    world_size: int | None,
+) -> Iterator[RuleLine]:
+    sizes = {field.name: getattr(quantization, field.name) for field in fields(quantization)}
+    sizes |= {field.name: getattr(export, field.name) for field in fields(export) if field.name != "path"}
+    values = {
+        **sizes,
+        "model": model,
+        "calibration_tp": parallelism.tp,
+        "calibration_pp": parallelism.pp,
+        "calibration_ep": parallelism.ep,
+        "num_layers_in_first_pipeline_stage": parallelism.first,
+        "num_layers_in_last_pipeline_stage": parallelism.last,
+        "world_size": world_size,
+        **further,
+    }
+    for rule, problem in findings(values):
+        if problem or _ONLY_WHERE.get(rule, lambda *_: True)(model, quantization):
+            says = (rule.__doc__ or "").partition("\n")[0].rstrip(".")
+            yield RuleLine(rule.__name__, says, problem)
+
+
+def _worst_memory(
+    model: CheckpointMetadata,
+    quantization: QuantizationConfig,
+    export: ExportConfig,
+    parallelism: Parallelism,
+    device: Device,
+) -> tuple[StepMemory, ...]:
+    """Each step of the stage that holds most in it."""
+    of_stages = [
+        step_memory(model, quantization, parallelism, stage, inference_tp=export.inference_tp, is_cpu=device.is_cpu)
+        for stage in stages(model, parallelism)
+    ]
+    return tuple(max(steps, key=lambda step: step.device) for steps in zip(*of_stages, strict=True))
+
+
+def _suggestions(
+    plan: Plan, model: CheckpointMetadata, quantization: QuantizationConfig, export: ExportConfig
+) -> Iterator[str]:
+    """What to change so that a plan fits its device."""
+    if plan.fits:
+        return
+
+    def fits(quantization: QuantizationConfig, parallelism: Parallelism) -> bool:
+        peak = max(step.device for step in _worst_memory(model, quantization, export, parallelism, plan.device))
+        return peak <= plan.device.usable
+
+    if plan.device.is_cpu:
+        yield "use fewer samples or a smaller batch, or a machine with more memory: all ranks share this one's"
+        return
+    batch = quantization.calibration_batch_size
+    while batch > 1:
+        batch //= 2
+        smaller = replace(quantization, calibration_batch_size=batch)
+        if fits(smaller, plan.parallelism):
+            yield f"quantization_config.calibration_batch_size={batch} is the largest batch (halved) that fits"
+            break
+    sizes = sorted(((tp, pp) for tp in _TENSOR_SIZES for pp in _PIPELINE_SIZES), key=lambda size: (prod(size), size[1]))
+    for tp, pp in sizes:
+        spread = Parallelism(tp, pp, 1, tp * pp)
+        broken = [rule for rule in _rule_lines(model, quantization, export, spread, {}, None) if rule.problem]
+        calibration = [rule for rule in broken if rule.name not in {rule.name for rule in plan.rules if rule.problem}]
+        if not calibration and fits(quantization, spread):
+            yield f"calibration_tp={tp} calibration_pp={pp} is the smallest parallelism that fits {plan.device.name}"
+            return
+    yield f"no parallelism of up to TP {_TENSOR_SIZES[-1]} x PP {_PIPELINE_SIZES[-1]} fits {plan.device.name}"
+
+
+def plan_job(arguments: Mapping[str, Any], *, world_size: int | None, device: str = "H100") -> Plan:
+    """Plans the job that a front door was asked for.
+
+    Args:
+        arguments: The arguments of :func:`nemo_ptq.task.ptq` that were given, by name.
+        world_size: Processes that would run it; None where that is not known.
+        device: What each would run on.
+
+    Raises:
+        ConfigError: If an option has a value that means nothing, or the checkpoint cannot be read.
+    """
+    task = {name: arguments.get(name, option.default) for name, option in TASK_OPTIONS.items()}
+    export = arguments.get("export_config") or ExportConfig("OUT")
+    gathered = gather(task, arguments.get("quantization_config"), export, world_size)
+    problems = list(gathered.problems)
+    if "checkpoint" not in gathered.values and not problems:
+        problems.append("nemo_checkpoint is missing: name the directory of a NeMo 2.0 checkpoint")
+    if problems:
+        raise ConfigError(problems)
+    plan = make_plan(
+        gathered.values["model"],
+        gathered.quantization,
+        export,
+        calibration_tp=task["calibration_tp"],
+        calibration_pp=task["calibration_pp"],
+        calibration_ep=task["calibration_ep"],
+        num_layers_in_first_pipeline_stage=task["num_layers_in_first_pipeline_stage"],
+        num_layers_in_last_pipeline_stage=task["num_layers_in_last_pipeline_stage"],
+        world_size=world_size,
+        device=device,
+        further=gathered.values,
+    )
+    context = context_size(Path(gathered.values["checkpoint"]).expanduser())
+    return replace(plan, files=(*plan.files, context) if plan.files and context.bytes else plan.files)

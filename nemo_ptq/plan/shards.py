@@ -1,0 +1,156 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What one rank of the calibration holds: its share of a model's parameters, as Megatron spreads them."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+
+
+@dataclass(frozen=True)
+class Parallelism:
+    """How a model is spread during calibration.
+
+    Attributes:
+        tp: Ranks that share a layer.
+        pp: Pipeline stages.
+        ep: Ranks that share the experts of a layer.
+        ranks: All processes; what TP and PP leave is data parallel.
+        first: Layers of the first stage, where stages are uneven.
+        last: Layers of the last stage, where stages are uneven.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    ep: int = 1
+    ranks: int = 1
+    first: int | None = None
+    last: int | None = None
+
+    @property
+    def readers(self) -> int:
+        """Groups of ranks that read calibration samples of their own."""
+        return max(1, self.ranks // (self.tp * self.pp * self.ep))
+
+    def layers(self, num_layers: int) -> list[int]:
+        """Layers of each stage; where they cannot be shared evenly, the last of the even ones gets what is left."""
+        if self.pp == 1:
+            return [num_layers]
+        uneven = {0: self.first, self.pp - 1: self.last}
+        given = {stage: layers for stage, layers in uneven.items() if layers is not None}
+        stages = [stage for stage in range(self.pp) if stage not in given]
+        left = max(0, num_layers - sum(given.values()))
+        even = {stage: left * (i + 1) // len(stages) - left * i // len(stages) for i, stage in enumerate(stages)}
+        return [{**even, **given}[stage] for stage in range(self.pp)]
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A quantized linear layer, or all experts' of one rank.
+
+    Attributes:
+        name: "qkv", "proj", "fc1" or "fc2".
+        rows: Output features of this rank.
+        columns: Input features of this rank.
+        whole_columns: Input features of all ranks that share the layer.
+        bias: Bias elements of this rank.
+        count: How many of these a layer of this rank has: its experts, or 1.
+    """
+
+    name: str
+    rows: int
+    columns: int
+    whole_columns: int
+    bias: int = 0
+    count: int = 1
+
+    @property
+    def weights(self) -> int:
+        """Elements of one weight."""
+        return self.rows * self.columns
+
+
+def layer_linears(model: CheckpointMetadata, tp: int = 1, ep: int = 1) -> tuple[Linear, ...]:
+    """The linear layers of one transformer layer, as one rank holds them.
+
+    Args:
+        model: The model.
+        tp: Ranks that share a layer; sizes are rounded up where it does not divide them.
+        ep: Ranks that share the experts.
+    """
+    hidden, inner = model.hidden_size, model.ffn_hidden_size
+    heads = model.num_attention_heads * model.head_size
+    qkv = heads + 2 * model.num_query_groups * model.head_size
+    fc1 = inner * (2 if model.gated_mlp else 1)
+    experts = -(-(model.num_experts or 1) // ep)
+
+    def share(size: int) -> int:
+        return -(-size // tp)
+
+    # Experts have no biases in any family that is supported.
+    mlp_bias = model.linear_bias and not model.num_experts
+    return (
+        Linear("qkv", share(qkv), hidden, hidden, share(qkv) if model.qkv_bias else 0),
+        Linear("proj", hidden, share(heads), heads, hidden if model.linear_bias else 0),
+        Linear("fc1", share(fc1), hidden, hidden, share(fc1) if mlp_bias else 0, experts),
+        Linear("fc2", hidden, share(inner), inner, hidden if mlp_bias else 0, experts),
+    )
+
+
+def layer_parameters(model: CheckpointMetadata, tp: int = 1, ep: int = 1) -> int:
+    """Parameters of one transformer layer on one rank."""
+    linears = sum((linear.weights + linear.bias) * linear.count for linear in layer_linears(model, tp, ep))
+    router = (model.num_experts or 0) * model.hidden_size
+    return linears + 2 * _norm(model) + router
+
+
+def _norm(model: CheckpointMetadata) -> int:
+    return model.hidden_size * (2 if model.normalization == "LayerNorm" else 1)
+
+
+def embedding_parameters(model: CheckpointMetadata, tp: int = 1) -> int:
+    """Parameters of the word embedding, or of an output layer, on one rank."""
+    return -(-model.vocab_size // tp) * model.hidden_size
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pipeline stage, as one rank holds it.
+
+    Attributes:
+        index: Its number.
+        num_layers: Its transformer layers.
+        parameters: Of this rank.
+        largest_table: Elements of its largest embedding or output layer, 0 where it has none.
+        is_last: Whether hidden states end here.
+    """
+
+    index: int
+    num_layers: int
+    parameters: int
+    largest_table: int
+    is_last: bool
+
+
+def stages(model: CheckpointMetadata, parallelism: Parallelism) -> Iterator[Stage]:
+    """Yields the pipeline stages of a calibration."""
+    table = embedding_parameters(model, parallelism.tp)
+    layer = layer_parameters(model, parallelism.tp, parallelism.ep)
+    for index, num_layers in enumerate(parallelism.layers(model.num_layers)):
+        is_first, is_last = index == 0, index == parallelism.pp - 1
+        parameters, tables = num_layers * layer, 0
+        if is_first:
+            tables += 1
+            if model.position_embedding_type == "learned_absolute":
+                parameters += model.seq_length * model.hidden_size
+        if is_last:
+            parameters += _norm(model)
+            # A tied output layer is the embedding itself, unless that is on another stage.
+            tables += 0 if model.tied_embeddings and is_first else 1
+        yield Stage(index, num_layers, parameters + tables * table, table if tables else 0, is_last)
+
+
+def model_parameters(model: CheckpointMetadata) -> int:
+    """Parameters of the whole model, a tied embedding counted once."""
+    return next(stages(model, Parallelism())).parameters

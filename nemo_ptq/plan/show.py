@@ -1,0 +1,136 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""A plan as one table, with a tick or a cross on each line that can be right or wrong."""
+
+import sys
+from collections.abc import Iterator
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from nemo_ptq.plan.files import FileSize
+from nemo_ptq.plan.memory import StepMemory
+from nemo_ptq.plan.planning import Plan
+
+# Rank files that are listed one by one.
+_FILES_SHOWN = 8
+_UNITS = ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k"))
+
+# Section, whether it is right (None: it cannot be wrong), what, figure.
+Row = tuple[str, bool | None, str, str]
+
+
+def _decimal(value: float, unit: str) -> str:
+    for size, prefix in _UNITS:
+        if value >= size:
+            return f"{value / size:.3g} {prefix}{unit}"
+    return f"{value:.0f} {unit}"
+
+
+def _gib(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB"
+
+
+def _time(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s" if seconds >= 1 else "under 1 s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _model(plan: Plan) -> Iterator[Row]:
+    spread = plan.parallelism
+    sizes = f"TP {spread.tp} x PP {spread.pp}" + (f" x EP {spread.ep}" if spread.ep > 1 else "")
+    yield "model", None, plan.model, f"{plan.parameters / 1e9:,.3f} billion parameters, {plan.layers} layers"
+    yield "model", None, "calibration", f"{plan.algorithm}, {sizes} on {spread.ranks} x {plan.device.name}"
+
+
+def _rules(plan: Plan) -> Iterator[Row]:
+    for rule in plan.rules:
+        yield "rules", rule.problem is None, rule.says, rule.problem or ""
+
+
+def _memory(plan: Plan) -> Iterator[Row]:
+    for step in plan.memory:
+        fits = step.device <= plan.device.usable if not plan.device.is_cpu else None
+        yield "memory of a rank", fits, step.step, f"{_gib(step.device)}: {_parts(step)}"
+    where = "all ranks and their libraries" if plan.device.is_cpu else "the largest step"
+    usable = f"{_gib(plan.needs)} of {_gib(plan.device.usable)} that {plan.device.name} can give"
+    yield "memory of a rank", plan.fits, where, usable
+
+
+def _parts(step: StepMemory) -> str:
+    parts = {
+        "weights": step.weights,
+        "activations": step.activations,
+        "AWQ statistics": step.statistics,
+        "buffers": step.buffers,
+    }
+    shown = [f"{name} {_gib(size)}" for name, size in parts.items() if size]
+    return ", ".join(shown) + (f"; on the host {_gib(step.host)}" if step.host else "")
+
+
+def _files(plan: Plan) -> Iterator[Row]:
+    ranks = [file for file in plan.files if file.name.startswith("rank")]
+    others = [file for file in plan.files if file not in ranks]
+    if len(ranks) > _FILES_SHOWN:
+        sizes = sorted({file.bytes for file in ranks})
+        name = f"{ranks[0].name} to {ranks[-1].name}"
+        yield "files", None, name, f"{len(ranks)} files of {' or '.join(f'{size:,}' for size in sizes[:3])} bytes"
+    else:
+        for file in ranks:
+            yield "files", None, file.name, _size(file)
+    for file in others:
+        yield "files", None, file.name, _size(file)
+    if plan.files:
+        yield "files", None, "all", _decimal(sum(file.bytes for file in plan.files), "B")
+
+
+def _size(file: FileSize) -> str:
+    return f"{'' if file.exact else 'about '}{file.bytes:,} bytes"
+
+
+def _work(plan: Plan) -> Iterator[Row]:
+    if plan.flops:
+        yield "time, about", None, "operations", _decimal(plan.flops, "FLOP")
+    for step, seconds in plan.seconds.items():
+        yield "time, about", None, step, _time(seconds)
+    yield "time, about", None, "all", _time(sum(plan.seconds.values()))
+
+
+def show_plan(plan: Plan, console: Console | None = None) -> None:
+    """Prints a plan.
+
+    Args:
+        plan: The plan.
+        console: Where to; standard output unless a test says otherwise. Rich turns colours off by itself where the
+            output is not a terminal or ``NO_COLOR`` is set.
+    """
+    console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    ticks = ("✓", "✗") if console.encoding.lower().startswith("utf") else ("ok", "NO")
+    rows = [row for section in (_model, _rules, _memory, _files, _work) for row in section(plan)]
+    if console.is_terminal:
+        console.print(_table(rows, ticks), soft_wrap=False)
+    else:
+        # For a log or another program: a line for each row, however long.
+        for section, right, what, figure in rows:
+            tick = " " if right is None else ticks[not right]
+            console.print(f"{tick} {section}: {what}{': ' if figure else ''}{figure}", markup=False)
+    for suggestion in plan.suggestions:
+        console.print(f"suggestion: {suggestion}", style="yellow", markup=False)
+    verdict = "the job fits and keeps every rule" if plan.ok else "the job cannot run like this"
+    console.print(f"{ticks[not plan.ok]} {verdict}", style="green" if plan.ok else "bold red", markup=False)
+
+
+def _table(rows: list[Row], ticks: tuple[str, str]) -> Table:
+    table = Table(box=None, show_header=False, pad_edge=False)
+    for _ in range(3):
+        table.add_column(overflow="fold")
+    section = ""
+    for name, right, what, figure in rows:
+        if name != section:
+            table.add_row("", Text(name, style="bold"), "")
+            section = name
+        tick = Text("") if right is None else Text(ticks[not right], style="green" if right else "bold red")
+        table.add_row(tick, Text(what), Text(figure, style="red" if right is False else ""))
+    return table

@@ -1,0 +1,102 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""How much a job computes and moves, and how long that takes: right within a factor of two or so.
+
+Operations are counted; the rates are data sheets times what was measured of them (docs/benchmarks.md).
+"""
+
+from dataclasses import dataclass
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.plan.devices import Device
+from nemo_ptq.plan.memory import Batches
+from nemo_ptq.plan.shards import Parallelism, layer_linears
+
+# Share of a data sheet's rate that a forward pass, and AWQ's statistics and search, were seen to reach on an H100.
+_FORWARD_SHARE, _AWQ_SHARE = 0.5, 0.25
+# A CPU multiplies AWQ's matrices in float32.
+_CPU_FLOAT32_SHARE = 0.35
+# Share of D G D^T that is computed: the upper triangle of G is folded into the lower, in eight stripes.
+_SEARCH_SHARE = 0.5 + 0.5 / 8
+_EXPONENTS = 11
+# One core of a host, in 10^9 bytes a second: packing and writing, SHA-256, the reader's checks.
+_PACK_RATE, _HASH_RATE, _VERIFY_RATE = 2.0, 1.0, 0.4
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a calibration computes over all ranks.
+
+    Attributes:
+        forward_flops: Operations of the forward passes.
+        awq_flops: Operations of AWQ's Gram matrices and its search, which are in float32.
+    """
+
+    forward_flops: int
+    awq_flops: int
+
+    @property
+    def flops(self) -> int:
+        """All operations."""
+        return self.forward_flops + self.awq_flops
+
+
+def calibration_work(model: CheckpointMetadata, quantization: QuantizationConfig) -> Work:
+    """Counts the operations of a calibration: two for each weight and token, and those of attention and AWQ."""
+    if quantization.algorithm_name == NO_QUANT:
+        return Work(0, 0)
+    tokens = quantization.calibration_dataset_size * quantization.calibration_seq_len
+    linears = layer_linears(model)
+    active = {linear.name: min(linear.count, max(1, model.experts_per_token)) for linear in linears}
+    weights = sum(linear.weights * active[linear.name] for linear in linears)
+    # Scores and their product with the values, half of which causality leaves out.
+    attention = 2 * quantization.calibration_seq_len * model.num_attention_heads * model.head_size
+    forward = model.num_layers * tokens * (2 * weights + attention)
+    awq = 0
+    if quantization.is_awq:
+        grams = sum(2 * tokens * linear.columns**2 * active[linear.name] for linear in linears)
+        search = sum(2 * linear.weights * linear.columns * linear.count for linear in linears)
+        awq = model.num_layers * (grams + int(_EXPONENTS * _SEARCH_SHARE * search))
+    return Work(forward, awq)
+
+
+def step_seconds(
+    model: CheckpointMetadata,
+    quantization: QuantizationConfig,
+    parallelism: Parallelism,
+    device: Device,
+    *,
+    read_bytes: int,
+    written_bytes: int,
+    files: int,
+) -> dict[str, float]:
+    """Estimates how long each step takes, in seconds.
+
+    Args:
+        model: The model.
+        quantization: How it is quantized, and on how much data.
+        parallelism: How it is spread.
+        device: What each rank runs on; of a CPU, what all ranks share.
+        read_bytes: Size of the checkpoint's weights.
+        written_bytes: Size of all rank files.
+        files: How many rank files there are.
+    """
+    work, is_awq = calibration_work(model, quantization), quantization.is_awq
+    # Stages wait for one another while the first batch goes through them, and the last one passes.
+    batches = Batches.of(quantization, parallelism)
+    rounds = -(-batches.samples // batches.size)
+    busy = 1.0 if device.is_cpu else parallelism.ranks * rounds / (rounds + parallelism.pp - 1)
+    rate = device.bf16_tflops * 1e12 * busy
+    # On a GPU the search multiplies with two bfloat16 terms in place of one float32.
+    awq_rate = rate * (_CPU_FLOAT32_SHARE if device.is_cpu else _AWQ_SHARE)
+    forward_rate = rate * (1.0 if device.is_cpu else _FORWARD_SHARE)
+    seconds = {"load": read_bytes / (device.disk_bandwidth * 1e9)}
+    if quantization.algorithm_name != NO_QUANT:
+        seconds["calibrate"] = work.forward_flops / forward_rate + (work.awq_flops / awq_rate if is_awq else 0.0)
+    writers = max(1, min(files, parallelism.ranks))
+    at_once = 1e9 * (1 if device.is_cpu else writers)
+    disk = written_bytes / (device.disk_bandwidth * 1e9)
+    seconds["export"] = disk + written_bytes / at_once * (1 / _PACK_RATE + 1 / _HASH_RATE)
+    seconds["verify"] = written_bytes / (_VERIFY_RATE * 1e9)
+    return seconds

@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Planned rank files have the sizes of those that the exporter writes."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.export.qnemo_layout import QnemoLayout
+from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
+from nemo_ptq.families import Family
+from nemo_ptq.plan.files import FileSize, context_size, rank_files, reader_config
+from tests.export.shapes import families_and_layouts
+from tests.plan.models import LLAMA_8B
+
+ALGORITHMS = {
+    None: "no_quant",
+    "FP8": "fp8",
+    "W8A8_SQ_PER_CHANNEL": "int8_sq",
+    "W4A16_AWQ": "int4_awq",
+    "W4A8_AWQ": "w4a8_awq",
+    "NVFP4": "nvfp4",
+}
+
+
+def metadata_of(family: Family, layout: QnemoLayout) -> CheckpointMetadata:
+    shape = layout.shape
+    return replace(
+        LLAMA_8B,
+        config_class=f"{family.config_class}Config",
+        num_layers=shape.num_layers,
+        hidden_size=shape.hidden_size,
+        num_attention_heads=shape.num_heads,
+        num_query_groups=shape.num_kv_heads,
+        head_size=shape.head_size,
+        ffn_hidden_size=shape.ffn_size,
+        gated_mlp=shape.gated,
+        vocab_size=shape.vocab_size,
+        num_experts=shape.num_experts or None,
+        experts_per_token=shape.experts_per_token,
+        seq_length=shape.max_positions,
+        position_embedding_type=shape.position_embedding,
+        normalization=shape.norm,
+        tied_embeddings=shape.tied_embeddings,
+        linear_bias=shape.linear_bias,
+        qkv_bias=shape.qkv_bias,
+    )
+
+
+@given(families_and_layouts())
+def test_sizes_are_those_of_the_exporter(
+    tmp_path_factory: pytest.TempPathFactory, drawn: tuple[Family, QnemoLayout]
+) -> None:
+    family, layout = drawn
+    algorithms = {scheme.quant_algo for scheme in layout.schemes.values()} or {None}
+    (algorithm,) = algorithms
+    quantization = QuantizationConfig(ALGORITHMS[algorithm], awq_block_size=16, enable_kv_cache=bool(layout.kv_cache))
+    export = ExportConfig("OUT", inference_tp=layout.tensor_parallel, inference_pp=layout.pipeline_parallel)
+    assert family.decoder is not None
+    planned = list(rank_files(reader_config(metadata_of(family, layout), family.decoder, quantization, export)))
+    assert [file.name for file in planned] == [f"rank{rank}.safetensors" for rank in range(layout.world_size)]
+    for rank, file in enumerate(planned):
+        specs = [TensorSpec(t.name, t.dtype, t.shape) for block in layout.blocks(rank) for t in block]
+        path = tmp_path_factory.mktemp("files") / file.name
+        SafetensorsStream(path, specs, {"rank": str(rank)})
+        assert path.stat().st_size == file.bytes
+        path.unlink()
+
+
+def test_the_context_is_copied_whole(tmp_path: Path) -> None:
+    (tmp_path / "context" / "nemo_tokenizer").mkdir(parents=True)
+    (tmp_path / "context" / "io.json").write_bytes(b"x" * 10)
+    (tmp_path / "context" / "nemo_tokenizer" / "tokenizer.json").write_bytes(b"x" * 32)
+    assert context_size(tmp_path) == FileSize("nemo_context/", 42, exact=False)

@@ -1,0 +1,139 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Plans for models that need not exist: what fits, what does not, and what would."""
+
+import doctest
+import json
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.errors import ConfigError
+from nemo_ptq.plan import make_plan, planning
+from nemo_ptq.plan.devices import GPUS, Device, this_cpu
+from nemo_ptq.plan.shards import Parallelism, model_parameters, stages
+from tests.plan.models import LLAMA_8B, LLAMA_70B, MIXTRAL, NEMOTRON_340B
+
+
+def test_examples_in_docstrings() -> None:
+    results = doctest.testmod(planning)
+    assert results.attempted and not results.failed
+
+
+def test_needs_neither_torch_nor_nemo() -> None:
+    code = "import sys, nemo_ptq.plan; print(*{'torch', 'nemo', 'megatron', 'transformers'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+@pytest.mark.parametrize(
+    ("model", "billions"), [(LLAMA_8B, 8.030), (LLAMA_70B, 70.554), (MIXTRAL, 46.703), (NEMOTRON_340B, 341.029)]
+)
+def test_parameters_are_those_that_the_models_are_known_for(model: CheckpointMetadata, billions: float) -> None:
+    assert round(model_parameters(model) / 1e9, 3) == billions
+
+
+@pytest.mark.parametrize("parallelism", [Parallelism(2), Parallelism(4, 2), Parallelism(1, 4, first=5, last=9)])
+def test_ranks_hold_the_model_once(parallelism: Parallelism) -> None:
+    of_ranks = list(stages(LLAMA_8B, parallelism))
+    assert sum(stage.num_layers for stage in of_ranks) == LLAMA_8B.num_layers
+    # Norms stand on every tensor-parallel rank.
+    norms = (parallelism.tp - 1) * (2 * LLAMA_8B.num_layers + 1) * LLAMA_8B.hidden_size
+    held = parallelism.tp * sum(stage.parameters for stage in of_ranks)
+    assert held == model_parameters(LLAMA_8B) + norms
+
+
+def test_a_tied_embedding_is_on_both_ends_of_a_pipeline() -> None:
+    tied = replace(LLAMA_8B, tied_embeddings=True)
+    table = LLAMA_8B.vocab_size * LLAMA_8B.hidden_size
+    assert model_parameters(tied) == model_parameters(LLAMA_8B) - table
+    assert sum(stage.parameters for stage in stages(tied, Parallelism(pp=2))) == model_parameters(LLAMA_8B)
+
+
+def test_what_does_not_fit_is_told_what_would() -> None:
+    plan = make_plan(NEMOTRON_340B, calibration_tp=8, device="H100")
+    assert not plan.fits and not plan.ok
+    assert plan.problems[-1].endswith("GiB of memory are needed, and H100 has 75.2 GiB")
+    (suggestion,) = plan.suggestions
+    assert suggestion == "calibration_tp=4 calibration_pp=3 is the smallest parallelism that fits H100"
+    assert make_plan(NEMOTRON_340B, calibration_tp=4, calibration_pp=3, device="H100").ok
+    assert not make_plan(NEMOTRON_340B, calibration_tp=4, calibration_pp=2, device="H100").fits
+
+
+def test_a_batch_that_is_too_large_is_halved_until_it_fits() -> None:
+    quantization = QuantizationConfig("fp8", calibration_batch_size=512, calibration_seq_len=4096)
+    plan = make_plan(LLAMA_8B, quantization, device="H100")
+    assert not plan.fits
+    batch = next(suggestion for suggestion in plan.suggestions if "batch" in suggestion)
+    size = int(batch.partition(" ")[0].rpartition("=")[2])
+    assert make_plan(LLAMA_8B, replace(quantization, calibration_batch_size=size), device="H100").fits
+    assert not make_plan(LLAMA_8B, replace(quantization, calibration_batch_size=2 * size), device="H100").fits
+
+
+def test_broken_rules_are_lines_with_their_fix() -> None:
+    plan = make_plan(LLAMA_8B, QuantizationConfig("int4_awq"), ExportConfig("OUT", inference_tp=3), calibration_pp=5)
+    broken = {rule.name: rule.problem for rule in plan.rules if rule.problem}
+    assert broken.keys() == {"stages_are_whole", "inference_tp_divides", "awq_blocks_fit_inference"}
+    assert "use 1, 2, 4, 8" in str(broken["inference_tp_divides"])
+    assert plan.files == () and not plan.ok and plan.fits
+
+
+def test_rules_that_are_about_something_else_are_left_out() -> None:
+    def names(*settings: object) -> set[str]:
+        return {rule.name for rule in make_plan(*settings).rules}  # type: ignore[arg-type]
+
+    assert "awq_blocks_fit_inference" not in names(LLAMA_8B) and "experts_divide" not in names(LLAMA_8B)
+    assert "awq_blocks_fit_inference" in names(LLAMA_8B, QuantizationConfig("w4a8_awq"))
+    assert "experts_divide" in names(MIXTRAL)
+
+
+def test_expert_parallelism_spreads_the_experts() -> None:
+    whole, spread = (make_plan(MIXTRAL, calibration_ep=ep).memory[0].weights for ep in (1, 4))
+    experts = 2 * MIXTRAL.num_layers * 8 * 3 * MIXTRAL.hidden_size * MIXTRAL.ffn_hidden_size
+    assert whole - spread == experts * 3 // 4
+    assert make_plan(MIXTRAL, calibration_ep=4).parallelism.ranks == 4
+
+
+def test_awq_holds_the_hidden_states_of_its_share_of_the_samples() -> None:
+    quantization = QuantizationConfig("int4_awq", calibration_dataset_size=4096)
+    one, four = (make_plan(LLAMA_8B, quantization, world_size=ranks).memory[1] for ranks in (1, 4))
+    states = 4096 * 128 * LLAMA_8B.hidden_size * 2
+    assert one.activations - four.activations == states * 3 // 4
+
+
+def test_all_ranks_share_the_memory_of_a_cpu() -> None:
+    small = replace(this_cpu(), memory=40 * 2**30)
+    assert make_plan(LLAMA_8B, device=small).fits
+    # Calibrated on four ranks the weights are there once, but the libraries four times.
+    plan = make_plan(LLAMA_8B, calibration_tp=4, device=replace(small, memory=20 * 2**30))
+    assert not plan.fits and plan.needs > 4 * max(step.device for step in plan.memory)
+    assert all(step.host == 0 for step in plan.memory)
+
+
+@pytest.mark.parametrize("device", GPUS.values(), ids=GPUS)
+def test_a_faster_device_takes_less_time(device: Device) -> None:
+    plan = make_plan(LLAMA_8B, device=device)
+    assert plan.device == device and all(seconds > 0 for seconds in plan.seconds.values())
+    faster = make_plan(LLAMA_8B, device=replace(device, bf16_tflops=2 * device.bf16_tflops))
+    assert faster.seconds["calibrate"] == pytest.approx(plan.seconds["calibrate"] / 2)
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(ConfigError, match="--device=H10 is not known: did you mean H100"):
+        make_plan(LLAMA_8B, device="H10")
+
+
+def test_without_an_algorithm_there_is_no_calibration() -> None:
+    plan = make_plan(LLAMA_8B, QuantizationConfig("no_quant"))
+    assert [step.step for step in plan.memory] == ["load", "export", "verify"] == list(plan.seconds)
+    assert plan.flops == 0
+
+
+def test_plain_data_is_json() -> None:
+    plan = make_plan(LLAMA_8B, calibration_tp=2)
+    read = json.loads(json.dumps(plan.as_dict()))
+    assert read["ok"] is True and read["parallelism"]["tp"] == 2
+    assert read["memory"][0]["weights"] == plan.memory[0].weights
