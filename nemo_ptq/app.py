@@ -13,6 +13,7 @@ from nemo_ptq.commands.export import export
 from nemo_ptq.commands.import_hf import import_hf
 from nemo_ptq.commands.plan import EPILOG, SETTINGS, plan
 from nemo_ptq.commands.recipes import recipes
+from nemo_ptq.commands.run import run
 from nemo_ptq.commands.runs import runs
 from nemo_ptq.commands.verify import verify
 from nemo_ptq.errors import PtqError
@@ -20,7 +21,9 @@ from nemo_ptq.errors import PtqError
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for command in (doctor, recipes, runs, import_hf, export, verify, evaluate):
     app.command()(command)
-app.command(context_settings=SETTINGS, epilog=EPILOG)(plan)
+# What looks like an option may be a misspelt argument: our own checks say so.
+for command in (plan, run):
+    app.command(context_settings=SETTINGS, epilog=EPILOG)(command)
 
 
 @app.callback()

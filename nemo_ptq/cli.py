@@ -7,7 +7,8 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from nemo_ptq.options import OPTIONS, did_you_mean
+from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.options import OPTIONS, below, did_you_mean
 
 _ARGUMENT = re.compile(r"(?P<name>[\w.\[\]]+)\s*(?P<operation>[-+*/|&]?)=\s*(?P<value>.*)", re.DOTALL)
 # An option is recognised by the last part of its name: prefixes are what people leave out or mix up.
@@ -68,6 +69,30 @@ def read_command_line(arguments: Iterable[str], run_options: Collection[str]) ->
     found = [_run_problem(argument, name, run_options, has_executor) for argument, name in zip(run, names, strict=True)]
     sound = [argument for argument, problem in zip(run, found, strict=True) if problem is None]
     return CommandLine(task, sound, mistyped, problems, [problem for problem in found if problem])
+
+
+def task_arguments(line: CommandLine) -> tuple[dict[str, Any], list[str]]:
+    """Makes the arguments of :func:`nemo_ptq.preflight.check_job` from a command line, without NeMo-Run.
+
+    Returns:
+        The arguments, whose values are left to the checks of the job, and a line for each argument in NeMo-Run's own
+        syntax.
+    """
+    values = dict(line.mistyped)
+    problems: list[str] = []
+    for argument in line.task:
+        name, _, value = argument.partition("=")
+        if name in OPTIONS and not value.startswith("@"):
+            values[name] = OPTIONS[name].kind.read(value)
+        else:
+            problems.append(f"{argument} is for `nemo llm ptq`, whose parser is NeMo-Run's: write name=value")
+    export = {"path": None, **below("export_config.", values)}
+    task = {
+        "quantization_config": QuantizationConfig(**below("quantization_config.", values)),
+        "export_config": ExportConfig(**export),
+        **{name: value for name, value in values.items() if "." not in name},
+    }
+    return task, problems
 
 
 def _not_an_argument(argument: str, name: str | None) -> str:

@@ -186,6 +186,16 @@ OPTIONS: Mapping[str, Option] = {
 }
 
 
+def below(prefix: str, values: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns the values whose option begins with a prefix, by the rest of its name.
+
+    Example:
+        >>> below("export_config.", {"calibration_tp": 2, "export_config.path": "OUT"})
+        {'path': 'OUT'}
+    """
+    return {option.removeprefix(prefix): value for option, value in values.items() if option.startswith(prefix)}
+
+
 def describe_options() -> str:
     """Lists all options for a help text, in lines that fit a terminal."""
     lines = []

@@ -17,7 +17,7 @@ from typing import Any, NoReturn
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.launch import Launch, read_launch
-from nemo_ptq.options import OPTIONS, did_you_mean
+from nemo_ptq.options import OPTIONS, below, did_you_mean
 from nemo_ptq.plan import plan_job, show_plan
 from nemo_ptq.preflight import check_job
 from nemo_ptq.start import start
@@ -150,17 +150,13 @@ def _read(option: str, value: Any) -> Any:
 
 def _task(values: dict[str, Any]) -> dict[str, Any]:
     """Puts options, by their full names, into the configs that they belong to."""
-    quantization = QuantizationConfig(**_under("quantization_config.", values))
-    export = _under("export_config.", values)
+    quantization = QuantizationConfig(**below("quantization_config.", values))
+    export = below("export_config.", values)
     # The name that NeMo's script gives.
     tp, pp = export.get("inference_tp", 1), export.get("inference_pp", 1)
     export.setdefault("path", f"qnemo_{quantization.algorithm_name}_tp{tp}_pp{pp}")
     task = {option: value for option, value in values.items() if "." not in option}
     return {**task, "quantization_config": quantization, "export_config": ExportConfig(**export)}
-
-
-def _under(prefix: str, values: dict[str, Any]) -> dict[str, Any]:
-    return {option.removeprefix(prefix): value for option, value in values.items() if option.startswith(prefix)}
 
 
 def in_flags(problem: str, flags: Sequence[Flag] = FLAGS) -> str:

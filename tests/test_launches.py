@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The four documented ways to launch a job, as a user types them: all write the same bytes."""
+"""The five documented ways to launch a job, as a user types them: all write the same bytes."""
 
 import os
 import subprocess
@@ -50,17 +50,24 @@ def finish(*processes: "subprocess.Popen[str]") -> None:
         assert process.returncode == 0, output
 
 
-def nemo_command(demo: Demo, output: Path, home: Path) -> None:
-    arguments = {
+def arguments(demo: Demo, output: Path) -> list[str]:
+    values = {
         "nemo_checkpoint": demo.checkpoint,
         "calibration_tp": 2,
         "quantization_config.calibration_dataset": demo.calibration,
         "quantization_config.calibration_dataset_size": SAMPLES,
         "export_config.path": output,
-        "run.executor": "torchrun",
-        "run.executor.ntasks_per_node": 2,
     }
-    finish(start(["nemo", "llm", "ptq", *(f"{name}={value}" for name, value in arguments.items())], home))
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+def nemo_command(demo: Demo, output: Path, home: Path) -> None:
+    executor = ["run.executor=torchrun", "run.executor.ntasks_per_node=2"]
+    finish(start(["nemo", "llm", "ptq", *arguments(demo, output), *executor], home))
+
+
+def nemo_ptq_run(demo: Demo, output: Path, home: Path) -> None:
+    finish(start(["nemo-ptq", "run", *arguments(demo, output)], home))
 
 
 def script(demo: Demo, output: Path) -> list[str]:
@@ -89,14 +96,14 @@ def srun(demo: Demo, output: Path, home: Path) -> None:
 def python(demo: Demo, output: Path, home: Path) -> None:
     program = home / "launch.py"
     program.write_text(PYTHON_LAUNCH)
-    arguments = [str(demo.checkpoint), str(demo.calibration), SAMPLES, str(output)]
-    finish(start([sys.executable, str(program), *arguments], home))
+    values = [str(demo.checkpoint), str(demo.calibration), SAMPLES, str(output)]
+    finish(start([sys.executable, str(program), *values], home))
 
 
 @pytest.mark.timeout(600)
 def test_all_launches_write_the_same_bytes(demo: Demo, tmp_path: Path) -> None:
     written = []
-    for launch in (nemo_command, torchrun, srun, python):
+    for launch in (nemo_command, nemo_ptq_run, torchrun, srun, python):
         home, output = tmp_path / launch.__name__, tmp_path / "out"
         home.mkdir()
         launch(demo, output, home)

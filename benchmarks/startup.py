@@ -1,0 +1,78 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""How long it takes from a command to the first line of its task, for each way to start the demo's job.
+
+Each job is ended as soon as the line is there. Run it from the repository, after `make checkpoint`.
+"""
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+from demo import build
+
+FIRST_LINE = "reading "
+BIN = Path(sys.executable).parent
+WAYS = {
+    "nemo-ptq run": ["nemo-ptq", "run"],
+    "nemo-ptq run, 2 ranks": ["nemo-ptq", "run", "calibration_tp=2"],
+    "nemo-ptq run, run.executor=local": ["nemo-ptq", "run", "run.executor=local"],
+    "nemo llm ptq": ["nemo", "llm", "ptq"],
+    "nemo llm ptq, run.executor=local": ["nemo", "llm", "ptq", "run.executor=local"],
+}
+
+
+def seconds_to_first_line(command: list[str], directory: str) -> float:
+    """Starts a command and returns the seconds until its task says something.
+
+    Args:
+        command: The command, without the job's own arguments.
+        directory: For everything that it writes.
+
+    Raises:
+        RuntimeError: If it ends before.
+    """
+    job = [f"nemo_checkpoint={build.CHECKPOINT}", f"export_config.path={directory}/out"]
+    data = f"quantization_config.calibration_dataset={build.CALIBRATION}"
+    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "NEMORUN_HOME": directory}
+    start = time.perf_counter()
+    process = subprocess.Popen(
+        [*command, *job, data],
+        env=environment,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout is not None
+    lines = []
+    try:
+        for line in process.stdout:
+            lines.append(line)
+            if FIRST_LINE in line:
+                return time.perf_counter() - start
+    finally:
+        process.terminate()
+        process.communicate()
+    raise RuntimeError("".join(lines))
+
+
+def main() -> None:
+    """Prints a table in Markdown."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--repeats", type=int, default=3)
+    repeats = parser.parse_args().repeats
+    print("| command | seconds, median | range |\n|---|--:|--:|")
+    for name, command in WAYS.items():
+        with tempfile.TemporaryDirectory() as directory:
+            times = sorted(seconds_to_first_line(command, directory) for _ in range(repeats))
+        print(f"| {name} | {statistics.median(times):.1f} | {times[0]:.1f} to {times[-1]:.1f} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()

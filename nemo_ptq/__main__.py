@@ -1,0 +1,8 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""`python -m nemo_ptq`: the `nemo-ptq` command, as torchrun starts it."""
+
+from nemo_ptq.app import main
+
+if __name__ == "__main__":
+    main()
