@@ -22,8 +22,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 for command in (doctor, recipes, runs, import_hf, export, verify, evaluate):
     app.command()(command)
 # What looks like an option may be a misspelt argument: our own checks say so.
-for command in (plan, run):
-    app.command(context_settings=SETTINGS, epilog=EPILOG)(command)
+for job_command in (plan, run):
+    app.command(context_settings=SETTINGS, epilog=EPILOG)(job_command)
 
 
 @app.callback()

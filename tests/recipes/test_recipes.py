@@ -18,6 +18,7 @@ from nemo_ptq.errors import ConfigError
 from nemo_ptq.executors import FACTORIES
 from nemo_ptq.job import Job
 from nemo_ptq.options import OPTIONS
+from nemo_ptq.plan import make_plan
 from nemo_ptq.recipes import load_recipe, override, read_arguments, read_recipe, recipe_file, recipe_names
 from nemo_ptq.run_context import PtqRunContext
 from nemo_ptq.task import ptq
@@ -27,6 +28,8 @@ from tests.recipes.shapes import MODELS, model_of, true_shapes
 ROOT = Path(__file__).parents[2]
 NAMES = recipe_names()
 HARDWARE = re.compile(r"(?:(\d) nodes, each with )?(\d) GPUs? of (24|80) GB")
+# The smallest devices of the plan with so many GB.
+GPUS = {24: "L4", 80: "H100"}
 OPTIONS_OF_NEMO_RUN = {"run.executor"}
 
 
@@ -77,6 +80,27 @@ def test_it_works_three_ways(
     assert jobs[0] == jobs[1] == jobs[2]
     # The checks passed with the stated number of GPUs: it is what the calibration needs, no more.
     assert jobs[0].calibration_tp * jobs[0].calibration_pp == size
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_fits_its_hardware(name: str, shapes: Mapping[str, CheckpointMetadata]) -> None:
+    recipe, task = read_recipe(name), load_recipe(name)
+    task.export_config.path = "OUT"
+    quantization, export = fdl.build(task.quantization_config), fdl.build(task.export_config)
+    _, memory = hardware(recipe.hardware)
+    plan = make_plan(
+        shapes[model_of(name)],
+        quantization,
+        export,
+        calibration_tp=task.calibration_tp,
+        calibration_pp=task.calibration_pp,
+        device=GPUS[memory],
+    )
+    assert plan.ok, plan.problems
+    # The result: its weights fill the GPUs that it is for to two thirds, or a little more.
+    gpus, memory = hardware(recipe.result)
+    fill = sum(file.bytes for file in plan.files) / (gpus * memory * 1e9)
+    assert fill < 0.7, fill
 
 
 @pytest.mark.parametrize("name", NAMES)
