@@ -45,7 +45,9 @@ def sha256_of(path: Path) -> str:
 
 
 def write_manifest(directory: Path, digests: Mapping[str, str], about: Mapping[str, Any]) -> None:
-    """Writes the manifest: sizes and checksums of every file, and what made them.
+    """Writes the manifest: sizes and checksums of every file, its own among them, and what made them.
+
+    Its own SHA-256, under "sha256", is that of the manifest with zeros in the place of it.
 
     Args:
         directory: The directory, complete but for the manifest.
@@ -59,7 +61,9 @@ def write_manifest(directory: Path, digests: Mapping[str, str], about: Mapping[s
             files[name] = {"size": path.stat().st_size, "sha256": digests.get(name) or sha256_of(path)}
     target = directory / MANIFEST
     target.parent.mkdir(exist_ok=True)
-    target.write_text(json.dumps({"version": 1, **about, "files": files}, indent=2) + "\n", encoding="utf-8")
+    zeros = "0" * 64
+    text = json.dumps({"version": 1, "sha256": zeros, **about, "files": files}, indent=2) + "\n"
+    target.write_text(text.replace(zeros, hashlib.sha256(text.encode()).hexdigest(), 1), encoding="utf-8")
 
 
 def _sync(path: Path) -> None:

@@ -27,11 +27,18 @@ def read_manifest(directory: Path) -> dict[str, Entry]:
     """Reads the manifest's files by their relative paths.
 
     Raises:
-        PtqError: It is missing or malformed.
+        PtqError: It is missing or malformed, or has been changed: its own checksum is that of its bytes with zeros in
+            the checksum's place.
     """
     raw = load_json(directory / MANIFEST)
     if raw.get("version") != 1:
         raise PtqError(f"{MANIFEST}: version is {raw.get('version')!r}, expected 1")
+    own = raw.get("sha256")
+    if not isinstance(own, str) or len(own) != 64:
+        raise PtqError(f"{MANIFEST}: sha256 is {own!r}, expected its own checksum")
+    content = (directory / MANIFEST).read_bytes().replace(own.encode(), b"0" * 64, 1)
+    if hashlib.sha256(content).hexdigest() != own:
+        raise PtqError(f"{MANIFEST} has another sha256 than it says: it was changed after it was written")
     files = raw.get("files")
     if not isinstance(files, dict) or not files:
         raise PtqError(f"{MANIFEST}: files is no object, or empty")

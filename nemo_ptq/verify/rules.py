@@ -22,6 +22,7 @@ _REQUIRED_KEYS = frozenset(
         *("use_parallel_embedding", "embedding_sharding_dim", "share_embedding_table"),
     }
 )
+_REQUIRED_SECTIONS = {"producer": ("name", "version"), "mapping": ("world_size", "tp_size", "pp_size")}
 _ROTARY_KEYS = frozenset({"rotary_pct", "rotary_base"})
 _OPTIONAL_KEYS = frozenset({"rotary_scaling", "moe", "attn_bias", "mlp_bias", "qk_layernorm"}) | _ROTARY_KEYS
 
@@ -50,7 +51,12 @@ def _keys(raw: dict[str, Any], config: Config) -> list[str]:
     required = _REQUIRED_KEYS | (_ROTARY_KEYS if config.position_embedding_type == "rope_gpt_neox" else frozenset())
     missing = sorted(required - raw.keys())
     unknown = sorted(raw.keys() - _REQUIRED_KEYS - _OPTIONAL_KEYS)
-    return [f"{key} is missing" for key in missing] + [f"{key} is not a key of this format" for key in unknown]
+    problems = [f"{key} is missing" for key in missing] + [f"{key} is not a key of this format" for key in unknown]
+    for section, keys in _REQUIRED_SECTIONS.items():
+        if section not in missing:
+            found = raw[section] if isinstance(raw[section], dict) else {}
+            problems += [f"{section}.{key} is missing" for key in keys if found.get(key) is None]
+    return problems
 
 
 def _architecture(raw: dict[str, Any], config: Config) -> list[str]:
@@ -139,8 +145,10 @@ def _exclude_modules(raw: dict[str, Any], config: Config) -> list[str]:
         return []
     problems = []
     section = raw.get("quantization") or {}
-    if section.get("exclude_modules") is None:
-        problems.append("quantization.exclude_modules is missing; the readers' defaults for it differ by version")
+    if not section.get("exclude_modules"):
+        problems.append(
+            "quantization.exclude_modules is missing or empty; the readers' defaults for it differ by version"
+        )
     if config.moe and not config.quantization.exclusion("transformer.layers.0.mlp.router"):
         problems.append("quantization.exclude_modules does not cover mlp.router, which no reader loads quantized")
     if config.lm_head_is_shared and not config.quantization.exclusion("lm_head"):
