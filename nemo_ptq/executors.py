@@ -6,6 +6,7 @@ import getpass
 import os
 import shlex
 import sys
+from collections.abc import Mapping
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
@@ -204,6 +205,27 @@ def fit(config: "run.Config[run.Executor]", processes: int) -> None:
             ]
         )
     config.nodes, config.ntasks_per_node = nodes, tasks
+
+
+def unmounted(executor: Any, paths: Mapping[str, Path | None]) -> list[str]:
+    """Finds what an executor's container would not see.
+
+    Args:
+        executor: A `nemo_run.Executor`.
+        paths: Absolute paths that the job needs, by the option that names them; None where it needs none.
+
+    Returns:
+        A problem for each path.
+    """
+    if not getattr(executor, "container_image", None):
+        return []
+    # "/on/the/node:/in/the/container:flags", or one path that is both.
+    seen = [Path(([*mount.split(":"), mount])[1]) for mount in executor.container_mounts]
+    return [
+        f"run.executor.container_mounts does not make {option}={path} visible in the container: add {path}:{path}"
+        for option, path in paths.items()
+        if path is not None and not any(path.is_relative_to(mount) for mount in seen)
+    ]
 
 
 def world_size(executor: Any) -> int | None:

@@ -59,15 +59,16 @@ def run_experiment(
     if isinstance(executor, run.SlurmExecutor):
         slurm.check_reachable(executor.tunnel, is_followed=not detach)
     experiment = _make_experiment(name, executor)
-    with _ended_with_the_command(experiment) as end_if_interrupted, experiment:
-        experiment.add(task, name=name, tail_logs=True, plugins=plugins)
-        _submit(experiment, detach)
-        end_if_interrupted()
-    for job in experiment.jobs:
-        if experiment.detach:
-            print(f"job {job.id} goes on; to see its log: nemo experiment logs {experiment._id}", flush=True)
-        else:
-            _judge(job)
+    with _ended_with_the_command(experiment) as end_if_interrupted:
+        with experiment:
+            experiment.add(task, name=name, tail_logs=True, plugins=plugins)
+            _submit(experiment, detach)
+            end_if_interrupted()
+        for job in experiment.jobs:
+            if experiment.detach:
+                print(f"job {job.id} goes on; to see its log: nemo experiment logs {experiment._id}", flush=True)
+            else:
+                _judge(job)
 
 
 def _make_experiment(name: str, executor: Any) -> Any:
@@ -144,7 +145,9 @@ def _ended_with_the_command(experiment: Any) -> Iterator[Callable[[], None]]:
 
 def _end(experiment: Any, job: Any) -> None:
     if _is_slurm(job):
-        _slurm_job(job).cancel()  # NeMo-Run's cancel does nothing until the accounting knows the job
+        slurm_job = _slurm_job(job)
+        print(f"cancelling Slurm's job {slurm_job.id}", flush=True)
+        slurm_job.cancel()  # NeMo-Run's cancel does nothing until the accounting knows the job
     else:
         experiment.cancel(job.id)
 
@@ -160,7 +163,8 @@ def _slurm_job(job: Any) -> slurm.SlurmJob:
     return slurm.SlurmJob(
         id=job.handle.rpartition("/")[2],
         name=job.id,
-        directory=f"{executor.tunnel.job_dir}/{Path(executor.job_dir).name}",
+        slurm_name=executor.job_details.job_name,
+        directory=executor.job_details.folder,
         tunnel=executor.tunnel,
         time=executor.time,
     )

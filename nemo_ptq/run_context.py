@@ -21,7 +21,7 @@ from nemo_run.config import get_type_namespace
 from nemo_ptq.cli import read_command_line
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.executor_settings import make_executor
-from nemo_ptq.executors import fit, world_size
+from nemo_ptq.executors import fit, unmounted, world_size
 from nemo_ptq.experiment import JobFailed, processes_needed, run_experiment
 from nemo_ptq.export.publish import discard
 from nemo_ptq.job import Job
@@ -139,6 +139,8 @@ class PtqRunContext(RunContext):
             if arguments.get("plan_only") is True and not problems:
                 self._plan(arguments, processes)
             job = check_job(**arguments, world_size=processes)
+            if executor_is_known:
+                problems.extend(self._unmounted(job))
         if problems:
             raise ConfigError(problems)
         _make_absolute(task, job)
@@ -149,6 +151,18 @@ class PtqRunContext(RunContext):
         plan = plan_job(arguments, world_size=processes)
         show_plan(plan)
         sys.exit(0 if plan.ok else 1)
+
+    def _unmounted(self, job: Job) -> list[str]:
+        """What the executor's container, if it has one, would not see of the job's files."""
+        data = job.quantization.data_file
+        return unmounted(
+            self.executor,
+            {
+                "nemo_checkpoint": job.checkpoint,
+                "export_config.path": job.output,
+                "quantization_config.calibration_dataset": data and Path(os.path.abspath(data)),
+            },
+        )
 
     def parse_executor(self, name: str, *args: str) -> run.Config:
         """Makes the executor that `run.executor=` names.

@@ -65,6 +65,8 @@ def pick_device(launch: Launch) -> torch.device:
     """
     if not torch.cuda.is_available():
         return torch.device("cpu")
+    if os.environ.get("SLURM_GPUS_PER_TASK") == "1" and torch.cuda.device_count() == 1:
+        return torch.device("cuda", 0)  # srun shows each task its own GPU only
     if launch.local_rank >= torch.cuda.device_count():
         raise PtqError(
             f"local rank {launch.local_rank} has no GPU: this node has {torch.cuda.device_count()}; "

@@ -43,6 +43,7 @@ class SlurmJob:
     Attributes:
         id: Slurm's number of it.
         name: NeMo-Run's name of it.
+        slurm_name: Slurm's name of it, which is in the names of its logs.
         directory: Where its logs are.
         tunnel: NeMo-Run's tunnel to a machine with Slurm's commands.
         time: Its time limit.
@@ -50,6 +51,7 @@ class SlurmJob:
 
     id: str
     name: str
+    slurm_name: str
     directory: str
     tunnel: Any
     time: str
@@ -84,8 +86,8 @@ class SlurmJob:
             return (
                 f"whether {who} succeeded is not known: neither sacct nor squeue tell; its logs are in {self.directory}"
             )
-        report_path, report = self._read(f"sbatch_*_{self.id}.out")
-        path, log = self._read(f"log-*_{self.id}_*.out")
+        report_path, report = self._read(f"sbatch_{self.slurm_name}_{self.id}.out")
+        path, log = self._read(f"log-{self.slurm_name}_{self.id}_*.out")
         failed_node = _NODE_FAILED.search(report)
         rank, where = first_failure(report) if state in _OF_A_RANK else (None, "")
         if failed_node and not where:

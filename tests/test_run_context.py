@@ -15,6 +15,7 @@ import pytest
 from nemo_ptq import executors, run_context
 from nemo_ptq.errors import PtqError
 from nemo_ptq.executors import FACTORIES
+from nemo_ptq.experiment import JobFailed
 from nemo_ptq.job import Job
 from nemo_ptq.run_context import PtqRunContext
 from nemo_ptq.task import ptq
@@ -166,6 +167,49 @@ def test_the_users_number_of_tasks_is_kept(sound: list[str], launched: list[Any]
     assert executor.ntasks_per_node == 2
 
 
+def test_slurm_takes_the_nodes_that_the_calibration_needs(sound: list[str], launched: list[Any]) -> None:
+    settings = {"account": "acct", "gpus_per_node": 2, "env_vars.a": "b c", "container_image": "x", "qos": "high"}
+    arguments = [f"run.executor.{name}={value}" for name, value in settings.items()]
+    mounts = "run.executor.container_mounts=/:/"
+    execute(*sound, "calibration_tp=2", "calibration_pp=2", "run.executor=slurm", *arguments, mounts)
+    ((_, executor),) = launched
+    assert isinstance(executor, run.SlurmExecutor)
+    assert (executor.nodes, executor.ntasks_per_node, executor.gpus_per_node) == (2, 2, 2)
+    assert (executor.account, executor.qos, executor.container_mounts) == ("acct", "high", ["/:/"])
+    assert "export a='b c'" in str(executor.setup_lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (["nodes=3"], "world size 6 is not a multiple of calibration_tp=2 * calibration_pp=2 = 4"),
+        (["nodes=1", "gpus_per_node=2"], "ntasks_per_node=4 is more than run.executor.gpus_per_node=2"),
+        (["ntask_per_node=1"], "run.executor.ntask_per_node is not a setting of slurm: did you mean ntasks_per_node?"),
+        (["tunnel=login1"], "run.executor.tunnel=login1 is not valid: it must be local or ssh://user@host"),
+        (["container_image=x"], "does not make nemo_checkpoint="),
+    ],
+)
+def test_what_slurm_would_refuse_later(
+    arguments: list[str], error: str, sound: list[str], launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = [f"run.executor.{argument}" for argument in arguments]
+    found, *_ = errors_of(capsys, *sound, "calibration_tp=2", "calibration_pp=2", "run.executor=slurm", *settings)
+    assert error in found
+    assert not launched
+
+
+@pytest.mark.parametrize("executor", ["local", "torchrun"])
+def test_what_ends_with_the_command_cannot_be_left(
+    executor: str, sound: list[str], launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        execute(*sound, f"run.executor={executor}", detach=True)
+    assert "--detach needs an executor that can be left, such as slurm" in capsys.readouterr().err
+    assert not launched
+    execute(*sound, "run.executor=slurm", detach=True)
+    assert launched
+
+
 @pytest.mark.parametrize("setting", ["env_vars.A=0x1", "env_vars={'A': '0x1'}"])
 def test_environment_variables_are_added(setting: str, sound: list[str], launched: list[Any]) -> None:
     execute(*sound, "run.executor=torchrun", f"run.executor.{setting}")
@@ -223,3 +267,19 @@ def test_a_job_that_fails_exits_with_status_1(
         execute(*sound, "run.executor=local")
     assert caught.value.code == 1
     assert capsys.readouterr().err == "Error: job ptq ended as FAILED on rank 1\n"
+
+
+@pytest.mark.parametrize(
+    ("error", "left"), [(JobFailed("it was killed"), []), (PtqError("who knows"), [".out.partial"])]
+)
+def test_a_job_that_has_failed_leaves_nothing(
+    error: PtqError, left: list[str], sound: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        (tmp_path / ".out.partial").mkdir()
+        raise error
+
+    monkeypatch.setattr(run_context, "run_experiment", fail)
+    with pytest.raises(SystemExit):
+        execute(*sound, "run.executor=torchrun")
+    assert [path.name for path in tmp_path.iterdir()] == left

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where ranks meet, which device they take, and that Megatron is left as it was."""
 
+import os
+import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -80,6 +83,13 @@ def test_each_local_rank_has_its_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
         pick_device(Launch(rank=4, world_size=8, local_rank=4))
 
 
+def test_a_task_of_slurm_may_have_a_gpu_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.setenv("SLURM_GPUS_PER_TASK", "1")
+    assert pick_device(Launch(rank=7, world_size=8, local_rank=3)) == torch.device("cuda", 0)
+
+
 def look_around_megatron() -> tuple[bool, list[Any]]:
     """What Megatron finds inside of megatron_on, and whether all is as before afterwards."""
     from megatron.core.transformer.moe import moe_utils
@@ -150,6 +160,31 @@ def describe_and_fail() -> None:
 
     with process_groups(read_launch(), torch.device("cpu")):
         raise RuntimeError("the reason")
+
+
+def end_inside(path: Path) -> str:
+    """A rank that its launcher ends removes what it has begun."""
+    from nemo_ptq.launch import read_launch
+    from nemo_ptq.runtime import process_groups
+
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        with process_groups(read_launch(), torch.device("cpu")):
+            try:
+                path.touch()
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+            finally:
+                path.unlink()
+    except SystemExit as end:
+        assert signal.getsignal(signal.SIGTERM) is before
+        return f"status {end.code}"
+    return "went on"
+
+
+def test_a_rank_that_is_ended_tidies_up(tmp_path: Path) -> None:
+    assert run_ranks(end_inside, 1, tmp_path / "begun") == ["status 143"]
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_closes_the_groups(tmp_path: Path) -> None:

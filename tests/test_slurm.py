@@ -39,7 +39,12 @@ class Tunnel:
 
 def job(**answers: list[str | None]) -> SlurmJob:
     return SlurmJob(
-        "12", "ptq", "/jobs/ptq", Tunnel({name.replace("_", " "): said for name, said in answers.items()}), "1:00"
+        "12",
+        "ptq",
+        "nemo_ptq.ptq",
+        "/jobs/ptq",
+        Tunnel({name.replace("_", " "): said for name, said in answers.items()}),
+        "1:00",
     )
 
 
@@ -84,8 +89,8 @@ def test_the_lines_of_a_rank() -> None:
 def test_a_failure_shows_the_log_of_its_rank() -> None:
     failed = job()
     failed.tunnel.answers |= {
-        "ls -1t /jobs/ptq/sbatch_*_12.out": ["/jobs/ptq/sbatch_a_12.out\n"],
-        "ls -1t /jobs/ptq/log-*_12_*.out": ["/jobs/ptq/log-a_12_0.out\nolder\n"],
+        "ls -1t /jobs/ptq/sbatch_nemo_ptq.ptq_12.out": ["/jobs/ptq/sbatch_a_12.out\n"],
+        "ls -1t /jobs/ptq/log-nemo_ptq.ptq_12_*.out": ["/jobs/ptq/log-a_12_0.out\nolder\n"],
         "tail -c 262144 /jobs/ptq/sbatch": [REPORT],
         "tail -c 262144 /jobs/ptq/log": ["0: fine\n3: no space left\n"],
     }
