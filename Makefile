@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo checkpoint test test-slow support-matrix lint clean
+.PHONY: help demo checkpoint test test-slow test-cluster support-matrix lint clean
 
 # The first Python that runs (a pyenv shim may exist without doing so) and is neither too old nor too new.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
@@ -27,6 +27,10 @@ test: checkpoint ## run the tests
 
 test-slow: checkpoint ## run the tests that take minutes
 	@$(IN_VENV) python -m pytest -m slow
+
+test-cluster: checkpoint ## run the tests on a real Slurm of two nodes, made of this machine for the time (root, Debian)
+	@tests/cluster/cluster.sh install
+	@trap 'tests/cluster/cluster.sh down' EXIT; $(IN_VENV) timeout 900 python -m pytest -m cluster tests/cluster
 
 support-matrix: checkpoint ## run every cell of the support matrix, and write docs/support_matrix.md from the results
 	@$(IN_VENV) python -m pytest tests/test_matrix.py tests/peer/test_modelopt_exporter.py -m 'not cluster' \
