@@ -15,6 +15,7 @@ from nemo_ptq.commands.plan import EPILOG, SETTINGS, plan
 from nemo_ptq.commands.recipes import recipes
 from nemo_ptq.commands.run import run
 from nemo_ptq.commands.runs import runs
+from nemo_ptq.commands.sweep import sweep
 from nemo_ptq.commands.verify import verify
 from nemo_ptq.errors import PtqError
 
@@ -22,7 +23,7 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 for command in (doctor, recipes, runs, import_hf, export, verify, evaluate):
     app.command()(command)
 # What looks like an option may be a misspelt argument: our own checks say so.
-for job_command in (plan, run):
+for job_command in (plan, run, sweep):
     app.command(context_settings=SETTINGS, epilog=EPILOG)(job_command)
 
 

@@ -50,25 +50,59 @@ def run_experiment(
         JobFailed: If the job did not succeed; names the rank and gives the last lines of its log.
         PtqError: If the job could not be started, or how it ended is not known.
     """
+    for failure in run_tasks({name: (task, executor)}, name=name, plugins=plugins, detach=detach).values():
+        raise failure
+
+
+def run_tasks(
+    tasks: Mapping[str, tuple[Any, Any]], *, name: str, plugins: Optional[list] = None, detach: bool = False
+) -> dict[str, PtqError]:
+    """Runs tasks as the jobs of one NeMo-Run experiment: on Slurm side by side, elsewhere one after the other.
+
+    Args:
+        tasks: For each job's name its task and its executor, as for :func:`run_experiment`; the executors are of one
+            kind.
+        name: Name of the experiment.
+        plugins: NeMo-Run plugins for each job.
+        detach: Return once the jobs are submitted, where the executor can do that.
+
+    Returns:
+        By name, why a job did not succeed.
+
+    Raises:
+        PtqError: If a job could not be started.
+    """
     import fiddle as fdl
     import nemo_run as run
 
-    if isinstance(executor, run.Config):
-        fit(executor, processes_needed(task.__arguments__))
-        executor = fdl.build(executor)
-    if isinstance(executor, run.SlurmExecutor):
-        slurm.check_reachable(executor.tunnel, is_followed=not detach)
-    experiment = _make_experiment(name, executor)
+    executors = {}
+    for job_name, (task, executor) in tasks.items():
+        if isinstance(executor, run.Config):
+            fit(executor, processes_needed(task.__arguments__))
+            executor = fdl.build(executor)
+        executors[job_name] = executor
+    first = next(iter(executors.values()))
+    on_slurm = isinstance(first, run.SlurmExecutor)
+    if on_slurm:
+        slurm.check_reachable(first.tunnel, is_followed=not detach)
+    experiment = _make_experiment(name, first)
+    failures: dict[str, PtqError] = {}
     with _ended_with_the_command(experiment) as end_if_interrupted:
         with experiment:
-            experiment.add(task, name=name, tail_logs=True, plugins=plugins)
-            _submit(experiment, detach)
+            for job_name, (task, _) in tasks.items():
+                experiment.add(task, executors[job_name], name=job_name, tail_logs=True, plugins=plugins)
+            _submit(experiment, detach, sequential=len(tasks) > 1 and not on_slurm)
             end_if_interrupted()
-        for job in experiment.jobs:
-            if experiment.detach:
-                print(f"job {job.id} goes on; to see its log: nemo experiment logs {experiment._id}", flush=True)
-            else:
+        for index, job in enumerate(experiment.jobs):
+            if getattr(experiment, "detach", False):  # not set where jobs ran one after the other
+                follow = f"nemo experiment logs {experiment._id} {index}"
+                print(f"job {job.id} goes on; to see its log: {follow}", flush=True)
+                continue
+            try:
                 _judge(job)
+            except PtqError as error:
+                failures[job.id] = error
+    return failures
 
 
 def _make_experiment(name: str, executor: Any) -> Any:
@@ -98,8 +132,8 @@ def _make_experiment(name: str, executor: Any) -> Any:
     return experiment
 
 
-def _submit(experiment: Any, detach: bool) -> None:
-    """Starts an experiment's job.
+def _submit(experiment: Any, detach: bool, sequential: bool) -> None:
+    """Starts an experiment's jobs.
 
     Raises:
         PtqError: If Slurm does not take it.
@@ -107,7 +141,7 @@ def _submit(experiment: Any, detach: bool) -> None:
     from invoke.exceptions import UnexpectedExit
 
     try:
-        experiment.run(detach=detach)
+        experiment.run(detach=detach, sequential=sequential)
     except UnexpectedExit as error:
         reasons = error.result.stderr.strip().splitlines() or [str(error)]
         raise PtqError(f"the job was not submitted: {'; '.join(reasons)}") from error
@@ -131,9 +165,11 @@ def _ended_with_the_command(experiment: Any) -> Iterator[Callable[[], None]]:
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         interrupts.append(number)
-        if not experiment.jobs or len(interrupts) > 1:
+        if len(interrupts) == 1:
+            end_if_interrupted()
+        # NeMo-Run would start the next one of several jobs.
+        if len(experiment.jobs) != 1 or len(interrupts) > 1:
             raise KeyboardInterrupt
-        end_if_interrupted()
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -65,10 +65,7 @@ class PtqRunContext(RunContext):
             sys.exit(2 if isinstance(error, ConfigError) else 1)
 
     def _execute(self, fn: Callable[..., Any], args: list[str]) -> None:
-        problems: list[str] = []
-        with collecting(problems):
-            args = self._with_recipe(fn, args)
-        task, job = self._check(fn, args, problems)
+        task, job, args = self.prepare(fn, args)
         if any((self.to_yaml, self.to_toml, self.to_json, self.repl)):
             super()._execute_task(fn, [argument for argument in args if not argument.startswith("run.")])
             return
@@ -84,6 +81,26 @@ class PtqRunContext(RunContext):
             except JobFailed:
                 discard(job.output)  # a process that is killed leaves what it has written
                 raise
+
+    def prepare(self, fn: Callable[..., Any], args: Sequence[str]) -> tuple[run.Partial, Job, list[str]]:
+        """Parses and checks a command line, and starts nothing.
+
+        Args:
+            fn: The task.
+            args: The command's `name=value` arguments.
+
+        Returns:
+            The task, the job that it is, and the arguments with those of the recipe.
+
+        Raises:
+            ConfigError: With all problems.
+        """
+        problems: list[str] = []
+        whole = list(args)
+        with collecting(problems):
+            whole = self._with_recipe(fn, args)
+        task, job = self._check(fn, whole, problems)
+        return task, job, whole
 
     def _with_recipe(self, fn: Callable[..., Any], args: Sequence[str]) -> list[str]:
         """Puts what `--factory` and `--yaml` hold before the arguments, so that the same checks see all of it.

@@ -15,7 +15,7 @@ import pytest
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.executors import local, slurm, torchrun
-from nemo_ptq.experiment import JobFailed, describe_failure, processes_needed, run_experiment
+from nemo_ptq.experiment import JobFailed, describe_failure, processes_needed, run_experiment, run_tasks
 
 _TASK = """
 import os, sys, time
@@ -83,6 +83,36 @@ def test_a_command_that_is_ended_ends_its_ranks(task_module: Path) -> None:
         launch(task_module, torchrun(ntasks_per_node=2), seconds=300)
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not list(task_module.glob("*.done"))
+
+
+def two_tasks(directory: Path, **arguments: float) -> dict[str, tuple[run.Partial, run.Config]]:
+    from task_of_test import work
+
+    for name in ("first", "second"):
+        (directory / name).mkdir()
+    first = run.Partial(work, directory=str(directory / "first"), **arguments)
+    return {"first": (first, local()), "second": (run.Partial(work, directory=str(directory / "second")), local())}
+
+
+def test_several_tasks_run_one_after_the_other_whatever_becomes_of_them(task_module: Path) -> None:
+    failures = run_tasks(two_tasks(task_module, failing_rank=0), name="test")
+    assert failures.keys() == {"first"}
+    assert "rank 0 cannot go on" in str(failures["first"])
+    assert (task_module / "second" / "0.done").exists()
+    assert (task_module / "first" / "0").stat().st_mtime < (task_module / "second" / "0").stat().st_mtime
+
+
+def test_a_command_that_is_ended_starts_no_further_task(task_module: Path) -> None:
+    def interrupt() -> None:
+        while not (task_module / "first" / "0").exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        run_tasks(two_tasks(task_module, seconds=300), name="test")
+    assert not (task_module / "first" / "0.done").exists()
+    assert not (task_module / "second" / "0").exists()
 
 
 def test_the_end_of_a_failed_ranks_log_is_shown(tmp_path: Path) -> None:
