@@ -36,3 +36,4 @@ def quiet_libraries() -> None:
     """
     logging.getLogger("nemo_logger").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", module=r"(modelopt\.torch\.(quantization|opt)|megatron)\b")
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.checkpoint\b")
