@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several algorithms over one checkpoint, as one NeMo-Run experiment, and what to compare of them."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,10 +9,12 @@ from pathlib import Path
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.options import did_you_mean
 from nemo_ptq.recipes import recipe_names
-from nemo_ptq.tracking.runs import REPORT
+from nemo_ptq.tracking.runs import read_report
 
 # What --algorithms is where neither it nor --model is given.
 ALGORITHMS = ("fp8", "int8_sq", "int4_awq")
+# What an outcome has from the summary of a report.
+_FIGURES = ("export_bytes", "compression", "perplexity", "recovery", "kl_divergence")
 _EXECUTOR = "run.executor=torchrun"
 
 
@@ -121,16 +122,12 @@ def read_outcome(algorithm: str, path: Path, failure: PtqError | None = None) ->
     """
     if failure is not None:
         return Outcome(algorithm, str(path), str(failure))
-    report = json.loads((path / REPORT).read_text(encoding="utf-8"))
-    summary, steps = report["summary"], report["steps"]
+    _, report = read_report(path)
+    steps = report["steps"]
     return Outcome(
         algorithm,
         str(path),
-        export_bytes=summary["export_bytes"],
-        compression=summary["compression"],
-        perplexity=summary["perplexity"],
-        recovery=summary["recovery"],
-        kl_divergence=summary["kl_divergence"],
-        seconds=sum(step["seconds"] for step in steps),
+        **{name: report["summary"].get(name) for name in _FIGURES},
+        seconds=sum(step["seconds"] for step in steps) if steps else None,
         peak_memory_bytes=max((step["peak_memory_bytes"] for step in steps), default=None),
     )

@@ -111,19 +111,31 @@ def end(run: Run, seconds: float, error: BaseException | None) -> Run:
     if error is not None:
         reason = str(error).strip() or type(error).__name__
         return replace(run, state=FAILED, seconds=seconds, error=reason)
-    # With several export formats each has a directory of its own; their reports differ in sizes only.
-    reports = sorted(Path(run.path).glob(REPORT)) or sorted(Path(run.path).glob(f"*/{REPORT}"))
-    figures = json.loads(reports[0].read_text(encoding="utf-8")) if reports else {}
-    metrics = {name: value for name, value in figures.get("summary", {}).items() if _is_figure(value)}
-    directory = reports[0].parents[1] if reports else Path(run.path)
+    directory, report = read_report(Path(run.path))
+    metrics = {name: value for name, value in report["summary"].items() if _is_figure(value)}
     return replace(
         run,
         state=SUCCEEDED,
         seconds=seconds,
-        metrics={"export_bytes": _size(Path(run.path)), **metrics},
-        steps=tuple(figures.get("steps", ())),
+        metrics=metrics,
+        steps=tuple(report["steps"]),
         outputs={name: str(directory / file) for name, file in _OUTPUTS.items() if (directory / file).is_file()},
     )
+
+
+def read_report(path: Path) -> tuple[Path, dict[str, Any]]:
+    """Reads the report of an exported directory.
+
+    Args:
+        path: The directory. With several export formats it holds one for each, whose reports differ in sizes only.
+
+    Returns:
+        The directory that has the report, and the report; without any, one that tells the size alone.
+    """
+    found = sorted(path.glob(REPORT)) or sorted(path.glob(f"*/{REPORT}"))
+    if not found:
+        return path, {"summary": {"export_bytes": _size(path)}, "steps": []}
+    return found[0].parents[1], json.loads(found[0].read_text(encoding="utf-8"))
 
 
 def _is_figure(value: Any) -> bool:
