@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any, NoReturn
 
+from nemo_ptq.cli import read_command_line
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.launch import Launch, read_launch
@@ -129,13 +130,14 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     Raises:
         ConfigError: With a line for each argument that does not exist.
     """
-    named = [re.fullmatch(r"([\w.]+)=(.*)", argument, re.DOTALL) for argument in arguments]
-    flags = [argument for argument, match in zip(arguments, named, strict=True) if match is None]
-    pairs = {match[1]: match[2] for match in named if match and not match[1].startswith("run.")}
+    named = [argument for argument in arguments if re.match(r"[\w.]+=", argument)]
+    flags = [argument for argument in arguments if argument not in named]
+    problems = list(read_command_line(named, ()).problems)
+    pairs = dict(argument.split("=", 1) for argument in named if not argument.startswith("run."))
     if flags and not flags[0].startswith("-"):
         pairs.setdefault("nemo_checkpoint", flags.pop(0))
-    task, problems = read_flags(flags)
-    problems += [f"{name} is not an option{did_you_mean(name, OPTIONS)}" for name in pairs if name not in OPTIONS]
+    task, wrong_flags = read_flags(flags)
+    problems += wrong_flags
     if problems:
         raise ConfigError(problems)
     values = {name: value for name, value in task.items() if not name.endswith("_config")}

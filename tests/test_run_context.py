@@ -283,3 +283,14 @@ def test_a_job_that_has_failed_leaves_nothing(
     with pytest.raises(SystemExit):
         execute(*sound, "run.executor=torchrun")
     assert [path.name for path in tmp_path.iterdir()] == left
+
+
+def test_plan_only_prints_the_plan_and_starts_nothing(
+    sound: list[str], launched: list[Any], jobs: list[Job], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for arguments, status in (((), 0), (("calibration_tp=3",), 1)):
+        with pytest.raises(SystemExit) as ended:
+            execute(*sound, "plan_only=true", "run.executor=torchrun", *arguments)
+        assert ended.value.code == status
+        assert ("✗" in capsys.readouterr().out) == bool(status)
+    assert not launched and not jobs

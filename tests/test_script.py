@@ -216,3 +216,16 @@ def test_help_is_fast() -> None:
     *text, last = result.stdout.splitlines()
     assert last.split() == ["0"]
     assert [name for flag in FLAGS for name in flag.names if name not in "\n".join(text)] == []
+
+
+def test_plan_only_prints_the_plan_once_and_starts_nothing(
+    demo: Demo, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(script, "start", lambda job: pytest.fail("started"))
+    arguments = [f"--nemo_checkpoint={demo.checkpoint}", f"--export_path={tmp_path}/out", "--plan_only"]
+    assert main(arguments) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "✓ the job fits and keeps every rule"
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main([*arguments, "--calibration_tp=3"]) == 1
+    assert capsys.readouterr().out == ""

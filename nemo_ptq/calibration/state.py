@@ -36,6 +36,7 @@ from nemo_ptq.export.ownership import global_modules
 
 # The layers whose inputs tensor parallelism shards, and their channels' ranges and scales with them.
 _ROW_PARALLEL = ("linear_proj", "linear_fc2")
+_SUMMED_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -66,13 +67,17 @@ def fingerprint(module: GPTModel) -> str:
         for name, child in global_modules(module).items()
         if ".linear_" in name or name == "embedding.word_embeddings"
     }
-    sums = {
-        (name, tensor_rank): int(weight.view(torch.int16).sum(dtype=torch.int64)) for name, weight in weights.items()
-    }
+    sums = {(name, tensor_rank): _sum_of_bits(weight) for name, weight in weights.items()}
     total: dict[str, int] = {}
     for (name, _), value in sorted(_merged(sums).items()):
         total[name] = total.get(name, 0) + value
     return hashlib.sha256(repr(total).encode()).hexdigest()
+
+
+def _sum_of_bits(weight: torch.Tensor) -> int:
+    # In pieces: on a CPU torch makes an int64 copy of what it sums.
+    pieces = weight.view(torch.int16).reshape(-1).split(_SUMMED_AT_ONCE)
+    return sum(int(piece.sum(dtype=torch.int64)) for piece in pieces)
 
 
 def _merged(mine: dict[Any, Any]) -> dict[Any, Any]:

@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+from rich.console import Console
+from rich.text import Text
 
 
 def verify(
@@ -21,8 +23,10 @@ def verify(
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:
+        # Rich leaves colours out where the output is not a terminal or NO_COLOR is set.
+        console = Console(highlight=False, soft_wrap=True)
         for check in checks:
-            mark = typer.style("ok  ", fg="green") if check.ok else typer.style("FAIL", fg="red", bold=True)
-            typer.echo(f"{mark}  {check.name}: {check.detail}")
+            mark = Text("ok  ", "green") if check.ok else Text("FAIL", "bold red")
+            console.print(mark.append(f"  {check.name}: {check.detail}", "default not bold"))
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

@@ -19,7 +19,7 @@ _GATED_COPIES, _PLAIN_COPIES = 5, 2
 # Values that verify looks at together, and the wider types that it looks at them in: see verify/values.py.
 _VERIFY_CHUNK = (1 << 22) * 16
 # What torch needs to pack a weight beside the weight, in bytes for each of its elements.
-_PACKING_BYTES = {"fp8": 3, "int8_sq": 10, "int4_awq": 14, "w4a8_awq": 14, "nvfp4": 40}
+_PACKING_BYTES = {"fp8": 5, "int8_sq": 7, "int4_awq": 14, "w4a8_awq": 14, "nvfp4": 40}
 # Bytes of a packed weight, scales included, for each of its elements.
 _PACKED_BYTES = {"fp8": 1.0, "int8_sq": 1.0, "int4_awq": 0.54, "w4a8_awq": 0.54, "nvfp4": 0.57}
 
@@ -86,9 +86,9 @@ def activation_bytes(model: CheckpointMetadata, parallelism: Parallelism, tokens
     """
     hidden = model.hidden_size
     qkv, proj, _, fc2 = layer_linears(model, parallelism.tp, parallelism.ep)
-    # The residual stream, and a normalised copy for the layer that is running.
-    stream = 2 * hidden * _BF16
-    norm = hidden * (_BF16 + _FP32 + _FP32 + _BF16)
+    # The embedding's output, the layer's input, the residual stream, and a normalised copy of it.
+    stream = 4 * hidden * _BF16
+    norm = hidden * (3 * _BF16 + 3 * _FP32)
     # Queries, keys and values, contiguous copies of them, their rotated halves, and the output.
     attention = stream + (2 * qkv.rows + 3 * proj.columns) * _BF16
     copies = _GATED_COPIES if model.gated_mlp else _PLAIN_COPIES
@@ -152,7 +152,8 @@ def step_memory(
     linears = layer_linears(model, parallelism.tp, parallelism.ep)
     batches = Batches.of(quantization, parallelism)
     layer = sum(linear.weights * linear.count for linear in linears)
-    widest = max(linear.weights for linear in linears)
+    # The halves of a gated layer are packed one after the other.
+    widest = max(linear.weights // (2 if linear.name == "fc1" and model.gated_mlp else 1) for linear in linears)
 
     def step(name: str, activations: int = 0, statistics: int = 0, device: int = 0, host: int = 0) -> StepMemory:
         buffers = device + (host if is_cpu else 0)
