@@ -83,7 +83,6 @@ class Plan:
         device: What each rank runs on.
         rules: What must hold, in the order in which it is checked.
         memory: Each step of the rank that holds most in it.
-        needs: Memory that the device must have: of the largest step, on a CPU of all ranks and their libraries.
         files: What will be written.
         flops: Operations of the calibration, over all ranks.
         seconds: Time of each step.
@@ -99,11 +98,16 @@ class Plan:
     device: Device
     rules: tuple[RuleLine, ...]
     memory: tuple[StepMemory, ...]
-    needs: int
     files: tuple[FileSize, ...]
     flops: int
     seconds: Mapping[str, float]
     suggestions: tuple[str, ...] = ()
+
+    @property
+    def needs(self) -> int:
+        """Memory that the device must have: of the largest step; on a CPU for all ranks and their libraries."""
+        peak = max(step.device for step in self.memory)
+        return self.parallelism.ranks * (peak + _PROCESS_BYTES) if self.device.is_cpu else peak
 
     @property
     def fits(self) -> bool:
@@ -128,7 +132,7 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain data, for JSON."""
-        return {**asdict(self), "seconds": dict(self.seconds), "fits": self.fits, "ok": self.ok}
+        return {**asdict(self), "seconds": dict(self.seconds), "needs": self.needs, "fits": self.fits, "ok": self.ok}
 
 
 def _gib(size: int) -> str:
@@ -216,12 +220,9 @@ def _plan(
     broken = {rule.name for rule in rules if rule.problem}
     can_be_cut = broken.isdisjoint(rule.__name__ for rule in _LAYOUT_RULES) and decoder is not None
     files: tuple[FileSize, ...] = ()
-    if can_be_cut and decoder is not None and export.formats == ("trtllm",):
-        files = tuple(rank_files(reader_config(model, decoder, quantization, export)))
-        if quantization.algorithm_name == CUSTOM:
-            files = tuple(replace(file, exact=False) for file in files)
+    if can_be_cut and decoder is not None:
+        files = tuple(_files(model, decoder, quantization, export))
     memory = _worst_memory(model, quantization, export, parallelism, device)
-    peak = max(step.device for step in memory)
     return Plan(
         model=model.config_class.rpartition(".")[2],
         decoder=decoder,
@@ -232,7 +233,6 @@ def _plan(
         device=device,
         rules=rules,
         memory=memory,
-        needs=parallelism.ranks * (peak + _PROCESS_BYTES) if device.is_cpu else peak,
         files=files,
         flops=calibration_work(model, quantization).flops,
         seconds=step_seconds(
@@ -245,6 +245,21 @@ def _plan(
             files=len(files) or 1,
         ),
     )
+
+
+def _files(
+    model: CheckpointMetadata, decoder: str, quantization: QuantizationConfig, export: ExportConfig
+) -> Iterator[FileSize]:
+    """The files with the weights; other formats than TensorRT-LLM's have about as many bytes in files of their own."""
+    for name in export.formats:
+        prefix = f"{name}/" if export.has_subdirectories else ""
+        if name == "trtllm":
+            for file in rank_files(reader_config(model, decoder, quantization, export)):
+                exact = quantization.algorithm_name != CUSTOM
+                yield replace(file, name=prefix + file.name, exact=exact)
+        else:
+            whole = reader_config(model, decoder, quantization, replace(export, inference_tp=1, inference_pp=1))
+            yield FileSize(f"{prefix}*.safetensors", sum(file.bytes for file in rank_files(whole)), exact=False)
 
 
 _LAYOUT_RULES: tuple[Rule, ...] = (
@@ -362,5 +377,9 @@ def plan_job(arguments: Mapping[str, Any], *, world_size: int | None, device: st
         device=device,
         further=gathered.values,
     )
+    if gathered.state is not None:  # nothing is calibrated again
+        memory = tuple(step for step in plan.memory if step.step != "calibrate")
+        seconds = {step: time for step, time in plan.seconds.items() if step != "calibrate"}
+        plan = replace(plan, memory=memory, seconds=seconds, flops=0)
     context = context_size(Path(gathered.values["checkpoint"]).expanduser())
     return replace(plan, files=(*plan.files, context) if plan.files and context.bytes else plan.files)

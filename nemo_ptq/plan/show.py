@@ -28,8 +28,8 @@ def _decimal(value: float, unit: str) -> str:
     return f"{value:.0f} {unit}"
 
 
-def _gib(size: int) -> str:
-    return f"{size / 2**30:,.2f} GiB"
+def _binary(size: int) -> str:
+    return f"{size / 2**30:,.2f} GiB" if size >= 2**30 else f"{size / 2**20:,.0f} MiB"
 
 
 def _time(seconds: float) -> str:
@@ -53,9 +53,9 @@ def _rules(plan: Plan) -> Iterator[Row]:
 def _memory(plan: Plan) -> Iterator[Row]:
     for step in plan.memory:
         fits = step.device <= plan.device.usable if not plan.device.is_cpu else None
-        yield "memory of a rank", fits, step.step, f"{_gib(step.device)}: {_parts(step)}"
+        yield "memory of a rank", fits, step.step, f"{_binary(step.device)}: {_parts(step)}"
     where = "all ranks and their libraries" if plan.device.is_cpu else "the largest step"
-    usable = f"{_gib(plan.needs)} of {_gib(plan.device.usable)} that {plan.device.name} can give"
+    usable = f"{_binary(plan.needs)} of {_binary(plan.device.usable)} that {plan.device.name} can give"
     yield "memory of a rank", plan.fits, where, usable
 
 
@@ -66,12 +66,12 @@ def _parts(step: StepMemory) -> str:
         "AWQ statistics": step.statistics,
         "buffers": step.buffers,
     }
-    shown = [f"{name} {_gib(size)}" for name, size in parts.items() if size]
-    return ", ".join(shown) + (f"; on the host {_gib(step.host)}" if step.host else "")
+    shown = [f"{name} {_binary(size)}" for name, size in parts.items() if size]
+    return ", ".join(shown) + (f"; on the host {_binary(step.host)}" if step.host else "")
 
 
 def _files(plan: Plan) -> Iterator[Row]:
-    ranks = [file for file in plan.files if file.name.startswith("rank")]
+    ranks = [file for file in plan.files if "rank" in file.name]
     others = [file for file in plan.files if file not in ranks]
     if len(ranks) > _FILES_SHOWN:
         sizes = sorted({file.bytes for file in ranks})
