@@ -16,6 +16,8 @@ _BF16, _FP32 = 2, 4
 # Copies of the activated half that a gated MLP makes: both halves of fc1's output, the activation, the other half with
 # Megatron's offset, their product.
 _GATED_COPIES, _PLAIN_COPIES = 5, 2
+# The embedding's output, the layer's input, the residual stream, and a normalised copy of it.
+_STREAM_COPIES = 4
 # Values that verify looks at together, and the wider types that it looks at them in: see verify/values.py.
 _VERIFY_CHUNK = (1 << 22) * 16
 # What torch needs to pack a weight beside the weight, in bytes for each of its elements.
@@ -86,8 +88,7 @@ def activation_bytes(model: CheckpointMetadata, parallelism: Parallelism, tokens
     """
     hidden = model.hidden_size
     qkv, proj, _, fc2 = layer_linears(model, parallelism.tp, parallelism.ep)
-    # The embedding's output, the layer's input, the residual stream, and a normalised copy of it.
-    stream = 4 * hidden * _BF16
+    stream = _STREAM_COPIES * hidden * _BF16
     norm = hidden * (3 * _BF16 + 3 * _FP32)
     # Queries, keys and values, contiguous copies of them, their rotated halves, and the output.
     attention = stream + (2 * qkv.rows + 3 * proj.columns) * _BF16
@@ -117,13 +118,28 @@ def _search_bytes(linear: Linear, on_gpu: bool) -> int:
     return weight + linear.weights * _FP32 + 2 * whole // 8 * _FP32
 
 
-def _awq_bytes(linears: tuple[Linear, ...], activations: int, on_gpu: bool) -> tuple[int, int]:
+def _observing_bytes(linear: Linear, tokens: int, on_gpu: bool) -> int:
+    """What adding a batch to a Gram matrix needs: the input, its magnitudes, that of all ranks, and the product."""
+    local, whole = tokens * linear.columns, tokens * linear.whole_columns
+    gathered = whole * _BF16 if linear.columns < linear.whole_columns else 0
+    float32 = 0 if on_gpu else (local + whole) * _FP32
+    return 2 * local * _BF16 + gathered + float32 + linear.columns * linear.whole_columns * _FP32
+
+
+def _awq_bytes(
+    model: CheckpointMetadata, linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool
+) -> tuple[int, int]:
     """Activations and statistics of one layer's AWQ calibration, when they are largest together.
 
     All Gram matrices are there while the batches run; then each layer's goes when its search is done.
     """
-    phases = [(activations, sum(_gram(linear) for linear in linears))]
+    grams = sum(_gram(linear) for linear in linears)
+    stream = tokens * _STREAM_COPIES * model.hidden_size * _BF16
+    phases = [(activations, grams)]
     for index, linear in enumerate(linears):
+        # Experts see their share of the tokens, one after the other.
+        seen = tokens // linear.count
+        phases.append((stream, grams + _observing_bytes(linear, seen, on_gpu)))
         phases.append((0, sum(_gram(left) for left in linears[index:]) + _search_bytes(linear, on_gpu)))
     return max(phases, key=sum)
 
@@ -166,7 +182,7 @@ def step_memory(
     if name != NO_QUANT:
         activations, statistics = activation_bytes(model, parallelism, batches.tokens), 0
         if quantization.is_awq:
-            activations, statistics = _awq_bytes(linears, activations, not is_cpu)
+            activations, statistics = _awq_bytes(model, linears, activations, batches.tokens, not is_cpu)
             activations += batches.samples * batches.seq_len * model.hidden_size * _BF16
         # SmoothQuant looks at the magnitude of one weight at a time, when the activations are gone.
         steps.append(step("calibrate", activations, statistics))
