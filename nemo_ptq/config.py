@@ -42,6 +42,8 @@ class QuantizationConfig:
         calibration_dataset_size: Samples to calibrate on.
         calibration_batch_size: Samples in a batch.
         calibration_seq_len: Tokens at which a sample is cut.
+        evaluation_dataset_size: Further samples of `calibration_dataset`, of at most 256 tokens each, on which the
+            quantized model is compared with the unquantized one, for the report. 0 turns that off.
     """
 
     algorithm: Optional[str] = "fp8"
@@ -53,6 +55,7 @@ class QuantizationConfig:
     calibration_dataset_size: int = 512
     calibration_batch_size: int = 64
     calibration_seq_len: int = 128
+    evaluation_dataset_size: int = 8
 
     @property
     def algorithm_file(self) -> Optional[Path]:

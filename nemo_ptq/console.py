@@ -10,6 +10,8 @@ from contextlib import contextmanager
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from nemo_ptq.stopwatch import Step, Stopwatch
+
 # Seconds between two plain progress lines.
 _LINE_INTERVAL = 10.0
 
@@ -25,6 +27,7 @@ class Reporter:
 
     def __init__(self, enabled: bool, console: Console | None = None) -> None:
         self.enabled = enabled
+        self._stopwatch = Stopwatch()
         self._console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
     def say(self, message: str) -> None:
@@ -42,9 +45,14 @@ class Reporter:
     @contextmanager
     def step(self, name: str) -> Iterator[None]:
         """Times a step and prints its name and duration when it ends."""
-        start = time.perf_counter()
-        yield
-        self.say(f"{name}: {time.perf_counter() - start:.1f} s")
+        with self._stopwatch.measure(name):
+            yield
+        self.say(f"{name}: {self.steps[-1].seconds:.1f} s")
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps of this process that have ended."""
+        return self._stopwatch.steps
 
     @contextmanager
     def progress(self, name: str, total: int, unit: str = "samples") -> Iterator["Progression"]:

@@ -2,10 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """The main job on one rank: load, calibrate, export, verify. What was planned is in the :class:`~nemo_ptq.job.Job`."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -29,14 +29,27 @@ from nemo_ptq.console import Reporter
 from nemo_ptq.errors import PtqError
 from nemo_ptq.evaluation import generate
 from nemo_ptq.export.formats import CHECKS, WRITERS
-from nemo_ptq.export.publish import discard, prepare, publish, sha256_of, staging_path, write_manifest
+from nemo_ptq.export.publish import (
+    discard,
+    file_entries,
+    prepare,
+    publish,
+    sha256_of,
+    staging_path,
+    write_manifest,
+)
 from nemo_ptq.export.shape import shape_of
 from nemo_ptq.export.source import Source, source_of
 from nemo_ptq.families import family_of
 from nemo_ptq.job import Job
 from nemo_ptq.launch import read_launch
 from nemo_ptq.quiet import quiet_libraries
+from nemo_ptq.report.compose import Observations, Sizes, compose, describe, quality_of
+from nemo_ptq.report.measure import Measured, baseline_logits, evaluation_batches, measure
+from nemo_ptq.report.records import Report
+from nemo_ptq.report.write import write_report
 from nemo_ptq.runtime import pick_device, process_groups
+from nemo_ptq.stopwatch import Step, slowest
 from nemo_ptq.verify.checks import verify as verify_directory
 
 _PACKAGES = ("nemo_ptq", "nvidia-modelopt", "megatron-core", "nemo_toolkit", "torch", "transformers")
@@ -67,17 +80,28 @@ def run_job(job: Job) -> None:
         with reporter.step("load"):
             model = load(job, device)
             check_exportable(model, job)
+        texts = evaluation_batches(model, samples.evaluation)
+        baseline: list[torch.Tensor | None] = []
+        if texts:
+            with reporter.step("baseline"):
+                baseline = baseline_logits(model, texts)
+        expert_tokens: TokenCounts = Counter()
         if job.calibration_state is not None:
             with reporter.step("apply calibration"):
                 apply_calibration(model, job.calibration_state)
         else:
             with reporter.step("calibrate"):
-                loop = job.forward_loop or data_loop(model, job.quantization, samples, reporter)
-                calibrate(model, job.quantization, job.decoder, loop, reporter)
-        if job.export.generate_sample:
-            _show_sample(model, reporter)
-        with calibration_kept(model, job, reporter), reporter.step("export"):
-            export(model, job, reporter)
+                loop = job.forward_loop or data_loop(model, job.quantization, samples.calibration, reporter)
+                expert_tokens = calibrate(model, job.quantization, job.decoder, loop, reporter)
+        with calibration_kept(model, job, reporter):
+            with reporter.step("measure"):
+                measured = measure(model, texts, baseline)
+            observations = observe(job, samples, measured, expert_tokens)
+            if observations.quality is not None:
+                reporter.say(describe(observations.quality))
+            if job.export.generate_sample:
+                _show_sample(model, reporter)
+            export(model, job, reporter, observations)
     reporter.say(f"{job.output} is ready")
 
 
@@ -105,19 +129,36 @@ def check_exportable(model: LoadedModel, job: Job) -> None:
         CHECKS[name](shape, family)
 
 
-def read_job_samples(job: Job, reporter: Reporter) -> list[Sample]:
-    """Reads the samples that a job calibrates on; none if it does not, or has a loop of its own.
+@dataclass(frozen=True)
+class JobSamples:
+    """The text of a job.
+
+    Attributes:
+        calibration: What the model is calibrated on.
+        evaluation: What it is compared with the unquantized model on.
+        held_out: Whether the latter are other samples than the former.
+    """
+
+    calibration: Sequence[Sample] = ()
+    evaluation: Sequence[Sample] = ()
+    held_out: bool = True
+
+
+def read_job_samples(job: Job, reporter: Reporter) -> JobSamples:
+    """Reads the samples of a job; none if it does not calibrate, or has a loop of its own.
 
     Raises:
         PtqError: If the data set cannot be read.
     """
     if job.quantization.algorithm_name == NO_QUANT or job.forward_loop or job.calibration_state:
-        return []
+        return JobSamples()
     dataset, wanted = job.quantization.calibration_dataset, job.quantization.calibration_dataset_size
-    samples = read_samples(dataset, wanted)
+    further = job.quantization.evaluation_dataset_size
+    samples = read_samples(dataset, wanted + further)
     if len(samples) < wanted:
         reporter.warn(f"{dataset} has {len(samples)} samples, fewer than the {wanted} asked")
-    return samples
+    held_out = len(samples) > wanted
+    return JobSamples(samples[:wanted], samples[wanted:] if held_out else samples[:further], held_out)
 
 
 def data_loop(
@@ -152,7 +193,7 @@ def calibrate(
     decoder: str,
     forward_loop: Callable[[Any], Any],
     reporter: Reporter,
-) -> None:
+) -> TokenCounts:
     """Calibrates a model in place; what it learns is the model's ``calibration`` afterwards.
 
     Args:
@@ -161,9 +202,13 @@ def calibrate(
         decoder: TensorRT-LLM's decoder type.
         forward_loop: Called with Megatron's model, it runs it on data.
         reporter: Hears of experts that saw no data.
+
+    Returns:
+        How many tokens each expert saw; empty for dense models.
     """
+    counts: TokenCounts = Counter()
     if quantization.algorithm_name == NO_QUANT:
-        return
+        return counts
     header = StateHeader(
         checkpoint=str(model.checkpoint),
         weights=fingerprint(model.module),
@@ -174,9 +219,11 @@ def calibrate(
         producer=_producer(),
     )
     if model.config.num_moe_experts:
-        forward_loop = with_idle_experts_covered(forward_loop, partial(_warn_of_idle_experts, reporter=reporter))
+        forward_loop = with_idle_experts_covered(forward_loop, counts.update)
     calibrate_module(model.module, quantization, decoder, forward_loop)
     model.calibration = gather_state(model.module, header)
+    _warn_of_idle_experts(counts, reporter)
+    return counts
 
 
 def apply_calibration(model: LoadedModel, path: Path) -> None:
@@ -239,59 +286,103 @@ def _show_sample(model: LoadedModel, reporter: Reporter) -> None:
     reporter.say(f"sample after quantization: {model.tokenizer.ids_to_text(tokens)}")
 
 
-def export(model: LoadedModel, job: Job, reporter: Reporter) -> None:
+def observe(job: Job, samples: JobSamples, measured: Measured, expert_tokens: TokenCounts) -> Observations:
+    """Says what was measured, and of what was not, why."""
+    if not measured.scores:
+        reason = _why_not_compared(job, samples)
+        missing = {"quality": reason, "activations": reason}
+        return Observations(measured.layers, None, missing, expert_tokens)
+    quality = quality_of(measured.scores, "job", job.quantization.calibration_dataset, samples.held_out)
+    return Observations(measured.layers, quality, {}, expert_tokens)
+
+
+def _why_not_compared(job: Job, samples: JobSamples) -> str:
+    if job.quantization.algorithm_name == NO_QUANT:
+        return "nothing is quantized, so nothing is lost"
+    if job.forward_loop is not None:
+        return "the calibration loop is your own (forward_loop), and gives the report no text to compare on"
+    if job.calibration_state is not None:
+        return "the calibration came from a file (calibration_state), and no text was read"
+    if not job.quantization.evaluation_dataset_size:
+        return "turned off: quantization_config.evaluation_dataset_size=0"
+    if not samples.evaluation:
+        return f"{job.quantization.calibration_dataset} holds no sample of two tokens or more"
+    return "ModelOpt computes NVFP4 on GPUs only, and the job ran on a CPU: nemo-ptq evaluate runs the files instead"
+
+
+def export(model: LoadedModel, job: Job, reporter: Reporter, observations: Observations | None = None) -> None:
     """Writes the job's output directory, which appears when it is complete and has passed its verification.
+
+    Args:
+        model: This rank's part of the model, calibrated.
+        job: What to export, and where.
+        reporter: Follows the steps.
+        observations: What was measured of the model, for the report; of rank 0.
 
     Raises:
         PtqError: If the model cannot be told in a format, or what was written does not verify.
     """
     is_first = dist.get_rank() == 0
     source = source_of(model, job, reporter)
+    staging = staging_path(job.output)
     try:
-        if is_first:
-            prepare(job.output)
-        for name, directory in job.directories(staging_path(job.output)).items():
+        with reporter.step("export"):
             if is_first:
-                directory.mkdir(exist_ok=True)
+                prepare(job.output)
+            digests = {name: _write(name, source, path) for name, path in job.directories(staging).items()}
+        steps = _gather_steps(reporter.steps)
+        with reporter.step("verify"):
+            if is_first:
+                for name, directory in job.directories(staging).items():
+                    report = _report(model, job, directory, digests[name], observations or Observations(), steps)
+                    write_report(directory, report)
+                    write_manifest(directory, digests[name], _about(name, job))
+                    _verify(directory, reporter)
+                publish(job.output)
             dist.barrier()
-            _write(name, source, job, directory)
-        if is_first:
-            publish(job.output)
-        dist.barrier()
     finally:
         if is_first:
             discard(job.output)
 
 
-def _write(name: str, source: Source, job: Job, directory: Path) -> None:
-    """Writes and verifies one format's directory."""
+def _write(name: str, source: Source, directory: Path) -> dict[str, str]:
+    """Writes one format's files; returns the checksums of those that the ranks have read already, by relative path."""
+    if dist.get_rank() == 0:
+        directory.mkdir(exist_ok=True)
+    dist.barrier()
     mine = {file.name: sha256_of(file) for file in WRITERS[name](source, directory)}
     everyones: list[dict[str, str]] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyones, mine)
-    dist.barrier()
-    if dist.get_rank() == 0:
-        if source.calibration is not None:
-            save_state(directory / IN_EXPORT, source.calibration)
-        digests = {file: digest for digests in everyones for file, digest in digests.items()}
-        write_manifest(directory, digests, _about(name, job))
-        _verify(directory, source.reporter)
+    if dist.get_rank() == 0 and source.calibration is not None:
+        save_state(directory / IN_EXPORT, source.calibration)
+    return {file: digest for digests in everyones for file, digest in digests.items()}
+
+
+def _gather_steps(mine: list[Step]) -> list[Step]:
+    """The steps of the job so far, each as the slowest rank and the one with the largest peak had it."""
+    everyones = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    return slowest(everyones)
+
+
+def _report(
+    model: LoadedModel,
+    job: Job,
+    directory: Path,
+    digests: dict[str, str],
+    observations: Observations,
+    steps: Sequence[Step],
+) -> Report:
+    """The report of a format's directory, which holds everything else but the manifest."""
+    weights = [path for path in directory.rglob("*.safetensors") if path != directory / IN_EXPORT]
+    sizes = Sizes(model.size.parameters, model.size.num_bytes, sum(path.stat().st_size for path in weights))
+    files = file_entries(directory, digests)
+    return compose(job, observations, sizes, steps, _producer(), files, dist.get_world_size())
 
 
 def _about(name: str, job: Job) -> dict[str, Any]:
     """What the manifest says beside the files."""
-    return {
-        "format": name,
-        "producer": _producer(),
-        "arguments": {
-            "nemo_checkpoint": str(job.checkpoint),
-            "calibration_state": None if job.calibration_state is None else str(job.calibration_state),
-            "calibration_tp": job.calibration_tp,
-            "calibration_pp": job.calibration_pp,
-            "calibration_ep": job.calibration_ep,
-            "quantization_config": asdict(job.quantization),
-            "export_config": asdict(job.export),
-        },
-    }
+    return {"format": name, "producer": _producer(), "arguments": job.arguments}
 
 
 def _verify(directory: Path, reporter: Reporter) -> None:

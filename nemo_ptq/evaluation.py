@@ -18,7 +18,7 @@ from nemo_ptq.launch import Launch
 from nemo_ptq.runtime import pick_device, process_groups
 
 
-def _whole_logits(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
+def whole_logits(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
     """float32 (batch, sequence, vocabulary), from one tensor-parallel rank's share."""
     return gather_from_tensor_model_parallel_region(logits)[..., : model.vocab_size].float()
 
@@ -47,7 +47,7 @@ def perplexity(model: LoadedModel, batches: Iterable[torch.Tensor]) -> float:
     batches = list(batches)
     for tokens, logits in zip(batches, forward_batches(model.module, batches), strict=True):
         if logits is not None:
-            predicted = _whole_logits(model, logits)[:, :-1].flatten(0, 1)
+            predicted = whole_logits(model, logits)[:, :-1].flatten(0, 1)
             wanted = tokens[:, 1:].flatten().to(device)
             total += torch.stack(
                 [
@@ -75,7 +75,7 @@ def checkpoint_logits(checkpoint: Path, batches: Sequence[torch.Tensor]) -> Iter
         model = load_model(checkpoint, device)
         for logits in forward_batches(model.module, batches):
             assert logits is not None
-            yield _whole_logits(model, logits).cpu()
+            yield whole_logits(model, logits).cpu()
 
 
 @torch.no_grad()
@@ -93,6 +93,6 @@ def generate(model: LoadedModel, prompt: Sequence[int], count: int = 30) -> list
         (logits,) = forward_batches(model.module, [tokens])
         following = torch.zeros(1, dtype=torch.int64, device=device)
         if logits is not None:
-            following = _whole_logits(model, logits)[0, -1].argmax().reshape(1)
+            following = whole_logits(model, logits)[0, -1].argmax().reshape(1)
         tokens = torch.cat([tokens, _from_last_stage(following).reshape(1, 1)], dim=1)
     return tokens[0].tolist()

@@ -3,7 +3,7 @@
 """A job whose arguments have been checked: what the engine runs."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +56,24 @@ class Job:
         """The directory of each format below `root`, which is where `output` is or will be."""
         formats = self.export.formats
         return {name: root / name if self.export.has_subdirectories else root for name in formats}
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """The task's arguments, nested as its configs are, paths absolute."""
+        return {
+            "nemo_checkpoint": str(self.checkpoint),
+            "calibration_tp": self.calibration_tp,
+            "calibration_pp": self.calibration_pp,
+            "calibration_ep": self.calibration_ep,
+            "num_layers_in_first_pipeline_stage": self.num_layers_in_first_pipeline_stage,
+            "num_layers_in_last_pipeline_stage": self.num_layers_in_last_pipeline_stage,
+            "forward_loop": None if self.forward_loop is None else getattr(self.forward_loop, "__qualname__", "yes"),
+            "tokenizer_path": self.tokenizer_path,
+            "calibration_state": None if self.calibration_state is None else str(self.calibration_state),
+            "legacy_ckpt": self.legacy_ckpt,
+            "quantization_config": asdict(self.quantization),
+            "export_config": {**asdict(self.export), "path": str(self.output)},
+        }
 
     @property
     def quantizes_kv_cache(self) -> bool:

@@ -88,6 +88,9 @@ def _one_of(names: Iterable[str], optional: bool = False) -> Kind:
 _SIZE = Kind(
     "a whole number of at least 1", lambda value: _is_number(value) and isinstance(value, int) and value >= 1, int
 )
+_COUNT = Kind(
+    "a whole number of at least 0", lambda value: _is_number(value) and isinstance(value, int) and value >= 0, int
+)
 _OPTIONAL_SIZE = Kind(_SIZE.words, _SIZE.accepts, int, optional=True)
 _FRACTION = Kind("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1, float)
 _FLAG = Kind("true or false", lambda value: isinstance(value, bool), _flag)
@@ -166,6 +169,9 @@ QUANTIZATION_OPTIONS: Mapping[str, Option] = {
     "calibration_dataset_size": Option(_SIZE, "samples to calibrate on", 512),
     "calibration_batch_size": Option(_SIZE, "samples in a batch", 64),
     "calibration_seq_len": Option(_SIZE, "tokens at which a sample is cut", 128),
+    "evaluation_dataset_size": Option(
+        _COUNT, "further samples on which the report compares with the unquantized model; 0 for none", 8
+    ),
 }
 EXPORT_OPTIONS: Mapping[str, Option] = {
     "path": Option(_PATH, "directory to make; required"),

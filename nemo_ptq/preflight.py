@@ -433,11 +433,14 @@ def devices_match(world_size: int | None, devices: int | None, num_nodes: int | 
 # --- calibration data and algorithm -----------------------------------------------------------------------------------
 
 
-def data_is_readable(calibration_dataset: str, calibration_dataset_size: int, forward_loop: Any) -> str | None:
+def data_is_readable(
+    calibration_dataset: str, calibration_dataset_size: int, evaluation_dataset_size: int, forward_loop: Any
+) -> str | None:
     """Each sample of a local file that would be used is one."""
     if forward_loop is None and is_text_file(calibration_dataset):
+        samples = calibration_dataset_size + evaluation_dataset_size
         try:
-            for _ in islice(read_text_file(calibration_dataset), calibration_dataset_size):
+            for _ in islice(read_text_file(calibration_dataset), samples):
                 pass
         except PtqError as error:
             return f"quantization_config.{error}"

@@ -429,7 +429,7 @@ def test_other_tokenizers_may_exist(tmp_path: Path) -> None:
 def test_data_file(content: str, message: str | None, tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text(content)
-    problem = preflight.data_is_readable(str(file), 512, None)
+    problem = preflight.data_is_readable(str(file), 512, 8, None)
     _expect(problem, message)
     assert problem is None or problem.startswith(f"quantization_config.calibration_dataset={file}")
 
@@ -437,9 +437,9 @@ def test_data_file(content: str, message: str | None, tmp_path: Path) -> None:
 def test_only_the_samples_that_will_be_used_are_read(tmp_path: Path) -> None:
     file = tmp_path / "data.jsonl"
     file.write_text('{"text": "a"}\n{"text": "b"}\nbroken\n')
-    assert preflight.data_is_readable(str(file), 2, None) is None
-    _expect(preflight.data_is_readable(str(file), 3, None), "line 3")
-    assert preflight.data_is_readable(str(file), 3, lambda model: None) is None  # the user's loop has its own data
+    assert preflight.data_is_readable(str(file), 1, 1, None) is None
+    _expect(preflight.data_is_readable(str(file), 2, 1, None), "line 3")
+    assert preflight.data_is_readable(str(file), 3, 0, lambda model: None) is None  # the user's loop has its own data
 
 
 @pytest.mark.parametrize(

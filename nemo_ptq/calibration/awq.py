@@ -253,8 +253,8 @@ class _AwqLinear:
 
 
 @contextmanager
-def _unquantized(module: GPTModel) -> Iterator[None]:
-    """Turns every quantizer off for a while."""
+def unquantized(module: torch.nn.Module) -> Iterator[None]:
+    """Turns every quantizer of a module off for a while; pre-quantization scales still apply."""
     enabled = [child for child in module.modules() if isinstance(child, TensorQuantizer) and child.is_enabled]
     for quantizer in enabled:
         quantizer.disable()
@@ -309,7 +309,7 @@ def calibrate_awq(module: GPTModel, forward_loop: Callable[[GPTModel], None], al
             f"quantizers of {len(outside)} more: disable those of output_layer and the embeddings"
         )
     # What one stage hands to the next is as unquantized as what one layer hands to the next.
-    with _unquantized(module), _capture_inputs(layers, parallel_state.is_pipeline_last_stage()) as calls:
+    with unquantized(module), _capture_inputs(layers, parallel_state.is_pipeline_last_stage()) as calls:
         forward_loop(module)
     for linear in quantized:
         linear.weight_quantizer.disable()

@@ -50,13 +50,17 @@ def counting_tokens(module: GPTModel) -> Iterator[TokenCounts]:
 
 
 def gather_counts(counts: TokenCounts) -> TokenCounts:
-    """Adds up what all ranks have counted; every rank calls it."""
+    """Adds up what all ranks have counted, each token once; every rank calls it."""
     everyones: list[TokenCounts] = [counts] * dist.get_world_size()
     dist.all_gather_object(everyones, counts)
     total: TokenCounts = Counter()
     for part in everyones:
         total.update(part)
-    return total
+    # Ranks that share a layer or its experts read the same tokens, and exchange them all; a shard of an expert counts
+    # what each of the others does.
+    tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
+    copies = parallel_state.get_expert_model_parallel_world_size() * tensor_parallel**2
+    return Counter({expert: tokens // copies for expert, tokens in total.items()})
 
 
 def cover_idle_experts(module: GPTModel) -> None:

@@ -20,6 +20,7 @@ from nemo.collections.llm.fn.activation import openai_gelu
 from nemo_ptq.calibration.state import CalibrationState
 from nemo_ptq.checkpoint.layer_spec import HAVE_TRANSFORMER_ENGINE, calibration_layer_spec
 from nemo_ptq.checkpoint.origin import EMBEDDING_KEY, open_origin
+from nemo_ptq.checkpoint.parts import WeightsSize
 
 # Rows of these that only a tensor parallelism pads are in no checkpoint.
 _PADDED = (EMBEDDING_KEY, "output_layer.weight")
@@ -36,6 +37,7 @@ class LoadedModel:
         vocab_size: Rows of the embedding in the checkpoint (the tokenizer's size plus the checkpoint's own padding,
             not what this tensor parallelism pads further).
         checkpoint: Where it comes from.
+        size: What the whole model takes there.
         calibration: What has been learned of it, None before it is calibrated.
     """
 
@@ -44,6 +46,7 @@ class LoadedModel:
     tokenizer: Any
     vocab_size: int
     checkpoint: Path
+    size: WeightsSize
     calibration: CalibrationState | None = None
 
 
@@ -176,4 +179,4 @@ def load_model(
         if name in _PADDED:
             parameter.data.zero_()
     origin.read_weights(model.module, legacy_ckpt)
-    return LoadedModel(model.module, model.config, model.tokenizer, origin.vocab_size, checkpoint)
+    return LoadedModel(model.module, model.config, model.tokenizer, origin.vocab_size, checkpoint, origin.size)

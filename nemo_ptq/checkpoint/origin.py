@@ -17,7 +17,7 @@ from nemo.lightning import io
 
 from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
 from nemo_ptq.checkpoint.metadata import is_hugging_face
-from nemo_ptq.checkpoint.parts import PREFIX
+from nemo_ptq.checkpoint.parts import PREFIX, WeightsSize
 from nemo_ptq.errors import PtqError
 
 EMBEDDING_KEY = "embedding.word_embeddings.weight"
@@ -29,6 +29,10 @@ class Origin(Protocol):
     @property
     def vocab_size(self) -> int:
         """Rows of the embedding, with the padding that it has at every tensor parallelism."""
+
+    @property
+    def size(self) -> WeightsSize:
+        """What the whole model takes, optimizer states left out."""
 
     def model_config(self) -> AbstractContextManager[fdl.Config]:
         """Gives, within a ``with`` block, the fiddle config of NeMo's model and tokenizer, free to be changed."""
@@ -65,6 +69,12 @@ class NemoCheckpoint:
             raise PtqError(
                 f"{self._weights} holds no {PREFIX}{EMBEDDING_KEY}: it is not the checkpoint of a GPT-like model"
             )
+        weights = [
+            tensor
+            for key, tensor in metadata.items()
+            if key.startswith(PREFIX) and not key.endswith("_extra_state")
+        ]
+        self.size = WeightsSize.of((tensor.global_shape, tensor.dtype) for tensor in weights)
         self.vocab_size: int = metadata[PREFIX + EMBEDDING_KEY].global_shape[0]
 
     @contextmanager

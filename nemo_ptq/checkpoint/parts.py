@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A checkpoint's tensors in the parts that layers own, and how a rank reads its shards of them."""
 
-from collections.abc import Callable, Iterator, Sequence
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,25 @@ from nemo_ptq.errors import PtqError
 
 # NeMo wraps Megatron's model in a LightningModule, whose attribute `module` it is.
 PREFIX = "module."
+
+
+@dataclass(frozen=True)
+class WeightsSize:
+    """How much a model's weights are.
+
+    Attributes:
+        parameters: Of the whole model, each once.
+        num_bytes: What they take in the checkpoint.
+    """
+
+    parameters: int
+    num_bytes: int
+
+    @classmethod
+    def of(cls, tensors: Iterable[tuple[Sequence[int], torch.dtype]]) -> "WeightsSize":
+        """Adds up tensors, given by shape and data type."""
+        sizes = [(math.prod(shape), dtype.itemsize) for shape, dtype in tensors]
+        return cls(sum(count for count, _ in sizes), sum(count * itemsize for count, itemsize in sizes))
 
 
 @dataclass(frozen=True)

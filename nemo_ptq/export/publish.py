@@ -44,6 +44,21 @@ def sha256_of(path: Path) -> str:
     return digest.hexdigest()
 
 
+def file_entries(directory: Path, digests: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    """Size and SHA-256 of every file in a directory, by relative path.
+
+    Args:
+        directory: The directory.
+        digests: SHA-256 of files that have been read already, by relative path; the others are read now.
+    """
+    entries = {}
+    for path in sorted(directory.rglob("*")):
+        if path.is_file():
+            name = path.relative_to(directory).as_posix()
+            entries[name] = {"size": path.stat().st_size, "sha256": digests.get(name) or sha256_of(path)}
+    return entries
+
+
 def write_manifest(directory: Path, digests: Mapping[str, str], about: Mapping[str, Any]) -> None:
     """Writes the manifest: sizes and checksums of every file, its own among them, and what made them.
 
@@ -51,14 +66,10 @@ def write_manifest(directory: Path, digests: Mapping[str, str], about: Mapping[s
 
     Args:
         directory: The directory, complete but for the manifest.
-        digests: SHA-256 of files that have been read already, by relative path; the others are read now.
+        digests: As in :func:`file_entries`.
         about: Free-form entries: versions, arguments.
     """
-    files = {}
-    for path in sorted(directory.rglob("*")):
-        if path.is_file():
-            name = path.relative_to(directory).as_posix()
-            files[name] = {"size": path.stat().st_size, "sha256": digests.get(name) or sha256_of(path)}
+    files = file_entries(directory, digests)
     target = directory / MANIFEST
     target.parent.mkdir(exist_ok=True)
     zeros = "0" * 64

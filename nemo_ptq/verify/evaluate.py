@@ -6,7 +6,7 @@ Documents are the unit of resampling: tokens of one document are far from indepe
 """
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,10 @@ from torch import nn
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.forward import CPU, stream_logits
+from nemo_ptq.verify.intervals import Interval, bootstrap_interval
+
+# Positions whose next-token distributions are in memory at a time.
+_WINDOW = 128
 
 
 @dataclass(frozen=True)
@@ -37,27 +41,20 @@ class DocumentScore:
 
 
 @dataclass(frozen=True)
-class Interval:
-    """An estimate with a bootstrap percentile interval around it."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class Evaluation:
     """What the comparison of two models on the same documents says.
 
     Attributes:
         perplexity: Of the model.
         baseline_perplexity: Of the baseline.
+        recovery: Perplexity of the baseline over that of the model.
         kl_divergence: Nats per token.
         top1_agreement: Share of predictions, between 0 and 1.
     """
 
     perplexity: Interval
     baseline_perplexity: Interval
+    recovery: Interval
     kl_divergence: Interval
     top1_agreement: Interval
 
@@ -91,7 +88,18 @@ def kl_divergence(baseline: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 
 def score_document(baseline: torch.Tensor, logits: torch.Tensor, tokens: torch.Tensor) -> DocumentScore:
-    """Compares the two models' logits, both (batch, seq, vocab), on int64 (batch, seq) tokens."""
+    """Compares the two models' logits, both (batch, seq, vocab), on int64 (batch, seq) tokens.
+
+    Works on a few positions at a time: over a large vocabulary their distributions take more memory than a layer.
+    """
+    windows = range(0, max(tokens.shape[1] - 1, 1), _WINDOW)
+    # The last position of a window predicts a token of the next one.
+    cuts = [slice(start, start + _WINDOW + 1) for start in windows]
+    scores = [_score(baseline[:, cut], logits[:, cut], tokens[:, cut]) for cut in cuts]
+    return DocumentScore(*(sum(figure) for figure in zip(*map(astuple, scores), strict=True)))
+
+
+def _score(baseline: torch.Tensor, logits: torch.Tensor, tokens: torch.Tensor) -> DocumentScore:
     nll, baseline_nll = next_token_nll(logits, tokens), next_token_nll(baseline, tokens)
     judged, truth = logits[:, :-1], baseline[:, :-1]
     return DocumentScore(
@@ -101,39 +109,6 @@ def score_document(baseline: torch.Tensor, logits: torch.Tensor, tokens: torch.T
         kl_divergence=kl_divergence(truth, judged).double().sum().item(),
         agreements=int((judged.argmax(-1) == truth.argmax(-1)).sum()),
     )
-
-
-def bootstrap_interval(
-    numerators: Sequence[float],
-    denominators: Sequence[float],
-    transform: Callable[[np.ndarray], np.ndarray] = np.asarray,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-) -> Interval:
-    """A ratio of sums over documents, with a percentile interval from resampling whole documents.
-
-    Args:
-        numerators: One sum for each document, such as its negative log-likelihood.
-        denominators: One positive weight for each document, such as its number of tokens.
-        transform: Monotone function of the ratio, such as ``np.exp`` for perplexity.
-        confidence: Share of resamples inside the interval.
-        resamples: Number of bootstrap resamples.
-        seed: Of the resampling.
-
-    Raises:
-        PtqError: There are no documents, or the two lists differ in length.
-    """
-    above, below = np.asarray(numerators, dtype=np.float64), np.asarray(denominators, dtype=np.float64)
-    if above.size == 0 or above.shape != below.shape:
-        raise PtqError(f"{above.size} numerators and {below.size} denominators, expected as many of both, at least one")
-    generator = np.random.default_rng(seed)
-    # How often each document is drawn: a multinomial row for each resample, then one matrix product.
-    draws = generator.multinomial(above.size, np.full(above.size, 1 / above.size), size=resamples)
-    ratios = transform((draws @ above) / (draws @ below))
-    tail = (1 - confidence) / 2
-    low, high = np.quantile(ratios, [tail, 1 - tail])
-    return Interval(float(transform(above.sum() / below.sum())), float(low), float(high))
 
 
 def summarize(scores: Sequence[DocumentScore], confidence: float = 0.95, seed: int = 0) -> Evaluation:
@@ -150,6 +125,7 @@ def summarize(scores: Sequence[DocumentScore], confidence: float = 0.95, seed: i
     return Evaluation(
         perplexity=interval([score.nll for score in scores], np.exp),
         baseline_perplexity=interval([score.baseline_nll for score in scores], np.exp),
+        recovery=interval([score.baseline_nll - score.nll for score in scores], np.exp),
         kl_divergence=interval([score.kl_divergence for score in scores]),
         top1_agreement=interval([float(score.agreements) for score in scores]),
     )

@@ -110,7 +110,7 @@ def _run_algorithm(demo: Demo, output: Path, algorithm: str, device: torch.devic
         export_config=ExportConfig(path=str(output)),
     )
     model = engine.load(job, device)
-    samples = engine.read_job_samples(job, silent)
+    samples = engine.read_job_samples(job, silent).calibration
     loop = engine.data_loop(model, job.quantization, samples, silent)
     engine.calibrate(model, job.quantization, job.decoder, loop, silent)
     engine.export(model, job, silent)

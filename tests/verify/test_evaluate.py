@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.evaluate import (
     DocumentScore,
-    bootstrap_interval,
     compare,
     kl_divergence,
     next_token_nll,
@@ -21,6 +20,7 @@ from nemo_ptq.verify.evaluate import (
     score_document,
     summarize,
 )
+from nemo_ptq.verify.intervals import bootstrap_interval
 
 from .conftest import Pristine
 from .qnemo_writer import Recipe

@@ -24,7 +24,7 @@ from transformers import PretrainedConfig
 from nemo_ptq.checkpoint.huggingface.families import FAMILIES, REFUSED, Dims, Family, Rule, pad_vocab
 from nemo_ptq.checkpoint.huggingface.files import read_json
 from nemo_ptq.checkpoint.huggingface.source import Weights, load_generation_config, load_tokenizer
-from nemo_ptq.checkpoint.parts import TensorPart, read_parts
+from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize, read_parts
 from nemo_ptq.checkpoint.writer import atomic_directory, write_context, write_weights
 from nemo_ptq.errors import PtqError
 
@@ -43,6 +43,7 @@ class HuggingFaceModel:
         path: The directory.
         parts: Every part of every tensor, as NeMo stores it.
         vocab_size: Rows of the embedding, padding included.
+        size: What the whole model takes.
 
     Raises:
         PtqError: A file is missing or damaged, the model is of an unknown family, or a tensor is missing or would be
@@ -63,6 +64,7 @@ class HuggingFaceModel:
         )
         self._config.generation_config = load_generation_config(directory)
         self.parts = _convert(self._family, hf, weights, Dims(self._config.num_query_groups, self.vocab_size), dtype)
+        self.size = WeightsSize.of((part.shape, part.dtype) for part in self.parts)
 
     @contextmanager
     def model_config(self) -> Iterator[fdl.Config]:

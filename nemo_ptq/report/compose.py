@@ -1,0 +1,157 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""From what a job has measured to its report."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from nemo_ptq.config import CUSTOM, NO_QUANT
+from nemo_ptq.job import Job
+from nemo_ptq.report.advice import findings_of
+from nemo_ptq.report.command import reproducing_command
+from nemo_ptq.report.metrics import expert_records
+from nemo_ptq.report.records import Layer, Quality, Report, Summary
+from nemo_ptq.stopwatch import Step
+from nemo_ptq.verify.evaluate import DocumentScore, summarize
+
+REQUIRED_RECOVERY: Mapping[str, float] = {
+    "fp8": 0.99,
+    "int8_sq": 0.98,
+    "int4_awq": 0.95,
+    "w4a8_awq": 0.95,
+    "nvfp4": 0.95,
+    CUSTOM: 0.95,
+}
+"""The least recovery with which an algorithm passes: baseline perplexity / perplexity."""
+
+
+@dataclass(frozen=True)
+class Observations:
+    """What a job has seen of its model, beside the files.
+
+    Attributes:
+        layers: Each linear layer.
+        quality: Quantized against unquantized.
+        missing: Why figures are missing, by "quality" or "activations".
+        expert_tokens: Calibration tokens by (layer, expert).
+    """
+
+    layers: tuple[Layer, ...] = ()
+    quality: Quality | None = None
+    missing: Mapping[str, str] = field(default_factory=dict)
+    expert_tokens: Mapping[tuple[int, int], int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """How much a model takes.
+
+    Attributes:
+        parameters: Of the whole model.
+        checkpoint_bytes: Its weights in the checkpoint.
+        export_bytes: The exported files with weights and scales.
+    """
+
+    parameters: int
+    checkpoint_bytes: int
+    export_bytes: int
+
+
+def compose(
+    job: Job,
+    observations: Observations,
+    sizes: Sizes,
+    steps: Sequence[Step],
+    versions: Mapping[str, str],
+    files: Mapping[str, Mapping[str, Any]],
+    world_size: int,
+) -> Report:
+    """Puts the report of a job together.
+
+    Args:
+        job: What was asked for.
+        observations: What was measured.
+        sizes: How much was read and written.
+        steps: What it took.
+        versions: Of the packages that did it.
+        files: Size and SHA-256 of the files written so far, by relative path.
+        world_size: How many processes shared the work.
+    """
+    name = job.quantization.algorithm_name
+    summary = Summary(
+        model=job.metadata.config_class.rpartition(".")[2],
+        checkpoint=str(job.checkpoint),
+        parameters=sizes.parameters,
+        layers=job.metadata.num_layers,
+        algorithm=name,
+        kv_cache=job.quantization.kv_cache_qformat if job.quantizes_kv_cache and name != NO_QUANT else None,
+        checkpoint_bytes=sizes.checkpoint_bytes,
+        export_bytes=sizes.export_bytes,
+        compression=sizes.checkpoint_bytes / sizes.export_bytes,
+        required_recovery=REQUIRED_RECOVERY.get(name),
+    )
+    report = Report(
+        summary=summary,
+        quality=None,
+        missing=observations.missing,
+        layers=observations.layers,
+        experts=expert_records(observations.expert_tokens),
+        findings=findings_of(observations.layers, name),
+        steps=tuple(steps),
+        command=reproducing_command(job.arguments, world_size),
+        arguments=job.arguments,
+        versions=versions,
+        files=files,
+    )
+    return report if observations.quality is None else with_quality(report, observations.quality)
+
+
+def quality_of(scores: Sequence[DocumentScore], source: str, text: str, held_out: bool | None) -> Quality:
+    """Sums up the scores of documents, with intervals.
+
+    Args:
+        scores: One for each document, at least one.
+        source: "job" or "evaluate".
+        text: Data set or file of the documents.
+        held_out: Whether they were not calibrated on; None where nobody knows.
+    """
+    found = summarize(scores)
+    return Quality(
+        source,
+        text,
+        held_out,
+        len(scores),
+        sum(score.tokens for score in scores),
+        found.perplexity,
+        found.baseline_perplexity,
+        found.recovery,
+        found.kl_divergence,
+        found.top1_agreement,
+    )
+
+
+def describe(quality: Quality) -> str:
+    """One line for the terminal."""
+    text = "held-out documents" if quality.held_out else "documents"
+    line = f"perplexity {quality.perplexity.value:.3f}"
+    if quality.baseline_perplexity is not None and quality.recovery is not None:
+        line += f", unquantized {quality.baseline_perplexity.value:.3f}, recovery {quality.recovery.value:.4f}"
+    return f"{line} on {quality.documents} {text}"
+
+
+def with_quality(report: Report, quality: Quality) -> Report:
+    """The same report with other figures of quality, in the summary as well."""
+    recovery = None if quality.recovery is None else quality.recovery.value
+    required = report.summary.required_recovery
+    summary = replace(
+        report.summary,
+        perplexity=quality.perplexity.value,
+        baseline_perplexity=None if quality.baseline_perplexity is None else quality.baseline_perplexity.value,
+        recovery=recovery,
+        kl_divergence=None if quality.kl_divergence is None else quality.kl_divergence.value,
+        top1_agreement=None if quality.top1_agreement is None else quality.top1_agreement.value,
+        passed=None if recovery is None or required is None else recovery >= required,
+    )
+    missing = {figure: reason for figure, reason in report.missing.items() if figure != "quality"}
+    return replace(report, summary=summary, quality=quality, missing=missing)

@@ -1,0 +1,229 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The report as plain records: ptq/report.json is these dataclasses, field by field. docs/report.md describes them."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.stopwatch import Step
+from nemo_ptq.verify.intervals import Interval
+
+VERSION = 1
+"""Of the schema. A key's meaning changes only together with this number; new keys may come without."""
+
+
+@dataclass(frozen=True)
+class Quality:
+    """The quantized model against the unquantized one, on the same text.
+
+    Attributes:
+        source: "job": from the calibrated Megatron model; "evaluate": from the exported files.
+        text: Data set or file that the documents come from.
+        held_out: Whether these documents were not calibrated on; None where nobody knows.
+        documents: How many.
+        tokens: Predictions over all of them.
+        perplexity: Of the quantized model.
+        baseline_perplexity: Of the unquantized model; None where only the quantized one was run.
+        recovery: baseline_perplexity / perplexity: 1 is lossless.
+        kl_divergence: KL(unquantized || quantized) in nats per token.
+        top1_agreement: Share of predictions, 0 to 1, in which both models rank the same token first.
+    """
+
+    source: str
+    text: str
+    held_out: bool | None
+    documents: int
+    tokens: int
+    perplexity: Interval
+    baseline_perplexity: Interval | None = None
+    recovery: Interval | None = None
+    kl_divergence: Interval | None = None
+    top1_agreement: Interval | None = None
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One linear layer of the model, or the same one of all experts of a layer taken together.
+
+    Ratios are over all ranks that hold a part of it. What was not quantized, or not measured, is None.
+
+    Attributes:
+        layer: Index of the transformer layer, from 0 through the whole model.
+        kind: "qkv", "proj", "fc1", "fc2"; of experts "experts.fc1", "experts.fc2".
+        scheme: TensorRT-LLM's name of how it is quantized, such as "FP8".
+        weight_sqnr_db: Signal to quantization noise of the weights, in dB: 10 log10(sum w^2 / sum (w - Q(w))^2).
+        input_sqnr_db: The same of the activations that enter, after their pre-quantization scale.
+        output_sqnr_db: The same of the layer's output, quantized against unquantized, for the same input.
+        weight_amax: Largest magnitude of a weight, as quantized: after smoothing.
+        weight_outlier_ratio: weight_amax over the weights' root mean square.
+        input_amax: The calibrated range: the magnitude that the input's largest code stands for.
+        input_outlier_ratio: Largest magnitude over root mean square of the inputs of the evaluated text, after their
+            pre-quantization scale.
+        pre_quant_scale: The input channels' pre-quantization scales at :data:`QUANTILES`.
+    """
+
+    layer: int
+    kind: str
+    scheme: str | None
+    weight_sqnr_db: float | None = None
+    input_sqnr_db: float | None = None
+    output_sqnr_db: float | None = None
+    weight_amax: float | None = None
+    weight_outlier_ratio: float | None = None
+    input_amax: float | None = None
+    input_outlier_ratio: float | None = None
+    pre_quant_scale: tuple[float, ...] | None = None
+
+
+QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+"""Where distributions are given."""
+
+
+@dataclass(frozen=True)
+class ExpertTokens:
+    """How often calibration went through each expert of one layer: tokens by expert."""
+
+    layer: int
+    tokens: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A layer that stands out, and what to try.
+
+    Attributes:
+        layer: Its index.
+        kind: As in :class:`Layer`.
+        figure: The field that is out of bounds.
+        value: That field's value.
+        limit: What it should keep.
+        problem: What is wrong, in words.
+        advice: What to try.
+    """
+
+    layer: int
+    kind: str
+    figure: str
+    value: float
+    limit: float
+    problem: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Summary:
+    """The figures that one looks at first.
+
+    Attributes:
+        model: NeMo's config class, such as "Llama31Config8B".
+        checkpoint: Path of the unquantized checkpoint.
+        parameters: Of the whole model.
+        layers: Transformer layers.
+        algorithm: Our name of the algorithm.
+        kv_cache: Format of the KV cache, such as "fp8"; None where it is not quantized.
+        checkpoint_bytes: The model's weights in the checkpoint.
+        export_bytes: The exported files with weights and scales.
+        compression: checkpoint_bytes / export_bytes.
+        perplexity: Quantized, from :class:`Quality`, as are the next ones.
+        baseline_perplexity: Unquantized.
+        recovery: baseline_perplexity / perplexity.
+        kl_divergence: Nats per token.
+        top1_agreement: 0 to 1.
+        required_recovery: The least recovery that passes for this algorithm; None where there is no such limit.
+        passed: False where the recovery is too small, True where it suffices, None where it was not measured. A
+            directory that does not pass its verification never appears, whatever its recovery.
+    """
+
+    model: str
+    checkpoint: str
+    parameters: int
+    layers: int
+    algorithm: str
+    kv_cache: str | None
+    checkpoint_bytes: int
+    export_bytes: int
+    compression: float
+    perplexity: float | None = None
+    baseline_perplexity: float | None = None
+    recovery: float | None = None
+    kl_divergence: float | None = None
+    top1_agreement: float | None = None
+    required_recovery: float | None = None
+    passed: bool | None = None
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything about one run.
+
+    Attributes:
+        summary: The figures that one looks at first.
+        quality: Quantized against unquantized; None where it was not measured.
+        missing: Why figures are missing, by "quality" or "activations".
+        layers: Each linear layer of the transformer layers.
+        experts: Token counts of mixtures of experts.
+        findings: Layers that stand out.
+        steps: Time and memory; each the largest of any rank.
+        command: A command line that repeats the run; None where arguments came from Python only.
+        arguments: All arguments of the task, nested as its configs are.
+        versions: Of the packages that did it.
+        files: Size and SHA-256 of every other file of the directory but the manifest, by relative path.
+        version: Of this schema.
+    """
+
+    summary: Summary
+    quality: Quality | None
+    missing: Mapping[str, str]
+    layers: tuple[Layer, ...]
+    experts: tuple[ExpertTokens, ...]
+    findings: tuple[Finding, ...]
+    steps: tuple[Step, ...]
+    command: str | None
+    arguments: Mapping[str, Any]
+    versions: Mapping[str, str]
+    files: Mapping[str, Mapping[str, Any]]
+    version: int = VERSION
+
+
+def to_json(report: Report) -> str:
+    """Writes a report as JSON, its keys in the order of the fields."""
+    fields = asdict(report)
+    return json.dumps({"version": fields.pop("version"), **fields}, indent=2, allow_nan=False) + "\n"
+
+
+def read_report(file: Path) -> Report:
+    """Reads a report.json.
+
+    Raises:
+        PtqError: If it is not one of this version.
+    """
+    try:
+        raw = json.loads(file.read_text(encoding="utf-8"))
+        if raw["version"] != VERSION:
+            raise PtqError(f"{file}: version is {raw['version']!r}, this nemo_ptq reads version {VERSION}")
+        return Report(
+            **raw
+            | {
+                "summary": Summary(**raw["summary"]),
+                "quality": _quality(raw["quality"]),
+                "layers": tuple(Layer(**layer) for layer in raw["layers"]),
+                "experts": tuple(ExpertTokens(**experts) for experts in raw["experts"]),
+                "findings": tuple(Finding(**finding) for finding in raw["findings"]),
+                "steps": tuple(Step(**step) for step in raw["steps"]),
+            }
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PtqError(f"{file} is no report of nemo_ptq: {error}") from error
+
+
+def _quality(raw: dict[str, Any] | None) -> Quality | None:
+    if raw is None:
+        return None
+    fields: dict[str, Any] = {
+        name: Interval(**value) if isinstance(value, dict) else value for name, value in raw.items()
+    }
+    return Quality(**fields)
