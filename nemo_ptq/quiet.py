@@ -35,5 +35,6 @@ def quiet_libraries() -> None:
     ModelOpt's quantizers warn on every rank of defaults that are right here; what its export has to say is kept.
     """
     logging.getLogger("nemo_logger").setLevel(logging.WARNING)
+    logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells when it looks for fonts
     warnings.filterwarnings("ignore", module=r"(modelopt\.torch\.(quantization|opt)|megatron)\b")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.checkpoint\b")

@@ -15,6 +15,7 @@ import torch
 
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.report.write import FILES
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.reader import open_checkpoint
 from tests.conftest import Demo
@@ -96,6 +97,7 @@ def test_output_is_whole_verified_and_reproducible(demo: Demo, tmp_path: Path) -
     first = digests(tmp_path / "out")
     assert all(check.ok for check in verify(tmp_path / "out", load_tokenizer=True))
     assert {"config.json", "rank0.safetensors", "ptq/manifest.json", "ptq/calibration.safetensors"} <= first.keys()
+    assert {str(file) for file in FILES} <= first.keys()
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
     run_ranks(run_task, 1, arguments(demo, tmp_path / "out", export={"overwrite": True}))

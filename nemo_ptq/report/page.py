@@ -1,0 +1,173 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The report as documents: one self-contained HTML page, and a model card."""
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from nemo_ptq.report import plots, words
+from nemo_ptq.report.records import Finding, Layer, Report, Summary
+
+_ALGORITHMS = {
+    "fp8": "FP8",
+    "int8_sq": "INT8 SmoothQuant",
+    "int4_awq": "INT4 AWQ",
+    "w4a8_awq": "W4A8 AWQ",
+    "nvfp4": "NVFP4",
+    "no_quant": "16 bits, unquantized",
+    "custom": "a ModelOpt configuration",
+}
+_FIGURES = {
+    "weight_sqnr_db": "weights",
+    "input_sqnr_db": "inputs",
+    "output_sqnr_db": "outputs",
+}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Layers of one kind that break the same rule, for one paragraph.
+
+    Attributes:
+        kind: Their kind, in words.
+        layers: Their indices, in words.
+        figure: What is out of bounds, in words.
+        worst: The finding that is furthest out.
+        problem: What is wrong.
+        advice: What to try.
+    """
+
+    kind: str
+    layers: str
+    figure: str
+    worst: Finding
+    problem: str
+    advice: str
+
+
+def grouped(findings: Sequence[Finding]) -> list[Group]:
+    """Puts findings of one rule and kind together, in the order of the worst of each."""
+    together: dict[tuple[str, str, str], list[Finding]] = defaultdict(list)
+    for finding in findings:
+        together[finding.kind, finding.figure, finding.advice].append(finding)
+    return [
+        Group(
+            words.kind_name(kind),
+            words.index_ranges([finding.layer for finding in found]),
+            _FIGURES.get(figure, figure),
+            found[0],
+            found[0].problem,
+            advice,
+        )
+        for (kind, figure, advice), found in together.items()
+    ]
+
+
+def is_bad(report: Report, layer: Layer, figure: str) -> bool:
+    """Whether a finding names a layer's figure."""
+    return any((f.layer, f.kind, f.figure) == (layer.layer, layer.kind, figure) for f in report.findings)
+
+
+def headline(summary: Summary) -> str:
+    """The outcome in one sentence."""
+    if summary.algorithm == "no_quant":
+        return "Exported unquantized: nothing is lost, and nothing is saved."
+    size = f"{summary.compression:.2f} times smaller" if summary.compression > 1 else "no smaller"
+    if summary.recovery is None or summary.perplexity is None:
+        return f"{size[0].upper()}{size[1:]}. How much worse was not measured."
+    change = 100 * (1 / summary.recovery - 1)
+    if abs(change) < 0.005:
+        return f"{size[0].upper()}{size[1:]}, with the perplexity of the unquantized model."
+    return f"{size[0].upper()}{size[1:]}, with a perplexity {abs(change):.2g} % {'higher' if change > 0 else 'lower'}."
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        loader=PackageLoader("nemo_ptq.report"),
+        autoescape=lambda name: name is not None and ".html" in name,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {
+        "bytes": words.human_bytes,
+        "count": words.human_count,
+        "seconds": words.seconds,
+        "kind": words.kind_name,
+        "number": lambda value, digits=2: "" if value is None else f"{value:,.{digits}f}",
+        "figures": lambda value: "" if value is None else f"{value:.4g}",
+    }
+    return environment
+
+
+def _chart(name: str, figure: Figure | None, label: str) -> Markup:
+    """A chart that says to those who do not see it what it shows; the tables have its numbers."""
+    if figure is None:
+        return Markup("")
+    opening = Markup('<svg role="img" aria-label="{}"').format(label)
+    return Markup(plots.to_svg(figure, name).replace("<svg", opening, 1))
+
+
+def _context(report: Report) -> dict[str, Any]:
+    word, fails = words.verdict(report.summary)
+    return {
+        "report": report,
+        "summary": report.summary,
+        "quality": report.quality,
+        "algorithm": _ALGORITHMS.get(report.summary.algorithm, report.summary.algorithm),
+        "verdict": word,
+        "fails": fails,
+        "headline": headline(report.summary),
+        "findings": grouped(report.findings),
+        "checkpoint_name": PurePosixPath(report.summary.checkpoint).name,
+    }
+
+
+def render_page(report: Report) -> str:
+    """Writes the HTML page."""
+
+    def bad(layer: Layer, figure: str) -> bool:
+        return is_bad(report, layer, figure)
+
+    recovery = None if report.quality is None else report.quality.recovery
+    charts = {
+        "recovery": _chart(
+            "recovery",
+            plots.recovery_chart(report),
+            ""
+            if recovery is None
+            else f"Recovery {recovery.value:.4f}, interval {recovery.low:.4f} to {recovery.high:.4f}",
+        ),
+        "errors": _chart(
+            "errors",
+            plots.layer_chart(report.layers, plots.ERRORS, bad),
+            "Signal to quantization noise by layer, for each kind of linear layer",
+        ),
+        "ranges": _chart(
+            "ranges",
+            plots.layer_chart(report.layers, plots.RANGES, lambda *_: False),
+            "Outlier ratios and calibrated ranges by layer, for each kind of linear layer",
+        ),
+        "scales": _chart("scales", plots.scale_chart(report.layers), "Pre-quantization scales by layer"),
+        "experts": _chart("experts", plots.expert_chart(report.experts), "Calibration tokens by layer and expert"),
+        "steps": _chart("steps", plots.step_chart(report.steps), "Time and peak memory of each step"),
+    }
+    return _environment().get_template("report.html.j2").render(**_context(report), charts=charts)
+
+
+def render_card(report: Report) -> str:
+    """Writes the model card, in Markdown with Hugging Face's metadata ahead."""
+    return _environment().get_template("README.md.j2").render(**_context(report))
+
+
+def render_png(report: Report) -> bytes:
+    """Draws the picture of the summary."""
+    return plots.summary_png(report, lambda layer, figure: is_bad(report, layer, figure))

@@ -1,0 +1,417 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The report's charts, drawn by matplotlib: SVG for the page, whose style sheet colours them, and a PNG summary.
+
+All charts of layers are small multiples: a column for each kind of linear layer, a row for each figure. One kind stands
+out in its panel, the others lie behind it in grey, so no panel needs a legend.
+"""
+
+import io
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+from nemo_ptq.report.records import ExpertTokens, Layer, Report
+from nemo_ptq.report.words import human_bytes, kind_name, seconds, verdict
+from nemo_ptq.stopwatch import Step
+
+# Colours as they are on white. In a page the variables of its style sheet take their place.
+INK, MUTED, FAINT, ACCENT, ALERT = "#1c2430", "#667080", "#d5d9e0", "#20639b", "#b4331f"
+_VARIABLES = {INK: "ink", MUTED: "muted", FAINT: "faint", ACCENT: "accent", ALERT: "alert"}
+
+_STYLE: Any = {
+    "svg.fonttype": "none",
+    # Names inside the file come from its content: the same report gives the same bytes.
+    "svg.hashsalt": "nemo_ptq",
+    "font.family": "DejaVu Sans",
+    "font.size": 9,
+    "text.color": INK,
+    "axes.edgecolor": FAINT,
+    "axes.labelcolor": MUTED,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.titlesize": 9,
+    "axes.titlelocation": "left",
+    "axes.titlecolor": INK,
+    "xtick.color": FAINT,
+    "ytick.color": FAINT,
+    "xtick.labelcolor": MUTED,
+    "ytick.labelcolor": MUTED,
+    "xtick.labelsize": 8,
+    "ytick.labelsize": 8,
+    "xtick.major.size": 3,
+    "ytick.major.size": 0,
+    "figure.facecolor": "none",
+    "axes.facecolor": "none",
+    "savefig.facecolor": "none",
+}
+_WIDTH = 9.2  # inches; the page scales the drawing
+# What an axis shows at least: decibels that are a factor of two in the error, or a factor.
+_LEAST_DECIBELS = 6.0
+_LEAST_FACTOR = 10.0
+
+
+@dataclass(frozen=True)
+class Row:
+    """A figure of layers that is drawn.
+
+    Attributes:
+        figure: Field of :class:`~nemo_ptq.report.records.Layer`.
+        label: What it is, and its unit.
+        logarithmic: Whether factors count rather than differences.
+    """
+
+    figure: str
+    label: str
+    logarithmic: bool = False
+
+
+ERRORS = (
+    Row("weight_sqnr_db", "weights, dB"),
+    Row("input_sqnr_db", "inputs, dB"),
+    Row("output_sqnr_db", "outputs, dB"),
+)
+RANGES = (
+    Row("weight_outlier_ratio", "weights:\namax / RMS", True),
+    Row("input_outlier_ratio", "inputs:\namax / RMS", True),
+    Row("input_amax", "inputs:\ncalibrated amax", True),
+)
+
+
+@contextmanager
+def _style() -> Iterator[None]:
+    with matplotlib.rc_context(_STYLE):
+        yield
+
+
+def to_svg(figure: Figure, name: str) -> str:
+    """The figure as an SVG element for a page whose style sheet has the variables ink, muted, faint, accent, alert.
+
+    The page's font and width apply.
+
+    Args:
+        figure: The drawing.
+        name: Unique on the page: ids begin with it, so that drawings can share a page.
+    """
+    with _style(), io.StringIO() as file:
+        figure.savefig(file, format="svg", metadata={"Date": None, "Creator": None, "Format": None, "Type": None})
+        svg = file.getvalue()
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<metadata>.*?</metadata>\s*", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", svg)
+    svg = re.sub(r'(<svg[^>]*?) width="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r'(<svg[^>]*?) height="[^"]*"', r"\1", svg, count=1)
+    svg = re.sub(r"font: ((?:\d+ )?[\d.]+px) [^;\"]*", r"font: \1 var(--sans)", svg)
+    for colour, name in _VARIABLES.items():
+        svg = svg.replace(colour, f"var(--{name})")
+    return svg.strip()
+
+
+def _plain(value: float, _: int = 0) -> str:
+    """A tick's label: no exponents."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _kinds(layers: Sequence[Layer]) -> list[str]:
+    return list(dict.fromkeys(layer.kind for layer in layers))
+
+
+def _points(layers: Sequence[Layer], kind: str, figure: str) -> tuple[list[int], list[float]]:
+    found = [(layer.layer, getattr(layer, figure)) for layer in layers if layer.kind == kind]
+    measured = [(index, value) for index, value in found if value is not None]
+    return [index for index, _ in measured], [value for _, value in measured]
+
+
+def _prepare(axes: Axes, logarithmic: bool) -> None:
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=4))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(axis="y", color=FAINT, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
+
+
+def layer_chart(layers: Sequence[Layer], rows: Sequence[Row], bad: Callable[[Layer, str], bool]) -> Figure | None:
+    """Small multiples of figures by layer.
+
+    Args:
+        layers: All layers.
+        rows: The figures, from top to bottom; those that no layer has are left out.
+        bad: Whether a layer stands out in a figure: it is marked with its number.
+
+    Returns:
+        The drawing, or None where no layer has any of the figures.
+    """
+    rows = [row for row in rows if any(getattr(layer, row.figure) is not None for layer in layers)]
+    kinds = _kinds(layers)
+    if not rows:
+        return None
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 0.5 + 1.45 * len(rows)), layout="constrained")
+        grid = figure.subplots(len(rows), len(kinds), sharex=True, sharey="row", squeeze=False)
+        for row, line in zip(rows, grid, strict=True):
+            for kind, axes in zip(kinds, line, strict=True):
+                _prepare(axes, row.logarithmic)
+                for other in kinds:
+                    _draw_line(axes, layers, other, row.figure, stands_out=other == kind)
+                marked = [layer for layer in layers if layer.kind == kind and bad(layer, row.figure)]
+                for layer in marked:
+                    value = getattr(layer, row.figure)
+                    axes.plot(layer.layer, value, "o", markersize=5, color=ALERT, zorder=4)
+                for layer in sorted(marked, key=lambda layer: getattr(layer, row.figure))[:3]:
+                    axes.annotate(
+                        str(layer.layer),
+                        (layer.layer, getattr(layer, row.figure)),
+                        (5, -2),
+                        textcoords="offset points",
+                        color=ALERT,
+                        fontsize=8,
+                        va="top",
+                    )
+            line[0].set_ylabel(row.label)
+            _show_at_least(line[0], row)
+        for kind, axes in zip(kinds, grid[0], strict=True):
+            axes.set_title(kind_name(kind), fontweight="bold")
+        for axes in grid[-1]:
+            axes.set_xlabel("layer")
+    return figure
+
+
+def _show_at_least(axes: Axes, row: Row) -> None:
+    """Keeps a vertical axis from blowing up differences that mean nothing."""
+    low, high = axes.get_ylim()
+    if row.logarithmic and high / low < _LEAST_FACTOR:
+        middle, half = (low * high) ** 0.5, _LEAST_FACTOR**0.5
+        axes.set_ylim(middle / half, middle * half)
+    elif not row.logarithmic and high - low < _LEAST_DECIBELS:
+        middle = (low + high) / 2
+        axes.set_ylim(middle - _LEAST_DECIBELS / 2, middle + _LEAST_DECIBELS / 2)
+
+
+def _draw_line(axes: Axes, layers: Sequence[Layer], kind: str, figure: str, stands_out: bool) -> None:
+    x, y = _points(layers, kind, figure)
+    if stands_out:
+        few = len(x) <= 12
+        axes.plot(x, y, color=ACCENT, linewidth=1.6, marker="o" if few else None, markersize=3.5, zorder=3)
+    else:
+        axes.plot(x, y, color=FAINT, linewidth=1.0, zorder=2)
+
+
+def scale_chart(layers: Sequence[Layer]) -> Figure | None:
+    """The distribution of the input channels' pre-quantization scales, layer by layer.
+
+    Bands hold 50 and 90 % of the channels, lines are the median and the extremes.
+
+    Returns:
+        The drawing, or None where there are no such scales.
+    """
+    scaled = [layer for layer in layers if layer.pre_quant_scale is not None]
+    if not scaled:
+        return None
+    kinds = _kinds(scaled)
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 2.2), layout="constrained")
+        (line,) = figure.subplots(1, len(kinds), sharey=True, squeeze=False)
+        for kind, axes in zip(kinds, line, strict=True):
+            _prepare(axes, logarithmic=True)
+            mine = [layer for layer in scaled if layer.kind == kind]
+            x = [layer.layer for layer in mine]
+            least, p5, p25, median, p75, p95, most = zip(*(layer.pre_quant_scale or () for layer in mine), strict=True)
+            axes.fill_between(x, p5, p95, color=ACCENT, alpha=0.18, linewidth=0)
+            axes.fill_between(x, p25, p75, color=ACCENT, alpha=0.30, linewidth=0)
+            axes.plot(x, median, color=ACCENT, linewidth=1.6)
+            for extreme in (least, most):
+                axes.plot(x, extreme, color=MUTED, linewidth=0.7, linestyle=(0, (1, 2)))
+            axes.set_title(kind_name(kind), fontweight="bold")
+            axes.set_xlabel("layer")
+        line[0].set_ylabel("factor")
+    return figure
+
+
+def expert_chart(experts: Sequence[ExpertTokens]) -> Figure | None:
+    """A dot for each expert of each layer, its area the share of the layer's tokens; idle experts are crosses.
+
+    Returns:
+        The drawing, or None for dense models.
+    """
+    if not experts:
+        return None
+    number = len(experts[0].tokens)
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 0.9 + 0.19 * len(experts)), layout="constrained")
+        axes = figure.subplots()
+        places = [
+            (expert, row.layer, count / max(sum(row.tokens), 1))
+            for row in experts
+            for expert, count in enumerate(row.tokens)
+        ]
+        busy = [(x, y, share * number) for x, y, share in places if share]
+        idle = [(x, y) for x, y, share in places if not share]
+        # The mean has a dot of 40 square points.
+        axes.scatter(
+            [x for x, _, _ in busy],
+            [y for _, y, _ in busy],
+            [40 * s for _, _, s in busy],
+            color=ACCENT,
+            alpha=0.75,
+            linewidth=0,
+        )
+        axes.scatter([x for x, _ in idle], [y for _, y in idle], 30, color=ALERT, marker="x", linewidth=1.4)
+        axes.invert_yaxis()
+        axes.margins(x=0.03, y=0.08)
+        axes.xaxis.set_major_locator(MaxNLocator(min(number, 16), integer=True))
+        axes.yaxis.set_major_locator(MaxNLocator(min(len(experts), 16), integer=True))
+        axes.spines["left"].set_visible(False)
+        axes.spines["bottom"].set_visible(False)
+        axes.set_xlabel("expert")
+        axes.set_ylabel("layer")
+    return figure
+
+
+def step_chart(steps: Sequence[Step]) -> Figure | None:
+    """Time and peak memory of the steps, as bars with their values.
+
+    Returns:
+        The drawing, or None where no step was measured.
+    """
+    if not steps:
+        return None
+    names = [step.name for step in steps]
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 0.5 + 0.27 * len(steps)), layout="constrained")
+        left, right = figure.subplots(1, 2, sharey=True)
+        _bars(left, names, [step.seconds for step in steps], seconds, "time")
+        _bars(right, names, [float(step.peak_memory_bytes) for step in steps], human_bytes, "peak memory of a rank")
+        left.invert_yaxis()
+    return figure
+
+
+def _bars(axes: Axes, names: Sequence[str], values: Sequence[float], show: Callable[[float], str], title: str) -> None:
+    bars = axes.barh(names, values, height=0.55, color=ACCENT, alpha=0.85)
+    axes.bar_label(bars, [show(value) for value in values], padding=4, fontsize=8.5, color=INK)
+    axes.set_xlim(0, max([*values, 1e-9]) * 1.25)
+    axes.xaxis.set_visible(False)
+    axes.spines["bottom"].set_visible(False)
+    axes.tick_params(axis="y", labelsize=9, labelcolor=INK)
+    axes.set_title(title, color=MUTED)
+
+
+def recovery_chart(report: Report) -> Figure | None:
+    """The recovery with its interval, against what is required.
+
+    Returns:
+        The drawing, or None where it was not measured.
+    """
+    recovery = None if report.quality is None else report.quality.recovery
+    if recovery is None:
+        return None
+    required = report.summary.required_recovery
+    colour = ALERT if report.summary.passed is False else ACCENT
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 0.95), layout="constrained")
+        axes = figure.subplots()
+        axes.axvline(1, color=MUTED, linewidth=1)
+        axes.annotate(
+            "lossless",
+            (1, 1),
+            (4, 0),
+            xycoords=("data", "axes fraction"),
+            textcoords="offset points",
+            color=MUTED,
+            fontsize=8,
+            va="top",
+        )
+        if required is not None:
+            axes.axvline(required, color=ALERT, linewidth=1, linestyle=(0, (4, 3)))
+            axes.annotate(
+                f"required {required:.2f}",
+                (required, 1),
+                (-4, 0),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                color=ALERT,
+                fontsize=8,
+                va="top",
+                ha="right",
+            )
+        axes.plot([recovery.low, recovery.high], [0, 0], color=colour, linewidth=4, alpha=0.35, solid_capstyle="butt")
+        axes.plot(recovery.value, 0, "o", color=colour, markersize=7)
+        ends = [value for value in (recovery.low, recovery.high, required, 1.0) if value is not None]
+        room = max(max(ends) - min(ends), 1e-3)
+        axes.set_xlim(min(ends) - 0.15 * room, max(ends) + 0.15 * room)
+        axes.set_ylim(-0.6, 1.0)
+        axes.yaxis.set_visible(False)
+        axes.spines["left"].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(6))
+    return figure
+
+
+def summary_png(report: Report, bad: Callable[[Layer, str], bool]) -> bytes:
+    """The summary as a picture of 1200 x 630 pixels, for places that show no pages."""
+    summary = report.summary
+    with _style():
+        figure = Figure(figsize=(12, 6.3), dpi=100, facecolor="white")
+        text = figure.text
+        text(0.05, 0.88, f"{summary.model}, {summary.algorithm}", fontsize=26, fontweight="bold")
+        word, fails = verdict(summary)
+        text(0.95, 0.89, word, fontsize=16, fontweight="bold", ha="right", color=ALERT if fails else ACCENT)
+        tiles = [
+            (
+                f"{summary.compression:.2f}x",
+                f"smaller: {human_bytes(summary.checkpoint_bytes)} to {human_bytes(summary.export_bytes)}",
+            )
+        ]
+        if summary.recovery is not None and summary.perplexity is not None:
+            tiles.append(
+                (
+                    f"{100 * summary.recovery:.2f} %",
+                    f"recovery: perplexity {summary.baseline_perplexity:.2f} to {summary.perplexity:.2f}",
+                )
+            )
+        if summary.top1_agreement is not None and summary.kl_divergence is not None:
+            tiles.append(
+                (f"{100 * summary.top1_agreement:.1f} %", f"same first token; KL {summary.kl_divergence:.4f} nats")
+            )
+        for index, (value, label) in enumerate(tiles):
+            x = 0.05 + 0.31 * index
+            text(x, 0.68, value, fontsize=34, color=ACCENT)
+            text(x, 0.615, label, fontsize=11.5, color=MUTED)
+        _png_lines(figure, report.layers, bad)
+        with io.BytesIO() as file:
+            figure.savefig(file, format="png", metadata={"Software": None}, facecolor="white")
+            return file.getvalue()
+
+
+def _png_lines(figure: Figure, layers: Sequence[Layer], bad: Callable[[Layer, str], bool]) -> None:
+    """The first row of errors that there is, outputs before weights."""
+    for row in reversed(ERRORS):
+        if any(getattr(layer, row.figure) is not None for layer in layers):
+            break
+    else:
+        return
+    kinds = _kinds(layers)
+    place = {"left": 0.09, "right": 0.95, "bottom": 0.12, "top": 0.47}
+    (grid,) = figure.subplots(1, len(kinds), sharey=True, squeeze=False, gridspec_kw=place)
+    for kind, axes in zip(kinds, grid, strict=True):
+        _prepare(axes, row.logarithmic)
+        for other in kinds:
+            _draw_line(axes, layers, other, row.figure, stands_out=other == kind)
+        for layer in layers:
+            if layer.kind == kind and bad(layer, row.figure):
+                axes.plot(layer.layer, getattr(layer, row.figure), "o", markersize=6, color=ALERT, zorder=4)
+        axes.set_title(kind_name(kind), fontsize=12, fontweight="bold")
+        axes.set_xlabel("layer", fontsize=10)
+    _show_at_least(grid[0], row)
+    grid[0].set_ylabel(f"signal to noise of\n{row.label}", fontsize=10)
