@@ -70,9 +70,7 @@ class NemoCheckpoint:
                 f"{self._weights} holds no {PREFIX}{EMBEDDING_KEY}: it is not the checkpoint of a GPT-like model"
             )
         weights = [
-            tensor
-            for key, tensor in metadata.items()
-            if key.startswith(PREFIX) and not key.endswith("_extra_state")
+            tensor for key, tensor in metadata.items() if key.startswith(PREFIX) and not key.endswith("_extra_state")
         ]
         self.size = WeightsSize.of((tensor.global_shape, tensor.dtype) for tensor in weights)
         self.vocab_size: int = metadata[PREFIX + EMBEDDING_KEY].global_shape[0]
