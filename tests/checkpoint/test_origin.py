@@ -10,6 +10,7 @@ import pytest
 from safetensors.torch import load_file
 
 from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.report.write import FILES
 from nemo_ptq.verify.reader import same_bytes
 from tests.families import make_hf
 from tests.ranks import run_ranks
@@ -17,7 +18,7 @@ from tests.test_engine import digests, run_task
 
 STATE = "ptq/calibration.safetensors"
 # Different for naming the checkpoint.
-NAMES_THE_SOURCE = {"ptq/manifest.json", STATE}
+NAMES_THE_SOURCE = {"ptq/manifest.json", STATE, *map(str, FILES)}
 
 
 def quantize(source: Path, output: Path, layout: tuple[int, int, int], data: Path) -> None:
