@@ -2,7 +2,8 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Quantizes the demo's checkpoint with the nemo command, on two processes, and shows what came out. `make demo` runs it.
+# Quantizes the demo's checkpoint with the nemo command, on two processes, checks and evaluates what came out, and shows
+# it. `make demo` runs it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -15,13 +16,18 @@ nemo llm ptq \
     calibration_tp=2 \
     quantization_config.algorithm=fp8 \
     quantization_config.calibration_dataset=build/demo/text/calibration.jsonl \
+    quantization_config.calibration_dataset_size=480 \
     export_config.inference_tp=1 \
     export_config.path=build/demo/qnemo-fp8 \
     export_config.overwrite=true \
     run.executor=torchrun \
     run.executor.ntasks_per_node=2 \
     --yes
+nemo-ptq verify build/demo/qnemo-fp8
+nemo-ptq evaluate build/demo/qnemo-fp8 --baseline build/demo/nemo --text build/demo/text/heldout.jsonl \
+    --seq-len 256 --min-recovery 0.98
 { set +x; } 2>/dev/null
 
 python -m demo.show build/demo/qnemo-fp8
 python -W ignore -m demo.perplexity
+echo "The report of the export, for a browser: $PWD/build/demo/qnemo-fp8/ptq/report.html"

@@ -107,7 +107,9 @@ def compose(
     return report if observations.quality is None else with_quality(report, observations.quality)
 
 
-def quality_of(scores: Sequence[DocumentScore], source: str, text: str, held_out: bool | None) -> Quality:
+def quality_of(
+    scores: Sequence[DocumentScore], source: str, text: str, held_out: bool | None, has_baseline: bool = True
+) -> Quality:
     """Sums up the scores of documents, with intervals.
 
     Args:
@@ -115,19 +117,18 @@ def quality_of(scores: Sequence[DocumentScore], source: str, text: str, held_out
         source: "job" or "evaluate".
         text: Data set or file of the documents.
         held_out: Whether they were not calibrated on; None where nobody knows.
+        has_baseline: Whether there was a model to compare with.
     """
     found = summarize(scores)
-    return Quality(
-        source,
-        text,
-        held_out,
-        len(scores),
-        sum(score.tokens for score in scores),
-        found.perplexity,
-        found.baseline_perplexity,
-        found.recovery,
-        found.kl_divergence,
-        found.top1_agreement,
+    quality = Quality(source, text, held_out, len(scores), sum(score.tokens for score in scores), found.perplexity)
+    if not has_baseline:
+        return quality
+    return replace(
+        quality,
+        baseline_perplexity=found.baseline_perplexity,
+        recovery=found.recovery,
+        kl_divergence=found.kl_divergence,
+        top1_agreement=found.top1_agreement,
     )
 
 

@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Texts for an evaluation, tokenized with the tokenizer that lies in the exported directory."""
 
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,49 +11,83 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.calibration.data import tokenize
-from nemo_ptq.calibration.text_files import read_text_file
+from nemo_ptq.calibration.data import read_samples, tokenize
+from nemo_ptq.calibration.text_files import Sample, read_text_file
 from nemo_ptq.errors import PtqError
+from nemo_ptq.verify.config import load_json
 from nemo_ptq.verify.context import read_model_yaml, tokenizer_path
+from nemo_ptq.verify.manifest import MANIFEST
+
+
+@dataclass(frozen=True)
+class Documents:
+    """Tokenized texts.
+
+    Attributes:
+        tokens: int64 (1, length) each, of two tokens or more.
+        source: The data set or file that they come from.
+        held_out: Whether the model was not calibrated on them; None where nobody knows.
+        decode: Makes text of token ids.
+    """
+
+    tokens: Sequence[torch.Tensor]
+    source: str
+    held_out: bool | None
+    decode: Callable[[list[int]], str]
 
 
 def load_tokenizer(directory: Path) -> Any:
     """Loads a directory's tokenizer without NeMo, offline and without remote code.
 
     Returns:
-        An object of the form that :func:`nemo_ptq.calibration.data.tokenize` takes.
+        An object of the form that :func:`nemo_ptq.calibration.data.tokenize` takes, with ``decode``.
     """
     path = tokenizer_path(directory, read_model_yaml(directory))
     if path.is_dir():
         from transformers import AutoTokenizer
 
         inner = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-        return SimpleNamespace(tokenizer=inner)
+        return SimpleNamespace(tokenizer=inner, decode=inner.decode)
     from sentencepiece import SentencePieceProcessor
 
     processor = SentencePieceProcessor(model_file=str(path))
-    return SimpleNamespace(bos_id=processor.bos_id(), text_to_ids=processor.encode)
+    return SimpleNamespace(bos_id=processor.bos_id(), text_to_ids=processor.encode, decode=processor.decode)
 
 
-def load_documents(directory: Path, text: Path, seq_len: int, count: int) -> list[torch.Tensor]:
-    """Tokenizes the first documents of a text file, each cut at ``seq_len`` tokens.
+def load_documents(directory: Path, text: Path | None, seq_len: int, count: int) -> Documents:
+    """Tokenizes the first documents of a text file, or of the calibration data set, each cut at ``seq_len`` tokens.
 
     Args:
         directory: The qnemo directory.
-        text: A .jsonl, .json or .txt file, as for calibration.
+        text: A .jsonl, .json or .txt file, as for calibration. None takes the data set that the directory's manifest
+            names: the samples after those calibrated on, or those if there are no others.
         seq_len: The most tokens of a document.
         count: The most documents.
 
-    Returns:
-        int64 (1, length) each, of two tokens or more.
-
     Raises:
-        PtqError: If no document has two tokens.
+        PtqError: If no document has two tokens, or there is no text.
     """
     tokenizer = load_tokenizer(directory)
-    samples = islice(read_text_file(str(text)), count)
-    documents = [torch.tensor([tokenize(tokenizer, sample, seq_len)], dtype=torch.int64) for sample in samples]
-    documents = [document for document in documents if document.shape[1] > 1]
-    if not documents:
-        raise PtqError(f"{text} holds no document of two tokens or more: there is nothing to predict")
-    return documents
+    source, samples, held_out = _calibration_samples(directory, count) if text is None else _file_samples(text, count)
+    tokens = [torch.tensor([tokenize(tokenizer, sample, seq_len)], dtype=torch.int64) for sample in samples]
+    tokens = [document for document in tokens if document.shape[1] > 1]
+    if not tokens:
+        raise PtqError(f"{source} holds no document of two tokens or more: there is nothing to predict")
+    return Documents(tokens, source, held_out, tokenizer.decode)
+
+
+def _file_samples(text: Path, count: int) -> tuple[str, list[Sample], bool | None]:
+    return str(text), list(islice(read_text_file(str(text)), count)), None
+
+
+def _calibration_samples(directory: Path, count: int) -> tuple[str, list[Sample], bool | None]:
+    try:
+        arguments = load_json(directory / MANIFEST)["arguments"]
+        dataset, used = (arguments["quantization_config"][f"calibration_dataset{end}"] for end in ("", "_size"))
+        if arguments.get("forward_loop") is not None:
+            raise PtqError("the calibration loop was the user's own")
+        samples = read_samples(dataset, used + count)
+    except (PtqError, KeyError, TypeError) as error:
+        raise PtqError(f"name documents with --text: {directory} does not lead to any ({error})") from error
+    held_out = len(samples) > used
+    return dataset, samples[used:] if held_out else samples[:count], held_out

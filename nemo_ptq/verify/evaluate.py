@@ -7,6 +7,7 @@ Documents are the unit of resampling: tokens of one document are far from indepe
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import astuple, dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,14 @@ import torch
 from torch import nn
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.forward import CPU, stream_logits
+from nemo_ptq.verify.forward import CPU, open_model, run_layers
 from nemo_ptq.verify.intervals import Interval, bootstrap_interval
+from nemo_ptq.verify.reader import Weights
 
 # Positions whose next-token distributions are in memory at a time.
 _WINDOW = 128
+# Numbers in the hidden states that go through the layers together: 128 MiB.
+_MOST_STATES = 1 << 25
 
 
 @dataclass(frozen=True)
@@ -28,16 +32,16 @@ class DocumentScore:
     Attributes:
         tokens: Number of predictions.
         nll: Negative log-likelihood of the true next tokens, in nats.
-        baseline_nll: The same for the baseline.
+        baseline_nll: The same for the baseline. Without one, this and the next are 0.
         kl_divergence: KL(baseline || model), in nats.
         agreements: Predictions where both models rank the same token first.
     """
 
     tokens: int
     nll: float
-    baseline_nll: float
-    kl_divergence: float
-    agreements: int
+    baseline_nll: float = 0.0
+    kl_divergence: float = 0.0
+    agreements: int = 0
 
 
 @dataclass(frozen=True)
@@ -88,18 +92,29 @@ def kl_divergence(baseline: torch.Tensor, logits: torch.Tensor) -> torch.Tensor:
 
 
 def score_document(baseline: torch.Tensor, logits: torch.Tensor, tokens: torch.Tensor) -> DocumentScore:
-    """Compares the two models' logits, both (batch, seq, vocab), on int64 (batch, seq) tokens.
+    """Compares the two models' logits, both (batch, seq, vocab), on int64 (batch, seq) tokens."""
+    return _add(_score(logits[:, cut], baseline[:, cut], tokens[:, cut]) for cut in _windows(tokens))
 
-    Works on a few positions at a time: over a large vocabulary their distributions take more memory than a layer.
+
+def _windows(tokens: torch.Tensor) -> list[slice]:
+    """Cuts a document so that distributions over a large vocabulary fit into memory.
+
+    The last position of a window predicts the first token of the next one.
     """
-    windows = range(0, max(tokens.shape[1] - 1, 1), _WINDOW)
-    # The last position of a window predicts a token of the next one.
-    cuts = [slice(start, start + _WINDOW + 1) for start in windows]
-    scores = [_score(baseline[:, cut], logits[:, cut], tokens[:, cut]) for cut in cuts]
+    return [slice(start, start + _WINDOW + 1) for start in range(0, max(tokens.shape[1] - 1, 1), _WINDOW)]
+
+
+def _add(scores: Iterable[DocumentScore]) -> DocumentScore:
     return DocumentScore(*(sum(figure) for figure in zip(*map(astuple, scores), strict=True)))
 
 
-def _score(baseline: torch.Tensor, logits: torch.Tensor, tokens: torch.Tensor) -> DocumentScore:
+def _score(logits: torch.Tensor, baseline: torch.Tensor | None, tokens: torch.Tensor) -> DocumentScore:
+    if baseline is None:
+        nll = next_token_nll(logits, tokens)
+        return DocumentScore(nll.numel(), nll.double().sum().item())
+    # Padding of the vocabulary, which only one of them may have, is no token.
+    vocab = min(logits.shape[-1], baseline.shape[-1])
+    logits, baseline = logits[..., :vocab], baseline[..., :vocab]
     nll, baseline_nll = next_token_nll(logits, tokens), next_token_nll(baseline, tokens)
     judged, truth = logits[:, :-1], baseline[:, :-1]
     return DocumentScore(
@@ -131,22 +146,54 @@ def summarize(scores: Sequence[DocumentScore], confidence: float = 0.95, seed: i
     )
 
 
-def compare(
-    baseline: Iterable[torch.Tensor], logits: Iterable[torch.Tensor], documents: Sequence[torch.Tensor]
+def evaluate(
+    model: Weights,
+    baseline: Weights | None,
+    documents: Sequence[torch.Tensor],
+    device: torch.device = CPU,
+    follow: Callable[[int], None] = lambda tokens: None,
 ) -> list[DocumentScore]:
-    """Scores two streams of logits against each other, one document in memory at a time.
+    """Scores a model on documents, against another one if there is one, in bounded memory.
+
+    Memory holds a layer of one model in float32, a hundred megabytes of hidden states of each, and their output layers.
 
     Args:
-        baseline: (batch, seq, vocab) logits for each document.
-        logits: The same of the model that is judged.
-        documents: int64 (batch, seq) tokens of each document.
+        model: The model that is judged.
+        baseline: What it is compared with.
+        documents: int64 (batch, seq) tokens each.
+        device: Where to compute.
+        follow: Called after each layer of each group of documents, with the tokens that went through it.
 
-    Raises:
-        ValueError: The streams yield another number of documents.
+    Returns:
+        One score for each document, in order.
     """
-    return [
-        score_document(truth, judged, tokens) for truth, judged, tokens in zip(baseline, logits, documents, strict=True)
-    ]
+    scores = []
+    for group in document_groups(documents, model.config.hidden_size):
+        done = partial(follow, sum(tokens.numel() for tokens in group))
+        truth = None if baseline is None else run_layers(baseline, group, device, done)
+        judged = run_layers(model, group, device, done)
+        scores += [
+            _add(
+                _score(judged.logits(index, cut), None if truth is None else truth.logits(index, cut), tokens[:, cut])
+                for cut in _windows(tokens)
+            )
+            for index, tokens in enumerate(group)
+        ]
+    return scores
+
+
+def document_groups(documents: Sequence[torch.Tensor], hidden_size: int) -> list[list[torch.Tensor]]:
+    """Puts documents into groups, in order, whose hidden states go through the layers together."""
+    groups: list[list[torch.Tensor]] = []
+    room = 0
+    for tokens in documents:
+        size = tokens.numel() * hidden_size
+        if size > room:
+            groups.append([])
+            room = _MOST_STATES
+        groups[-1].append(tokens)
+        room -= size
+    return groups
 
 
 def perplexity(directory: Path | str, documents: Sequence[torch.Tensor], device: torch.device = CPU) -> float:
@@ -161,10 +208,36 @@ def perplexity(directory: Path | str, documents: Sequence[torch.Tensor], device:
         PtqError: Nothing to predict, or as in :func:`nemo_ptq.verify.forward.stream_logits`.
     """
     batches = [tokens[None] if tokens.ndim == 1 else tokens for tokens in documents]
-    total, count = 0.0, 0
-    for logits, tokens in zip(stream_logits(directory, batches, device), batches, strict=True):
-        nll = next_token_nll(logits, tokens)
-        total, count = total + nll.double().sum().item(), count + nll.numel()
+    scores = evaluate(open_model(directory), None, batches, device)
+    count = sum(score.tokens for score in scores)
     if count == 0:
         raise PtqError("perplexity needs at least one document of two tokens or more")
-    return float(np.exp(total / count))
+    return float(np.exp(sum(score.nll for score in scores) / count))
+
+
+def continue_greedily(
+    model: Weights, prompt: torch.Tensor, draft: torch.Tensor, device: torch.device = CPU
+) -> torch.Tensor:
+    """The tokens that a model ranks first after a prompt, one after the other.
+
+    Each pass over the layers reads all weights, so it is not spent on one token: the model is run on a guess of the
+    whole continuation, which is right up to the first token that it ranks otherwise, and guesses the rest anew.
+
+    Args:
+        model: The model.
+        prompt: int64 (seq,).
+        draft: int64 (count,): a first guess, such as another model's continuation. It changes the time, not the result.
+        device: Where to compute.
+
+    Returns:
+        int64 (count,).
+    """
+    found, start = draft.clone(), len(prompt) - 1
+    right = 0
+    while right < len(found):
+        states = run_layers(model, [torch.cat((prompt, found[:-1]))[None]], device)
+        ranked_first = states.logits(0, slice(start, None))[0].argmax(-1).cpu()
+        agreed = int((ranked_first == found).long().cumprod(0).sum())
+        # One token beyond those agreed upon follows from right ones only.
+        right, found = agreed + 1, ranked_first
+    return found

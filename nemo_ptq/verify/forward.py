@@ -14,7 +14,7 @@ from nemo_ptq.verify import dequantize as dq
 from nemo_ptq.verify.config import Config
 from nemo_ptq.verify.layout import layer_linears, lm_head
 from nemo_ptq.verify.linear import DequantizedLinear, ExpertLinear, Quantizer, load_experts, load_linear
-from nemo_ptq.verify.reader import Checkpoint, open_checkpoint
+from nemo_ptq.verify.reader import Checkpoint, Weights, open_checkpoint
 from nemo_ptq.verify.rules import LAYOUT_RULES
 
 CPU = torch.device("cpu")
@@ -79,7 +79,7 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 class _Norm:
     """RMSNorm, or LayerNorm where the file has a bias; weights are those of the file, in float32."""
 
-    def __init__(self, checkpoint: Checkpoint, name: str, device: torch.device) -> None:
+    def __init__(self, checkpoint: Weights, name: str, device: torch.device) -> None:
         config = checkpoint.config
         self._epsilon = config.norm_epsilon
         self._weight = checkpoint.tensor(f"{name}.weight").to(device).float()
@@ -143,7 +143,7 @@ class _Experts:
 class _Layer:
     """One decoder layer, read and dequantized on construction."""
 
-    def __init__(self, checkpoint: Checkpoint, layer: int, device: torch.device) -> None:
+    def __init__(self, checkpoint: Weights, layer: int, device: torch.device) -> None:
         config, prefix = checkpoint.config, f"transformer.layers.{layer}."
         # Exclusion patterns match the names in the rank's file, where every stage counts its layers from 0.
         local_prefix = f"transformer.layers.{layer % config.layers_per_stage}."
@@ -173,7 +173,7 @@ class _Layer:
         return hidden + self._mlp(self._post_norm(hidden))
 
 
-def _kv_quantizer(checkpoint: Checkpoint, prefix: str, device: torch.device) -> Quantizer | None:
+def _kv_quantizer(checkpoint: Weights, prefix: str, device: torch.device) -> Quantizer | None:
     algorithm = checkpoint.config.quantization.kv_cache_algorithm
     if algorithm is None:
         return None
@@ -183,7 +183,7 @@ def _kv_quantizer(checkpoint: Checkpoint, prefix: str, device: torch.device) -> 
 
 
 class _Embedding:
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(self, checkpoint: Weights, device: torch.device) -> None:
         config = checkpoint.config
         self._words = checkpoint.tensor("transformer.vocab_embedding.weight")
         self._positions = None
@@ -203,7 +203,7 @@ class _Embedding:
 
 
 class _LmHead:
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(self, checkpoint: Weights, device: torch.device) -> None:
         config = checkpoint.config
         self._device = device
         self._linear = self._rows = None
@@ -222,27 +222,41 @@ class _LmHead:
         return torch.cat([nn.functional.linear(hidden, rows) for rows in blocks], dim=-1)
 
 
+class FinalStates:
+    """What a model's layers make of some batches; logits are computed where they are asked for.
+
+    The logits of a long document over a large vocabulary are larger than a layer: nobody should need all at once.
+    """
+
+    def __init__(self, hidden: list[torch.Tensor], norm: _Norm, head: _LmHead) -> None:
+        self._hidden, self._norm, self._head = hidden, norm, head
+
+    @torch.inference_mode()
+    def logits(self, batch: int, positions: slice = slice(None)) -> torch.Tensor:
+        """float32 (batch, positions, vocab_size) next-token logits of one batch, at some of its positions."""
+        return self._head(self._norm(self._hidden[batch][:, positions]))
+
+
 @torch.inference_mode()
-def stream_logits(
-    directory: Path | str, batches: Sequence[torch.Tensor], device: torch.device = CPU
-) -> Iterator[torch.Tensor]:
-    """Runs the directory over several batches of tokens, reading every weight once.
+def run_layers(
+    checkpoint: Weights,
+    batches: Sequence[torch.Tensor],
+    device: torch.device = CPU,
+    follow: Callable[[], None] = lambda: None,
+) -> FinalStates:
+    """Runs a model over several batches of tokens, reading every weight once.
 
     Layers are the outer loop: memory holds one layer in float32 and the hidden states of all batches.
 
     Args:
-        directory: A qnemo directory.
+        checkpoint: The model.
         batches: int64 (batch, seq) each; lengths may differ between batches.
         device: Where to compute.
-
-    Yields:
-        float32 (batch, seq, vocab_size) logits for each batch, in order, on ``device``.
+        follow: Called after each layer.
 
     Raises:
-        PtqError: The directory is unreadable or breaks a rule that the computation depends on; tokens out of range.
+        PtqError: The model breaks a rule that the computation depends on, or lacks a tensor; tokens out of range.
     """
-    checkpoint = open_checkpoint(directory)
-    _require_supported(checkpoint)
     config = checkpoint.config
     for tokens in batches:
         _require_tokens(config, tokens)
@@ -253,9 +267,40 @@ def stream_logits(
         layer = _Layer(checkpoint, index, device)
         hidden = [layer(states) for states in hidden]
         del layer
-    norm, head = _Norm(checkpoint, "transformer.ln_f", device), _LmHead(checkpoint, device)
-    for states in hidden:
-        yield head(norm(states))
+        follow()
+    return FinalStates(hidden, _Norm(checkpoint, "transformer.ln_f", device), _LmHead(checkpoint, device))
+
+
+def open_model(directory: Path | str) -> Checkpoint:
+    """Opens a qnemo directory to run it.
+
+    Raises:
+        PtqError: The directory is unreadable, or its config.json breaks a rule that the computation depends on.
+    """
+    checkpoint = open_checkpoint(directory)
+    _require_supported(checkpoint)
+    return checkpoint
+
+
+def stream_logits(
+    directory: Path | str, batches: Sequence[torch.Tensor], device: torch.device = CPU
+) -> Iterator[torch.Tensor]:
+    """Runs the directory over several batches of tokens, reading every weight once.
+
+    Args:
+        directory: A qnemo directory.
+        batches: int64 (batch, seq) each; lengths may differ between batches.
+        device: Where to compute.
+
+    Yields:
+        float32 (batch, seq, vocab_size) logits for each batch, in order, on ``device``.
+
+    Raises:
+        PtqError: As in :func:`open_model` and :func:`run_layers`.
+    """
+    states = run_layers(open_model(directory), batches, device)
+    for index in range(len(batches)):
+        yield states.logits(index)
 
 
 def logits(directory: Path | str, tokens: torch.Tensor, device: torch.device = CPU) -> torch.Tensor:

@@ -11,7 +11,7 @@ from torch import nn
 
 from nemo_ptq.verify import dequantize as dq
 from nemo_ptq.verify.layout import Linear
-from nemo_ptq.verify.reader import Checkpoint
+from nemo_ptq.verify.reader import Weights
 
 Quantizer = Callable[[torch.Tensor], torch.Tensor]
 
@@ -41,7 +41,7 @@ class DequantizedLinear:
         return nn.functional.linear(inputs, self.weight, self.bias)
 
 
-def load_linear(checkpoint: Checkpoint, linear: Linear, name: str, device: torch.device) -> DequantizedLinear:
+def load_linear(checkpoint: Weights, linear: Linear, name: str, device: torch.device) -> DequantizedLinear:
     """Reads and dequantizes one linear layer.
 
     Args:
@@ -103,7 +103,7 @@ class ExpertLinear:
         )
 
 
-def load_experts(checkpoint: Checkpoint, name: str, device: torch.device) -> ExpertLinear:
+def load_experts(checkpoint: Weights, name: str, device: torch.device) -> ExpertLinear:
     """Reads one linear layer of all experts by its global name, such as "transformer.layers.7.mlp.fc"."""
 
     def scale(suffix: str) -> torch.Tensor | None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -90,6 +90,20 @@ def merge(pieces: Sequence[torch.Tensor], shard: Shard | None) -> torch.Tensor:
         dim=shard.dim,
     )
     return merged if shard.size is None else merged.narrow(shard.dim, 0, shard.size)
+
+
+class Weights(Protocol):
+    """A model whose tensors have the names that a qnemo directory with a single rank gives them."""
+
+    @property
+    def config(self) -> Config:
+        """The model's sizes, and how it is quantized."""
+
+    def __contains__(self, name: str) -> bool:
+        """Whether there is such a tensor."""
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Reads one tensor."""
 
 
 @dataclass(frozen=True)

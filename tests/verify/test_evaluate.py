@@ -3,6 +3,7 @@
 """Perplexity, divergence and agreement on distributions whose answers are known."""
 
 import math
+from dataclasses import astuple
 
 import numpy as np
 import pytest
@@ -13,13 +14,16 @@ from hypothesis import strategies as st
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.evaluate import (
     DocumentScore,
-    compare,
+    continue_greedily,
+    document_groups,
+    evaluate,
     kl_divergence,
     next_token_nll,
     perplexity,
     score_document,
     summarize,
 )
+from nemo_ptq.verify.forward import open_model, run_layers, stream_logits
 from nemo_ptq.verify.intervals import bootstrap_interval
 
 from .conftest import Pristine
@@ -75,19 +79,57 @@ def test_scores_of_a_document() -> None:
     assert score.kl_divergence == pytest.approx(kl_divergence(truth, found)[:, :-1].sum().item(), rel=1e-5)
 
 
-def test_a_model_compared_with_itself() -> None:
+def test_a_model_compared_with_itself(pristine: Pristine) -> None:
+    model = open_model(pristine("llama3", Recipe(tp=2)))
     documents = [random_tokens(1, length) for length in (4, 9, 17)]
-    logits = [random_logits(*tokens.shape, VOCAB) for tokens in documents]
-    evaluation = summarize(compare(logits, logits, documents))
+    evaluation = summarize(evaluate(model, model, documents))
     assert evaluation.perplexity == evaluation.baseline_perplexity
+    assert evaluation.recovery.low == evaluation.recovery.value == 1
     assert evaluation.kl_divergence.value == evaluation.kl_divergence.high == 0
     assert evaluation.top1_agreement.low == evaluation.top1_agreement.value == 1
 
 
-def test_streams_of_another_length_are_refused() -> None:
-    documents = [random_tokens(1, 4)] * 2
-    with pytest.raises(ValueError):
-        compare([random_logits(1, 4, VOCAB)], [random_logits(1, 4, VOCAB)] * 2, documents)
+def test_windows_and_groups_change_nothing(pristine: Pristine, monkeypatch: pytest.MonkeyPatch) -> None:
+    model, other = (open_model(pristine("llama3", recipe)) for recipe in (Recipe(tp=2), Recipe("fp8")))
+    documents = [random_tokens(1, length) for length in (4, 50, 17)]
+    expected = [
+        score_document(truth, judged, tokens)
+        for truth, judged, tokens in zip(
+            stream_logits(model.path, documents), stream_logits(other.path, documents), documents, strict=True
+        )
+    ]
+    monkeypatch.setattr("nemo_ptq.verify.evaluate._WINDOW", 7)
+    monkeypatch.setattr("nemo_ptq.verify.evaluate._MOST_STATES", 30 * model.config.hidden_size)
+    seen: list[int] = []
+    found = evaluate(other, model, documents, follow=seen.append)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert astuple(ours) == pytest.approx(astuple(theirs), rel=1e-5, abs=1e-6)
+    # Two models through three groups: what fits goes together, in order.
+    assert seen == [length for length in (4, 50, 17) for _ in range(2 * model.config.num_hidden_layers)]
+
+
+def test_documents_are_grouped_in_order() -> None:
+    documents = [torch.zeros(1, length, dtype=torch.int64) for length in (400, 600, 1, 5000, 10)]
+    groups = document_groups(documents, hidden_size=(1 << 25) // 1000)
+    assert [[tokens.shape[1] for tokens in group] for group in groups] == [[400, 600], [1], [5000], [10]]
+
+
+def test_without_a_baseline_there_is_a_perplexity(pristine: Pristine) -> None:
+    directory = pristine("llama3", Recipe(tp=2))
+    documents = [random_tokens(1, 12), random_tokens(1, 5)]
+    scores = evaluate(open_model(directory), None, documents)
+    assert summarize(scores).perplexity.value == pytest.approx(perplexity(directory, documents))
+
+
+@pytest.mark.parametrize("recipe", [Recipe(tp=2), Recipe("fp8")])
+@pytest.mark.parametrize("draft", [torch.zeros(9, dtype=torch.int64), random_tokens(9)])
+def test_guesses_do_not_change_what_is_generated(recipe: Recipe, draft: torch.Tensor, pristine: Pristine) -> None:
+    model = open_model(pristine("llama3", recipe))
+    tokens = prompt = random_tokens(6)
+    for _ in range(len(draft)):
+        following = run_layers(model, [tokens[None]]).logits(0)[0, -1].argmax()
+        tokens = torch.cat((tokens, following[None]))
+    assert continue_greedily(model, prompt, draft).tolist() == tokens[len(prompt) :].tolist()
 
 
 def test_documents_weigh_by_their_tokens() -> None:

@@ -1,0 +1,58 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Other figures of quality for the report of a directory that is there already."""
+
+import json
+import os
+from pathlib import Path
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.export.publish import MANIFEST, discard, prepare, publish, write_manifest
+from nemo_ptq.report.compose import with_quality
+from nemo_ptq.report.records import Quality, read_report
+from nemo_ptq.report.write import FILES, REPORT, write_report
+
+
+def has_report(directory: Path) -> bool:
+    """Whether a directory has a report that this process may replace."""
+    return (directory / REPORT).is_file() and all(
+        os.access(place, os.W_OK) for place in (directory, directory.parent, directory / REPORT)
+    )
+
+
+def update_quality(directory: Path, quality: Quality) -> None:
+    """Writes a directory's report and manifest anew, with other figures of quality.
+
+    The directory is replaced as a whole, as an export is: it is built beside its place, of links to all files that stay
+    as they are, and renamed. Readers see the old one or the new one.
+
+    Args:
+        directory: An exported directory with a report.
+        quality: The new figures.
+
+    Raises:
+        PtqError: If its report or manifest cannot be read, or the file system has no hard links.
+    """
+    directory = directory.resolve()
+    report = with_quality(read_report(directory / REPORT), quality)
+    try:
+        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        digests = {name: entry["sha256"] for name, entry in manifest.pop("files").items()}
+        del manifest["version"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PtqError(f"{directory / MANIFEST} cannot be read: {error}") from error
+    rewritten = {*map(str, FILES), str(MANIFEST)}
+    try:
+        staging = prepare(directory)
+        for file in directory.rglob("*"):
+            name = file.relative_to(directory)
+            if file.is_file() and str(name) not in rewritten:
+                (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                os.link(file, staging / name)
+        write_report(staging, report)
+        write_manifest(staging, {name: digest for name, digest in digests.items() if name not in rewritten}, manifest)
+        publish(directory)
+    except OSError as error:
+        raise PtqError(f"{directory / REPORT} cannot be replaced ({error}): use --no-update-report") from error
+    finally:
+        discard(directory)
