@@ -37,8 +37,8 @@ def update_quality(directory: Path, quality: Quality) -> None:
     report = with_quality(read_report(directory / REPORT), quality)
     try:
         manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        digests = {name: entry["sha256"] for name, entry in manifest.pop("files").items()}
-        del manifest["version"]
+        digests = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        about = {name: value for name, value in manifest.items() if name not in ("version", "sha256", "files")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PtqError(f"{directory / MANIFEST} cannot be read: {error}") from error
     rewritten = {*map(str, FILES), str(MANIFEST)}
@@ -50,7 +50,7 @@ def update_quality(directory: Path, quality: Quality) -> None:
                 (staging / name).parent.mkdir(parents=True, exist_ok=True)
                 os.link(file, staging / name)
         write_report(staging, report)
-        write_manifest(staging, {name: digest for name, digest in digests.items() if name not in rewritten}, manifest)
+        write_manifest(staging, {name: digest for name, digest in digests.items() if name not in rewritten}, about)
         publish(directory)
     except OSError as error:
         raise PtqError(f"{directory / REPORT} cannot be replaced ({error}): use --no-update-report") from error
