@@ -55,6 +55,8 @@ from nemo_ptq.verify.checks import verify as verify_directory
 _PACKAGES = ("nemo_ptq", "nvidia-modelopt", "megatron-core", "nemo_toolkit", "torch", "transformers")
 # A judgement of what weights usually are: worth a warning, no reason to throw a calibration away.
 _DOUBTS = ("ranges",)
+# Directories of an export that hold no weights.
+_BESIDE_WEIGHTS = ("ptq/", "nemo_context/")
 _SAMPLE_PROMPT = "Born in north-east France, Soyer trained as a"
 
 
@@ -374,9 +376,9 @@ def _report(
     steps: Sequence[Step],
 ) -> Report:
     """The report of a format's directory, which holds everything else but the manifest."""
-    weights = [path for path in directory.rglob("*.safetensors") if path != directory / IN_EXPORT]
-    sizes = Sizes(model.size.parameters, model.size.num_bytes, sum(path.stat().st_size for path in weights))
     files = file_entries(directory, digests)
+    exported = sum(entry["size"] for name, entry in files.items() if not name.startswith(_BESIDE_WEIGHTS))
+    sizes = Sizes(model.size.parameters, model.size.num_bytes, exported)
     return compose(job, observations, sizes, steps, _producer(), files, dist.get_world_size())
 
 

@@ -45,6 +45,17 @@ def test_other_ranks_are_silent() -> None:
     assert output.getvalue() == ""
 
 
+def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    coloured, output = reporter(terminal=True)
+    coloured.warn("careful")
+    assert "\x1b[33m" in output.getvalue()
+    monkeypatch.setenv("NO_COLOR", "1")
+    plain, output = reporter(terminal=True)
+    plain.warn("careful")
+    assert output.getvalue() == "warning: careful\n"
+
+
 def test_steps_are_timed(clock: Clock) -> None:
     speaker, output = reporter()
     with speaker.step("load"):

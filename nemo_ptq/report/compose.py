@@ -50,7 +50,7 @@ class Sizes:
     Attributes:
         parameters: Of the whole model.
         checkpoint_bytes: Its weights in the checkpoint.
-        export_bytes: The exported files with weights and scales.
+        export_bytes: The exported files, but those of ptq/ and nemo_context/.
     """
 
     parameters: int

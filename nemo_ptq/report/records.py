@@ -126,7 +126,7 @@ class Summary:
         algorithm: Our name of the algorithm.
         kv_cache: Format of the KV cache, such as "fp8"; None where it is not quantized.
         checkpoint_bytes: The model's weights in the checkpoint.
-        export_bytes: The exported files with weights and scales.
+        export_bytes: The exported files, but those of ptq/ and nemo_context/.
         compression: checkpoint_bytes / export_bytes.
         perplexity: Quantized, from :class:`Quality`, as are the next ones.
         baseline_perplexity: Unquantized.
