@@ -161,7 +161,7 @@ class _Layer:
         self._attention = _Attention(config, load("attention.qkv"), load("attention.dense"), kv)
         self._mlp: _Mlp | _Experts
         if config.moe:
-            router = checkpoint.tensor(prefix + "mlp.router.weight").to(device)
+            router = checkpoint.tensor(prefix + "mlp.router.weight").to(device).float()
             fc, proj = (load_experts(checkpoint, f"{prefix}mlp.{name}", device) for name in ("fc", "proj"))
             self._mlp = _Experts(config, config.moe.top_k, router, fc, proj)
         else:

@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_ptq.report.metrics import LinearSums, Sums, expert_records, join_shards, layer_records, quantiles
@@ -44,6 +44,7 @@ def test_an_outlier_shows() -> None:
     assert sums(np.array([*np.ones(9999), 100.0])).outlier_ratio == pytest.approx(100 / math.sqrt(2), rel=1e-3)
 
 
+@settings(deadline=None)
 @given(st.integers(0, 10_000), st.lists(st.integers(1, 199), max_size=4))
 def test_figures_do_not_depend_on_how_a_tensor_is_cut(seed: int, cuts: list[int]) -> None:
     values = np.random.default_rng(seed).standard_t(3, 200)
