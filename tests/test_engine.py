@@ -15,7 +15,8 @@ import torch
 
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.report.write import FILES
+from nemo_ptq.report.records import read_report
+from nemo_ptq.report.write import FILES, REPORT
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.reader import open_checkpoint
 from tests.conftest import Demo
@@ -136,9 +137,13 @@ def test_data_parallel_ranks_read_different_samples_and_agree(demo: Demo, tmp_pa
 
 
 def test_more_ranks_than_samples(demo: Demo, tmp_path: Path) -> None:
-    task = arguments(demo, tmp_path / "out", quantization={"calibration_dataset_size": 1})
-    run_ranks(run_task, 2, task)
-    assert (tmp_path / "out").is_dir()
+    quantization = {"calibration_dataset_size": 1, "evaluation_dataset_size": 0}
+    run_ranks(run_task, 2, arguments(demo, tmp_path / "out", quantization=quantization))
+    report = read_report(tmp_path / "out" / REPORT)
+    assert report.quality is None
+    assert report.missing["quality"] == "turned off: quantization_config.evaluation_dataset_size=0"
+    assert all(layer.weight_sqnr_db and layer.input_sqnr_db is None for layer in report.layers)
+    assert [step.name for step in report.steps] == ["load", "calibrate", "measure", "export"]
 
 
 def test_kv_cache_can_be_turned_off(demo: Demo, tmp_path: Path) -> None:
@@ -175,6 +180,24 @@ def test_a_small_data_set_is_used_whole(demo: Demo, tmp_path: Path) -> None:
     (printed,) = run_ranks(printed_by_task, 1, task)
     assert "has 3 samples, fewer than the 32 asked" in printed
     assert "calibration: 3/3 samples" in printed
+    quality = read_report(tmp_path / "out" / REPORT).quality
+    assert quality is not None
+    assert (quality.documents, quality.held_out) == (3, False)
+
+
+def loop_of_ones_own(module: torch.nn.Module) -> None:
+    from nemo_ptq.calibration.forward import run_batches
+
+    for _ in run_batches(module, [torch.arange(64).reshape(2, 32)]):
+        pass
+
+
+def test_a_loop_of_ones_own_leaves_figures_out(demo: Demo, tmp_path: Path) -> None:
+    run_ranks(run_task, 1, arguments(demo, tmp_path / "out", forward_loop=loop_of_ones_own))
+    report = read_report(tmp_path / "out" / REPORT)
+    assert report.quality is report.command is None
+    assert "forward_loop" in report.missing["activations"]
+    assert report.arguments["forward_loop"] == "loop_of_ones_own"
 
 
 def test_a_list_of_formats_makes_a_subdirectory_of_each(demo: Demo, tmp_path: Path) -> None:
