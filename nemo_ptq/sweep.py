@@ -2,9 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several algorithms over one checkpoint, as one NeMo-Run experiment, and what to compare of them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.options import did_you_mean
@@ -45,6 +46,25 @@ class Outcome:
     kl_divergence: float | None = None
     seconds: float | None = None
     peak_memory_bytes: int | None = None
+
+    def texts(self) -> list[str]:
+        """What stands in each of :data:`COLUMNS`."""
+        if self.failure is not None:
+            return ["FAILED", *[""] * (len(COLUMNS) - 1)]
+        values = [(getattr(self, field), write) for field, write in COLUMNS.values()]
+        return ["" if value is None else write(value) for value, write in values]
+
+
+COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
+    "size, GB": ("export_bytes", lambda value: f"{value / 1e9:.3g}"),
+    "times smaller": ("compression", lambda value: f"{value:.2f}"),
+    "perplexity": ("perplexity", lambda value: f"{value:.3f}"),
+    "recovery": ("recovery", lambda value: f"{value:.4f}"),
+    "KL, nats": ("kl_divergence", lambda value: f"{value:.4f}"),
+    "seconds": ("seconds", lambda value: f"{value:.1f}"),
+    "peak GB": ("peak_memory_bytes", lambda value: f"{value / 1e9:.3g}"),
+}
+"""The comparison: for each column's head the field of an outcome, and how it is written."""
 
 
 def recipes_of(model: str) -> dict[str, str]:

@@ -35,6 +35,7 @@ def tasks(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
                 report = Path(task.export_config.path) / "ptq" / "report.json"
                 report.parent.mkdir(parents=True)
                 report.write_text(json.dumps(report_of(SIZES[name])))
+                report.with_suffix(".html").touch()
         return {name: JobFailed("job int8_sq ended as FAILED on rank 1") for name in tasks if name not in SIZES}
 
     monkeypatch.setattr(experiment, "run_tasks", run_tasks)
@@ -110,6 +111,11 @@ def test_each_algorithm_has_its_recipe_and_the_table_its_row(
     assert printed.err == "Error: int8_sq: job int8_sq ended as FAILED on rank 1\n"
     outcomes = json.loads((tmp_path / "out" / "sweep.json").read_text())
     assert [outcome["failure"] for outcome in outcomes] == [None, "job int8_sq ended as FAILED on rank 1", None]
+    page = (tmp_path / "out" / "sweep.html").read_text()
+    for text in (str(demo.checkpoint), "0.9950", "job int8_sq ended as FAILED on rank 1", 'href="fp8/ptq/report.html"'):
+        assert text in page
+    assert page.count("<svg") == 1
+    assert "KL divergence, nats per token of fp8" not in page  # which was not measured
 
 
 @pytest.mark.slow

@@ -3,7 +3,7 @@
 """`nemo-ptq sweep`: several algorithms over one checkpoint, and what each of them costs."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any, Optional
@@ -12,17 +12,7 @@ import typer
 
 from nemo_ptq.errors import ConfigError, PtqError
 
-_PATH = "export_config.path="
-# Heads of the comparison's columns: the field of an outcome, and how it is written.
-_COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
-    "size, GB": ("export_bytes", lambda value: f"{value / 1e9:.3g}"),
-    "times smaller": ("compression", lambda value: f"{value:.2f}"),
-    "perplexity": ("perplexity", lambda value: f"{value:.3f}"),
-    "recovery": ("recovery", lambda value: f"{value:.4f}"),
-    "KL, nats": ("kl_divergence", lambda value: f"{value:.4f}"),
-    "seconds": ("seconds", lambda value: f"{value:.1f}"),
-    "peak GB": ("peak_memory_bytes", lambda value: f"{value / 1e9:.3g}"),
-}
+_PATH, _CHECKPOINTS = "export_config.path=", ("nemo_checkpoint=", "model_path=")
 
 
 def sweep(
@@ -58,8 +48,13 @@ def sweep(
         raise typer.Exit(2) from error
     if detach:
         return
+    from nemo_ptq.report.sweep_page import render_sweep
+
     outcomes = [read_outcome(name, directory / name, failures.get(name)) for name in recipes]
     _show(outcomes)
+    checkpoint = next((word.partition("=")[2] for word in shared if word.startswith(_CHECKPOINTS)), "")
+    page = render_sweep(checkpoint, outcomes, directory)
+    (directory / "sweep.html").write_text(page, encoding="utf-8")
     (directory / "sweep.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
     if failures:
         raise PtqError("\n".join(f"{name}: {failure}" for name, failure in failures.items()))
@@ -69,12 +64,12 @@ def _show(outcomes: Sequence[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
+    from nemo_ptq.sweep import COLUMNS
+
     table = Table(box=None, pad_edge=False)
     table.add_column("algorithm")
-    for head in _COLUMNS:
+    for head in COLUMNS:
         table.add_column(head, justify="right")
     for outcome in outcomes:
-        values = [(getattr(outcome, field), write) for field, write in _COLUMNS.values()]
-        texts = ["" if value is None else write(value) for value, write in values]
-        table.add_row(outcome.algorithm, *(["FAILED", *[""] * (len(texts) - 1)] if outcome.failure else texts))
+        table.add_row(outcome.algorithm, *outcome.texts())
     Console(highlight=False).print(table)

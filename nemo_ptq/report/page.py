@@ -88,7 +88,8 @@ def headline(summary: Summary) -> str:
     return f"{size[0].upper()}{size[1:]}, with a perplexity {abs(change):.2g} % {'higher' if change > 0 else 'lower'}."
 
 
-def _environment() -> Environment:
+def make_environment() -> Environment:
+    """Returns what renders the templates, with filters for numbers."""
     environment = Environment(
         loader=PackageLoader("nemo_ptq.report"),
         autoescape=lambda name: name is not None and ".html" in name,
@@ -108,7 +109,7 @@ def _environment() -> Environment:
     return environment
 
 
-def _chart(name: str, figure: Figure | None, label: str) -> Markup:
+def make_chart(name: str, figure: Figure | None, label: str) -> Markup:
     """A chart that says to those who do not see it what it shows; the tables have its numbers."""
     if figure is None:
         return Markup("")
@@ -139,33 +140,33 @@ def render_page(report: Report) -> str:
 
     recovery = None if report.quality is None else report.quality.recovery
     charts = {
-        "recovery": _chart(
+        "recovery": make_chart(
             "recovery",
             plots.recovery_chart(report),
             ""
             if recovery is None
             else f"Recovery {recovery.value:.4f}, interval {recovery.low:.4f} to {recovery.high:.4f}",
         ),
-        "errors": _chart(
+        "errors": make_chart(
             "errors",
             plots.layer_chart(report.layers, plots.ERRORS, bad),
             "Signal to quantization noise by layer, for each kind of linear layer",
         ),
-        "ranges": _chart(
+        "ranges": make_chart(
             "ranges",
             plots.layer_chart(report.layers, plots.RANGES, lambda *_: False),
             "Outlier ratios and calibrated ranges by layer, for each kind of linear layer",
         ),
-        "scales": _chart("scales", plots.scale_chart(report.layers), "Pre-quantization scales by layer"),
-        "experts": _chart("experts", plots.expert_chart(report.experts), "Calibration tokens by layer and expert"),
-        "steps": _chart("steps", plots.step_chart(report.steps), "Time and peak memory of each step"),
+        "scales": make_chart("scales", plots.scale_chart(report.layers), "Pre-quantization scales by layer"),
+        "experts": make_chart("experts", plots.expert_chart(report.experts), "Calibration tokens by layer and expert"),
+        "steps": make_chart("steps", plots.step_chart(report.steps), "Time and peak memory of each step"),
     }
-    return _environment().get_template("report.html.j2").render(**_context(report), charts=charts)
+    return make_environment().get_template("report.html.j2").render(**_context(report), charts=charts)
 
 
 def render_card(report: Report) -> str:
     """Writes the model card, in Markdown with Hugging Face's metadata ahead."""
-    return _environment().get_template("README.md.j2").render(**_context(report))
+    return make_environment().get_template("README.md.j2").render(**_context(report))
 
 
 def render_png(report: Report) -> bytes:

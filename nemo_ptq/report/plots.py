@@ -8,7 +8,7 @@ out in its panel, the others lie behind it in grey, so no panel needs a legend.
 
 import io
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -295,6 +295,24 @@ def step_chart(steps: Sequence[Step]) -> Figure | None:
         _bars(left, names, [step.seconds for step in steps], seconds, "time")
         _bars(right, names, [float(step.peak_memory_bytes) for step in steps], human_bytes, "peak memory of a rank")
         left.invert_yaxis()
+    return figure
+
+
+def comparison_chart(
+    names: Sequence[str], panels: Mapping[str, tuple[Sequence[float], Callable[[float], str]]]
+) -> Figure:
+    """Figures of several runs, as bars with their values.
+
+    Args:
+        names: Of the runs.
+        panels: By title, the figure of each run, and how it is written.
+    """
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 0.5 + 0.3 * len(names)), layout="constrained")
+        drawn = figure.subplots(1, len(panels), sharey=True, squeeze=False)[0]
+        for axes, (title, (values, show)) in zip(drawn, panels.items(), strict=True):
+            _bars(axes, names, values, show, title)
+        drawn[0].invert_yaxis()
     return figure
 
 
