@@ -1,0 +1,155 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The whole job on a model of a real one's size, from the command to its finished directory: `python -m benchmarks.job`.
+
+The model is a Hugging Face directory with random weights. Each step's time and peak memory are those of the job's own
+report.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from transformers import LlamaConfig
+
+DEMO = Path("build/demo")
+MODELS: Mapping[str, Mapping[str, Any]] = {
+    "llama3-8b": {
+        "hidden_size": 4096,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "llama32-1b": {
+        "hidden_size": 2048,
+        "intermediate_size": 8192,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 64,
+        "vocab_size": 128256,
+        "tie_word_embeddings": True,
+    },
+}
+"""By name: the sizes of a Llama."""
+
+_WEIGHT_STD = 0.02
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+def make_model(name: str, directory: Path, device: torch.device) -> None:
+    """Writes a Hugging Face directory with seeded random weights in bfloat16, one file for each layer.
+
+    Args:
+        name: One of :data:`MODELS`.
+        directory: Where to.
+        device: What draws the numbers.
+    """
+    config = LlamaConfig(**MODELS[name], rope_theta=500000.0, max_position_embeddings=8192, torch_dtype="bfloat16")
+    config.architectures = ["LlamaForCausalLM"]
+    config.save_pretrained(directory)
+    for file in _TOKENIZER_FILES:
+        if (DEMO / "hf" / file).exists():
+            shutil.copy(DEMO / "hf" / file, directory)
+    generator = torch.Generator(device).manual_seed(1234)
+
+    def normal(*size: int) -> torch.Tensor:
+        weight = torch.empty(size, dtype=torch.bfloat16, device=device)
+        return weight.normal_(0.0, _WEIGHT_STD, generator=generator).cpu()
+
+    def gain() -> torch.Tensor:
+        return torch.ones(config.hidden_size, dtype=torch.bfloat16)
+
+    hidden, ffn = config.hidden_size, config.intermediate_size
+    heads, kv = config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim
+    outside = {"model.embed_tokens.weight": normal(config.vocab_size, hidden), "model.norm.weight": gain()}
+    if not config.tie_word_embeddings:
+        outside["lm_head.weight"] = normal(config.vocab_size, hidden)
+    weight_map = _save(directory, "outside", outside)
+    for index in range(config.num_hidden_layers):
+        layer = {
+            "input_layernorm": gain(),
+            "post_attention_layernorm": gain(),
+            "self_attn.q_proj": normal(heads, hidden),
+            "self_attn.k_proj": normal(kv, hidden),
+            "self_attn.v_proj": normal(kv, hidden),
+            "self_attn.o_proj": normal(hidden, heads),
+            "mlp.gate_proj": normal(ffn, hidden),
+            "mlp.up_proj": normal(ffn, hidden),
+            "mlp.down_proj": normal(hidden, ffn),
+        }
+        named = {f"model.layers.{index}.{key}.weight": tensor for key, tensor in layer.items()}
+        weight_map |= _save(directory, f"layer-{index}", named)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+
+
+def _save(directory: Path, name: str, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
+    file = f"model-{name}.safetensors"
+    save_file(tensors, directory / file, {"format": "pt"})
+    return dict.fromkeys(tensors, file)
+
+
+def run(checkpoint: Path, output: Path, algorithm: str, ranks: int, flags: list[str]) -> float:
+    """Runs the job; returns the seconds from its command to its end."""
+    start = time.perf_counter()
+    subprocess.run(
+        [
+            *([sys.executable] if ranks == 1 else ["torchrun", "--nproc_per_node", str(ranks)]),
+            "-m",
+            "nemo_ptq.script",
+            f"--nemo_checkpoint={checkpoint}",
+            f"--calibration_tp={ranks}",
+            f"--algorithm={algorithm}",
+            f"--calibration_dataset={DEMO / 'text' / 'calibration.jsonl'}",
+            f"--export_path={output}",
+            *flags,
+        ],
+        check=True,
+    )
+    return time.perf_counter() - start
+
+
+def show(output: Path, seconds: float) -> None:
+    """Prints a table of the job's steps."""
+    report = json.loads((output / "ptq" / "report.json").read_text(encoding="utf-8"))
+    summary = report["summary"]
+    print(f"\n{summary['model']}, {summary['parameters']:,} parameters, {summary['algorithm']}\n")
+    print("| step | seconds | peak memory, GiB |\n|---|--:|--:|")
+    for step in report["steps"]:
+        print(f"| {step['name']} | {step['seconds']:.1f} | {step['peak_memory_bytes'] / 2**30:.1f} |")
+    print(f"| the command, imports included | {seconds:.1f} | |")
+    print(f"\n{summary['checkpoint_bytes'] / 1e9:.2f} GB became {summary['export_bytes'] / 1e9:.2f} GB", flush=True)
+
+
+def main() -> None:
+    """Reads the command line and runs one job for each algorithm."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--model", choices=MODELS, default="llama32-1b")
+    parser.add_argument("--algorithms", nargs="+", default=["fp8"])
+    parser.add_argument("--ranks", type=int, default=1, help="calibration TP")
+    parser.add_argument("--directory", help="where model and exports are written, and removed in the end")
+    arguments, flags = parser.parse_known_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
+        checkpoint = Path(directory, "model")
+        checkpoint.mkdir()
+        make_model(arguments.model, checkpoint, device)
+        for algorithm in arguments.algorithms:
+            output = Path(directory, algorithm)
+            show(output, run(checkpoint, output, algorithm, arguments.ranks, flags))
+            shutil.rmtree(output)
+
+
+if __name__ == "__main__":
+    main()
