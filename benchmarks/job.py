@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The whole job on a model of a real one's size, from the command to its finished directory: `python -m benchmarks.job`.
+"""The whole job on a model of a real one's size, from command to finished directory: `python -m benchmarks.job`.
 
 The model is a Hugging Face directory with random weights. Each step's time and peak memory are those of the job's own
 report.
