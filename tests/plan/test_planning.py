@@ -6,10 +6,14 @@ import doctest
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
+from math import prod
+from pathlib import Path
 
 import pytest
 
+from nemo_ptq.checkpoint import metadata
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError
@@ -34,6 +38,14 @@ def test_needs_neither_torch_nor_nemo() -> None:
 )
 def test_parameters_are_those_that_the_models_are_known_for(model: CheckpointMetadata, billions: float) -> None:
     assert round(model_parameters(model) / 1e9, 3) == billions
+
+
+@pytest.mark.parametrize("name", ["llama32", "mixtral", "starcoder", "gpt"])
+def test_parameters_are_those_that_a_checkpoint_stores(checkpoint_of: Callable[[str], Path], name: str) -> None:
+    checkpoint = checkpoint_of(name)
+    stored = metadata._read_weights_index(checkpoint).state_dict_metadata.values()
+    elements = sum(prod(tensor.size) for tensor in stored if hasattr(tensor, "size"))
+    assert model_parameters(metadata.read_metadata(checkpoint)) == elements
 
 
 @pytest.mark.parametrize("parallelism", [Parallelism(2), Parallelism(4, 2), Parallelism(1, 4, first=5, last=9)])

@@ -4,6 +4,8 @@
 
 import io
 import json
+import resource
+import subprocess
 import sys
 from pathlib import Path
 
@@ -106,3 +108,18 @@ def test_the_command_fails_where_the_job_would(
     assert capsys.readouterr().err == "Error: calib_tp is not an option: did you mean calibration_tp?\n"
     assert run(monkeypatch, "calibration_tp=2") == 1
     assert capsys.readouterr().err.startswith("Error: nemo_checkpoint is missing")
+
+
+def test_a_plan_takes_seconds_and_no_heavy_library(demo: Demo, tmp_path: Path) -> None:
+    code = (
+        "import sys; from contextlib import suppress; from nemo_ptq.app import main\n"
+        "with suppress(SystemExit): main()\n"
+        "print(*{'torch', 'nemo', 'megatron', 'transformers'} & sys.modules.keys())"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    arguments = [sys.executable, "-c", code, "plan", str(demo.checkpoint)]
+    ended = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=True)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert ended.stdout.splitlines()[-2:] == ["✓ the job fits and keeps every rule", ""]
+    # Of the processor, since others may be at work on the machine.
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5
