@@ -18,6 +18,10 @@ _BF16, _FP32 = 2, 4
 _GATED_COPIES, _PLAIN_COPIES = 5, 2
 # The embedding's output, the layer's input, the residual stream, and a normalised copy of it.
 _STREAM_COPIES = 4
+# Text that the models are compared on before and after: see report/measure.py.
+_MOST_LOGITS, _COMPARED_BATCH, _COMPARED_SEQ_LEN = 1 << 28, 4, 256
+# What torch needs to round a weight and keep it, in bytes for each of its elements: the result, and float32 on the way.
+_ROUNDING_BYTES = 10
 # Values that verify looks at together, and the wider types that it looks at them in: see verify/values.py.
 _VERIFY_CHUNK = (1 << 22) * 16
 # What torch needs to pack a weight beside the weight, in bytes for each of its elements.
@@ -31,11 +35,11 @@ class StepMemory:
     """What one rank holds in one step, in bytes, when it holds most.
 
     Attributes:
-        step: "load", "calibrate", "export" or "verify".
+        step: "load", "baseline", "calibrate", "measure", "export" or "verify".
         weights: The rank's parameters.
         activations: What a batch needs on its way through a layer, and with AWQ the hidden states of all batches.
         statistics: AWQ's Gram matrices of one layer, and what the search over them needs.
-        buffers: What is read, packed or checked at the moment, where it is in the device's memory.
+        buffers: What is read, measured, packed or checked at the moment, where it is in the device's memory.
         host: What is in the host's memory beside the device's; 0 on a CPU, which has one memory.
     """
 
@@ -144,6 +148,12 @@ def _awq_bytes(
     return max(phases, key=sum)
 
 
+def compared_documents(model: CheckpointMetadata, quantization: QuantizationConfig) -> int:
+    """How many samples the quantized model is compared with the unquantized one on."""
+    most = max(1, _MOST_LOGITS // (min(_COMPARED_SEQ_LEN, model.seq_length) * model.vocab_size))
+    return min(quantization.evaluation_dataset_size, most)
+
+
 def step_memory(
     model: CheckpointMetadata,
     quantization: QuantizationConfig,
@@ -179,20 +189,40 @@ def step_memory(
     stored = max(embedding_parameters(model), *(linear.weights for linear in layer_linears(model)))
     steps = [step("load", host=stored * _BF16)]
 
+    kept = 0
     if name != NO_QUANT:
+        compared = compared_documents(model, quantization)
+        seq_len = min(_COMPARED_SEQ_LEN, model.seq_length)
+        tokens = min(compared, _COMPARED_BATCH) * seq_len
+        row = embedding_parameters(model, parallelism.tp) // model.hidden_size if stage.is_last else 0
+        if compared:
+            # The unquantized model's logits stay in main memory until the end.
+            kept = compared * seq_len * row * _BF16
+            passing = activation_bytes(model, parallelism, tokens)
+            logits = tokens * row * _BF16
+            steps.append(step("baseline", max(passing, logits), host=kept))
+
         activations, statistics = activation_bytes(model, parallelism, batches.tokens), 0
         if quantization.is_awq:
             activations, statistics = _awq_bytes(model, linears, activations, batches.tokens, not is_cpu)
             activations += batches.samples * batches.seq_len * model.hidden_size * _BF16
         # SmoothQuant looks at the magnitude of one weight at a time, when the activations are gone.
-        steps.append(step("calibrate", activations, statistics))
+        steps.append(step("calibrate", activations, statistics, host=kept))
+
+        rounding = max(linear.weights for linear in linears) * _ROUNDING_BYTES
+        if compared:
+            # A document's logits of both models are compared in float32, over the whole vocabulary.
+            scoring = logits + 2 * seq_len * model.vocab_size * _FP32 if stage.is_last else 0
+            steps.append(step("measure", max(passing, scoring - rounding), device=rounding, host=kept))
+        else:
+            steps.append(step("measure", device=rounding))
 
     # Blocks, the embedding, a layer or the head, are packed one by one; the one before is still being let go.
     packed = int(layer * _PACKED_BYTES.get(name, _BF16))
     table = stage.largest_table * _BF16
-    steps.append(step("export", device=widest * _PACKING_BYTES.get(name, 0), host=packed + max(packed, table)))
+    steps.append(step("export", device=widest * _PACKING_BYTES.get(name, 0), host=kept + packed + max(packed, table)))
 
     # Tensors are looked at whole: those that the files cut are joined first.
     joined = embedding_parameters(model) * _BF16 if inference_tp > 1 else 0
-    steps.append(step("verify", host=joined + _VERIFY_CHUNK))
+    steps.append(step("verify", host=kept + joined + _VERIFY_CHUNK))
     return tuple(steps)

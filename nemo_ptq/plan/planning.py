@@ -378,8 +378,9 @@ def plan_job(arguments: Mapping[str, Any], *, world_size: int | None, device: st
         further=gathered.values,
     )
     if gathered.state is not None:  # nothing is calibrated again
-        memory = tuple(step for step in plan.memory if step.step != "calibrate")
-        seconds = {step: time for step, time in plan.seconds.items() if step != "calibrate"}
+        left_out = ("baseline", "calibrate")
+        memory = tuple(step for step in plan.memory if step.step not in left_out)
+        seconds = {step: time for step, time in plan.seconds.items() if step not in left_out}
         plan = replace(plan, memory=memory, seconds=seconds, flops=0)
     context = context_size(Path(gathered.values["checkpoint"]).expanduser())
     return replace(plan, files=(*plan.files, context) if plan.files and context.bytes else plan.files)

@@ -17,10 +17,16 @@ from nemo_ptq.checkpoint import metadata
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError
-from nemo_ptq.plan import make_plan, planning
+from nemo_ptq.plan import Plan, make_plan, planning
 from nemo_ptq.plan.devices import GPUS, Device, this_cpu
+from nemo_ptq.plan.memory import StepMemory
 from nemo_ptq.plan.shards import Parallelism, model_parameters, stages
 from tests.plan.models import LLAMA_8B, LLAMA_70B, MIXTRAL, NEMOTRON_340B
+
+
+def step_of(plan: Plan, name: str) -> StepMemory:
+    (step,) = [step for step in plan.memory if step.step == name]
+    return step
 
 
 def test_examples_in_docstrings() -> None:
@@ -111,9 +117,16 @@ def test_expert_parallelism_spreads_the_experts() -> None:
 
 def test_awq_holds_the_hidden_states_of_its_share_of_the_samples() -> None:
     quantization = QuantizationConfig("int4_awq", calibration_dataset_size=4096)
-    one, four = (make_plan(LLAMA_8B, quantization, world_size=ranks).memory[1] for ranks in (1, 4))
+    one, four = (step_of(make_plan(LLAMA_8B, quantization, world_size=ranks), "calibrate") for ranks in (1, 4))
     states = 4096 * 128 * LLAMA_8B.hidden_size * 2
     assert one.activations - four.activations == states * 3 // 4
+
+
+def test_the_logits_that_are_compared_are_kept_by_the_last_stage_up_to_a_limit() -> None:
+    for documents, kept in ((0, 0), (2, 2), (8, 8), (64, 8)):  # 2^28 logits are 8 documents of 256 tokens
+        plan = make_plan(LLAMA_8B, QuantizationConfig(evaluation_dataset_size=documents), calibration_tp=2)
+        assert step_of(plan, "calibrate").host == kept * 256 * LLAMA_8B.vocab_size // 2 * 2
+        assert ("baseline" in {step.step for step in plan.memory}) == (documents > 0)
 
 
 def test_all_ranks_share_the_memory_of_a_cpu() -> None:
