@@ -28,6 +28,9 @@ _ADVICE = {
 }
 _OF_A_RANK = ("FAILED", "OUT_OF_MEMORY")
 _TASK_ENDED = re.compile(r"^srun: error: (?P<node>\S+): tasks? (?P<rank>\d+)[^:]*: (?P<how>.+)$", re.MULTILINE)
+_LAUNCH_FAILED = re.compile(
+    r"^srun: error: Task launch for \S+ failed on node (?P<node>\S+): (?P<why>.+)$", re.MULTILINE
+)
 _NODE_FAILED = re.compile(r"^srun: error: Node failure on (?P<node>\S+)$", re.MULTILINE)
 _POLL_SECONDS = 2.0
 # Polls without an answer before a job is given up: the accounting may lag, and a controller may restart.
@@ -131,6 +134,9 @@ def first_failure(report: str) -> tuple[int | None, str]:
         >>> first_failure("srun: error: n2: task 3: Exited with exit code 1")
         (3, ' on rank 3, on node n2, which exited with exit code 1')
     """
+    launch = _LAUNCH_FAILED.search(report)
+    if launch:
+        return None, f" on node {launch['node']}, where srun could not start its processes ({launch['why'].strip()})"
     failure = _TASK_ENDED.search(report)
     if failure is None:
         return None, ""

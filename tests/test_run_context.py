@@ -269,6 +269,19 @@ def test_a_job_that_fails_exits_with_status_1(
     assert capsys.readouterr().err == "Error: job ptq ended as FAILED on rank 1\n"
 
 
+def test_a_job_that_fails_in_this_process_exits_with_status_1(
+    sound: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(job: Job) -> None:
+        raise PtqError("no space left")
+
+    monkeypatch.setitem(sys.modules, "nemo_ptq.engine", SimpleNamespace(run_job=fail))
+    with pytest.raises(SystemExit) as caught:
+        execute(*sound)
+    assert caught.value.code == 1
+    assert capsys.readouterr().err == "Error: no space left\n"
+
+
 @pytest.mark.parametrize(
     ("error", "left"), [(JobFailed("it was killed"), []), (PtqError("who knows"), [".out.partial"])]
 )

@@ -80,6 +80,18 @@ def test_the_rank_that_failed_first_is_named() -> None:
     assert first_failure("setup: command not found\n") == (None, "")
 
 
+def test_a_node_on_which_nothing_started_is_named() -> None:
+    report = """\
+srun: error: Task launch for StepId=8.1 failed on node n2: Communication connection failure
+srun: error: Application launch failed: Communication connection failure
+srun: error: n1: task 0: Killed
+"""
+    assert first_failure(report) == (
+        None,
+        " on node n2, where srun could not start its processes (Communication connection failure)",
+    )
+
+
 def test_the_lines_of_a_rank() -> None:
     log = " 1: a\n11: b\n01: c\n0: d\n1: slurmstepd-n1: error: *** STEP CANCELLED ***\n1: e: f\n"
     assert lines_of(log, 1) == ["a", "c", "e: f"]

@@ -54,7 +54,9 @@ install() {
             >$log 2>&1 </dev/null || fail "these packages are not to be had: ${PACKAGES[*]} (see $log)"
         [[ ! $(missing) ]] || fail "there is no $(missing | head -n 1) in Debian's packages"
     fi
-    unshare --net --uts --mount sh -c 'ip link add br0 type bridge && ip link add v0 type veth peer name v1' 2>/dev/null ||
+    local probe='mount --bind /etc/hosts /etc/hosts && ip link add br0 type bridge'
+    probe+=' && ip link add v0 type veth peer name v1'
+    unshare --net --uts --mount sh -c "$probe" 2>/dev/null ||
         fail "this machine allows no network namespaces"
 }
 

@@ -206,6 +206,7 @@ def test_a_node_that_goes_down(cluster: Cluster, demo: Demo, output: Path, long_
     before = cluster.newest_job()
     command = cluster.nemo(demo, output, **disturbed(long_text))
     job = cluster.next_job(before)
+    cluster.wait_for_model(job)
     try:
         run_script("kill", "n2")
         assert_failed(command, output, f"(Slurm's {job}) ended as NODE_FAIL on node n2 (submit it again")
