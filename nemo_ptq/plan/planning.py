@@ -132,7 +132,15 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain data, for JSON."""
-        return {**asdict(self), "seconds": dict(self.seconds), "needs": self.needs, "fits": self.fits, "ok": self.ok}
+        memory = [{**asdict(step), "device": step.device} for step in self.memory]
+        return {
+            **asdict(self),
+            "memory": memory,
+            "seconds": dict(self.seconds),
+            "needs": self.needs,
+            "fits": self.fits,
+            "ok": self.ok,
+        }
 
 
 def _gib(size: int) -> str:

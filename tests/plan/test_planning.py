@@ -162,3 +162,4 @@ def test_plain_data_is_json() -> None:
     read = json.loads(json.dumps(plan.as_dict()))
     assert read["ok"] is True and read["parallelism"]["tp"] == 2
     assert read["memory"][0]["weights"] == plan.memory[0].weights
+    assert max(step["device"] for step in read["memory"]) == read["needs"] == plan.needs
