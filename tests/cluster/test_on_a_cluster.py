@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Jobs on a real Slurm: the files are those of a local run, and what goes wrong is told and leaves nothing behind."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -16,7 +17,7 @@ from nemo_ptq.config import ExportConfig, QuantizationConfig
 from tests.cluster.conftest import QUANTIZATION, Cluster, run_script, wait_until
 from tests.conftest import Demo
 from tests.ranks import run_ranks
-from tests.test_engine import digests, run_task
+from tests.test_engine import TIMED, digests, run_task
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
 
@@ -58,8 +59,18 @@ def assert_failed(command: "subprocess.Popen[str]", output: Path, *messages: str
     assert list(output.parent.iterdir()) == []
 
 
-def local_digests(demo: Demo, output: Path, **sizes: int) -> dict[str, str]:
-    """The files of the same job on this machine, which had the same name."""
+def contents(directory: Path) -> dict[str, Any]:
+    """Digests of all files, but of two that hold times and memory; the manifest knows these two as well."""
+    manifest = json.loads((directory / "ptq/manifest.json").read_text())
+    manifest.pop("sha256", None)
+    for name in TIMED:
+        manifest["files"].pop(name)
+    files = {name: digest for name, digest in digests(directory).items() if name not in {*TIMED, "ptq/manifest.json"}}
+    return {**files, "manifest": manifest}
+
+
+def local_contents(demo: Demo, output: Path, **sizes: int) -> dict[str, Any]:
+    """The same of this job on this machine, under the same name."""
     output.rename(output.with_name("cluster"))
     task: dict[str, Any] = {
         "nemo_checkpoint": str(demo.checkpoint),
@@ -68,7 +79,7 @@ def local_digests(demo: Demo, output: Path, **sizes: int) -> dict[str, str]:
         **sizes,
     }
     run_ranks(run_task, sizes.get("calibration_tp", 1) * sizes.get("calibration_pp", 1), task)
-    found = digests(output)
+    found = contents(output)
     shutil.rmtree(output)
     return found
 
@@ -106,7 +117,7 @@ def test_nemo_llm_ptq_over_two_nodes(cluster: Cluster, demo: Demo, output: Path)
     assert status == 0, printed
     assert f"0: {output} is ready" in printed
     assert {"n1", "n2"} == set(cluster.run("scontrol", "show", "hostnames", "n[1-2]").split())
-    assert digests(output) == local_digests(demo, output, calibration_pp=2)
+    assert contents(output) == local_contents(demo, output, calibration_pp=2)
 
 
 def test_python_over_two_nodes_with_a_directory_for_jobs(cluster: Cluster, demo: Demo, output: Path) -> None:
@@ -115,7 +126,7 @@ def test_python_over_two_nodes_with_a_directory_for_jobs(cluster: Cluster, demo:
     arguments = [str(demo.checkpoint), str(demo.calibration), str(output), str(jobs)]
     cluster.run(sys.executable, str(program), *arguments, timeout=150)
     assert list(jobs.rglob("log-*.out"))
-    assert digests(output) == local_digests(demo, output, calibration_tp=2)
+    assert contents(output) == local_contents(demo, output, calibration_tp=2)
 
 
 def test_srun_with_two_tasks_on_each_node(cluster: Cluster, demo: Demo, output: Path) -> None:
@@ -132,7 +143,7 @@ def test_srun_with_two_tasks_on_each_node(cluster: Cluster, demo: Demo, output: 
     srun = ["srun", "--nodes", "2", "--ntasks-per-node", "2", "--kill-on-bad-exit", "--time", "5"]
     command = ["python", "-m", "nemo_ptq.script", *(f"--{name}={value}" for name, value in flags.items())]
     cluster.run(*srun, *command, timeout=200)
-    assert digests(output) == local_digests(demo, output, **sizes)
+    assert contents(output) == local_contents(demo, output, **sizes)
 
 
 def test_a_detached_job_goes_on_and_can_be_followed(cluster: Cluster, demo: Demo, output: Path) -> None:
