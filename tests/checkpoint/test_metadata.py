@@ -155,6 +155,8 @@ def test_a_hugging_face_directory_must_be_whole(checkpoint_of: Callable[[str], P
     assert "is quantized already" in problem_of(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Unheard"]}))
     assert "is of architecture Unheard, not one of LlamaForCausalLM, " in problem_of(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": None, "head_dim": None}))
+    assert "has a setting that is no size: " in problem_of(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["archive", "directory"])

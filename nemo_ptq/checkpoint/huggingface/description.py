@@ -66,7 +66,8 @@ _FAMILIES: Mapping[str, _Family] = {
         "mixtral",
         "MixtralModel",
         "MixtralConfig8x7B",
-        _sizes(32000, 4096, 14336, 32, 32, positions=131072, num_key_value_heads=8, num_local_experts=8),
+        _sizes(32000, 4096, 14336, 32, 32, positions=131072, num_key_value_heads=8, num_local_experts=8)
+        | {"num_experts_per_tok": 2},
         vocab_multiple=128,
     ),
     "GemmaForCausalLM": _Family(
@@ -136,8 +137,18 @@ def describe(directory: Path) -> dict[str, Any]:
     family = _FAMILIES[architecture]
     hf = {**family.defaults, **content}
     hf |= {common: hf[own] for common, own in family.names.items() if own in hf}
+    try:
+        return _fields(family, hf)
+    except (TypeError, AttributeError, ZeroDivisionError) as error:
+        raise PtqError(f"{directory / 'config.json'} has a setting that is no size: {error}") from error
+
+
+def _fields(family: _Family, hf: Mapping[str, Any]) -> dict[str, Any]:
     hidden, heads = hf["hidden_size"], hf["num_attention_heads"]
-    shared_by_all = {"num_key_value_heads": 1 if hf["multi_query"] else heads} if "multi_query" in hf else {}
+    groups = hf.get("num_key_value_heads") or heads
+    if "multi_query" in hf:
+        groups = 1 if hf["multi_query"] else heads
+    has_experts = "num_local_experts" in family.defaults
     module = f"nemo.collections.llm.gpt.model.{family.module}."
     return {
         "model_class": module + family.model,
@@ -145,12 +156,13 @@ def describe(directory: Path) -> dict[str, Any]:
         "num_layers": hf["num_hidden_layers"],
         "hidden_size": hidden,
         "num_attention_heads": heads,
-        "num_query_groups": (hf | shared_by_all).get("num_key_value_heads") or heads,
+        "num_query_groups": groups,
         "head_size": hf.get("head_dim") or hidden // heads,
         "ffn_hidden_size": hf.get("intermediate_size") or 4 * hidden,
         "gated_mlp": family.gated,
         "vocab_size": -(-hf["vocab_size"] // family.vocab_multiple) * family.vocab_multiple,
-        "num_experts": hf.get("num_local_experts") if "num_local_experts" in family.defaults else None,
+        "num_experts": hf["num_local_experts"] if has_experts else None,
+        "experts_per_token": hf["num_experts_per_tok"] if has_experts else 0,
         "seq_length": hf.get("sliding_window") if _seq_length_is_window(family, hf) else hf["max_position_embeddings"],
         "position_embedding_type": family.position_embedding,
         "normalization": family.normalization,
