@@ -25,7 +25,7 @@ nemo llm ptq \
     --yes
 nemo-ptq verify build/demo/qnemo-fp8
 nemo-ptq evaluate build/demo/qnemo-fp8 --baseline build/demo/nemo --text build/demo/text/heldout.jsonl \
-    --seq-len 256 --min-recovery 0.98
+    --documents 32 --seq-len 256 --min-recovery 0.98
 { set +x; } 2>/dev/null
 
 python -m demo.show build/demo/qnemo-fp8

@@ -52,7 +52,9 @@ class RankFile:
         """Reads one tensor, in the file's dtype and shape."""
         if name not in self.header:
             raise PtqError(f"{self.path.name}: tensor {name} is missing")
-        return self._file.get_tensor(name)
+        # A copy: what has been read of a mapped file counts as this process's memory until the file is closed.
+        with safe_open(self.path, framework="pt") as file:
+            return file.get_tensor(name).clone()
 
 
 def same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
