@@ -19,7 +19,15 @@ from nemo_ptq.calibration.algorithms import calibrate as calibrate_module
 from nemo_ptq.calibration.data import make_batches, read_samples, share, tokenize
 from nemo_ptq.calibration.experts import TokenCounts, with_idle_experts_covered
 from nemo_ptq.calibration.forward import run_batches
-from nemo_ptq.calibration.state import apply_state, check_fits, fingerprint, gather_state, load_state, save_state
+from nemo_ptq.calibration.state import (
+    CalibrationState,
+    apply_state,
+    check_fits,
+    fingerprint,
+    gather_state,
+    load_state,
+    save_state,
+)
 from nemo_ptq.calibration.state_header import IN_EXPORT, StateHeader
 from nemo_ptq.calibration.text_files import Sample
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
@@ -28,7 +36,7 @@ from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console import Reporter
 from nemo_ptq.errors import PtqError
 from nemo_ptq.evaluation import generate
-from nemo_ptq.export.formats import CHECKS, WRITERS
+from nemo_ptq.export.formats import ADAPTERS, CHECKS, WRITERS
 from nemo_ptq.export.publish import (
     discard,
     file_entries,
@@ -128,7 +136,7 @@ def check_exportable(model: LoadedModel, job: Job) -> None:
     shape = shape_of(model.config, model.vocab_size)
     family = family_of(type(model.config).__name__, job.export.decoder_type)
     for name in job.export.formats:
-        CHECKS[name](shape, family)
+        CHECKS[name](shape, family, model.tokenizer)
 
 
 @dataclass(frozen=True)
@@ -325,13 +333,15 @@ def export(model: LoadedModel, job: Job, reporter: Reporter, observations: Obser
         PtqError: If the model cannot be told in a format, or what was written does not verify.
     """
     is_first = dist.get_rank() == 0
-    source = source_of(model, job, reporter)
     staging = staging_path(job.output)
     try:
         with reporter.step("export"):
             if is_first:
                 prepare(job.output)
-            digests = {name: _write(name, source, path) for name, path in job.directories(staging).items()}
+            digests = {
+                name: _write(name, source_of(adapted(name, model, job), job, reporter), model.calibration, path)
+                for name, path in job.directories(staging).items()
+            }
         steps = _gather_steps(reporter.steps)
         with reporter.step("verify"):
             if is_first:
@@ -347,7 +357,34 @@ def export(model: LoadedModel, job: Job, reporter: Reporter, observations: Obser
             discard(job.output)
 
 
-def _write(name: str, source: Source, directory: Path) -> dict[str, str]:
+def adapted(name: str, model: LoadedModel, job: Job) -> LoadedModel:
+    """Returns the model as a format can hold it: loaded and quantized again where that takes another calibration.
+
+    Args:
+        name: The format.
+        model: This rank's part of the model, calibrated.
+        job: The job that it is of.
+
+    Raises:
+        PtqError: If the calibration ranged the weights on data, which is not repeated.
+    """
+    if model.calibration is None or name not in ADAPTERS:
+        return model
+    state = ADAPTERS[name](model.calibration, shape_of(model.config, model.vocab_size))
+    if all(torch.equal(value, model.calibration.tensors[key]) for key, value in state.tensors.items()):
+        return model
+    if not state.header.is_repeatable:
+        raise PtqError(
+            f"export_format={name} needs other pre-quantization scales than {state.header.method} has found, and that "
+            "algorithm ranges weights on data: use another export_format or algorithm"
+        )
+    again = load(job, next(model.module.parameters()).device)
+    apply_state(again.module, state)
+    again.calibration = state
+    return again
+
+
+def _write(name: str, source: Source, calibration: CalibrationState | None, directory: Path) -> dict[str, str]:
     """Writes one format's files; returns the checksums of those that the ranks have read already, by relative path."""
     if dist.get_rank() == 0:
         directory.mkdir(exist_ok=True)
@@ -355,8 +392,8 @@ def _write(name: str, source: Source, directory: Path) -> dict[str, str]:
     mine = {file.name: sha256_of(file) for file in WRITERS[name](source, directory)}
     everyones: list[dict[str, str]] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyones, mine)
-    if dist.get_rank() == 0 and source.calibration is not None:
-        save_state(directory / IN_EXPORT, source.calibration)
+    if dist.get_rank() == 0 and calibration is not None:
+        save_state(directory / IN_EXPORT, calibration)
     return {file: digest for digests in everyones for file, digest in digests.items()}
 
 

@@ -10,6 +10,9 @@ from nemo_ptq.errors import PtqError
 # TensorRT-LLM's architecture of each decoder type.
 ARCHITECTURES = {"gpt": "GPTForCausalLM", "llama": "LlamaForCausalLM", "gemma": "GemmaForCausalLM"}
 
+# Hugging Face's classes in which queries, keys and values are one layer.
+FUSED_QKV = ("GPTBigCodeForCausalLM",)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -22,6 +25,7 @@ class Family:
             all begin with "Llama".
         decoder: TensorRT-LLM's decoder type, None where the family cannot be exported.
         hidden_act: TensorRT-LLM's name of the activation, where it is the decoder's and not the model's to say.
+        architecture: Hugging Face's model class, None where there is none.
     """
 
     name: str
@@ -29,22 +33,23 @@ class Family:
     config_class: str
     decoder: str | None
     hidden_act: str | None = None
+    architecture: str | None = None
 
 
 # The first match counts, so a class that is the beginning of another comes after it.
 FAMILIES = (
     Family("Llama 4", "Llama4", "Llama4", None),
-    Family("Llama", "Llama", "Llama", "llama", "silu"),
-    Family("CodeLlama", "CodeLlama", "CodeLlama", "llama", "silu"),
-    Family("Mistral", "Mistral", "Mistral", "llama", "silu"),
-    Family("Mixtral", "Mixtral", "Mixtral", "llama", "swiglu"),
+    Family("Llama", "Llama", "Llama", "llama", "silu", "LlamaForCausalLM"),
+    Family("CodeLlama", "CodeLlama", "CodeLlama", "llama", "silu", "LlamaForCausalLM"),
+    Family("Mistral", "Mistral", "Mistral", "llama", "silu", "MistralForCausalLM"),
+    Family("Mixtral", "Mixtral", "Mixtral", "llama", "swiglu", "MixtralForCausalLM"),
     Family("Gemma 2", "Gemma2", "Gemma2", None),
     Family("Gemma 3", "Gemma3", "Gemma3", None),
-    Family("Gemma", "Gemma", "Gemma", "gemma", "openai-gelu"),
+    Family("Gemma", "Gemma", "Gemma", "gemma", "openai-gelu", "GemmaForCausalLM"),
     Family("Nemotron-H", "NemotronH", "NemotronH", None),
-    Family("Nemotron", "Nemotron", "Nemotron", "gpt"),
-    Family("StarCoder 2", "Starcoder2", "Starcoder2", "gpt"),
-    Family("StarCoder", "Starcoder", "Starcoder", "gpt"),
+    Family("Nemotron", "Nemotron", "Nemotron", "gpt", architecture="NemotronForCausalLM"),
+    Family("StarCoder 2", "Starcoder2", "Starcoder2", "gpt", architecture="Starcoder2ForCausalLM"),
+    Family("StarCoder", "Starcoder", "Starcoder", "gpt", architecture="GPTBigCodeForCausalLM"),
     Family("GPT-OSS", "GPTOSS", "GPTOSS", None),
     Family("Falcon", "Falcon", "Falcon", None),
     Family("GPT", "GPT", "GPTConfig", "gpt"),

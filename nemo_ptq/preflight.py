@@ -24,7 +24,7 @@ from nemo_ptq.calibration.text_files import is_text_file, read_text_file
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata, read_metadata
 from nemo_ptq.config import CUSTOM, NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.families import family_of
+from nemo_ptq.families import FUSED_QKV, family_of
 from nemo_ptq.formats import FORMATS, read_formats
 from nemo_ptq.job import Job
 from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
@@ -271,6 +271,41 @@ def _decoder(model: CheckpointMetadata, decoder_type: str | None) -> str:
     return decoder
 
 
+def family_has_class(model: CheckpointMetadata, decoder_type: str | None, export_format: Any) -> str | None:
+    """A Hugging Face directory is for a family that has a class there."""
+    formats = [name for name in read_formats(export_format) if FORMATS[name].is_hugging_face]
+    try:
+        family = family_of(model.config_class.rpartition(".")[2], decoder_type)
+    except PtqError:
+        return None
+    if formats and family.architecture is None:
+        return (
+            f"export_config.export_format={formats[0]}: Hugging Face has no model class for {family.name} "
+            f"({model.config_class.rpartition('.')[2]}); use export_format=trtllm"
+        )
+    return None
+
+
+def kv_cache_has_layers(
+    model: CheckpointMetadata, decoder_type: str | None, export_format: Any, enable_kv_cache: bool | None
+) -> str | None:
+    """In a Hugging Face directory the scales of a KV cache belong to k_proj and v_proj."""
+    formats = [name for name in read_formats(export_format) if FORMATS[name].is_hugging_face]
+    if not formats or not enable_kv_cache or family_has_class(model, decoder_type, export_format):
+        return None
+    try:
+        family = family_of(model.config_class.rpartition(".")[2], decoder_type)
+    except PtqError:
+        return None
+    if family.architecture in FUSED_QKV:
+        return (
+            f"quantization_config.enable_kv_cache=true with export_format={formats[0]}: {family.name} has one layer "
+            "for queries, keys and values, and the format no place for its scales; leave it out, or use "
+            "export_format=trtllm"
+        )
+    return None
+
+
 def norm_fits_decoder(model: CheckpointMetadata, decoder_type: str | None, export_format: Any) -> str | None:
     """TensorRT-LLM's decoder "gpt" has LayerNorm, the others RMSNorm."""
     if TRTLLM not in read_formats(export_format):
@@ -389,14 +424,16 @@ def experts_are_sharded_once(calibration_tp: int, calibration_ep: int) -> str | 
 
 
 def experts_have_a_format(algorithm: str | None, export_format: Any, model: CheckpointMetadata) -> str | None:
-    """A TensorRT-LLM checkpoint describes quantized experts in FP8 only."""
+    """Few formats describe quantized experts in more than FP8; pre-quantization scales none of them has for experts."""
     name = QuantizationConfig(algorithm).algorithm_name
-    is_refused = TRTLLM in read_formats(export_format) and name not in ("fp8", NO_QUANT, CUSTOM)
-    if model.num_experts is not None and is_refused:
-        return (
-            f"quantization_config.algorithm={algorithm} cannot be exported for a mixture of experts: the readers of "
-            "TensorRT-LLM checkpoints take quantized experts in fp8 only; use fp8 or no_quant"
-        )
+    for format in map(FORMATS.__getitem__, read_formats(export_format)):
+        known = (*format.experts, NO_QUANT)
+        if model.num_experts is not None and name not in (*known, CUSTOM):
+            return (
+                f"quantization_config.algorithm={algorithm} cannot be exported for a mixture of experts: the readers "
+                f"of export_format={format.name} take quantized experts in {' or '.join(format.experts)} only; "
+                f"use {' or '.join(known)}"
+            )
     return None
 
 
@@ -679,6 +716,7 @@ def output_is_writable(path: Any) -> str | None:
 RULES: tuple[Rule, ...] = (
     checkpoint_is_named,
     family_is_supported,
+    family_has_class,
     norm_fits_decoder,
     tokenizer_exists,
     tracker_is_known,
@@ -691,6 +729,7 @@ RULES: tuple[Rule, ...] = (
     experts_have_a_format,
     algorithm_file_is_config,
     kv_cache_has_algorithm,
+    kv_cache_has_layers,
     state_is_of_the_model,
     state_is_repeatable,
     state_leaves_no_data_to_run,

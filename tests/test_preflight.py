@@ -264,6 +264,62 @@ def test_formats_of_experts(model: CheckpointMetadata, algorithm: str | None, me
 
 
 @pytest.mark.parametrize(
+    ("algorithm", "format", "message"),
+    [
+        ("int8_sq", "trtllm", None),
+        ("int8_sq", "compressed_tensors", None),
+        ("int8_sq", "hf", "does not go into export_format=hf: ModelOpt's unified checkpoint has no SmoothQuant"),
+        ("int8_sq", ["trtllm", "hf"], "use export_format=compressed_tensors"),
+        ("w4a8_awq", "hf", None),
+        ("w4a8_awq", "compressed_tensors", "use export_format=hf"),
+        ("nvfp4", "[hf,compressed_tensors]", "use export_format=hf"),
+        (None, ["trtllm", "hf", "compressed_tensors"], None),
+    ],
+)
+def test_formats_of_algorithms(algorithm: str | None, format: Any, message: str | None) -> None:
+    _expect(preflight.formats_carry_algorithm(algorithm, format), message)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "format", "message"),
+    [
+        ("nvfp4", "hf", None),
+        ("fp8", "compressed_tensors", None),
+        ("int4_awq", "hf", "export_format=hf take quantized experts in fp8 or nvfp4 only"),
+        ("int8_sq", "compressed_tensors", "use fp8 or no_quant"),
+    ],
+)
+def test_experts_in_hugging_face_formats(algorithm: str, format: str, message: str | None) -> None:
+    _expect(preflight.experts_have_a_format(algorithm, format, MIXTRAL), message)
+
+
+@pytest.mark.parametrize("format", ["hf", "compressed_tensors"])
+def test_a_hugging_face_format_needs_a_class_there(format: str) -> None:
+    gpt = replace(LLAMA_8B, config_class="x.GPTConfig", normalization="LayerNorm")
+    _expect(
+        preflight.family_has_class(gpt, None, format), "no model class for GPT (GPTConfig); use export_format=trtllm"
+    )
+    assert preflight.family_has_class(gpt, None, "trtllm") is None
+    assert preflight.family_has_class(LLAMA_8B, None, format) is None
+    _expect(preflight.kv_cache_has_layers(STARCODER, None, format, True), "no place for its scales")
+    assert preflight.kv_cache_has_layers(STARCODER, None, format, None) is None
+    assert preflight.kv_cache_has_layers(LLAMA_8B, None, format, True) is None
+
+
+@pytest.mark.parametrize(
+    ("format", "tp", "message"),
+    [
+        ("trtllm", 2, None),
+        ("[trtllm,hf]", 2, None),
+        ("hf", 1, None),
+        ("hf", 2, "inference_tp=2: the files of export_format=hf have no parallelism"),
+    ],
+)
+def test_parallelism_is_for_formats_that_have_it(format: str, tp: int, message: str | None) -> None:
+    _expect(preflight.formats_have_parallelism(format, tp, 1), message)
+
+
+@pytest.mark.parametrize(
     ("world", "tp", "pp", "ep", "message"),
     [
         (4, 2, 2, 1, None),

@@ -46,6 +46,11 @@ _SMOOTHING_METHODS = ("smoothquant", "awq_lite", "awq_clip", "awq_full")
 ForwardLoop = Callable[[GPTModel], None]
 
 
+def amax_floor(quantization: QuantizationConfig, decoder: str) -> float | None:
+    """Returns what activation ranges of a job are at least, None where they may be anything."""
+    return _GPT_AMAX_FLOOR.get(quantization.algorithm or "") if decoder == "gpt" else None
+
+
 def modelopt_config(quantization: QuantizationConfig, decoder: str) -> dict[str, Any]:
     """Returns the ModelOpt configuration of a job, as a fresh copy that shares nothing with ModelOpt's presets.
 
@@ -185,6 +190,6 @@ def calibrate(
     else:
         with modelopt_keeps_scales():
             mtq.calibrate(module, config.get("algorithm"), _without_weights(forward_loop))
-    floor = _GPT_AMAX_FLOOR.get(quantization.algorithm or "")
-    if decoder == "gpt" and floor is not None:
+    floor = amax_floor(quantization, decoder)
+    if floor is not None:
         mtq.postprocess_amax(module, "*input_quantizer", lambda amax: amax.clamp(min=floor))

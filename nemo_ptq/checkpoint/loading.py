@@ -36,6 +36,7 @@ class LoadedModel:
         tokenizer: NeMo's tokenizer.
         vocab_size: Rows of the embedding in the checkpoint (the tokenizer's size plus the checkpoint's own padding,
             not what this tensor parallelism pads further).
+        has_vocab_size: Whether the checkpoint's configuration names the size itself.
         checkpoint: Where it comes from.
         size: What the whole model takes there.
         calibration: What has been learned of it, None before it is calibrated.
@@ -45,6 +46,7 @@ class LoadedModel:
     config: Any
     tokenizer: Any
     vocab_size: int
+    has_vocab_size: bool
     checkpoint: Path
     size: WeightsSize
     calibration: CalibrationState | None = None
@@ -172,6 +174,7 @@ def load_model(
         "vocab_size": _round_up(origin.vocab_size, tensor_parallel),
     }
     with origin.model_config() as context:
+        has_vocab_size = context.config.vocab_size is not None
         if tokenizer_path is not None:
             context.tokenizer = fdl.Config(get_tokenizer, tokenizer_path)
         model = build_model(context, device, overrides)
@@ -179,4 +182,12 @@ def load_model(
         if name in _PADDED:
             parameter.data.zero_()
     origin.read_weights(model.module, legacy_ckpt)
-    return LoadedModel(model.module, model.config, model.tokenizer, origin.vocab_size, checkpoint, origin.size)
+    return LoadedModel(
+        model.module,
+        model.config,
+        model.tokenizer,
+        origin.vocab_size,
+        has_vocab_size,
+        checkpoint,
+        origin.size,
+    )

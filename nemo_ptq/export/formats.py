@@ -9,19 +9,35 @@ TensorRT-LLM's files is a layout table (:class:`~nemo_ptq.export.layout.Layout`)
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
+from nemo_ptq.calibration.state import CalibrationState
+from nemo_ptq.export import huggingface_files, qnemo_config
+from nemo_ptq.export.compressed_tensors import write_compressed_tensors
+from nemo_ptq.export.folding import foldable
 from nemo_ptq.export.qnemo import write_qnemo
-from nemo_ptq.export.qnemo_config import check_exportable
 from nemo_ptq.export.shape import ModelShape
 from nemo_ptq.export.source import Source
+from nemo_ptq.export.unified import write_unified
 from nemo_ptq.families import Family
 
 # Called on every rank with the model and an existing empty directory; writes all but ptq/, and returns the files that
 # this rank has written itself, so that it can compute their checksums.
 Writer = Callable[[Source, Path], list[Path]]
 
-# Raises PtqError for a model that the format's readers would load and compute something else from.
-ModelCheck = Callable[[ModelShape, Family], None]
+# Called with the model, its family and NeMo's tokenizer before anything is calibrated: raises PtqError for what the
+# format cannot hold, or what its readers would compute something else from.
+ModelCheck = Callable[[ModelShape, Family, Any], None]
 
-WRITERS: Mapping[str, Writer] = {"trtllm": write_qnemo}
-CHECKS: Mapping[str, ModelCheck] = {"trtllm": check_exportable}
+WRITERS: Mapping[str, Writer] = {
+    "trtllm": write_qnemo,
+    "hf": write_unified,
+    "compressed_tensors": write_compressed_tensors,
+}
+CHECKS: Mapping[str, ModelCheck] = {
+    "trtllm": lambda shape, family, tokenizer: qnemo_config.check_exportable(shape, family),
+    "hf": huggingface_files.check_exportable,
+    "compressed_tensors": huggingface_files.check_exportable,
+}
+# What a format makes of a calibration before the model is quantized with it; the others take it as it is.
+ADAPTERS: Mapping[str, Callable[[CalibrationState, ModelShape], CalibrationState]] = {"compressed_tensors": foldable}

@@ -88,13 +88,17 @@ def scheme_of(linear: Any) -> Scheme:
     return scheme_for(modelopt_format, get_weight_block_size(linear)) if modelopt_format else UNQUANTIZED
 
 
-def pack_linear(linear: Any, split: Callable[[torch.Tensor], RowGroups], dtype: torch.dtype) -> Packed:
+def pack_linear(
+    linear: Any, split: Callable[[torch.Tensor], RowGroups], dtype: torch.dtype, scalar_scales: bool = False
+) -> Packed:
     """Packs this rank's shard of a linear layer.
 
     Args:
         linear: A Megatron linear layer, quantized by ModelOpt or not.
         split: Groups its output rows.
         dtype: Data type of what is not quantized.
+        scalar_scales: Divide weights by a scale without dimensions, as ModelOpt's exporter of Hugging Face models does:
+            the quotient then has the weight's data type before it is rounded, and ties fall elsewhere.
 
     Returns:
         On the CPU: the weight and everything that has a value for each output row, for each group of rows; the other
@@ -110,7 +114,7 @@ def pack_linear(linear: Any, split: Callable[[torch.Tensor], RowGroups], dtype: 
 
     scale, scale_2 = get_weight_scaling_factor(linear), get_weight_scaling_factor_2(linear)
     per_row = scale.numel() > 1
-    scales = split(scale) if per_row else {"": scale.reshape(1)}
+    scales = split(scale) if per_row else {"": scale.reshape(() if scalar_scales else 1)}
     for rows, weight in split(linear.weight).items():
         if not len(weight):
             continue
@@ -154,10 +158,40 @@ def pack_parameters(module: Any, dtype: torch.dtype) -> Packed:
     return _on_cpu(packed)
 
 
+def pack_plain(module: Any, dtype: torch.dtype, factor: torch.Tensor | None = None) -> Packed:
+    """Packs the weight, and the bias if there is one, of a norm, an embedding or a router as Megatron keeps them.
+
+    Args:
+        module: The module; the gain of a norm may be kept minus one.
+        dtype: Data type to store.
+        factor: (size), what a norm's output is to be multiplied with.
+    """
+    tensors = {"weight": module.weight, "bias": getattr(module, "bias", None)}
+    found = {field: tensor for field, tensor in tensors.items() if tensor is not None}
+    if factor is not None:
+        offset = 1.0 if getattr(module, "zero_centered_gamma", False) else 0.0
+        factor = factor.to(module.weight.device, torch.float32)
+        found["weight"] = (found["weight"].float() + offset) * factor - offset
+        if "bias" in found:
+            found["bias"] = found["bias"].float() * factor
+    return _on_cpu({("", field): tensor.to(dtype) for field, tensor in found.items()})
+
+
 def quantizes_kv_cache(core_attention: Any) -> bool:
     """Whether ModelOpt quantizes the keys and values that this attention caches."""
     quantizer = getattr(core_attention, "k_bmm_quantizer", None)
     return quantizer is not None and quantizer.is_enabled
+
+
+def kv_cache_scales(core_attention: Any, clamp: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the dequantization scales of the keys and values that an attention caches, float32 (1,) each.
+
+    Args:
+        core_attention: Megatron's module, with a quantized KV cache.
+        clamp: Whether scales of FP8 are at least 1.
+    """
+    key, value = get_kv_cache_scaling_factor(core_attention, clamp_fp8_scales=clamp)
+    return key.reshape(1), value.reshape(1)
 
 
 def pack_kv_cache(core_attention: Any) -> Packed:
@@ -165,7 +199,7 @@ def pack_kv_cache(core_attention: Any) -> Packed:
 
     ModelOpt does not let FP8 scales fall below 1: E4M3 covers the usual range of keys and values unscaled.
     """
-    key, value = (scale.reshape(1) for scale in get_kv_cache_scaling_factor(core_attention))
+    key, value = kv_cache_scales(core_attention, clamp=True)
     return _on_cpu(
         {
             ("", "k_cache_scaling_factor"): key,

@@ -2,12 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """config.json of a TensorRT-LLM checkpoint, from the model's shape and the layout of the files."""
 
-from collections.abc import Iterable
 from typing import Any
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.qnemo_layout import QnemoLayout
-from nemo_ptq.export.schemes import UNQUANTIZED, Scheme
+from nemo_ptq.export.schemes import the_scheme
 from nemo_ptq.export.shape import ModelShape
 from nemo_ptq.families import ARCHITECTURES, Family
 
@@ -69,18 +68,6 @@ def rotary_scaling(shape: ModelShape) -> dict[str, Any] | None:
     return None
 
 
-def _the_scheme(schemes: Iterable[Scheme]) -> Scheme:
-    """Returns the one scheme of a model, UNQUANTIZED where it has none."""
-    found = set(schemes)
-    if len(found) > 1:
-        names = ", ".join(sorted(str(scheme.quant_algo) for scheme in found))
-        raise PtqError(
-            f"the configuration quantizes layers in {len(found)} ways ({names}); one way and unquantized layers beside "
-            "it can be exported, mixed precision cannot"
-        )
-    return found.pop() if found else UNQUANTIZED
-
-
 def _excluded(layout: QnemoLayout) -> list[str]:
     """Patterns for the layers that are not quantized although the checkpoint is."""
     patterns = list(_ALWAYS_EXCLUDED)
@@ -111,7 +98,7 @@ def qnemo_config(layout: QnemoLayout, family: Family, version: str) -> dict[str,
         PtqError: If the layers' schemes cannot be told to the readers.
     """
     assert family.decoder is not None
-    shape, scheme = layout.shape, _the_scheme(layout.schemes.values())
+    shape, scheme = layout.shape, the_scheme(layout.schemes.values())
     dtype = str(layout.dtype).removeprefix("torch.")
     quantization: dict[str, Any] = {
         "quant_algo": scheme.quant_algo,

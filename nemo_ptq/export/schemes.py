@@ -6,7 +6,7 @@ Origin of the table: the TensorRT-LLM checkpoint format,
 https://nvidia.github.io/TensorRT-LLM/architecture/checkpoint.html.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -27,6 +27,7 @@ class Field:
         shape: Its shape, from out-features, in-features and block size.
         column_axis: Dimension along which it is cut where the layer's outputs are sharded; None is replicated.
         row_axis: Dimension along which it is cut where the layer's inputs are sharded; None is replicated.
+        each_group: Whether each group of rows that is stored as a layer of its own has another, though it is not cut.
     """
 
     suffix: str
@@ -34,6 +35,7 @@ class Field:
     shape: Callable[[int, int, int], Shape]
     column_axis: int | None
     row_axis: int | None
+    each_group: bool = False
 
     def axis(self, sharded_outputs: bool) -> int | None:
         """Dimension along which tensor parallelism cuts this tensor."""
@@ -140,3 +142,19 @@ def scheme_for(modelopt_format: str | None, block_size: int = 0) -> Scheme:
         f"ModelOpt calibrated a layer as {modelopt_format}, which a TensorRT-LLM checkpoint cannot hold; it holds: "
         f"{known} (weight-only int8 lacks the activation scales that its readers require)"
     )
+
+
+def the_scheme(schemes: Iterable[Scheme]) -> Scheme:
+    """Returns the one scheme of a model, UNQUANTIZED where it has none.
+
+    Raises:
+        PtqError: If it has several.
+    """
+    found = set(schemes)
+    if len(found) > 1:
+        names = ", ".join(sorted(str(scheme.quant_algo) for scheme in found))
+        raise PtqError(
+            f"the configuration quantizes layers in {len(found)} ways ({names}); one way and unquantized layers beside "
+            "it can be exported, mixed precision cannot"
+        )
+    return found.pop() if found else UNQUANTIZED

@@ -28,6 +28,7 @@ class Source:
         shape: The model's sizes.
         family: The model's family.
         config: The NeMo config that built it.
+        has_vocab_size: Whether the checkpoint's configuration names its vocabulary's size.
         tokenizer: NeMo's tokenizer.
         tokenizer_is_replaced: Whether that is another than the checkpoint's own.
         calibration: What was learned of the model, None where it is not quantized.
@@ -41,6 +42,7 @@ class Source:
     shape: ModelShape
     family: Family
     config: Any
+    has_vocab_size: bool
     tokenizer: Any
     tokenizer_is_replaced: bool
     calibration: CalibrationState | None
@@ -67,6 +69,7 @@ def source_of(model: LoadedModel, job: Job, reporter: Reporter) -> Source:
         shape=shape_of(model.config, model.vocab_size),
         family=family_of(type(model.config).__name__, job.export.decoder_type),
         config=model.config,
+        has_vocab_size=model.has_vocab_size,
         tokenizer=model.tokenizer,
         tokenizer_is_replaced=job.tokenizer_path is not None,
         calibration=model.calibration,

@@ -11,7 +11,6 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -46,8 +45,8 @@ def choose_writers(layout: Layout, ownership: Ownership) -> list[int]:
     writers: list[int] = []
     for file in range(len(layout.files)):
         held: Counter[int] = Counter()
-        # One layer stands for all: those of a file come from neighbouring ranks, and the writer is a matter of speed.
-        for tensor in next(block for block in islice(layout.blocks(file), 1, None) if block):
+        # One block stands for all: those of a file come from neighbouring ranks, and the writer is a matter of speed.
+        for tensor in max(layout.blocks(file), key=len):
             for transfer in transfers(tensor, partial(holders, ownership=ownership, shape=layout.shape)):
                 held[transfer.rank] += transfer.num_bytes
         most = max(held.values())

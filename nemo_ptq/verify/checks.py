@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify import context, manifest, values
-from nemo_ptq.verify.config import Config
+from nemo_ptq.verify import context, huggingface, manifest, values
+from nemo_ptq.verify.config import Config, load_json
 from nemo_ptq.verify.layout import rank_tensors
 from nemo_ptq.verify.reader import Checkpoint, RankFile, open_checkpoint
 from nemo_ptq.verify.rules import LAYOUT_RULES, OTHER_RULES
@@ -37,7 +37,7 @@ class Check:
 
 
 def verify(path: Path | str, load_tokenizer: bool = False) -> list[Check]:
-    """Checks a qnemo directory without NeMo, a GPU or a server, and without running anything that it names.
+    """Checks an exported directory without NeMo, a GPU or a server, and without running anything that it names.
 
     Args:
         path: The directory.
@@ -50,11 +50,40 @@ def verify(path: Path | str, load_tokenizer: bool = False) -> list[Check]:
     directory = Path(path)
     if not directory.is_dir():
         return [Check("directory", False, f"{directory} is not a directory")]
+    if is_hugging_face(directory):
+        return [
+            *_guarded("manifest", _manifest_checks(directory)),
+            *_guarded("config.json", _hugging_face_checks(huggingface.HuggingFaceDirectory(directory))),
+        ]
     return [
         *_guarded("manifest", _manifest_checks(directory)),
         *_guarded("config.json", _config_and_tensor_checks(directory)),
         *_guarded("tokenizer", _context_checks(directory, load_tokenizer)),
     ]
+
+
+def is_hugging_face(directory: Path) -> bool:
+    """Whether a directory is in one of the formats that transformers knows; qnemo's config.json names no model type."""
+    try:
+        return "model_type" in load_json(directory / "config.json")
+    except PtqError:
+        return False
+
+
+def _hugging_face_checks(directory: huggingface.HuggingFaceDirectory) -> Iterator[Check]:
+    quantization = directory.quantization
+    algorithm = quantization.algorithm if quantization else "unquantized"
+    problems = huggingface.config_problems(directory)
+    yield _check("config.json", problems, f"{directory.config.get('model_type')}, {algorithm}")
+    problems = huggingface.tensor_problems(directory)
+    yield _check("tensors", problems, f"{len(directory.expected)} with the promised types and shapes")
+    if problems:
+        yield Check("values", False, "not looked at: the files do not hold what config.json promises")
+    else:
+        yield _check("values", huggingface.value_problems(directory), "finite, scales positive")
+        quantized = sum(1 for _ in directory.quantized)
+        yield Check("quantized layers", True, f"{quantized} linear layers" if quantized else "none")
+    yield _check("tokenizer", huggingface.tokenizer_problems(directory), "encodes and decodes")
 
 
 def _guarded(name: str, checks: Iterator[Check]) -> Iterator[Check]:

@@ -88,6 +88,8 @@ class Family:
         config: Gives NeMo's configuration class there, and the arguments that only this family has.
         fields: NeMo's configuration fields and Hugging Face's names for them.
         fixed: What NeMo's class cannot vary: for each setting of config.json the values that it stands for.
+        settings: The other way round: settings of config.json from NeMo's configuration, apart from what `fields`,
+            `fixed` and the heads' sizes give.
         rules: How tensors are made, apart from the output layer.
         can_tie: Whether embedding and output layer can be one tensor in NeMo; if not, a tied one is written twice.
     """
@@ -99,6 +101,7 @@ class Family:
     config: Callable[[PretrainedConfig], tuple[str, dict[str, Any]]]
     fields: Mapping[str, str]
     fixed: Mapping[str, tuple[Any, ...]]
+    settings: Callable[[Any], dict[str, Any]]
     rules: tuple[Rule, ...]
     can_tie: bool = False
 
@@ -189,6 +192,15 @@ def _llama_config(hf: PretrainedConfig) -> tuple[str, dict[str, Any]]:
     return name, {"vocab_size": hf.vocab_size} | {ours: scaling[theirs] for ours, theirs in fields.items()}
 
 
+def _llama_settings(nemo: Any) -> dict[str, Any]:
+    for kind, (_, fields) in _ROPE_SCALING.items():
+        # Derived classes of NeMo's, such as Llama31Config8B, have the fields of their base.
+        values = {theirs: getattr(nemo, ours, None) for ours, theirs in fields.items()}
+        if fields and None not in values.values():
+            return {"rope_scaling": {"rope_type": kind, **values}}
+    return {"rope_scaling": None}
+
+
 def _mistral_config(hf: PretrainedConfig) -> tuple[str, dict[str, Any]]:
     if hf.sliding_window is None:  # NeMo's importer then leaves seq_length empty
         return "MistralConfig7B", {"window_size": None, "cp_comm_type": None}
@@ -217,6 +229,23 @@ def _starcoder2_config(hf: PretrainedConfig) -> tuple[str, dict[str, Any]]:
     return "Starcoder2Config", {} if hf.sliding_window is None else _sliding_window(hf)
 
 
+def _mixtral_settings(nemo: Any) -> dict[str, Any]:
+    return {
+        "num_local_experts": nemo.num_moe_experts,
+        "num_experts_per_tok": nemo.moe_router_topk,
+        "max_position_embeddings": nemo.max_position_embeddings,
+    }
+
+
+def _starcoder_settings(nemo: Any) -> dict[str, Any]:
+    return {"n_inner": nemo.ffn_hidden_size, "multi_query": nemo.num_query_groups == 1}
+
+
+def _sliding_window_setting(nemo: Any) -> dict[str, Any]:
+    window = nemo.window_size
+    return {"sliding_window": None if window is None else window[0]}
+
+
 def _sliding_window(hf: PretrainedConfig) -> dict[str, Any]:
     return {"window_size": [hf.sliding_window, 0], "cp_comm_type": "a2a"}
 
@@ -229,6 +258,7 @@ _LLAMA = Family(
     config=_llama_config,
     fields=_FIELDS,
     fixed={"hidden_act": ("silu",), "attention_bias": (False,), "mlp_bias": (False,)},
+    settings=_llama_settings,
     rules=_LLAMA_RULES,
     can_tie=True,
 )
@@ -240,6 +270,7 @@ _MISTRAL = Family(
     config=_mistral_config,
     fields=_FIELDS,
     fixed={"hidden_act": ("silu",), "rope_scaling": (None,)},
+    settings=_sliding_window_setting,
     rules=_LLAMA_RULES,
 )
 _EXPERT = _LAYER + "block_sparse_moe.experts.{expert}."
@@ -251,6 +282,7 @@ _MIXTRAL = Family(
     config=_mixtral_config,
     fields=_FIELDS,
     fixed={"hidden_act": ("silu",), "rope_scaling": (None,), "sliding_window": (None,)},
+    settings=_mixtral_settings,
     rules=(
         _EMBEDDING,
         Rule("decoder.layers.self_attention.linear_qkv.layer_norm_weight", (f"{_INPUT_NORM}.weight",)),
@@ -274,6 +306,7 @@ _GEMMA = Family(
     config=lambda hf: ("GemmaConfig", {}),  # the norms' weights are centred on zero on both sides
     fields=_FIELDS,
     fixed={"hidden_act": _GELU, "attention_bias": (False,), "rope_scaling": (None,), "tie_word_embeddings": (True,)},
+    settings=lambda nemo: {},
     rules=_LLAMA_RULES,
     can_tie=True,
 )
@@ -293,6 +326,7 @@ _STARCODER = Family(
         "seq_length": "n_positions",
     },
     fixed={"activation_function": _GELU, "scale_attn_weights": (True,)},
+    settings=_starcoder_settings,
     rules=(
         Rule("embedding.word_embeddings.weight", ("transformer.wte.weight",), pad_vocab),
         Rule("embedding.position_embeddings.weight", ("transformer.wpe.weight",)),
@@ -313,6 +347,7 @@ _STARCODER2 = Family(
     config=_starcoder2_config,
     fields=_FIELDS | {"layernorm_epsilon": "norm_epsilon"},
     fixed={"hidden_act": _GELU, "use_bias": (True,), "rope_scaling": (None,)},
+    settings=_sliding_window_setting,
     rules=(
         _EMBEDDING,
         *_with_bias("decoder.layers.self_attention.linear_qkv.", *_QKV, combine=interleave_qkv),
@@ -330,6 +365,7 @@ _NEMOTRON = Family(
     config=lambda hf: ("NemotronConfig", {}),  # the norms' weights are centred on zero on both sides
     fields=_FIELDS | {"layernorm_epsilon": "norm_eps", "rotary_percent": "partial_rotary_factor"},
     fixed={"hidden_act": ("relu2",), "attention_bias": (False,), "mlp_bias": (False,), "rope_scaling": (None,)},
+    settings=lambda nemo: {},
     rules=(
         _EMBEDDING,
         *_ATTENTION,

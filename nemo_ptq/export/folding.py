@@ -1,0 +1,130 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pre-quantization scales folded into what comes before, for readers that know none.
+
+SmoothQuant and AWQ divide a weight by a scale of each input channel and multiply the input with it. A reader that only
+multiplies quantized tensors gets the same where the layer before produces the scaled input itself:
+
+    a norm                          multiply its gain and its bias, exact for any scale
+    up_proj of a gated MLP          multiply its rows: act(gate) * (s up) = s (act(gate) * up)
+    fc1 before a squared ReLU       multiply its rows with the root: relu(sqrt(s) x)^2 = s relu(x)^2
+    v_proj                          multiply its rows, where all query heads of a group share the scale of a channel
+
+Elsewhere (an ungated MLP with GELU, values whose cache is quantized with a calibrated range) nothing can be folded, and
+the layer is not smoothed. Rows are multiplied in the scales of the quantized rows, so no weight is rounded again.
+"""
+
+from dataclasses import replace
+
+import torch
+
+from nemo_ptq.calibration.algorithms import amax_floor
+from nemo_ptq.calibration.state import CalibrationState
+from nemo_ptq.errors import PtqError
+from nemo_ptq.export.schemes import Scheme
+from nemo_ptq.export.shape import ModelShape
+
+_SCALE = ".input_quantizer.pre_quant_scale"
+# The layer that a norm's output enters.
+_FOLLOWS = {"input_layernorm": "self_attention.linear_qkv", "pre_mlp_layernorm": "mlp.linear_fc1"}
+
+
+def follower_of(norm: str) -> str | None:
+    """Returns Megatron's name of the linear layer that a norm's output enters; None of any other module."""
+    layer, _, kind = norm.rpartition(".")
+    return f"{layer}.{_FOLLOWS[kind]}" if kind in _FOLLOWS else None
+
+
+def refuse_scaled_experts(module: str, scheme: Scheme) -> None:
+    """Refuses an expert with pre-quantization scales: one norm's output enters all experts and the router.
+
+    Raises:
+        PtqError: If the layer is one.
+    """
+    if ".experts." in module and any(field.suffix == "prequant_scaling_factor" for field in scheme.fields):
+        raise PtqError(
+            f"{scheme.quant_algo} gives each expert scales of its own, which this format cannot hold: quantize the "
+            "experts in FP8, or not at all"
+        )
+
+
+def foldable(state: CalibrationState, shape: ModelShape) -> CalibrationState:
+    """Returns the calibration state whose scales can all be folded, as close to a given one as there is.
+
+    Query heads that share a value get the geometric mean of their scales; what can be folded nowhere becomes 1. The
+    activation ranges follow from the ranges of the channels.
+
+    Args:
+        state: What a calibration has found.
+        shape: The model.
+    """
+    tensors = dict(state.tensors)
+    for name, scale in state.tensors.items():
+        if not name.endswith(_SCALE):
+            continue
+        module = name.removesuffix(_SCALE)
+        folded = _foldable_scale(module, scale, state, shape)
+        if torch.equal(folded, scale):
+            continue
+        tensors[name] = folded
+        quantizer = f"{module}.input_quantizer."
+        if f"{quantizer}amax" in tensors:
+            amax = tensors[f"{quantizer}amax"]
+            largest = (tensors[f"{quantizer}channel_amax"].to(amax.dtype) * folded).amax().to(amax.dtype)
+            floor = amax_floor(state.header.quantization, state.header.decoder)
+            tensors[f"{quantizer}amax"] = (largest if floor is None else largest.clamp(min=floor)).reshape(amax.shape)
+    return replace(state, tensors=tensors)
+
+
+def _foldable_scale(module: str, scale: torch.Tensor, state: CalibrationState, shape: ModelShape) -> torch.Tensor:
+    if module.endswith("linear_fc2"):
+        return scale if shape.gated or shape.activation == "squared-relu" else torch.ones_like(scale)
+    if not module.endswith("linear_proj"):
+        return scale
+    if module.replace("linear_proj", "core_attention.v_bmm_quantizer.amax") in state.tensors:
+        return torch.ones_like(scale)
+    if shape.num_heads == shape.num_kv_heads:
+        return scale
+    heads = scale.view(shape.num_kv_heads, -1, shape.head_size)
+    return heads.log().mean(1, keepdim=True).exp().expand_as(heads).reshape(-1)
+
+
+def norm_factor(norm: str, state: CalibrationState) -> torch.Tensor | None:
+    """Returns what the output of a norm is multiplied with: float32 (hidden size), or None.
+
+    Args:
+        norm: Megatron's name of it, or of any other module.
+        state: The calibration.
+    """
+    return state.tensors.get(f"{follower_of(norm)}{_SCALE}")
+
+
+def row_factor(linear: str, state: CalibrationState, shape: ModelShape, rank: int, ranks: int) -> torch.Tensor | None:
+    """Returns what the output rows of this rank's shard of a linear layer are multiplied with.
+
+    Args:
+        linear: Megatron's name of the layer.
+        state: A :func:`foldable` calibration.
+        shape: The model.
+        rank: This tensor-parallel rank.
+        ranks: How many there are.
+
+    Returns:
+        float32 (local out-features), in Megatron's order; None where nothing changes.
+    """
+    if linear.endswith("linear_qkv"):
+        scale = state.tensors.get(linear.replace("linear_qkv", "linear_proj") + _SCALE)
+        if scale is None:
+            return None
+        heads = scale.view(shape.num_kv_heads, -1, shape.head_size)
+        unchanged = torch.ones(heads.shape[0], heads.shape[1] + 1, shape.head_size)
+        return torch.cat([unchanged, heads[:, :1]], dim=1).flatten().chunk(ranks)[rank]
+    if linear.endswith("linear_fc1"):
+        scale = state.tensors.get(linear.replace("linear_fc1", "linear_fc2") + _SCALE)
+        if scale is None:
+            return None
+        local = scale.chunk(ranks)[rank]
+        if shape.gated:
+            return torch.cat([torch.ones_like(local), local])
+        return local.sqrt() if shape.activation == "squared-relu" else None
+    return None

@@ -1,0 +1,116 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the tests of the Hugging Face formats share: exports of tiny models, and transformers as their client."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
+from tests.families import TOKENS as VOCABULARY
+
+TOKENS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(5))
+
+
+def export_cells(
+    checkpoint: Path, format: str, algorithms: Sequence[str], kv_cache: bool, tp: int, directory: Path
+) -> dict[str, torch.Tensor]:
+    """Calibrates and exports a model with several algorithms, each to ``directory / algorithm``, on this rank.
+
+    Returns:
+        For each algorithm the float32 logits of the model that was exported, as a server would compute them.
+    """
+    from nemo_ptq import engine
+    from nemo_ptq.calibration.forward import run_batches
+    from nemo_ptq.console import Reporter
+    from nemo_ptq.preflight import check_job
+    from nemo_ptq.runtime import process_groups
+    from tests import steps
+
+    silent, batches = Reporter(enabled=False), steps.random_batches()
+
+    def loop(module: torch.nn.Module) -> None:
+        for _ in run_batches(module, batches):
+            pass
+
+    found = {}
+    steps.quiet_libraries()
+    with process_groups(steps.read_launch(), steps.CPU, tensor_parallel=tp, pipeline_parallel=1):
+        for algorithm in algorithms:
+            job = check_job(
+                world_size=tp,
+                calibration_tp=tp,
+                nemo_checkpoint=str(checkpoint),
+                export_config=ExportConfig(str(directory / algorithm), export_format=format),
+                quantization_config=QuantizationConfig(algorithm, enable_kv_cache=kv_cache and algorithm != NO_QUANT),
+                forward_loop=print,
+            )
+            model = engine.load(job, steps.CPU)
+            engine.check_exportable(model, job)
+            engine.calibrate(model, job.quantization, job.decoder, loop, silent)
+            engine.export(model, job, silent)
+            adapted = engine.adapted(format, model, job)
+            norms = [module for module in adapted.module.modules() if hasattr(module, "zero_centered_gamma")]
+            gains = [norm.weight.clone() for norm in norms]
+            steps.serve(adapted, algorithm)
+            for norm, gain in zip(norms, gains, strict=True):  # stored as Megatron keeps them
+                norm.weight.data = gain.float()
+            if format == "compressed_tensors" and adapted.calibration is not None:
+                _fold(adapted)
+            logits = steps.logits(adapted, TOKENS)
+            assert logits is not None
+            found[algorithm] = logits
+    return found
+
+
+def _fold(model: Any) -> None:
+    """Turns what a server of a qnemo directory computes into what one of a folded directory does.
+
+    Gains of norms are rounded once they are folded, other scales are exact, and those of a KV cache may be small.
+    """
+    from nemo_ptq.export.folding import follower_of, norm_factor
+    from nemo_ptq.export.ownership import global_modules
+    from nemo_ptq.export.packing import pack_plain, quantizes_kv_cache
+
+    modules = global_modules(model.module)
+    for module in modules.values():
+        scale = getattr(module, "exact_pre_quant_scale", None)
+        if scale is not None:
+            module.input_quantizer.pre_quant_scale = scale
+    for name, module in modules.items():
+        factor = norm_factor(name, model.calibration)
+        if factor is not None:
+            folded = pack_plain(module, torch.bfloat16, factor)
+            module.weight.data = folded["", "weight"].float()
+            if ("", "bias") in folded:
+                module.bias.data = folded["", "bias"].float()
+            modules[str(follower_of(name))].input_quantizer.pre_quant_scale = torch.ones_like(factor)
+        if name.endswith("core_attention") and quantizes_kv_cache(module):
+            for kind in ("k", "v"):
+                amax = model.calibration.tensors[f"{name}.{kind}_bmm_quantizer.amax"].float()
+                quantizer = getattr(module, f"{kind}_bmm_quantizer")
+                quantizer.amax = amax.reshape(quantizer.amax.shape)
+
+
+def transformers_logits(directory: Path) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Loads a directory with transformers in float32, generates a few tokens, and returns logits and load report."""
+    import transformers
+
+    model, report = transformers.AutoModelForCausalLM.from_pretrained(
+        directory, dtype=torch.float32, output_loading_info=True
+    )
+    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
+    tokens = tokenizer("The quick brown fox", return_tensors="pt").input_ids
+    generated = model.generate(tokens, max_new_tokens=3, do_sample=False, eos_token_id=None)
+    assert generated.shape[1] == tokens.shape[1] + 3
+    with torch.no_grad():
+        return model(TOKENS).logits, {kind: names for kind, names in report.items() if names}
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """Median over tokens of the relative distance of logits, over the vocabulary that both have."""
+    size = min(found.shape[-1], expected.shape[-1])
+    found, expected = found[..., :size], expected[..., :size]
+    return float(((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median())
