@@ -122,8 +122,8 @@ def test_every_tensor_is_modelopts_own(
     found, expected = load_file(ours / "model.safetensors"), load_file(theirs / "model.safetensors")
     assert found.keys() == expected.keys()
     different = [name for name, tensor in expected.items() if not same(found[name], tensor)]
-    if model == "gemma" and "awq" in algorithm:
-        # ModelOpt folds into a norm that is kept minus one in three roundings, where one does.
+    if model in ("gemma", "nemotron") and "awq" in algorithm:
+        # ModelOpt folds into a gain that is kept minus one in three roundings, where one does.
         assert all(name.endswith("layernorm.weight") for name in different)
         assert all(torch.allclose(found[name].float(), expected[name].float(), atol=2e-2) for name in different)
     else:
