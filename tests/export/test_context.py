@@ -32,8 +32,8 @@ def name_tokenizer(checkpoint: Path, name: str, field: str = "pretrained_model_n
 
 @pytest.fixture
 def checkpoint(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> Path:
-    """A checkpoint without weights, to be changed."""
-    shutil.copytree(checkpoint_of("llama2") / "context", tmp_path / "checkpoint" / "context")
+    """A checkpoint to be changed."""
+    shutil.copytree(checkpoint_of("llama2"), tmp_path / "checkpoint")
     return tmp_path / "checkpoint"
 
 
