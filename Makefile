@@ -22,8 +22,8 @@ demo: checkpoint ## train a small model, quantize it with the nemo command, show
 checkpoint: .venv/installed ## train the small model, once: it is kept in build/demo
 	@$(IN_VENV) python -m demo.build
 
-test: checkpoint ## run the tests
-	@$(IN_VENV) python -m pytest
+test: checkpoint ## run the tests, on two cores
+	@$(IN_VENV) python -m pytest -n 2 --dist loadfile
 
 test-slow: checkpoint ## run the tests that take minutes
 	@$(IN_VENV) python -m pytest -m slow
