@@ -63,6 +63,29 @@ _DECODER_FAMILIES = {
 }
 
 
+def unknown_to_reader(decoder: str, *, qk_norm: bool, qkv_bias: bool, linear_bias: bool) -> str | None:
+    """Says what TensorRT-LLM's reader of a decoder would load and leave out of its computation, if there is anything.
+
+    Args:
+        decoder: TensorRT-LLM's decoder type.
+        qk_norm: Whether the model normalises queries and keys.
+        qkv_bias: Whether its query-key-value projection has a bias.
+        linear_bias: Whether all of its linear layers have one.
+    """
+    if qk_norm:
+        return (
+            "qk_layernorm=True: the readers of TensorRT-LLM checkpoints ignore the norms of queries and keys, so the "
+            "exported model would be another one; such models cannot be exported as trtllm"
+        )
+    if decoder == "llama" and qkv_bias != linear_bias:
+        return (
+            f"add_qkv_bias={qkv_bias} with add_bias_linear={linear_bias}: the reader of decoder llama wants a bias on "
+            "the query-key-value projection and the output projection, or on neither; such models cannot be exported "
+            "as trtllm"
+        )
+    return None
+
+
 def supported_families() -> str:
     """Names the families that can be exported, for messages."""
     return ", ".join(family.name for family in FAMILIES if family.decoder)

@@ -24,7 +24,7 @@ from nemo_ptq.calibration.text_files import is_text_file, read_text_file
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata, read_metadata
 from nemo_ptq.config import CUSTOM, NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.families import FUSED_QKV, family_of
+from nemo_ptq.families import FUSED_QKV, family_of, unknown_to_reader
 from nemo_ptq.formats import FORMATS, read_formats
 from nemo_ptq.job import Job
 from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
@@ -321,6 +321,17 @@ def norm_fits_decoder(model: CheckpointMetadata, decoder_type: str | None, expor
             "set export_config.decoder_type to one that fits the model"
         )
     return None
+
+
+def reader_knows_layers(model: CheckpointMetadata, decoder_type: str | None, export_format: Any) -> str | None:
+    """TensorRT-LLM's readers compute everything that the model does: no norms of queries and keys, no odd biases."""
+    if TRTLLM not in read_formats(export_format):
+        return None
+    try:
+        decoder = _decoder(model, decoder_type)
+    except PtqError:
+        return None
+    return unknown_to_reader(decoder, qk_norm=model.qk_norm, qkv_bias=model.qkv_bias, linear_bias=model.linear_bias)
 
 
 def tokenizer_exists(tokenizer_path: Any) -> str | None:
@@ -718,6 +729,7 @@ RULES: tuple[Rule, ...] = (
     family_is_supported,
     family_has_class,
     norm_fits_decoder,
+    reader_knows_layers,
     tokenizer_exists,
     tracker_is_known,
     ranks_are_enough,

@@ -439,6 +439,18 @@ def test_family() -> None:
     _expect(preflight.family_is_supported(replace(LLAMA_8B, config_class="x.Falcon7BConfig"), None), "not supported")
 
 
+def test_layers_that_readers_leave_out() -> None:
+    def problem(model: CheckpointMetadata, export_format: str = "trtllm") -> str | None:
+        return preflight.reader_knows_layers(model, None, export_format)
+
+    assert problem(LLAMA_8B) is None
+    assert problem(replace(LLAMA_8B, qkv_bias=True, linear_bias=True)) is None
+    assert problem(replace(STARCODER, qkv_bias=True, linear_bias=True)) is None
+    _expect(problem(replace(LLAMA_8B, qk_norm=True)), "ignore the norms of queries and keys")
+    assert problem(replace(LLAMA_8B, qk_norm=True), "hf") is None  # said by that format's own check
+    _expect(problem(replace(LLAMA_8B, qkv_bias=True)), "wants a bias on the query-key-value projection and the output")
+
+
 def test_norm() -> None:
     assert preflight.norm_fits_decoder(LLAMA_8B, None, "trtllm") is None
     assert preflight.norm_fits_decoder(STARCODER, None, "trtllm") is None

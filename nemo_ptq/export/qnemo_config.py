@@ -8,7 +8,7 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.export.qnemo_layout import QnemoLayout
 from nemo_ptq.export.schemes import the_scheme
 from nemo_ptq.export.shape import ModelShape
-from nemo_ptq.families import ARCHITECTURES, Family
+from nemo_ptq.families import ARCHITECTURES, Family, unknown_to_reader
 
 # What readers leave unquantized by default; naming anything replaces their default, so it is spelled out.
 _ALWAYS_EXCLUDED = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding")
@@ -39,16 +39,12 @@ def check_exportable(shape: ModelShape, family: Family) -> None:
     Raises:
         PtqError: If the model normalises queries and keys, or has biases that its decoder's reader does not expect.
     """
-    if shape.qk_norm:
-        raise PtqError(
-            "qk_layernorm=True: the readers of TensorRT-LLM checkpoints ignore the norms of queries and keys, so the "
-            "exported model would be another one; such models cannot be exported"
-        )
-    if family.decoder == "llama" and shape.qkv_bias != shape.linear_bias:
-        raise PtqError(
-            f"add_qkv_bias={shape.qkv_bias} with add_bias_linear={shape.linear_bias}: the reader of decoder llama "
-            "wants a bias on the query-key-value projection and the output projection, or on neither"
-        )
+    assert family.decoder is not None
+    problem = unknown_to_reader(
+        family.decoder, qk_norm=shape.qk_norm, qkv_bias=shape.qkv_bias, linear_bias=shape.linear_bias
+    )
+    if problem:
+        raise PtqError(problem)
 
 
 def rotary_scaling(shape: ModelShape) -> dict[str, Any] | None:
