@@ -30,7 +30,7 @@ test-slow: checkpoint ## run the tests that take minutes
 
 test-cluster: checkpoint ## run the tests on a real Slurm of two nodes, made of this machine for the time (root, Debian)
 	@tests/cluster/cluster.sh install
-	@trap 'tests/cluster/cluster.sh down' EXIT; $(IN_VENV) timeout 900 python -m pytest -m cluster tests/cluster
+	@trap 'tests/cluster/cluster.sh down' EXIT; $(IN_VENV) timeout 1800 python -m pytest -m cluster tests/cluster
 
 support-matrix: checkpoint ## run every cell of the support matrix, and write docs/support_matrix.md from the results
 	@$(IN_VENV) python -m pytest tests/test_matrix.py tests/peer/test_modelopt_exporter.py -m 'not cluster' \

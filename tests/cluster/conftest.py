@@ -73,7 +73,7 @@ class Cluster:
             "nemo", "llm", "ptq", *flags, *(f"{name}={value}" for name, value in settings.items() if value is not None)
         )
 
-    def run(self, *command: str, timeout: float = 60.0) -> str:
+    def run(self, *command: str, timeout: float = 120.0) -> str:
         """Runs a command and returns what it prints; it must succeed."""
         process = self.start(*command)
         printed, _ = process.communicate(timeout=timeout)

@@ -19,7 +19,7 @@ from tests.conftest import Demo
 from tests.ranks import run_ranks
 from tests.test_engine import TIMED, digests, run_task
 
-pytestmark = [pytest.mark.cluster, pytest.mark.timeout(240)]
+pytestmark = [pytest.mark.cluster, pytest.mark.timeout(480)]
 
 PYTHON_LAUNCH = """
 import sys
@@ -41,7 +41,7 @@ if __name__ == "__main__":
 """
 
 
-def ended(command: "subprocess.Popen[str]", seconds: float = 150.0) -> tuple[int, str]:
+def ended(command: "subprocess.Popen[str]", seconds: float = 300.0) -> tuple[int, str]:
     """The exit status of a command, and what it printed."""
     try:
         printed, _ = command.communicate(timeout=seconds)
@@ -124,7 +124,7 @@ def test_python_over_two_nodes_with_a_directory_for_jobs(cluster: Cluster, demo:
     program, jobs = output.with_name("launch.py"), output.with_name("jobs")
     program.write_text(PYTHON_LAUNCH.replace("**QUANTIZATION", f"**{QUANTIZATION}"))
     arguments = [str(demo.checkpoint), str(demo.calibration), str(output), str(jobs)]
-    cluster.run(sys.executable, str(program), *arguments, timeout=150)
+    cluster.run(sys.executable, str(program), *arguments, timeout=300)
     assert list(jobs.rglob("log-*.out"))
     assert contents(output) == local_contents(demo, output, calibration_tp=2)
 
@@ -142,7 +142,7 @@ def test_srun_with_two_tasks_on_each_node(cluster: Cluster, demo: Demo, output: 
     }
     srun = ["srun", "--nodes", "2", "--ntasks-per-node", "2", "--kill-on-bad-exit", "--time", "5"]
     command = ["python", "-m", "nemo_ptq.script", *(f"--{name}={value}" for name, value in flags.items())]
-    cluster.run(*srun, *command, timeout=200)
+    cluster.run(*srun, *command, timeout=300)
     assert contents(output) == local_contents(demo, output, **sizes)
 
 
