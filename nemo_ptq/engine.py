@@ -64,7 +64,7 @@ _PACKAGES = ("nemo_ptq", "nvidia-modelopt", "megatron-core", "nemo_toolkit", "to
 # A judgement of what weights usually are: worth a warning, no reason to throw a calibration away.
 _DOUBTS = ("ranges",)
 # Directories of an export that hold no weights.
-_BESIDE_WEIGHTS = ("ptq/", "nemo_context/")
+_BESIDE_WEIGHTS = ("ptq/", "nemo_context/", "context/")
 _SAMPLE_PROMPT = "Born in north-east France, Soyer trained as a"
 
 
@@ -96,7 +96,9 @@ def run_job(job: Job) -> None:
             with reporter.step("baseline"):
                 baseline = baseline_logits(model, texts)
         expert_tokens: TokenCounts = Counter()
-        if job.calibration_state is not None:
+        if job.metadata.is_quantized:
+            model.calibration = None if job.calibration_state is None else load_state(job.calibration_state)
+        elif job.calibration_state is not None:
             with reporter.step("apply calibration"):
                 apply_calibration(model, job.calibration_state)
         else:
@@ -160,7 +162,8 @@ def read_job_samples(job: Job, reporter: Reporter) -> JobSamples:
     Raises:
         PtqError: If the data set cannot be read.
     """
-    if job.quantization.algorithm_name == NO_QUANT or job.forward_loop or job.calibration_state:
+    is_calibrated = job.calibration_state is not None or job.metadata.is_quantized
+    if job.quantization.algorithm_name == NO_QUANT or job.forward_loop is not None or is_calibrated:
         return JobSamples()
     dataset, wanted = job.quantization.calibration_dataset, job.quantization.calibration_dataset_size
     further = job.quantization.evaluation_dataset_size
@@ -309,6 +312,8 @@ def observe(job: Job, samples: JobSamples, measured: Measured, expert_tokens: To
 def _why_not_compared(job: Job, samples: JobSamples) -> str:
     if job.quantization.algorithm_name == NO_QUANT:
         return "nothing is quantized, so nothing is lost"
+    if job.metadata.is_quantized:
+        return "the checkpoint was quantized already, and no text was read"
     if job.forward_loop is not None:
         return "the calibration loop is your own (forward_loop), and gives the report no text to compare on"
     if job.calibration_state is not None:
@@ -389,7 +394,7 @@ def _write(name: str, source: Source, calibration: CalibrationState | None, dire
     if dist.get_rank() == 0:
         directory.mkdir(exist_ok=True)
     dist.barrier()
-    mine = {file.name: sha256_of(file) for file in WRITERS[name](source, directory)}
+    mine = {file.relative_to(directory).as_posix(): sha256_of(file) for file in WRITERS[name](source, directory)}
     everyones: list[dict[str, str]] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyones, mine)
     if dist.get_rank() == 0 and calibration is not None:

@@ -48,6 +48,7 @@ _FORMATS = (
         },
         is_hugging_face=True,
     ),
+    Format("nemo", "a NeMo 2.0 checkpoint with ModelOpt's quantizers, for training or another export"),
 )
 
 FORMATS: Mapping[str, Format] = {format.name: format for format in _FORMATS}

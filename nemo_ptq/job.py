@@ -29,8 +29,8 @@ class Job:
         num_layers_in_last_pipeline_stage: Layers of the last stage, where stages are uneven.
         forward_loop: The user's own calibration loop: called with the model, it runs it on data.
         tokenizer_path: A tokenizer to use in place of the checkpoint's.
-        calibration_state: File of a calibration to use in place of calibrating; `quantization` is then the one that it
-            was made with.
+        calibration_state: File of a calibration to use in place of calibrating, or of the one that a quantized
+            checkpoint was made with; `quantization` is then what it was made with.
         legacy_ckpt: Whether the checkpoint may come from another Transformer Engine.
         tracking: Where the figures go, beside the record of the run: `mlflow:URL`, `tensorboard:DIR`, `wandb:PROJECT`.
     """

@@ -22,7 +22,7 @@ import yaml
 from nemo_ptq.calibration.state_header import StateHeader, read_header, state_file
 from nemo_ptq.calibration.text_files import is_text_file, read_text_file
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata, read_metadata
-from nemo_ptq.config import CUSTOM, NO_QUANT, ExportConfig, QuantizationConfig
+from nemo_ptq.config import CUSTOM, DTYPES, NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.families import FUSED_QKV, family_of, unknown_to_reader
 from nemo_ptq.formats import FORMATS, read_formats
@@ -169,8 +169,9 @@ def gather(
     problems: list[str] = []
     values = {"world_size": world_size, **_sound("", TASK_OPTIONS, task, problems)}
     header, state = None, None
-    if values.get("calibration_state") is not None:
-        state = state_file(values["calibration_state"]).absolute()
+    if "calibration_state" in values:
+        state = _saved_calibration(values["calibration_state"], task.get("nemo_checkpoint") or task.get("model_path"))
+    if state is not None:
         try:
             header = values["header"] = read_header(state)
         except ConfigError as error:
@@ -182,10 +183,6 @@ def gather(
         values |= _sound("quantization_config.", QUANTIZATION_OPTIONS, _shallow(quantization), problems)
     else:
         problems.append(f"quantization_config={quantization!r} is not valid: it must be a QuantizationConfig")
-    if header is not None:
-        # What was calibrated needs its data no longer.
-        for name in ("calibration_dataset", "calibration_seq_len"):
-            values.pop(name, None)
     if isinstance(export, ExportConfig | None):
         given = {} if export is None else _shallow(export)
         if given.get("path") is None:
@@ -203,6 +200,10 @@ def gather(
             values["model"] = read_metadata(Path(checkpoint).expanduser())
         except ConfigError as error:
             problems.extend(error.problems)
+    if header is not None or ("model" in values and values["model"].is_quantized):
+        # What is calibrated needs no data any more.
+        for name in ("calibration_dataset", "calibration_seq_len"):
+            values.pop(name, None)
     return Gathered(values, problems, quantization, state)
 
 
@@ -215,6 +216,16 @@ def _sound(prefix: str, options: Mapping[str, Option], given: Mapping[str, Any],
 
 def _shallow(config: Any) -> dict[str, Any]:
     return {field.name: getattr(config, field.name) for field in fields(config)}
+
+
+def _saved_calibration(calibration_state: Any, checkpoint: Any) -> Path | None:
+    """The file of the calibration that the user gives, or that lies in a checkpoint with quantizers (format "nemo")."""
+    if calibration_state is not None:
+        return state_file(calibration_state).absolute()
+    if checkpoint is not None and (Path(checkpoint).expanduser() / "weights" / "modelopt_state").is_dir():
+        state = state_file(checkpoint).absolute()
+        return state if state.is_file() else None
+    return None
 
 
 def _other_quantization(given: QuantizationConfig, used: QuantizationConfig) -> Iterator[str]:
@@ -522,8 +533,17 @@ def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = Non
     return None
 
 
+def model_is_quantized_once(calibration_state: Any, model: CheckpointMetadata) -> str | None:
+    """A saved calibration is for the checkpoint as it was before."""
+    if calibration_state is not None and model.is_quantized:
+        return f"calibration_state={calibration_state} with a checkpoint that is quantized already: leave it out"
+    return None
+
+
 def state_is_of_the_model(header: StateHeader, calibration_state: Any, model: CheckpointMetadata) -> str | None:
     """A saved calibration was made of a model of the same shape."""
+    if calibration_state is None or model.is_quantized:
+        return None
     other = [
         f"{field.name} {then}, not {now}"
         for field in fields(model)
@@ -541,7 +561,7 @@ def state_is_of_the_model(header: StateHeader, calibration_state: Any, model: Ch
 
 def state_is_repeatable(header: StateHeader, calibration_state: Any) -> str | None:
     """The ranges of the weights follow from the weights and the state."""
-    if not header.is_repeatable:
+    if calibration_state is not None and not header.is_repeatable:
         return (
             f"calibration_state={calibration_state} is of ModelOpt's algorithm {header.method}, which searches the "
             "weights' ranges; they are not part of the state: calibrate again"
@@ -572,6 +592,23 @@ def formats_carry_algorithm(algorithm: str | None, export_format: Any) -> str | 
     for format in read_formats(export_format):
         if reason := FORMATS[format].refused.get(name):
             return f"quantization_config.algorithm={algorithm} does not go into export_format={format}: {reason}"
+    return None
+
+
+def nemo_is_stored_in_bfloat16(export_format: Any, dtype: Any) -> str | None:
+    """What NeMo trains on is the model as it was calibrated."""
+    if "nemo" in read_formats(export_format) and DTYPES[str(dtype)] != "bfloat16":
+        return f"export_config.dtype={dtype} is not for export_format=nemo, which holds the calibrated model: use bf16"
+    return None
+
+
+def compressed_tensors_folds_again(export_format: Any, model: CheckpointMetadata) -> str | None:
+    """Its pre-quantization scales are folded into weights that no such scale was multiplied into before."""
+    if model.is_quantized and "compressed_tensors" in read_formats(export_format):
+        return (
+            "export_config.export_format=compressed_tensors is not for a checkpoint that is quantized already: give "
+            "the unquantized one, and this one as calibration_state, or use another format"
+        )
     return None
 
 
@@ -708,8 +745,10 @@ def output_is_free(path: Any, overwrite: bool) -> str | None:
 def _is_export(directory: Path) -> bool:
     """Whether a directory is one format's, or has a subdirectory for each of several."""
     names = {entry.name for entry in directory.iterdir()}
-    return "config.json" in names or all(
-        name in FORMATS and (directory / name / "ptq" / "manifest.json").is_file() for name in names
+    return (
+        "config.json" in names
+        or (directory / "ptq" / "manifest.json").is_file()
+        or all(name in FORMATS and (directory / name / "ptq" / "manifest.json").is_file() for name in names)
     )
 
 
@@ -742,6 +781,7 @@ RULES: tuple[Rule, ...] = (
     algorithm_file_is_config,
     kv_cache_has_algorithm,
     kv_cache_has_layers,
+    model_is_quantized_once,
     state_is_of_the_model,
     state_is_repeatable,
     state_leaves_no_data_to_run,
@@ -749,7 +789,9 @@ RULES: tuple[Rule, ...] = (
     data_is_readable,
     positions_suffice,
     formats_carry_algorithm,
+    compressed_tensors_folds_again,
     formats_have_parallelism,
+    nemo_is_stored_in_bfloat16,
     inference_tp_divides,
     inference_pp_divides,
     awq_blocks_fit_inference,

@@ -16,6 +16,7 @@ from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.utils import make_sharded_tensors_for_checkpoint
 from modelopt.torch.quantization.nn import QuantModule, QuantModuleRegistry, TensorQuantizer
 from modelopt.torch.utils.distributed import ParallelState
 
@@ -145,6 +146,27 @@ class QuantTorchCoreAttention(QuantModule):
         """As the module it wraps, on quantized queries, keys and values."""
         return super().forward(
             self.q_bmm_quantizer(query), self.k_bmm_quantizer(key), self.v_bmm_quantizer(value), *args, **kwargs
+        )
+
+    # A checkpoint holds these quantizers under the names, and in the form, that Transformer Engine's attention gives
+    # them. torch asks the class whether there is an extra state; ModelOpt then answers for the object.
+
+    def get_extra_state(self) -> None:
+        """Makes torch ask for ModelOpt's state of the quantizers."""
+
+    def set_extra_state(self, state: Any) -> None:
+        """Makes torch hand over ModelOpt's state of the quantizers."""
+
+    def modelopt_post_restore(self, prefix: str = "") -> None:
+        """Moves the restored ranges to the model's device; they are the same on every rank."""
+        self.to(device=self.device)
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The ranges and ModelOpt's state, for a checkpoint."""
+        return make_sharded_tensors_for_checkpoint(
+            self.state_dict(prefix="", keep_vars=True), prefix, {}, sharded_offsets
         )
 
 

@@ -46,6 +46,7 @@ class CheckpointMetadata:
         qkv_bias: Whether the query-key-value projection has one.
         qk_norm: Whether queries and keys are normalised.
         experts_per_token: Experts that each token goes through; 0 without mixture of experts.
+        is_quantized: Whether the checkpoint holds ModelOpt's quantizers and their ranges.
     """
 
     model_class: str
@@ -67,6 +68,7 @@ class CheckpointMetadata:
     qkv_bias: bool = False
     qk_norm: bool = False
     experts_per_token: int = 0
+    is_quantized: bool = False
 
 
 def read_metadata(checkpoint: Path) -> CheckpointMetadata:
@@ -91,6 +93,16 @@ def read_metadata(checkpoint: Path) -> CheckpointMetadata:
     weights = _read_weights_index(checkpoint)
     _check_shards(checkpoint, weights.storage_data.values())
     return _describe(checkpoint, _read_model_yaml(checkpoint), weights.state_dict_metadata)
+
+
+def stored_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """Returns the shape of every tensor of a NeMo 2.0 checkpoint; of what is no tensor, ().
+
+    Raises:
+        ConfigError: If the index of the weights cannot be read.
+    """
+    entries = _read_weights_index(checkpoint).state_dict_metadata
+    return {name: tuple(getattr(entry, "size", ())) for name, entry in entries.items()}
 
 
 def _check_files(checkpoint: Path) -> None:
@@ -238,6 +250,7 @@ def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str,
             qkv_bias=bool(config.get("add_bias_linear") or config.get("add_qkv_bias")),
             qk_norm=bool(config.get("qk_layernorm")),
             experts_per_token=config.get("moe_router_topk", 0) if config.get("num_moe_experts") else 0,
+            is_quantized=any("weight_quantizer." in name for name in tensors),
         )
     except (KeyError, TypeError) as error:
         raise ConfigError(

@@ -13,12 +13,16 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
 from megatron.core.dist_checkpointing.validation import StrictHandling
 from megatron.core.models.gpt import GPTModel
+from modelopt.torch.opt.plugins.mcore_dist_checkpointing import restore_sharded_modelopt_state
 from nemo.lightning import io
 
+from nemo_ptq.calibration.algorithms import range_weights
+from nemo_ptq.calibration.state_header import IN_EXPORT, read_header
 from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
 from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.checkpoint.parts import PREFIX, WeightsSize
 from nemo_ptq.errors import PtqError
+from nemo_ptq.quiet import quiet_prints
 
 EMBEDDING_KEY = "embedding.word_embeddings.weight"
 
@@ -81,7 +85,13 @@ class NemoCheckpoint:
         yield io.load_context(self._context, subpath="model", build=False)
 
     def read_weights(self, module: GPTModel, legacy_ckpt: bool = False) -> None:
-        """See :meth:`Origin.read_weights`."""
+        """See :meth:`Origin.read_weights`. Quantizers that the checkpoint has are inserted first."""
+        if (self._weights / "modelopt_state").is_dir():
+            # ModelOpt ranges the weights when it inserts their quantizers: before they are read, of whatever is there.
+            for parameter in module.parameters():
+                parameter.data.zero_()
+        with quiet_prints():
+            restore_sharded_modelopt_state([module], self._weights, prefix=PREFIX)
         wanted = {
             # Extra states hold the FP8 recipes of Transformer Engine's own layers, which this model does not have.
             key: value
@@ -101,6 +111,19 @@ class NemoCheckpoint:
         module.load_state_dict(
             {key.removeprefix(PREFIX): value for key, value in state.items() if value is not None}, strict=False
         )
+        self._range_weights_again(module)
+
+    def _range_weights_again(self, module: GPTModel) -> None:
+        """Ranges the weights of an export of ours as its calibration did.
+
+        ModelOpt 0.47 stores the rows of a gated first MLP layer's ranges in the order of the tensor-parallel ranks that
+        wrote them, and reads them so at any other parallelism.
+        """
+        state = self._weights.parent / IN_EXPORT
+        if state.is_file() and (self._weights / "modelopt_state").is_dir():
+            header = read_header(state)
+            if header.is_repeatable:
+                range_weights(module, header.modelopt_config)
 
     def write_context(self, directory: Path) -> None:
         """See :meth:`Origin.write_context`."""

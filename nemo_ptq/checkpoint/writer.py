@@ -5,7 +5,7 @@
 import io
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +30,16 @@ from torch.distributed.checkpoint.planner import (
 
 from nemo_ptq.checkpoint.parts import PREFIX, TensorPart
 
+# What NeMo expects in a checkpoint beside the weights.
+COMMON_STATE: Mapping[str, Any] = {
+    "state_dict": {},
+    "epoch": 0,
+    "global_step": 0,
+    "pytorch-lightning_version": lightning_version,
+    # Tells readers that layers are stacked (false) instead of named one by one.
+    "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
+}
+
 
 def write_weights(directory: Path, parts: Sequence[TensorPart]) -> None:
     """Write `weights/` of a NeMo 2.0 checkpoint in Megatron's torch_dist format.
@@ -47,17 +57,7 @@ def write_weights(directory: Path, parts: Sequence[TensorPart]) -> None:
     except CheckpointException as error:  # wraps what each rank raised
         (cause, _), *_ = error.failures.values()
         raise cause from None
-    torch.save(
-        {
-            "state_dict": {},
-            "epoch": 0,
-            "global_step": 0,
-            "pytorch-lightning_version": lightning_version,
-            # Tells readers that layers are stacked (false) instead of named one by one.
-            "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
-        },
-        directory / "common.pt",
-    )
+    torch.save(dict(COMMON_STATE), directory / "common.pt")
     save_config(CheckpointingConfig(sharded_backend="torch_dist"), str(directory))
 
 

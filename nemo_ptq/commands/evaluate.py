@@ -63,7 +63,10 @@ def evaluate(
     from nemo_ptq.verify.evaluate import continue_greedily, document_groups
     from nemo_ptq.verify.evaluate import evaluate as score
     from nemo_ptq.verify.forward import open_model
+    from nemo_ptq.verify.nemo import is_nemo
 
+    if is_nemo(directory):
+        raise PtqError(f"{directory} is a NeMo checkpoint: evaluate an export of it in another format")
     if min_recovery is not None and baseline is None:
         raise PtqError("--min-recovery compares with the unquantized model: name it with --baseline")
     try:

@@ -15,6 +15,7 @@ from nemo_ptq.calibration.state import CalibrationState
 from nemo_ptq.export import huggingface_files, qnemo_config
 from nemo_ptq.export.compressed_tensors import write_compressed_tensors
 from nemo_ptq.export.folding import foldable
+from nemo_ptq.export.nemo import write_nemo
 from nemo_ptq.export.qnemo import write_qnemo
 from nemo_ptq.export.shape import ModelShape
 from nemo_ptq.export.source import Source
@@ -33,11 +34,13 @@ WRITERS: Mapping[str, Writer] = {
     "trtllm": write_qnemo,
     "hf": write_unified,
     "compressed_tensors": write_compressed_tensors,
+    "nemo": write_nemo,
 }
 CHECKS: Mapping[str, ModelCheck] = {
     "trtllm": lambda shape, family, tokenizer: qnemo_config.check_exportable(shape, family),
     "hf": huggingface_files.check_exportable,
     "compressed_tensors": huggingface_files.check_exportable,
+    "nemo": lambda shape, family, tokenizer: None,  # NeMo reads whatever NeMo has built
 }
 # What a format makes of a calibration before the model is quantized with it; the others take it as it is.
 ADAPTERS: Mapping[str, Callable[[CalibrationState, ModelShape], CalibrationState]] = {"compressed_tensors": foldable}

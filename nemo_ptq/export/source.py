@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from megatron.core.models.gpt import GPTModel
 
 from nemo_ptq.calibration.state import CalibrationState
 from nemo_ptq.checkpoint.loading import LoadedModel
@@ -23,7 +24,8 @@ class Source:
     """A calibrated model as a format's writer sees it.
 
     Attributes:
-        modules: This rank's modules that exports are made of, by their name in the whole model.
+        module: This rank's part of the model.
+        modules: Its modules that exports are made of, by their name in the whole model.
         ownership: Which rank holds what, and how it is quantized.
         shape: The model's sizes.
         family: The model's family.
@@ -37,6 +39,7 @@ class Source:
         reporter: Follows the export.
     """
 
+    module: GPTModel
     modules: dict[str, torch.nn.Module]
     ownership: Ownership
     shape: ModelShape
@@ -64,6 +67,7 @@ def source_of(model: LoadedModel, job: Job, reporter: Reporter) -> Source:
     """
     modules = global_modules(model.module)
     return Source(
+        module=model.module,
         modules=modules,
         ownership=gather_ownership(modules),
         shape=shape_of(model.config, model.vocab_size),

@@ -258,13 +258,18 @@ def _plan(
 def _files(
     model: CheckpointMetadata, decoder: str, quantization: QuantizationConfig, export: ExportConfig
 ) -> Iterator[FileSize]:
-    """The files with the weights; other formats than TensorRT-LLM's have about as many bytes in files of their own."""
+    """The files with the weights.
+
+    A Hugging Face directory has about as many bytes as TensorRT-LLM's; a NeMo checkpoint's weights are not packed.
+    """
     for name in export.formats:
         prefix = f"{name}/" if export.has_subdirectories else ""
         if name == "trtllm":
             for file in rank_files(reader_config(model, decoder, quantization, export)):
                 exact = quantization.algorithm_name != CUSTOM
                 yield replace(file, name=prefix + file.name, exact=exact)
+        elif name == "nemo":
+            yield FileSize(f"{prefix}weights/*.distcp", 2 * model_parameters(model), exact=False)
         else:
             whole = reader_config(model, decoder, quantization, replace(export, inference_tp=1, inference_pp=1))
             yield FileSize(f"{prefix}*.safetensors", sum(file.bytes for file in rank_files(whole)), exact=False)

@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_ptq.checkpoint.metadata import read_metadata, stored_shapes
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify import context, huggingface, manifest, values
+from nemo_ptq.verify import context, huggingface, manifest, nemo, values
 from nemo_ptq.verify.config import Config, load_json
 from nemo_ptq.verify.layout import rank_tensors
 from nemo_ptq.verify.reader import Checkpoint, RankFile, open_checkpoint
@@ -54,6 +55,12 @@ def verify(path: Path | str, load_tokenizer: bool = False) -> list[Check]:
         return [
             *_guarded("manifest", _manifest_checks(directory)),
             *_guarded("config.json", _hugging_face_checks(huggingface.HuggingFaceDirectory(directory))),
+        ]
+    if nemo.is_nemo(directory):
+        return [
+            *_guarded("manifest", _manifest_checks(directory)),
+            *_guarded("weights", _nemo_checks(directory)),
+            *_guarded("tokenizer", _nemo_tokenizer_checks(directory, load_tokenizer)),
         ]
     return [
         *_guarded("manifest", _manifest_checks(directory)),
@@ -115,6 +122,24 @@ def _manifest_checks(directory: Path) -> Iterator[Check]:
     yield _check("files", manifest.file_problems(directory, entries), "exactly those of the manifest")
     size = sum(entry.size for entry in entries.values())
     yield _check("checksums", manifest.checksum_problems(directory, entries), f"{size:,} bytes match")
+
+
+def _nemo_checks(directory: Path) -> Iterator[Check]:
+    model, stored = read_metadata(directory), stored_shapes(directory)
+    yield Check("weights", True, f"{len(stored)} entries, all of their shards whole")
+    if not model.is_quantized and not (directory / "weights" / "modelopt_state").exists():
+        yield Check("coverage", True, "no layer is quantized")
+        return
+    yield _check("shapes", nemo.weight_problems(model, stored), "as context/model.yaml promises")
+    problems = nemo.quantizer_problems(directory, model, stored)
+    yield _check("modelopt_state", problems, f"quantizers of {nemo.quantized_layers(stored)} linear layers")
+
+
+def _nemo_tokenizer_checks(directory: Path, load_tokenizer: bool) -> Iterator[Check]:
+    path = context.tokenizer_path(directory, context.read_model_yaml(directory))
+    yield Check("tokenizer", True, f"restorable from {path.name} without NeMo")
+    if load_tokenizer:
+        yield _check("tokenizer round trip", context.round_trip_problems(path), "text survives it")
 
 
 def _config_and_tensor_checks(directory: Path) -> Iterator[Check]:

@@ -10,7 +10,8 @@ import yaml
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.config import Config, RotaryScaling, load_json
 
-CONTEXT = "nemo_context"
+# Where a qnemo directory has its context, and where a NeMo checkpoint does.
+CONTEXTS = ("nemo_context", "context")
 
 _TOKENIZERS = "nemo.collections.common.tokenizers."
 # Tokenizer class -> the key that holds its path.
@@ -39,21 +40,26 @@ _PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
 _PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
 
 
+def context_of(directory: Path) -> Path:
+    """Returns the directory of the context; that of a qnemo directory where there is none."""
+    return next((directory / name for name in CONTEXTS if (directory / name).is_dir()), directory / CONTEXTS[0])
+
+
 def read_model_yaml(directory: Path) -> dict[str, Any]:
-    """Reads nemo_context/model.yaml as plain data, without running any code it names.
+    """Reads the context's model.yaml as plain data, without running any code it names.
 
     Raises:
         PtqError: It is missing or no YAML mapping.
     """
-    path = directory / CONTEXT / "model.yaml"
+    path = context_of(directory) / "model.yaml"
     try:
         raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
     except OSError as error:
-        raise PtqError(f"{CONTEXT}/model.yaml cannot be read: {error.strerror}") from error
+        raise PtqError(f"{path.parent.name}/model.yaml cannot be read: {error.strerror}") from error
     except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise PtqError(f"{CONTEXT}/model.yaml is not YAML: {error}".replace("\n", " ")) from error
+        raise PtqError(f"{path.parent.name}/model.yaml is not YAML: {error}".replace("\n", " ")) from error
     if not isinstance(raw, dict):
-        raise PtqError(f"{CONTEXT}/model.yaml holds no mapping")
+        raise PtqError(f"{path.parent.name}/model.yaml holds no mapping")
     return raw
 
 
@@ -61,13 +67,14 @@ def tokenizer_path(directory: Path, model_yaml: dict[str, Any]) -> Path:
     """Where the tokenizer's files lie.
 
     Args:
-        directory: The qnemo directory.
+        directory: The exported directory.
         model_yaml: From :func:`read_model_yaml`.
 
     Raises:
         PtqError: The tokenizer's class is one that readers without NeMo do not know, or its path is a hub id, leaves
             the directory, or does not exist.
     """
+    context = context_of(directory)
     section = model_yaml.get("tokenizer")
     target = section.get("_target_") if isinstance(section, dict) else None
     if not isinstance(section, dict) or target not in _PATH_KEYS:
@@ -75,13 +82,15 @@ def tokenizer_path(directory: Path, model_yaml: dict[str, Any]) -> Path:
     key = _PATH_KEYS[target]
     value = section.get(key)
     if not isinstance(value, str) or not value:
-        raise PtqError(f"tokenizer.{key} is {value!r}, expected a path relative to {CONTEXT}/")
+        raise PtqError(f"tokenizer.{key} is {value!r}, expected a path relative to {context.name}/")
     relative = PurePosixPath(value)
     if relative.is_absolute() or ".." in relative.parts:
-        raise PtqError(f"tokenizer.{key} is {value!r}, which does not lie inside {CONTEXT}/")
-    path = directory / CONTEXT / value
+        raise PtqError(f"tokenizer.{key} is {value!r}, which does not lie inside {context.name}/")
+    path = context / value
     if not path.exists():
-        raise PtqError(f"tokenizer.{key} is {value!r}, and {CONTEXT}/{value} does not exist: save the tokenizer there")
+        raise PtqError(
+            f"tokenizer.{key} is {value!r}, and {context.name}/{value} does not exist: save the tokenizer there"
+        )
     return path
 
 
