@@ -11,6 +11,13 @@ export NEMORUN_HOME="$PWD/build/nemo_run" # where NeMo-Run keeps its logs; the d
 export OMP_NUM_THREADS=1
 
 set -x
+nemo-ptq plan build/demo/nemo --device CPU \
+    calibration_tp=2 \
+    quantization_config.algorithm=fp8 \
+    quantization_config.calibration_dataset=build/demo/text/calibration.jsonl \
+    quantization_config.calibration_dataset_size=480 \
+    export_config.path=build/demo/qnemo-fp8 \
+    export_config.overwrite=true
 nemo llm ptq \
     nemo_checkpoint=build/demo/nemo \
     calibration_tp=2 \
