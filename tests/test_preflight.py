@@ -21,24 +21,8 @@ from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError
 from nemo_ptq.preflight import RULES, check_job
 from tests.conftest import Demo
+from tests.plan.models import LLAMA_8B
 
-LLAMA_8B = CheckpointMetadata(
-    model_class="nemo.collections.llm.gpt.model.llama.LlamaModel",
-    config_class="nemo.collections.llm.gpt.model.llama.Llama3Config8B",
-    num_layers=32,
-    hidden_size=4096,
-    num_attention_heads=32,
-    num_query_groups=8,
-    head_size=128,
-    ffn_hidden_size=14336,
-    gated_mlp=True,
-    vocab_size=128256,
-    num_experts=None,
-    seq_length=8192,
-    position_embedding_type="rope",
-    normalization="RMSNorm",
-    tied_embeddings=False,
-)
 LLAMA_2_7B = replace(LLAMA_8B, num_query_groups=32, ffn_hidden_size=11008)
 MIXTRAL = replace(LLAMA_8B, config_class="x.MixtralConfig8x7B", num_experts=8)
 STARCODER = replace(
