@@ -3,22 +3,19 @@
 """The main job on one rank: load, calibrate, export, verify. What was planned is in the :class:`~nemo_ptq.job.Job`."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
-from importlib.metadata import version
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
 
 from nemo_ptq.calibration.algorithms import as_json, modelopt_config
 from nemo_ptq.calibration.algorithms import calibrate as calibrate_module
-from nemo_ptq.calibration.data import make_batches, read_samples, share, tokenize
 from nemo_ptq.calibration.experts import TokenCounts, with_idle_experts_covered
-from nemo_ptq.calibration.forward import run_batches
+from nemo_ptq.calibration.samples import data_loop, read_job_samples
 from nemo_ptq.calibration.state import (
     CalibrationState,
     apply_state,
@@ -29,17 +26,15 @@ from nemo_ptq.calibration.state import (
     save_state,
 )
 from nemo_ptq.calibration.state_header import IN_EXPORT, StateHeader
-from nemo_ptq.calibration.text_files import Sample
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console import Reporter
 from nemo_ptq.errors import PtqError
-from nemo_ptq.evaluation import generate
+from nemo_ptq.evaluation import sample
 from nemo_ptq.export.formats import ADAPTERS, CHECKS, WRITERS
 from nemo_ptq.export.publish import (
     discard,
-    file_entries,
     prepare,
     publish,
     sha256_of,
@@ -52,20 +47,16 @@ from nemo_ptq.families import family_of
 from nemo_ptq.job import Job
 from nemo_ptq.launch import read_launch
 from nemo_ptq.quiet import quiet_libraries
-from nemo_ptq.report.compose import Observations, Sizes, compose, describe, quality_of
-from nemo_ptq.report.measure import Measured, baseline_logits, evaluation_batches, measure
-from nemo_ptq.report.records import Report
+from nemo_ptq.report.compose import Observations, describe
+from nemo_ptq.report.measure import baseline_logits, evaluation_batches, measure
+from nemo_ptq.report.observe import gather_steps, observe, report_of
 from nemo_ptq.report.write import write_report
 from nemo_ptq.runtime import pick_device, process_groups
-from nemo_ptq.stopwatch import Step, slowest
 from nemo_ptq.verify.checks import verify as verify_directory
+from nemo_ptq.versions import producer
 
-_PACKAGES = ("nemo_ptq", "nvidia-modelopt", "megatron-core", "nemo_toolkit", "torch", "transformers")
 # A judgement of what weights usually are: worth a warning, no reason to throw a calibration away.
 _DOUBTS = ("ranges",)
-# Directories of an export that hold no weights.
-_BESIDE_WEIGHTS = ("ptq/", "nemo_context/", "context/")
-_SAMPLE_PROMPT = "Born in north-east France, Soyer trained as a"
 
 
 def run_job(job: Job) -> None:
@@ -112,7 +103,7 @@ def run_job(job: Job) -> None:
             if observations.quality is not None:
                 reporter.say(describe(observations.quality))
             if job.export.generate_sample:
-                _show_sample(model, reporter)
+                reporter.say(f"sample after quantization: {sample(model)}")
             export(model, job, reporter, observations)
     reporter.say(f"{job.output} is ready")
 
@@ -139,65 +130,6 @@ def check_exportable(model: LoadedModel, job: Job) -> None:
     family = family_of(type(model.config).__name__, job.export.decoder_type)
     for name in job.export.formats:
         CHECKS[name](shape, family, model.tokenizer)
-
-
-@dataclass(frozen=True)
-class JobSamples:
-    """The text of a job.
-
-    Attributes:
-        calibration: What the model is calibrated on.
-        evaluation: What it is compared with the unquantized model on.
-        held_out: Whether the latter are other samples than the former.
-    """
-
-    calibration: Sequence[Sample] = ()
-    evaluation: Sequence[Sample] = ()
-    held_out: bool = True
-
-
-def read_job_samples(job: Job, reporter: Reporter) -> JobSamples:
-    """Reads the samples of a job; none if it does not calibrate, or has a loop of its own.
-
-    Raises:
-        PtqError: If the data set cannot be read.
-    """
-    is_calibrated = job.calibration_state is not None or job.metadata.is_quantized
-    if job.quantization.algorithm_name == NO_QUANT or job.forward_loop is not None or is_calibrated:
-        return JobSamples()
-    dataset, wanted = job.quantization.calibration_dataset, job.quantization.calibration_dataset_size
-    further = job.quantization.evaluation_dataset_size
-    samples = read_samples(dataset, wanted + further)
-    if len(samples) < wanted:
-        reporter.warn(f"{dataset} has {len(samples)} samples, fewer than the {wanted} asked")
-    held_out = len(samples) > wanted
-    return JobSamples(samples[:wanted], samples[wanted:] if held_out else samples[:further], held_out)
-
-
-def data_loop(
-    model: LoadedModel, quantization: QuantizationConfig, samples: Iterable[Sample], reporter: Reporter
-) -> Callable[[Any], None]:
-    """Returns the loop that runs this data-parallel rank's share of the samples through a model.
-
-    Raises:
-        PtqError: When the loop runs, if no sample gives a token.
-    """
-
-    def loop(module: Any) -> None:
-        sequences = [tokenize(model.tokenizer, sample, quantization.calibration_seq_len) for sample in samples]
-        sequences = [sequence for sequence in sequences if sequence]
-        if not sequences:
-            raise PtqError(f"no sample of calibration_dataset={quantization.calibration_dataset} gives any token")
-        # The ranks that share a layer's experts exchange tokens in step, so they read the same samples.
-        expert_parallel = parallel_state.get_expert_model_parallel_world_size()
-        readers = parallel_state.get_data_parallel_world_size() // expert_parallel
-        mine = share(sequences, parallel_state.get_data_parallel_rank() // expert_parallel, readers)
-        batches = make_batches(mine, quantization.calibration_batch_size)
-        with reporter.progress("calibration", len(mine)) as progress:
-            for tokens, _ in zip(batches, run_batches(module, batches), strict=True):
-                progress.advance(len(tokens), tokens.numel())
-
-    return loop
 
 
 def calibrate(
@@ -229,7 +161,7 @@ def calibrate(
         decoder=decoder,
         quantization=quantization,
         modelopt_config=as_json(modelopt_config(quantization, decoder)),
-        producer=_producer(),
+        producer=producer(),
     )
     if model.config.num_moe_experts:
         forward_loop = with_idle_experts_covered(forward_loop, counts.update)
@@ -281,10 +213,6 @@ def calibration_kept(model: LoadedModel, job: Job, reporter: Reporter) -> Iterat
     kept.unlink(missing_ok=True)
 
 
-def _producer() -> dict[str, str]:
-    return {package: version(package) for package in _PACKAGES}
-
-
 def _warn_of_idle_experts(counts: TokenCounts, reporter: Reporter) -> None:
     idle = sum(tokens == 0 for tokens in counts.values())
     if idle:
@@ -292,37 +220,6 @@ def _warn_of_idle_experts(counts: TokenCounts, reporter: Reporter) -> None:
             f"{idle} of {len(counts)} experts saw no token during calibration: their activation ranges are those of "
             "the other experts of their layer; give more samples, or more varied ones"
         )
-
-
-def _show_sample(model: LoadedModel, reporter: Reporter) -> None:
-    tokens = generate(model, tokenize(model.tokenizer, _SAMPLE_PROMPT, 64))
-    reporter.say(f"sample after quantization: {model.tokenizer.ids_to_text(tokens)}")
-
-
-def observe(job: Job, samples: JobSamples, measured: Measured, expert_tokens: TokenCounts) -> Observations:
-    """Says what was measured, and of what was not, why."""
-    if not measured.scores:
-        reason = _why_not_compared(job, samples)
-        missing = {"quality": reason, "activations": reason}
-        return Observations(measured.layers, None, missing, expert_tokens)
-    quality = quality_of(measured.scores, "job", job.quantization.calibration_dataset, samples.held_out)
-    return Observations(measured.layers, quality, {}, expert_tokens)
-
-
-def _why_not_compared(job: Job, samples: JobSamples) -> str:
-    if job.quantization.algorithm_name == NO_QUANT:
-        return "nothing is quantized, so nothing is lost"
-    if job.metadata.is_quantized:
-        return "the checkpoint was quantized already, and no text was read"
-    if job.forward_loop is not None:
-        return "the calibration loop is your own (forward_loop), and gives the report no text to compare on"
-    if job.calibration_state is not None:
-        return "the calibration came from a file (calibration_state), and no text was read"
-    if not job.quantization.evaluation_dataset_size:
-        return "turned off: quantization_config.evaluation_dataset_size=0"
-    if not samples.evaluation:
-        return f"{job.quantization.calibration_dataset} holds no sample of two tokens or more"
-    return "ModelOpt computes NVFP4 on GPUs only, and the job ran on a CPU: nemo-ptq evaluate runs the files instead"
 
 
 def export(model: LoadedModel, job: Job, reporter: Reporter, observations: Observations | None = None) -> None:
@@ -347,11 +244,11 @@ def export(model: LoadedModel, job: Job, reporter: Reporter, observations: Obser
                 name: _write(name, source_of(adapted(name, model, job), job, reporter), model.calibration, path)
                 for name, path in job.directories(staging).items()
             }
-        steps = _gather_steps(reporter.steps)
+        steps = gather_steps(reporter.steps)
         with reporter.step("verify"):
             if is_first:
                 for name, directory in job.directories(staging).items():
-                    report = _report(model, job, directory, digests[name], observations or Observations(), steps)
+                    report = report_of(model, job, directory, digests[name], observations or Observations(), steps)
                     write_report(directory, report)
                     write_manifest(directory, digests[name], _about(name, job))
                     _verify(directory, reporter)
@@ -402,31 +299,9 @@ def _write(name: str, source: Source, calibration: CalibrationState | None, dire
     return {file: digest for digests in everyones for file, digest in digests.items()}
 
 
-def _gather_steps(mine: list[Step]) -> list[Step]:
-    """The steps of the job so far, each as the slowest rank and the one with the largest peak had it."""
-    everyones = [mine] * dist.get_world_size()
-    dist.all_gather_object(everyones, mine)
-    return slowest(everyones)
-
-
-def _report(
-    model: LoadedModel,
-    job: Job,
-    directory: Path,
-    digests: dict[str, str],
-    observations: Observations,
-    steps: Sequence[Step],
-) -> Report:
-    """The report of a format's directory, which holds everything else but the manifest."""
-    files = file_entries(directory, digests)
-    exported = sum(entry["size"] for name, entry in files.items() if not name.startswith(_BESIDE_WEIGHTS))
-    sizes = Sizes(model.size.parameters, model.size.num_bytes, exported)
-    return compose(job, observations, sizes, steps, _producer(), files, dist.get_world_size())
-
-
 def _about(name: str, job: Job) -> dict[str, Any]:
     """What the manifest says beside the files."""
-    return {"format": name, "producer": _producer(), "arguments": job.arguments}
+    return {"format": name, "producer": producer(), "arguments": job.arguments}
 
 
 def _verify(directory: Path, reporter: Reporter) -> None:

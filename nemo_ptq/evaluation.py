@@ -12,10 +12,13 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
+from nemo_ptq.calibration.data import tokenize
 from nemo_ptq.calibration.forward import forward_batches
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.launch import Launch
 from nemo_ptq.runtime import pick_device, process_groups
+
+_SAMPLE_PROMPT = "Born in north-east France, Soyer trained as a"
 
 
 def whole_logits(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
@@ -96,3 +99,8 @@ def generate(model: LoadedModel, prompt: Sequence[int], count: int = 30) -> list
             following = whole_logits(model, logits)[0, -1].argmax().reshape(1)
         tokens = torch.cat([tokens, _from_last_stage(following).reshape(1, 1)], dim=1)
     return tokens[0].tolist()
+
+
+def sample(model: LoadedModel) -> str:
+    """Returns how a model continues a sentence; every rank of the model calls it."""
+    return model.tokenizer.ids_to_text(generate(model, tokenize(model.tokenizer, _SAMPLE_PROMPT, 64)))

@@ -1,0 +1,87 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a running job tells its report: what was measured, why something was not, what was written and what it took."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch.distributed as dist
+
+from nemo_ptq.calibration.experts import TokenCounts
+from nemo_ptq.calibration.samples import JobSamples
+from nemo_ptq.checkpoint.loading import LoadedModel
+from nemo_ptq.config import NO_QUANT
+from nemo_ptq.export.publish import file_entries
+from nemo_ptq.job import Job
+from nemo_ptq.report.compose import Observations, Sizes, compose, quality_of
+from nemo_ptq.report.measure import Measured
+from nemo_ptq.report.records import Report
+from nemo_ptq.stopwatch import Step, slowest
+from nemo_ptq.versions import producer
+
+# Directories of an export that hold no weights.
+_BESIDE_WEIGHTS = ("ptq/", "nemo_context/", "context/")
+
+
+def observe(job: Job, samples: JobSamples, measured: Measured, expert_tokens: TokenCounts) -> Observations:
+    """Says what was measured, and of what was not, why.
+
+    Args:
+        job: What was asked for.
+        samples: The text of the job.
+        measured: What was measured on the evaluation's part of it.
+        expert_tokens: Calibration tokens by (layer, expert).
+    """
+    if not measured.scores:
+        reason = _why_not_compared(job, samples)
+        missing = {"quality": reason, "activations": reason}
+        return Observations(measured.layers, None, missing, expert_tokens)
+    quality = quality_of(measured.scores, "job", job.quantization.calibration_dataset, samples.held_out)
+    return Observations(measured.layers, quality, {}, expert_tokens)
+
+
+def _why_not_compared(job: Job, samples: JobSamples) -> str:
+    if job.quantization.algorithm_name == NO_QUANT:
+        return "nothing is quantized, so nothing is lost"
+    if job.metadata.is_quantized:
+        return "the checkpoint was quantized already, and no text was read"
+    if job.forward_loop is not None:
+        return "the calibration loop is your own (forward_loop), and gives the report no text to compare on"
+    if job.calibration_state is not None:
+        return "the calibration came from a file (calibration_state), and no text was read"
+    if not job.quantization.evaluation_dataset_size:
+        return "turned off: quantization_config.evaluation_dataset_size=0"
+    if not samples.evaluation:
+        return f"{job.quantization.calibration_dataset} holds no sample of two tokens or more"
+    return "ModelOpt computes NVFP4 on GPUs only, and the job ran on a CPU: nemo-ptq evaluate runs the files instead"
+
+
+def gather_steps(mine: list[Step]) -> list[Step]:
+    """The job's steps so far, each as the slowest rank and the one with the largest peak had it; all ranks call it."""
+    everyones = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    return slowest(everyones)
+
+
+def report_of(
+    model: LoadedModel,
+    job: Job,
+    directory: Path,
+    digests: Mapping[str, str],
+    observations: Observations,
+    steps: Sequence[Step],
+) -> Report:
+    """Returns the report of one format's directory, which holds everything else but the manifest.
+
+    Args:
+        model: Any rank's part of the model, as it was loaded.
+        job: What was asked for.
+        directory: Where the format's files are.
+        digests: SHA-256 of files that have been read already, by relative path.
+        observations: What was measured.
+        steps: What it took so far.
+    """
+    files = file_entries(directory, digests)
+    exported = sum(entry["size"] for name, entry in files.items() if not name.startswith(_BESIDE_WEIGHTS))
+    sizes = Sizes(model.size.parameters, model.size.num_bytes, exported)
+    return compose(job, observations, sizes, steps, producer(), files, dist.get_world_size())
