@@ -68,13 +68,21 @@ def export_cells(
 def _fold(model: Any) -> None:
     """Turns what a server of a qnemo directory computes into what one of a folded directory does.
 
-    Gains of norms are rounded once they are folded, other scales are exact, and those of a KV cache may be small.
+    Gains and biases are rounded once they are folded, other scales are exact, and those of a KV cache may be small.
     """
-    from nemo_ptq.export.folding import follower_of, norm_factor
+    from megatron.core import parallel_state
+
+    from nemo_ptq.export.folding import follower_of, norm_factor, row_factor
     from nemo_ptq.export.ownership import global_modules
     from nemo_ptq.export.packing import pack_plain, quantizes_kv_cache
+    from nemo_ptq.export.shape import shape_of
 
     modules = global_modules(model.module)
+    shape = shape_of(model.config, model.vocab_size)
+    rank, ranks = (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+    )
     for module in modules.values():
         scale = getattr(module, "exact_pre_quant_scale", None)
         if scale is not None:
@@ -87,6 +95,9 @@ def _fold(model: Any) -> None:
             if ("", "bias") in folded:
                 module.bias.data = folded["", "bias"].float()
             modules[str(follower_of(name))].input_quantizer.pre_quant_scale = torch.ones_like(factor)
+        rows = row_factor(name, model.calibration, shape, rank, ranks)
+        if rows is not None and module.bias is not None:
+            module.bias.data = (module.bias.float() * rows).bfloat16().float() / rows
         if name.endswith("core_attention") and quantizes_kv_cache(module):
             for kind in ("k", "v"):
                 amax = model.calibration.tensors[f"{name}.{kind}_bmm_quantizer.amax"].float()

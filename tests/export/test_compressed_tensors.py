@@ -17,9 +17,10 @@ from tests.ranks import run_ranks
 
 CHECKPOINT_OF = Callable[[str], Path]
 ALGORITHMS = ("no_quant", "fp8", "int8_sq", "int4_awq")
-# Both sides compute in float32 with the same weights; the folded gains of norms are rounded to bfloat16, and an
-# activation may fall to the other side of a rounding boundary.
-CLOSE = {"no_quant": 1e-5, "fp8": 2e-2, "int8_sq": 2e-2, "int4_awq": 2e-2}
+# Relative distance of a token's logits, in the median over tokens. Both sides compute in float32 with the same weights,
+# gains and biases, those that are folded rounded to bfloat16. What is left beyond float32's own rounding are single
+# tokens, whose activations fall to the other side of a boundary.
+CLOSE = 1e-5
 
 
 @pytest.mark.parametrize("model", quick_first(list(FAMILIES), ("llama31", "nemotron")))
@@ -32,15 +33,14 @@ def test_transformers_computes_the_calibrated_models_logits(
     for algorithm in algorithms:
         found, report = transformers_logits(tmp_path / algorithm)
         assert report == {}
-        limit = 0.1 if model == "mixtral" and algorithm == "fp8" else CLOSE[algorithm]
-        assert distance(found, ranks[0][algorithm]) < limit, algorithm
+        assert distance(found, ranks[0][algorithm]) < CLOSE, algorithm
 
 
 def test_transformers_quantizes_the_kv_cache(checkpoint_of: CHECKPOINT_OF, tmp_path: Path) -> None:
     ranks = run_ranks(export_cells, 1, checkpoint_of("llama31"), "compressed_tensors", ["fp8"], True, 1, tmp_path)
     found, report = transformers_logits(tmp_path / "fp8")
     assert report == {}
-    assert distance(found, ranks[0]["fp8"]) < 5e-2
+    assert distance(found, ranks[0]["fp8"]) < CLOSE
 
 
 def export_folded(checkpoint: Path, algorithm: str, directory: Path) -> None:
