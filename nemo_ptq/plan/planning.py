@@ -18,21 +18,21 @@ from nemo_ptq.plan.files import FileSize, context_size, rank_files, reader_confi
 from nemo_ptq.plan.memory import StepMemory, step_memory
 from nemo_ptq.plan.shards import Parallelism, model_parameters, stages
 from nemo_ptq.plan.work import calibration_work, step_seconds
-from nemo_ptq.preflight import (
-    Rule,
+from nemo_ptq.preflight import Rule, findings, gather
+from nemo_ptq.preflight.data import positions_suffice
+from nemo_ptq.preflight.formats import experts_have_a_format
+from nemo_ptq.preflight.parallelism import (
+    experts_are_sharded_once,
+    experts_divide,
+    inference_pp_divides,
+    inference_tp_divides,
+)
+from nemo_ptq.preflight.quantization import (
     algorithm_file_is_config,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
-    experts_are_sharded_once,
-    experts_divide,
-    experts_have_a_format,
-    findings,
-    gather,
-    inference_pp_divides,
-    inference_tp_divides,
     kv_cache_has_algorithm,
     nvfp4_blocks_fit,
-    positions_suffice,
 )
 
 # Parallelism that suggestions try: tensor parallelism stays within a node.

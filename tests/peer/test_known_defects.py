@@ -109,7 +109,7 @@ def test_2_kv_cache_scales_are_written(checkpoint_of: Callable[[str], Path], tmp
             assert float(scale) == pytest.approx(expected)
 
 
-# 3, norms of queries and keys, and biases: tests/test_preflight.py and tests/export/test_qnemo_config.py.
+# 3, norms of queries and keys, and biases: tests/preflight/test_model.py and tests/export/test_qnemo_config.py.
 
 
 @pytest.mark.parametrize(("model", "name"), [("gpt_geglu", "geglu"), ("gpt_swiglu", "swiglu"), ("gpt", "gelu")])

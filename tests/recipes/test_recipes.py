@@ -62,7 +62,7 @@ def test_it_works_three_ways(
     name: str, shapes: Mapping[str, CheckpointMetadata], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = shapes[model_of(name)]
-    monkeypatch.setattr(preflight, "read_metadata", lambda _: model)
+    monkeypatch.setattr(preflight.gathering, "read_metadata", lambda _: model)
     size, _ = hardware(read_recipe(name).hardware)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", str(size))
@@ -132,7 +132,7 @@ def test_a_recipe_runs_on_as_many_ranks_as_it_needs(
     shapes: Mapping[str, CheckpointMetadata], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = shapes["llama3_70b"]
-    monkeypatch.setattr(preflight, "read_metadata", lambda _: model)
+    monkeypatch.setattr(preflight.gathering, "read_metadata", lambda _: model)
     launched: list[Any] = []
     monkeypatch.setattr(run_context, "run_experiment", lambda task, executor, **_: launched.append((task, executor)))
     places = [f"nemo_checkpoint={tmp_path}/checkpoint", f"export_config.path={tmp_path}/out"]
@@ -213,7 +213,7 @@ def test_a_file_that_nemo_run_wrote_gives_the_same_job(
     shapes: Mapping[str, CheckpointMetadata], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = replace(shapes["llama3_8b"])
-    monkeypatch.setattr(preflight, "read_metadata", lambda _: model)
+    monkeypatch.setattr(preflight.gathering, "read_metadata", lambda _: model)
     places = [f"nemo_checkpoint={tmp_path}/checkpoint", f"export_config.path={tmp_path}/out"]
     file = tmp_path / "job.yaml"
     PtqRunContext(name="ptq", factory="llama3_8b_int8_sq", to_yaml=str(file)).cli_execute(ptq, places)

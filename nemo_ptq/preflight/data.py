@@ -1,0 +1,34 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The calibration data: it can be read, and its samples are not too long for the model."""
+
+from itertools import islice
+from typing import Any
+
+from nemo_ptq.calibration.text_files import is_text_file, read_text_file
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.errors import PtqError
+
+
+def data_is_readable(
+    calibration_dataset: str, calibration_dataset_size: int, evaluation_dataset_size: int, forward_loop: Any
+) -> str | None:
+    """Each sample of a local file that would be used is one."""
+    if forward_loop is None and is_text_file(calibration_dataset):
+        samples = calibration_dataset_size + evaluation_dataset_size
+        try:
+            for _ in islice(read_text_file(calibration_dataset), samples):
+                pass
+        except PtqError as error:
+            return f"quantization_config.{error}"
+    return None
+
+
+def positions_suffice(calibration_seq_len: int, model: CheckpointMetadata) -> str | None:
+    """A model with learned position embeddings has none beyond its sequence length."""
+    if model.position_embedding_type == "learned_absolute" and calibration_seq_len > model.seq_length:
+        return (
+            f"quantization_config.calibration_seq_len={calibration_seq_len} is longer than the model's "
+            f"{model.seq_length} positions: use at most {model.seq_length}"
+        )
+    return None

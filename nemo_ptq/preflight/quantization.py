@@ -1,0 +1,115 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The algorithm: its settings agree, and its blocks divide the shards of every rank."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
+
+# NVFP4's kernels want multiples of these of each rank's output and input features.
+_NVFP4_OUT, _NVFP4_IN = 128, 64
+
+
+def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = None) -> str | None:
+    """A file given as algorithm holds a ModelOpt config; a saved calibration has read it already."""
+    file = QuantizationConfig(algorithm).algorithm_file
+    if file is None or calibration_state is not None:
+        return None
+    option = f"quantization_config.algorithm={algorithm}"
+    try:
+        content = yaml.safe_load(file.read_text()) if file.suffix != ".json" else json.loads(file.read_text())
+    except OSError as error:
+        return f"{option} cannot be read: {error.strerror}"
+    except (ValueError, yaml.YAMLError) as error:
+        return f"{option} cannot be parsed: {' '.join(str(error).split())}"
+    if not isinstance(content, dict) or "quant_cfg" not in content:
+        return f'{option} is not a ModelOpt config: it must hold an object with the keys "quant_cfg" and "algorithm"'
+    return None
+
+
+def kv_cache_has_algorithm(algorithm: str | None, enable_kv_cache: bool | None) -> str | None:
+    """A KV cache is only quantized along with the weights."""
+    if enable_kv_cache and algorithm in (None, NO_QUANT):
+        return "quantization_config.enable_kv_cache=true needs an algorithm: with no_quant nothing is calibrated"
+    return None
+
+
+def awq_blocks_fit_calibration(
+    algorithm: str | None, awq_block_size: int, calibration_tp: int, model: CheckpointMetadata
+) -> str | None:
+    """The input features that calibration TP shards are whole blocks on each rank."""
+    if not QuantizationConfig(algorithm).is_awq:
+        return None
+    multiple = awq_block_size * calibration_tp
+    wrong = _misfits({"attention output": _attention_size(model), "ffn_hidden_size": model.ffn_hidden_size}, multiple)
+    if wrong:
+        return (
+            f"quantization_config.awq_block_size={awq_block_size} does not fit calibration_tp={calibration_tp}: "
+            f"{wrong} must be a multiple of {multiple}; use a smaller calibration_tp or awq_block_size"
+        )
+    return None
+
+
+def awq_blocks_fit_inference(
+    algorithm: str | None, awq_block_size: int, formats: Sequence[str], inference_tp: int, model: CheckpointMetadata
+) -> str | None:
+    """TensorRT-LLM's kernels take whole blocks, of at least 64 features (128 for w4a8_awq), on each rank."""
+    if not QuantizationConfig(algorithm).is_awq or "trtllm" not in formats:
+        return None
+    least = 128 if algorithm == "w4a8_awq" else 64
+    if algorithm == "w4a8_awq" and awq_block_size < least:
+        return f"quantization_config.awq_block_size={awq_block_size} is too small for w4a8_awq: use 128"
+    multiple = max(least, awq_block_size) * inference_tp
+    sizes = {
+        "hidden_size": model.hidden_size,
+        "query-key-value rows": _qkv_rows(model, inference_tp),
+        "attention output": _attention_size(model),
+        "ffn_hidden_size": model.ffn_hidden_size,
+    }
+    wrong = _misfits(sizes, multiple)
+    if wrong:
+        return (
+            f"quantization_config.awq_block_size={awq_block_size} does not fit "
+            f"export_config.inference_tp={inference_tp}: {wrong} must be a multiple of {multiple}; "
+            "use a smaller inference_tp or awq_block_size"
+        )
+    return None
+
+
+def nvfp4_blocks_fit(algorithm: str | None, inference_tp: int, model: CheckpointMetadata) -> str | None:
+    """NVFP4's kernels take 128 output and 64 input features of each rank at a time."""
+    if algorithm != "nvfp4":
+        return None
+    both = max(_NVFP4_OUT, _NVFP4_IN)
+    wrong = [
+        _misfits({"hidden_size": model.hidden_size}, both),
+        _misfits({"query-key-value rows": _qkv_rows(model, inference_tp)}, _NVFP4_OUT * inference_tp),
+        _misfits({"attention output": _attention_size(model)}, _NVFP4_IN * inference_tp),
+        _misfits({"ffn_hidden_size": model.ffn_hidden_size}, both * inference_tp),
+    ]
+    if any(wrong):
+        return (
+            f"quantization_config.algorithm=nvfp4 does not fit export_config.inference_tp={inference_tp}: "
+            f"{', '.join(filter(None, wrong))}: each rank needs multiples of {_NVFP4_OUT} output and {_NVFP4_IN} input "
+            "features; use a smaller inference_tp or another algorithm"
+        )
+    return None
+
+
+def _qkv_rows(model: CheckpointMetadata, tp: int) -> int:
+    """Output features of the query-key-value projection over all ranks, repeated KV heads included."""
+    return (model.num_attention_heads + 2 * max(model.num_query_groups, tp)) * model.head_size
+
+
+def _attention_size(model: CheckpointMetadata) -> int:
+    """Input features of the attention's output projection over all ranks."""
+    return model.num_attention_heads * model.head_size
+
+
+def _misfits(sizes: Mapping[str, int], multiple: int) -> str:
+    return ", ".join(f"{name} {size}" for name, size in sizes.items() if size % multiple)
