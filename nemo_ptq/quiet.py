@@ -4,9 +4,14 @@
 
 import io
 import logging
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
+from typing import TypeVar
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 
 @contextmanager
@@ -23,10 +28,23 @@ def quiet_imports() -> Iterator[None]:
 
 
 @contextmanager
-def quiet_prints() -> Iterator[None]:
-    """Silences what a library prints on every rank; no code of the user's may run inside."""
+def quiet_prints() -> Iterator[Callable[[Callable[[T], R]], Callable[[T], R]]]:
+    """Silences what a library prints on every rank.
+
+    Yields:
+        Makes of a function that the library calls back, such as the user's calibration loop, one that is heard.
+    """
+    heard = sys.stdout
+
+    def aloud(function: Callable[[T], R]) -> Callable[[T], R]:
+        def call(argument: T) -> R:
+            with redirect_stdout(heard):
+                return function(argument)
+
+        return call
+
     with redirect_stdout(io.StringIO()):
-        yield
+        yield aloud
 
 
 def quiet_libraries() -> None:

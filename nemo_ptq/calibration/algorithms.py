@@ -193,8 +193,8 @@ def calibrate(
         options = config["algorithm"]
         calibrate_awq(module, forward_loop, options.get("alpha_step", 0.1) if isinstance(options, dict) else 0.1)
     else:
-        with modelopt_keeps_scales():
-            mtq.calibrate(module, config.get("algorithm"), _without_weights(forward_loop))
+        with modelopt_keeps_scales(), quiet_prints() as aloud:
+            mtq.calibrate(module, config.get("algorithm"), aloud(_without_weights(forward_loop)))
     floor = amax_floor(quantization, decoder)
     if floor is not None:
         mtq.postprocess_amax(module, "*input_quantizer", lambda amax: amax.clamp(min=floor))

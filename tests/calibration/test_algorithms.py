@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """What the user's settings become in ModelOpt, and what they do to a model."""
 
+import io
 import json
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -131,6 +133,27 @@ def smoothing(checkpoint: Path, alpha: float) -> tuple[torch.Tensor, torch.Tenso
 def test_smoothquant_migrates_as_much_as_asked(alpha: float, checkpoint_of: Callable[[str], Path]) -> None:
     ((inputs, weight, scale),) = run_ranks(smoothing, 1, checkpoint_of("llama2"), alpha)
     torch.testing.assert_close(scale, weight ** (1 - alpha) / inputs**alpha, rtol=2**-7, atol=0.0)
+
+
+def printed_by_calibration(checkpoint: Path, algorithm: str) -> str:
+    """What reaches standard output while a model is calibrated with a loop that prints."""
+    from nemo_ptq.calibration.algorithms import calibrate
+    from nemo_ptq.calibration.forward import run_batches
+    from tests import steps
+
+    def loop(module: torch.nn.Module) -> None:
+        for _ in run_batches(module, steps.random_batches()):
+            print("one batch")
+
+    with steps.loaded(checkpoint) as model, redirect_stdout(io.StringIO()) as printed:
+        calibrate(model.module, QuantizationConfig(algorithm), "llama", loop)
+    return printed.getvalue()
+
+
+@pytest.mark.parametrize("algorithm", ["fp8", "int8_sq"])
+def test_only_the_users_loop_is_heard(algorithm: str, checkpoint_of: Callable[[str], Path]) -> None:
+    (printed,) = run_ranks(printed_by_calibration, 1, checkpoint_of("llama2"), algorithm)
+    assert set(printed.splitlines()) == {"one batch"}
 
 
 def quantizer_facts(checkpoint: Path, quantization: QuantizationConfig) -> dict[str, Any]:
