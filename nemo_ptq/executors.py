@@ -228,6 +228,24 @@ def unmounted(executor: Any, paths: Mapping[str, Path | None]) -> list[str]:
     ]
 
 
+def launcher_name(executor: Any) -> str | None:
+    """Returns the factory whose settings say how many processes an executor starts, None where there is none.
+
+    Args:
+        executor: A `nemo_run.Executor`, or the configuration of one.
+
+    Example:
+        >>> launcher_name(torchrun())
+        'run.executor=torchrun'
+    """
+    import nemo_run as run
+
+    kind = getattr(executor, "__fn_or_cls__", type(executor))
+    if kind is run.SlurmExecutor:
+        return "run.executor=slurm"
+    return "run.executor=torchrun" if kind is run.LocalExecutor and executor.launcher else None
+
+
 def world_size(executor: Any) -> int | None:
     """Returns the number of processes that an executor starts, None where it does not say.
 

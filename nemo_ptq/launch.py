@@ -14,11 +14,18 @@ class Launch:
     """One process of a job, as its launcher describes it.
 
     Example: the third of four ranks, second on its node: ``Launch(rank=2, world_size=4, local_rank=1)``.
+
+    Attributes:
+        rank: Its number among all processes of the job.
+        world_size: How many there are.
+        local_rank: Its number among those on its node.
+        launcher: What started it: "torchrun", "srun", or None.
     """
 
     rank: int
     world_size: int
     local_rank: int
+    launcher: str | None = None
 
     @property
     def is_first(self) -> bool:
@@ -37,17 +44,18 @@ def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
     Raises:
         PtqError: If a variable of the launcher is not a number.
     """
-    for rank, world_size, local_rank in (
-        ("RANK", "WORLD_SIZE", "LOCAL_RANK"),
-        ("SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
+    for launcher, rank, world_size, local_rank in (
+        ("torchrun", "RANK", "WORLD_SIZE", "LOCAL_RANK"),
+        ("srun", "SLURM_PROCID", "SLURM_NTASKS", "SLURM_LOCALID"),
     ):
-        is_batch_script = (
-            rank == "SLURM_PROCID" and "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment
-        )
+        is_batch_script = launcher == "srun" and "SLURM_JOB_ID" in environment and "SLURM_STEP_ID" not in environment
         if rank in environment and world_size in environment and not is_batch_script:
             try:
                 return Launch(
-                    int(environment[rank]), int(environment[world_size]), int(environment.get(local_rank, "0"))
+                    int(environment[rank]),
+                    int(environment[world_size]),
+                    int(environment.get(local_rank, "0")),
+                    launcher,
                 )
             except ValueError as error:
                 raise PtqError(f"{rank}, {world_size} and {local_rank} must be whole numbers: {error}") from error

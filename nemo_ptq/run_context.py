@@ -21,7 +21,7 @@ from nemo_run.config import get_type_namespace
 from nemo_ptq.cli import read_command_line
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.executor_settings import make_executor
-from nemo_ptq.executors import fit, unmounted, world_size
+from nemo_ptq.executors import fit, launcher_name, unmounted, world_size
 from nemo_ptq.experiment import JobFailed, processes_needed, run_experiment
 from nemo_ptq.export.publish import discard
 from nemo_ptq.job import Job
@@ -149,25 +149,19 @@ class PtqRunContext(RunContext):
             for option, value in line.mistyped.items():
                 _set(task, option, value)
             arguments = _values(task)
-            processes = None
+            processes, launcher = None, None
             if executor_is_known:
                 with collecting(problems):
-                    processes = self._processes(arguments)
+                    processes, launcher = self._processes(arguments)
             if arguments.get("plan_only") is True and not problems:
-                self._plan(arguments, processes)
-            job = check_job(**arguments, world_size=processes)
+                _plan(arguments, processes, launcher)
+            job = check_job(**arguments, world_size=processes, launcher=launcher)
             if executor_is_known:
                 problems.extend(self._unmounted(job))
         if problems:
             raise ConfigError(problems)
         _make_absolute(task, job)
         return task, job
-
-    def _plan(self, arguments: dict[str, Any], processes: int | None) -> NoReturn:
-        """Prints the plan of a job in place of running it, and ends the command with status 0 if the job can run."""
-        plan = plan_job(arguments, world_size=processes)
-        show_plan(plan)
-        sys.exit(0 if plan.ok else 1)
 
     def _unmounted(self, job: Job) -> list[str]:
         """What the executor's container, if it has one, would not see of the job's files."""
@@ -194,14 +188,15 @@ class PtqRunContext(RunContext):
         self._executor_config = make_executor(name, args)
         return self._executor_config
 
-    def _processes(self, arguments: dict[str, Any]) -> int | None:
-        """The number of processes that will run the job: as many as the calibration needs, where the user leaves it.
+    def _processes(self, arguments: dict[str, Any]) -> tuple[int | None, str | None]:
+        """How many processes will run the job, and what starts them: as many as the calibration needs, if left open.
 
         Raises:
             ConfigError: If the executor cannot start them, or cannot be left although the user wants to.
         """
         if self.direct or self.executor is None:
-            return read_launch().world_size
+            launch = read_launch()
+            return launch.world_size, launch.launcher
         if self._executor_config is not None:
             fit(self._executor_config, processes_needed(arguments))
             self.executor = fdl.build(self._executor_config)
@@ -209,7 +204,14 @@ class PtqRunContext(RunContext):
             raise ConfigError(
                 ["--detach needs an executor that can be left, such as slurm: this one ends with the command"]
             )
-        return world_size(self.executor)
+        return world_size(self.executor), launcher_name(self.executor)
+
+
+def _plan(arguments: dict[str, Any], processes: int | None, launcher: str | None) -> NoReturn:
+    """Prints the plan of a job in place of running it, and ends the command with status 0 if the job can run."""
+    plan = plan_job(arguments, world_size=processes, launcher=launcher)
+    show_plan(plan)
+    sys.exit(0 if plan.ok else 1)
 
 
 def _is_nemo_runs_factory(fn: Callable[..., Any], name: str) -> bool:

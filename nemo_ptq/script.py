@@ -192,15 +192,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         The exit status: 0, 1 if the job failed, 2 if the command line is wrong.
     """
     launch = read_launch()
+    launcher = launch.launcher or "torchrun"
     problems: list[str] = []
     try:
         task, problems = read_flags(sys.argv[1:] if arguments is None else arguments)
         if task.get("plan_only") and not problems:
-            plan = plan_job(task, world_size=launch.world_size)
+            plan = plan_job(task, world_size=launch.world_size, launcher=launcher)
             if launch.is_first:
                 show_plan(plan)
             return 0 if plan.ok else 1
-        job = check_job(**task, world_size=launch.world_size)
+        job = check_job(**task, world_size=launch.world_size, launcher=launcher)
     except ConfigError as error:
         problems += error.problems
     if problems:

@@ -98,13 +98,13 @@ def ptq(
     }
     launch = read_launch()
     if plan_only is True:
-        plan = plan_job(arguments, world_size=launch.world_size)
+        plan = plan_job(arguments, world_size=launch.world_size, launcher=launch.launcher)
         if launch.is_first:
             show_plan(plan)
         if not plan.ok:
             raise ConfigError(plan.problems)
         return str(export_config.path) if export_config else ""
-    job = check_job(**arguments, world_size=launch.world_size)
+    job = check_job(**arguments, world_size=launch.world_size, launcher=launch.launcher)
 
     start(job)
     return str(job.output)

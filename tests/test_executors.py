@@ -14,7 +14,7 @@ import nemo_run as run
 import pytest
 
 from nemo_ptq.errors import ConfigError
-from nemo_ptq.executors import fit, local, slurm, torchrun, world_size
+from nemo_ptq.executors import fit, launcher_name, local, slurm, torchrun, world_size
 
 
 @pytest.mark.parametrize("factory", [torchrun, local])
@@ -37,6 +37,20 @@ def test_python_and_torchrun_are_found_without_an_active_environment(factory: Ca
 )
 def test_world_size_is_what_is_started(executor: run.Executor, expected: int) -> None:
     assert world_size(executor) == expected
+
+
+@pytest.mark.parametrize(
+    ("executor", "name"),
+    [
+        (torchrun(), "run.executor=torchrun"),
+        (fdl.build(torchrun()), "run.executor=torchrun"),
+        (fdl.build(local()), None),
+        (slurm(), "run.executor=slurm"),
+        (run.Executor(), None),
+    ],
+)
+def test_executors_of_the_factories_are_known(executor: run.Executor | run.Config, name: str | None) -> None:
+    assert launcher_name(executor) == name
 
 
 def test_an_executor_that_does_not_say_has_no_world_size() -> None:

@@ -17,10 +17,10 @@ BATCH_SCRIPT = {"SLURM_JOB_ID": "7", "SLURM_PROCID": "0", "SLURM_NTASKS": "4", "
     ("environment", "launch"),
     [
         ({}, Launch(0, 1, 0)),
-        (TORCHRUN, Launch(5, 8, 1)),
-        (TASK, Launch(3, 4, 1)),
-        ({**BATCH_SCRIPT, **TORCHRUN}, Launch(5, 8, 1)),
-        ({**TASK, **TORCHRUN}, Launch(5, 8, 1)),  # srun torchrun ...
+        (TORCHRUN, Launch(5, 8, 1, "torchrun")),
+        (TASK, Launch(3, 4, 1, "srun")),
+        ({**BATCH_SCRIPT, **TORCHRUN}, Launch(5, 8, 1, "torchrun")),
+        ({**TASK, **TORCHRUN}, Launch(5, 8, 1, "torchrun")),  # srun torchrun ...
         (BATCH_SCRIPT, Launch(0, 1, 0)),
         ({"RANK": "1"}, Launch(0, 1, 0)),
     ],

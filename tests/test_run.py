@@ -113,7 +113,9 @@ def test_wrong_numbers_of_processes(
     sound: list[str], commands: list[list[str]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert run(monkeypatch, *sound, "calibration_tp=2", "--nproc", "3") == 2
-    assert "world size 3 is not a multiple of calibration_tp=2" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "world size 3 is not a multiple of calibration_tp=2" in error
+    assert "start 2 processes (--nproc 2)" in error
     assert not commands
 
 

@@ -95,6 +95,7 @@ def test_all_problems_are_printed_one_line_each(
         ("run.executor.ntasks_per_nod=2", "is not a setting of torchrun: did you mean ntasks_per_node?"),
         ("run.executor.ntasks_per_node=two", "run.executor.ntasks_per_node=two is not valid: "),
         ("run.executor.ntasks_per_node=3", "world size 3 is not a multiple of calibration_tp=2 * calibration_pp=1 = 2"),
+        ("run.executor.ntasks_per_node=3", "start 2 processes (run.executor.ntasks_per_node=2)"),
     ],
 )
 def test_wrong_settings_of_an_executor(
@@ -183,6 +184,7 @@ def test_slurm_takes_the_nodes_that_the_calibration_needs(sound: list[str], laun
     ("arguments", "error"),
     [
         (["nodes=3"], "world size 6 is not a multiple of calibration_tp=2 * calibration_pp=2 = 4"),
+        (["nodes=3"], "start 4 processes (run.executor.nodes * run.executor.ntasks_per_node = 4)"),
         (["nodes=1", "gpus_per_node=2"], "ntasks_per_node=4 is more than run.executor.gpus_per_node=2"),
         (["ntask_per_node=1"], "run.executor.ntask_per_node is not a setting of slurm: did you mean ntasks_per_node?"),
         (["tunnel=login1"], "run.executor.tunnel=login1 is not valid: it must be local or ssh://user@host"),

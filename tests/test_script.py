@@ -157,6 +157,27 @@ def test_the_launcher_gives_the_world_size(
     assert len(engine.jobs) == 1
 
 
+@pytest.mark.parametrize(
+    ("environment", "fix"),
+    [
+        ({}, "(torchrun --nproc_per_node 2)"),
+        ({"SLURM_PROCID": "0", "SLURM_NTASKS": "3", "SLURM_LOCALID": "0"}, "(srun --ntasks 2)"),
+    ],
+)
+def test_a_wrong_number_of_processes_is_the_launchers_to_mend(
+    environment: dict[str, str],
+    fix: str,
+    sound: list[str],
+    engine: SimpleNamespace,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    assert main([*sound, "-ctp", "2"]) == 2
+    assert capsys.readouterr().err.endswith(f"start 2 processes {fix}\n")
+
+
 def test_a_wrong_command_line_is_told_in_flags(
     sound: list[str], engine: SimpleNamespace, capsys: pytest.CaptureFixture[str]
 ) -> None:

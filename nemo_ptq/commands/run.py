@@ -63,13 +63,15 @@ def _run_here(arguments: Sequence[str], factory: str | None, yaml: str | None, n
     task, foreign = task_arguments(line)
     problems += [*line.problems, *foreign]
     launch = read_launch()
-    processes = launch.world_size if launch.world_size > 1 else nproc or processes_needed(task)
+    is_rank = launch.world_size > 1
+    processes = launch.world_size if is_rank else nproc or processes_needed(task)
+    launcher = launch.launcher if is_rank else "nemo-ptq run"
     if task.get("plan_only") is True and not problems:
-        plan = plan_job(task, world_size=processes)
+        plan = plan_job(task, world_size=processes, launcher=launcher)
         show_plan(plan)
         raise typer.Exit(0 if plan.ok else 1)
     try:
-        job = check_job(**task, world_size=processes)
+        job = check_job(**task, world_size=processes, launcher=launcher)
     except ConfigError as error:
         problems.extend(error.problems)
     if problems:

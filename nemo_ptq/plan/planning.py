@@ -303,6 +303,7 @@ def _rule_lines(
         "num_layers_in_first_pipeline_stage": parallelism.first,
         "num_layers_in_last_pipeline_stage": parallelism.last,
         "world_size": world_size,
+        "launcher": None,
         **further,
     }
     for rule, problem in findings(values):
@@ -358,12 +359,15 @@ def _suggestions(
     yield f"no parallelism of up to TP {_TENSOR_SIZES[-1]} x PP {_PIPELINE_SIZES[-1]} fits {plan.device.name}"
 
 
-def plan_job(arguments: Mapping[str, Any], *, world_size: int | None, device: str = "H100") -> Plan:
+def plan_job(
+    arguments: Mapping[str, Any], *, world_size: int | None, launcher: str | None = None, device: str = "H100"
+) -> Plan:
     """Plans the job that a front door was asked for.
 
     Args:
         arguments: The arguments of :func:`nemo_ptq.task.ptq` that were given, by name.
         world_size: Processes that would run it; None where that is not known.
+        launcher: What would start them, as for :func:`~nemo_ptq.preflight.check_job`.
         device: What each would run on.
 
     Raises:
@@ -371,7 +375,7 @@ def plan_job(arguments: Mapping[str, Any], *, world_size: int | None, device: st
     """
     task = {name: arguments.get(name, option.default) for name, option in TASK_OPTIONS.items()}
     export = arguments.get("export_config") or ExportConfig("OUT")
-    gathered = gather(task, arguments.get("quantization_config"), export, world_size)
+    gathered = gather(task, arguments.get("quantization_config"), export, world_size, launcher)
     problems = list(gathered.problems)
     if "checkpoint" not in gathered.values and not problems:
         problems.append("nemo_checkpoint is missing: name the directory of a NeMo 2.0 checkpoint")

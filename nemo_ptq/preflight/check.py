@@ -19,6 +19,7 @@ from nemo_ptq.tracking.trackers import absolute_address
 def check_job(
     *,
     world_size: int | None,
+    launcher: str | None = None,
     nemo_checkpoint: str | os.PathLike[str] | None = None,
     export_config: ExportConfig | None = None,
     calibration_tp: int = 1,
@@ -41,6 +42,8 @@ def check_job(
 
     Args:
         world_size: Processes that run the job, or will; None where that is not known.
+        launcher: What starts them, for a fix to name: "torchrun", "srun", "nemo-ptq run", "run.executor=torchrun",
+            "run.executor=slurm"; None for something else.
         nemo_checkpoint: See :func:`nemo_ptq.task.ptq`, for this and all others.
         export_config: What to write.
         calibration_tp: Tensor parallelism during calibration.
@@ -82,7 +85,7 @@ def check_job(
         "tracking": tracking,
         "plan_only": plan_only,
     }
-    gathered = gather(task, quantization_config, export_config, world_size)
+    gathered = gather(task, quantization_config, export_config, world_size, launcher)
     problems = [*gathered.problems, *(problem for _, problem in findings(gathered.values) if problem)]
     if problems:
         raise ConfigError(problems)

@@ -42,6 +42,7 @@ def gather(
     quantization: QuantizationConfig | None,
     export: ExportConfig | None,
     world_size: int | None,
+    launcher: str | None = None,
 ) -> Gathered:
     """Collects what the rules look at.
 
@@ -50,10 +51,11 @@ def gather(
         quantization: How to quantize; None takes the defaults.
         export: What to write.
         world_size: Processes that run the job, or will; None where that is not known.
+        launcher: What starts them, as for :func:`~nemo_ptq.preflight.check_job`.
     """
     quantization = QuantizationConfig() if quantization is None else quantization
     problems: list[str] = []
-    values = {"world_size": world_size, **_sound("", TASK_OPTIONS, task, problems)}
+    values = {"world_size": world_size, "launcher": launcher, **_sound("", TASK_OPTIONS, task, problems)}
     named = task.get("nemo_checkpoint") or task.get("model_path")
     state = _saved_calibration(values["calibration_state"], named) if "calibration_state" in values else None
     header = None if state is None else _read(read_header, state, problems)

@@ -8,6 +8,15 @@ from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 
 # Largest parallelism that a fix suggests.
 _MOST_RANKS = 64
+# How each launcher is told a number of processes.
+_PROCESSES = {
+    "torchrun": "torchrun --nproc_per_node {0}",
+    "srun": "srun --ntasks {0}",
+    "nemo-ptq run": "--nproc {0}",
+    "run.executor=torchrun": "run.executor.ntasks_per_node={0}",
+    "run.executor=slurm": "run.executor.nodes * run.executor.ntasks_per_node = {0}",
+    None: "run.executor=torchrun run.executor.ntasks_per_node={0}, or torchrun --nproc_per_node {0}",
+}
 
 
 def _listed(sizes: Iterable[int]) -> str:
@@ -95,7 +104,7 @@ def experts_are_sharded_once(calibration_tp: int, calibration_ep: int) -> str | 
 
 
 def ranks_are_enough(
-    world_size: int | None, calibration_tp: int, calibration_pp: int, calibration_ep: int
+    world_size: int | None, launcher: str | None, calibration_tp: int, calibration_pp: int, calibration_ep: int
 ) -> str | None:
     """The world is TP * PP * DP, and experts are spread over data-parallel ranks."""
     needed = calibration_tp * calibration_pp * calibration_ep
@@ -105,7 +114,7 @@ def ranks_are_enough(
             sizes += f" * calibration_ep={calibration_ep}"
         return (
             f"world size {world_size} is not a multiple of {sizes} = {needed}: start {needed} processes "
-            f"(run.executor=torchrun run.executor.ntasks_per_node={needed}, or torchrun --nproc_per_node {needed})"
+            f"({_PROCESSES[launcher].format(needed)})"
         )
     return None
 

@@ -106,7 +106,24 @@ def test_experts_are_spread_or_sharded() -> None:
     ],
 )
 def test_world_size(world: int | None, tp: int, pp: int, ep: int, message: str | None) -> None:
-    expect(ranks_are_enough(world, tp, pp, ep), message)
+    expect(ranks_are_enough(world, None, tp, pp, ep), message)
+
+
+@pytest.mark.parametrize(
+    ("launcher", "fix"),
+    [
+        ("torchrun", "start 4 processes (torchrun --nproc_per_node 4)"),
+        ("srun", "(srun --ntasks 4)"),
+        ("nemo-ptq run", "(--nproc 4)"),
+        ("run.executor=torchrun", "(run.executor.ntasks_per_node=4)"),
+        ("run.executor=slurm", "(run.executor.nodes * run.executor.ntasks_per_node = 4)"),
+        (None, "(run.executor=torchrun run.executor.ntasks_per_node=4, or torchrun --nproc_per_node 4)"),
+    ],
+)
+def test_the_fix_is_for_the_launcher_in_use(launcher: str | None, fix: str) -> None:
+    problem = ranks_are_enough(3, launcher, 2, 2, 1)
+    assert problem is not None
+    assert problem.endswith(fix)
 
 
 @pytest.mark.parametrize(
