@@ -12,7 +12,6 @@ from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.families import family_of
-from nemo_ptq.options import TASK_OPTIONS
 from nemo_ptq.plan.devices import Device, device_named
 from nemo_ptq.plan.files import FileSize, context_size, rank_files, reader_config
 from nemo_ptq.plan.memory import StepMemory, step_memory
@@ -373,31 +372,31 @@ def plan_job(
     Raises:
         ConfigError: If an option has a value that means nothing, or the checkpoint cannot be read.
     """
-    task = {name: arguments.get(name, option.default) for name, option in TASK_OPTIONS.items()}
     export = arguments.get("export_config") or ExportConfig("OUT")
-    gathered = gather(task, arguments.get("quantization_config"), export, world_size, launcher)
+    gathered = gather({**arguments, "export_config": export}, world_size, launcher)
+    values = gathered.values
     problems = list(gathered.problems)
-    if "checkpoint" not in gathered.values and not problems:
+    if "checkpoint" not in values and not problems:
         problems.append("nemo_checkpoint is missing: name the directory of a NeMo 2.0 checkpoint")
     if problems:
         raise ConfigError(problems)
     plan = make_plan(
-        gathered.values["model"],
+        values["model"],
         gathered.quantization,
         export,
-        calibration_tp=task["calibration_tp"],
-        calibration_pp=task["calibration_pp"],
-        calibration_ep=task["calibration_ep"],
-        num_layers_in_first_pipeline_stage=task["num_layers_in_first_pipeline_stage"],
-        num_layers_in_last_pipeline_stage=task["num_layers_in_last_pipeline_stage"],
+        calibration_tp=values["calibration_tp"],
+        calibration_pp=values["calibration_pp"],
+        calibration_ep=values["calibration_ep"],
+        num_layers_in_first_pipeline_stage=values["num_layers_in_first_pipeline_stage"],
+        num_layers_in_last_pipeline_stage=values["num_layers_in_last_pipeline_stage"],
         world_size=world_size,
         device=device,
-        further=gathered.values,
+        further=values,
     )
     if gathered.state is not None:  # nothing is calibrated again
         left_out = ("baseline", "calibrate")
         memory = tuple(step for step in plan.memory if step.step not in left_out)
         seconds = {step: time for step, time in plan.seconds.items() if step not in left_out}
         plan = replace(plan, memory=memory, seconds=seconds, flops=0)
-    context = context_size(Path(gathered.values["checkpoint"]).expanduser())
+    context = context_size(Path(values["checkpoint"]).expanduser())
     return replace(plan, files=(*plan.files, context) if plan.files and context.bytes else plan.files)

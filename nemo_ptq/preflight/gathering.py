@@ -37,26 +37,26 @@ class Gathered:
     state: Path | None
 
 
-def gather(
-    task: Mapping[str, Any],
-    quantization: QuantizationConfig | None,
-    export: ExportConfig | None,
-    world_size: int | None,
-    launcher: str | None = None,
-) -> Gathered:
+def gather(arguments: Mapping[str, Any], world_size: int | None, launcher: str | None = None) -> Gathered:
     """Collects what the rules look at.
 
     Args:
-        task: The options of the task, by name.
-        quantization: How to quantize; None takes the defaults.
-        export: What to write.
+        arguments: Those of :func:`nemo_ptq.task.ptq` that were given.
         world_size: Processes that run the job, or will; None where that is not known.
         launcher: What starts them, as for :func:`~nemo_ptq.preflight.check_job`.
+
+    Raises:
+        TypeError: If the task has no such argument.
     """
+    unknown = arguments.keys() - {*TASK_OPTIONS, "quantization_config", "export_config"}
+    if unknown:
+        raise TypeError(f"the task has no argument {', '.join(sorted(unknown))}")
+    task = {name: arguments.get(name, option.default) for name, option in TASK_OPTIONS.items()}
+    quantization, export = arguments.get("quantization_config"), arguments.get("export_config")
     quantization = QuantizationConfig() if quantization is None else quantization
     problems: list[str] = []
     values = {"world_size": world_size, "launcher": launcher, **_sound("", TASK_OPTIONS, task, problems)}
-    named = task.get("nemo_checkpoint") or task.get("model_path")
+    named = task["nemo_checkpoint"] or task["model_path"]
     state = _saved_calibration(values["calibration_state"], named) if "calibration_state" in values else None
     header = None if state is None else _read(read_header, state, problems)
     if header is not None:

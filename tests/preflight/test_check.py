@@ -117,6 +117,11 @@ def test_other_objects_in_place_of_configs_are_refused(demo: Demo) -> None:
     assert [problem.rpartition(" ")[2] for problem in caught.value.problems] == ["QuantizationConfig", "ExportConfig"]
 
 
+def test_an_argument_that_the_task_does_not_have_is_the_callers_mistake(demo: Demo) -> None:
+    with pytest.raises(TypeError, match="no argument calibration_dp"):
+        check_job(nemo_checkpoint=demo.checkpoint, calibration_dp=2, world_size=2)
+
+
 def test_two_names_of_the_checkpoint_must_agree(demo: Demo, output: Path) -> None:
     assert problems_of(demo, output, model_path=str(demo.checkpoint)) == []
     (problem,) = problems_of(demo, output, model_path="/other")
