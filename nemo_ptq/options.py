@@ -98,6 +98,7 @@ _OPTIONAL_FLAG = Kind(_FLAG.words, _FLAG.accepts, _flag, optional=True)
 _PATH = Kind("a path", _is_path)
 _OPTIONAL_PATH = Kind(_PATH.words, _PATH.accepts, optional=True)
 _OPTIONAL_TEXT = Kind("a text", lambda value: isinstance(value, str), optional=True)
+_DEVICE = Kind("the name of a device, such as H100 or CPU", lambda value: isinstance(value, str) and bool(value))
 _FUNCTION = Kind("a function, which only Python can give", callable, optional=True)
 _ALGORITHM = Kind(
     f"one of {', '.join(ALGORITHMS)}, or the path of a JSON or YAML file with a ModelOpt config",
@@ -156,6 +157,7 @@ TASK_OPTIONS: Mapping[str, Option] = {
     "tracking": Option(_OPTIONAL_TEXT, "where figures go: mlflow:http://HOST:PORT, tensorboard:DIR or wandb:PROJECT"),
     "legacy_ckpt": Option(_FLAG, "accept a checkpoint of another Transformer Engine", False),
     "plan_only": Option(_FLAG, "print what the job would need, and start nothing", False),
+    "plan_device": Option(_DEVICE, "what plan_only takes each rank to run on, as `nemo-ptq plan --device`", "H100"),
 }
 QUANTIZATION_OPTIONS: Mapping[str, Option] = {
     "algorithm": Option(

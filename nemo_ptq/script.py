@@ -54,6 +54,7 @@ FLAGS = (
     Flag("num_layers_in_first_pipeline_stage", ("--num_layers_in_first_pipeline_stage",)),
     Flag("num_layers_in_last_pipeline_stage", ("--num_layers_in_last_pipeline_stage",)),
     Flag("plan_only", ("--plan_only",), True),
+    Flag("plan_device", ("--plan_device",)),
     Flag("devices", ("--devices",)),
     Flag("num_nodes", ("--num_nodes", "-nodes")),
     Flag("quantization_config.algorithm", ("--algorithm", "-algo")),

@@ -30,6 +30,7 @@ def ptq(
     tracking: Optional[str] = None,
     model_path: Optional[str] = None,
     plan_only: bool = False,
+    plan_device: str = "H100",
 ) -> str:
     r"""Quantizes a NeMo 2.0 checkpoint and exports it for inference (post-training quantization).
 
@@ -62,7 +63,8 @@ def ptq(
         tracking: Where the run's figures go, beside its record: `mlflow:http://HOST:PORT`, `tensorboard:DIR` or
             `wandb:PROJECT`.
         model_path: Another name for `nemo_checkpoint`, as NeMo 2.3 and later call it.
-        plan_only: Print what the job would need, and start nothing. `nemo-ptq plan` does the same, for any device.
+        plan_only: Print what the job would need, and start nothing. `nemo-ptq plan` does the same.
+        plan_device: What each rank would run on, for `plan_only`: "H100", "A100-80", "CPU" (this machine), ...
 
     Returns:
         The path of the exported directory, or of the one that would be.
@@ -95,6 +97,7 @@ def ptq(
         "tracking": tracking,
         "model_path": model_path,
         "plan_only": plan_only,
+        "plan_device": plan_device,
     }
     launch = read_launch()
     if plan_only is True:

@@ -305,7 +305,9 @@ def test_plan_only_prints_the_plan_and_starts_nothing(
 ) -> None:
     for arguments, status in (((), 0), (("calibration_tp=3",), 1)):
         with pytest.raises(SystemExit) as ended:
-            execute(*sound, "plan_only=true", "run.executor=torchrun", *arguments)
+            execute(*sound, "plan_only=true", "plan_device=B200", "run.executor=torchrun", *arguments)
         assert ended.value.code == status
-        assert ("✗" in capsys.readouterr().out) == bool(status)
+        printed = capsys.readouterr().out
+        assert ("✗" in printed) == bool(status)
+        assert "B200" in printed
     assert not launched and not jobs

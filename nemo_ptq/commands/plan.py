@@ -3,12 +3,12 @@
 """`nemo-ptq plan`: what a job needs, before it starts."""
 
 import json
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
 from nemo_ptq.options import describe_options
-from nemo_ptq.plan.devices import CPU, GPUS
+from nemo_ptq.plan.devices import CPU, GPUS, device_named
 
 SETTINGS = {"ignore_unknown_options": True}
 """Options of the job that begin with a dash are read with the script's flags, not by typer."""
@@ -24,7 +24,12 @@ def plan(
             "directory may stand alone.",
         ),
     ],
-    device: Annotated[str, typer.Option(help=f"What each rank runs on: {', '.join(GPUS)}, or {CPU}.")] = "H100",
+    device: Annotated[
+        Optional[str],
+        typer.Option(
+            help=f"What each rank runs on: {', '.join(GPUS)}, or {CPU}. [default: plan_device, which is H100]"
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Say what a job will need, without starting it: memory, file sizes, time, and the rules that it must keep.
@@ -34,7 +39,8 @@ def plan(
     from nemo_ptq.plan import plan_job, show_plan
     from nemo_ptq.script import read_arguments
 
-    planned = plan_job(read_arguments(arguments), world_size=None, device=device)
+    chosen = None if device is None else device_named(device, "--device")
+    planned = plan_job(read_arguments(arguments), world_size=None, device=chosen)
     if as_json:
         typer.echo(json.dumps(planned.as_dict(), indent=2))
     else:

@@ -61,8 +61,12 @@ def this_cpu() -> Device:
     return Device(CPU, memory, _TFLOPS_OF_A_CORE * cores, 20.0 * cores, 0.5, is_cpu=True)
 
 
-def device_named(name: str) -> Device:
+def device_named(name: str, option: str = "device") -> Device:
     """Finds a device by its name, in any case: "H100", "a100-80", "cpu" for this machine.
+
+    Args:
+        name: The name.
+        option: Where the user gave it, for the error.
 
     Raises:
         ConfigError: If the table has no such device.
@@ -71,5 +75,5 @@ def device_named(name: str) -> Device:
     if name.lower() not in known:
         names = (*GPUS, CPU)
         hint = did_you_mean(name, {key.lower(): key for key in names})
-        raise ConfigError([f"--device={name} is not known{hint} It must be one of {', '.join(names)}"])
+        raise ConfigError([f"{option}={name} is not known{hint} It must be one of {', '.join(names)}"])
     return known[name.lower()]

@@ -359,7 +359,7 @@ def _suggestions(
 
 
 def plan_job(
-    arguments: Mapping[str, Any], *, world_size: int | None, launcher: str | None = None, device: str = "H100"
+    arguments: Mapping[str, Any], *, world_size: int | None, launcher: str | None = None, device: Device | None = None
 ) -> Plan:
     """Plans the job that a front door was asked for.
 
@@ -367,7 +367,7 @@ def plan_job(
         arguments: The arguments of :func:`nemo_ptq.task.ptq` that were given, by name.
         world_size: Processes that would run it; None where that is not known.
         launcher: What would start them, as for :func:`~nemo_ptq.preflight.check_job`.
-        device: What each would run on.
+        device: What each would run on; None takes the one that `plan_device` names.
 
     Raises:
         ConfigError: If an option has a value that means nothing, or the checkpoint cannot be read.
@@ -390,7 +390,7 @@ def plan_job(
         num_layers_in_first_pipeline_stage=values["num_layers_in_first_pipeline_stage"],
         num_layers_in_last_pipeline_stage=values["num_layers_in_last_pipeline_stage"],
         world_size=world_size,
-        device=device,
+        device=device or device_named(values["plan_device"], "plan_device"),
         further=values,
     )
     if gathered.state is not None:  # nothing is calibrated again

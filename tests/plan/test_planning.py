@@ -10,6 +10,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -17,10 +18,11 @@ from nemo_ptq.checkpoint import metadata
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError
-from nemo_ptq.plan import Plan, make_plan, planning
+from nemo_ptq.plan import Plan, make_plan, plan_job, planning
 from nemo_ptq.plan.devices import GPUS, Device, this_cpu
 from nemo_ptq.plan.memory import StepMemory
 from nemo_ptq.plan.shards import Parallelism, model_parameters, stages
+from tests.conftest import Demo
 from tests.plan.models import LLAMA_8B, LLAMA_70B, MIXTRAL, NEMOTRON_340B
 
 
@@ -147,8 +149,20 @@ def test_a_faster_device_takes_less_time(device: Device) -> None:
 
 
 def test_an_unknown_device_is_refused() -> None:
-    with pytest.raises(ConfigError, match="--device=H10 is not known: did you mean H100"):
+    with pytest.raises(ConfigError, match="device=H10 is not known: did you mean H100"):
         make_plan(LLAMA_8B, device="H10")
+
+
+def test_the_task_names_its_device(demo: Demo) -> None:
+    def device_of(**arguments: Any) -> str:
+        return plan_job({"nemo_checkpoint": str(demo.checkpoint), **arguments}, world_size=1).device.name
+
+    assert device_of() == "H100"
+    assert device_of(plan_device="l40s") == "L40S"
+    with pytest.raises(ConfigError, match="plan_device=L40 is not known: did you mean L4"):
+        device_of(plan_device="L40")
+    with pytest.raises(ConfigError, match="plan_device=40 is not valid: it must be the name of a device"):
+        device_of(plan_device=40)
 
 
 def test_without_an_algorithm_there_is_no_calibration() -> None:
