@@ -15,6 +15,7 @@ from nemo_ptq.app import app
 from nemo_ptq.calibration.state_header import read_header, state_file
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.formats import FORMATS
 from nemo_ptq.preflight import check_job
 from nemo_ptq.report.write import FILES
 from nemo_ptq.verify.checks import verify
@@ -41,17 +42,34 @@ def run_command(words: list[str]) -> tuple[int, str]:
     return result.exit_code, f"{result.output}{result.exception or ''}"
 
 
+def assert_same_export(direct: Path, again: Path) -> None:
+    left, right = digests(direct), digests(again)
+    # The manifest names the arguments, which differ, and so does the report, which has measured nothing on text.
+    different = {name for name in left.keys() | right.keys() if left.get(name) != right.get(name)}
+    assert different <= {"ptq/manifest.json", *map(str, FILES)}
+    assert all(check.ok for check in verify(again, load_tokenizer=True))
+
+
 def test_the_same_bytes_come_out(exported: Path, tmp_path: Path) -> None:
     ((code, text),) = run_ranks(run_command, 1, ["export", str(exported), str(tmp_path / "again")])
     assert code == 0, text
     assert "calibrate:" not in text
-    direct, found = digests(exported), digests(tmp_path / "again")
-    # The manifest names the arguments, which differ, and so does the report, which has measured nothing on text.
-    assert {name for name in direct.keys() | found.keys() if direct.get(name) != found.get(name)} == {
-        "ptq/manifest.json",
-        *map(str, FILES),
-    }
-    assert all(check.ok for check in verify(tmp_path / "again", load_tokenizer=True))
+    assert_same_export(exported, tmp_path / "again")
+
+
+@pytest.mark.parametrize(
+    "algorithm",
+    ["fp8", "int8_sq", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int4_awq", "w4a8_awq", "nvfp4"))],
+)
+def test_hugging_face_directories_have_the_same_bytes(demo: Demo, algorithm: str, tmp_path: Path) -> None:
+    formats = [format for format in ("hf", "compressed_tensors") if algorithm not in FORMATS[format].refused]
+    export = {"export_format": formats}
+    run_ranks(run_task, 2, arguments(demo, tmp_path / "out", algorithm=algorithm, calibration_tp=2, export=export))
+    for format in formats:
+        words = ["export", str(tmp_path / "out" / format), str(tmp_path / format), "--format", format]
+        ((code, text),) = run_ranks(run_command, 1, words)
+        assert code == 0, text
+        assert_same_export(tmp_path / "out" / format, tmp_path / format)
 
 
 def test_another_layout_has_the_same_tensors(exported: Path, tmp_path: Path) -> None:
