@@ -20,7 +20,7 @@ import torch
 import transformers
 from hypothesis import given
 from hypothesis import strategies as st
-from nemo.lightning import io
+from nemo.lightning import get_vocab_size, io
 from nemo.lightning.io.state import StateDictTransform, TransformCTX
 from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as dcp
@@ -28,9 +28,10 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_ptq.checkpoint.huggingface import importer as importer_module
 from nemo_ptq.checkpoint.huggingface.families import Dims, interleave_qkv
-from nemo_ptq.checkpoint.huggingface.importer import import_hf
+from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel, import_hf
+from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.errors import PtqError
-from tests.families import FAMILIES, TOKENS, VOCAB, make_hf
+from tests.families import FAMILIES, TOKENS, VOCAB, make_hf, make_tokenizer
 
 IMPORTERS = {
     "llama2": ("llama", "HFLlamaImporter"),
@@ -210,6 +211,26 @@ def test_vocabulary_follows_the_tokenizer_where_nemo_can(tmp_path: Path, rows: i
     assert stored_tensors(checkpoint)["module.embedding.word_embeddings.weight"].shape[0] == rows
 
 
+@pytest.mark.usefixtures("rope_fusion")
+@pytest.mark.parametrize("name", ["llama2", "mixtral", "nemotron"])
+@pytest.mark.parametrize("further", [-130, -1, 0, 1, 130])
+def test_the_vocabulary_is_the_models_however_many_tokens_there_are(name: str, further: int, tmp_path: Path) -> None:
+    make_tokenizer(tmp_path / "tokenizer")
+    tokens = len(transformers.AutoTokenizer.from_pretrained(tmp_path / "tokenizer"))
+    source = make_hf(name, tmp_path / "hf", vocab_size=tokens + further)
+    model = HuggingFaceModel(source)
+    assert model.vocab_size == read_metadata(source).vocab_size
+    (shape,) = {part.shape for part in model.parts if part.key == "embedding.word_embeddings.weight"}
+    assert shape[0] == model.vocab_size
+    with model.model_config() as config:
+        nemo = fdl.build(config)
+    # As NeMo's model does when it is made.
+    counted = nemo.config.vocab_size or get_vocab_size(
+        nemo.config, nemo.tokenizer.vocab_size, nemo.config.make_vocab_size_divisible_by
+    )
+    assert counted == model.vocab_size
+
+
 @given(groups=st.integers(1, 4), per_group=st.integers(1, 4), size=st.integers(1, 3), bias=st.booleans())
 def test_qkv_rows_are_ordered_by_query_group(groups: int, per_group: int, size: int, bias: bool) -> None:
     def labels(kind: int, heads: int) -> torch.Tensor:
@@ -340,6 +361,10 @@ DAMAGE = {
     "a tensor would be lost": (
         _change_tensors(lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(256)})),
         r"NeMo has no place for 1 tensors .*q_proj\.bias",
+    ),
+    "another vocabulary": (
+        _change_config(vocab_size=VOCAB + 1),
+        f"the embedding has {VOCAB} rows, but config.json has vocab_size {VOCAB + 1}",
     ),
     "misspelt": (
         _change_config(architectures=["LLamaForCausalLM"]),

@@ -118,9 +118,6 @@ _FAMILIES: Mapping[str, _Family] = {
 def describe(directory: Path) -> dict[str, Any]:
     """Returns the fields of :class:`~nemo_ptq.checkpoint.metadata.CheckpointMetadata` for a Hugging Face directory.
 
-    The vocabulary is that of config.json; a tokenizer that has more tokens than the embedding has rows, which is rare,
-    makes NeMo's larger.
-
     Args:
         directory: Its config.json names the architecture, and its weights are there.
 

@@ -60,7 +60,7 @@ class HuggingFaceModel:
         embedding = weights.meta(self._family.embedding)
         dtype = _dtype(content, embedding)
         self._config, self.vocab_size = _nemo_config(
-            self._family, hf, dtype, vocab=len(embedding), tokens=len(self._tokenizer)
+            self._family, hf, dtype, rows=len(embedding), tokens=len(self._tokenizer)
         )
         self._config.generation_config = load_generation_config(directory)
         self.parts = _convert(self._family, hf, weights, Dims(self._config.num_query_groups, self.vocab_size), dtype)
@@ -159,25 +159,38 @@ def _dtype(content: dict[str, Any], embedding: torch.Tensor) -> torch.dtype:
 
 
 def _nemo_config(
-    family: Family, hf: PretrainedConfig, dtype: torch.dtype, vocab: int, tokens: int
+    family: Family, hf: PretrainedConfig, dtype: torch.dtype, rows: int, tokens: int
 ) -> tuple[fdl.Config, int]:
-    """NeMo's configuration, not built, and the number of rows of its embedding."""
+    """NeMo's configuration, not built, and the number of rows of its embedding.
+
+    Args:
+        family: The model's family.
+        hf: Its configuration in transformers.
+        dtype: Of its weights.
+        rows: Of the embedding in the files.
+        tokens: That the tokenizer knows: usually fewer; more where some were added and the model was not trained on.
+    """
+    if rows != hf.vocab_size:
+        raise PtqError(
+            f"the embedding has {rows} rows, but config.json has vocab_size {hf.vocab_size}: give the config.json of "
+            "these weights"
+        )
     name, special = family.config(hf)
     arguments = {
         **{ours: getattr(hf, theirs) for ours, theirs in family.fields.items()},
         "num_query_groups": getattr(hf, "num_key_value_heads", None) or hf.num_attention_heads,
         "kv_channels": getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
         "share_embeddings_and_output_weights": family.can_tie and hf.tie_word_embeddings,
-        "make_vocab_size_divisible_by": math.gcd(vocab, 128),
+        "make_vocab_size_divisible_by": math.gcd(rows, 128),
         "fp16": dtype == torch.float16,
         "bf16": dtype == torch.bfloat16,
         "params_dtype": dtype,
         **special,
     }
     divisor = arguments["make_vocab_size_divisible_by"]
-    padded = arguments.get("vocab_size") or _round_up(tokens, divisor)
-    if padded < vocab:  # the tokenizer has fewer tokens than there are rows: NeMo must not count them
-        padded = arguments["vocab_size"] = _round_up(vocab, divisor)
+    padded = _round_up(rows, divisor)
+    if _round_up(tokens, divisor) != padded:  # NeMo must not count the tokens
+        arguments["vocab_size"] = padded
     return fdl.Config(getattr(_nemo_module(family), name), **arguments), padded
 
 
