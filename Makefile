@@ -23,7 +23,7 @@ checkpoint: .venv/installed ## train the small model, once: it is kept in build/
 	@$(IN_VENV) python -m demo.build
 
 test: checkpoint ## run the tests, on two cores
-	@$(IN_VENV) python -m pytest -n 2 --dist loadfile
+	@$(IN_VENV) python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 test-slow: checkpoint ## run the tests that take minutes
 	@$(IN_VENV) python -m pytest -m slow

@@ -5,7 +5,8 @@
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,9 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["NEMO_PTQ_RECORD"] = "0"
 # A process that has asked CUDA for its devices cannot fork ranks that use them; asking NVML does no harm.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
+
+LONG_FILES = ("tests/test_launches.py", "tests/plan/test_memory.py", "tests/test_engine.py")
+"""Files with few tests that take long: of the others, those with most tests start first. See `make test`."""
 
 
 @dataclass(frozen=True)
@@ -58,12 +62,19 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], P
     return make
 
 
-def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Skips the tests marked `gpu` where there is no CUDA device."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Skips the tests marked `gpu` where there is no CUDA device; on several workers, has the longest files start."""
+    if hasattr(config, "workerinput"):
+        tests = Counter(item.path for item in items)
+        items.sort(key=lambda item: (_start_of(item.path.relative_to(config.rootpath)), -tests[item.path]))
     gpu_items = [item for item in items if item.get_closest_marker("gpu")]
     if gpu_items and not _has_cuda():
         for item in gpu_items:
             item.add_marker(pytest.mark.skip(reason="no CUDA device"))
+
+
+def _start_of(file: Path) -> int:
+    return LONG_FILES.index(str(file)) if str(file) in LONG_FILES else len(LONG_FILES)
 
 
 def _has_cuda() -> bool:
