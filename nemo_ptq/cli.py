@@ -71,12 +71,11 @@ def read_command_line(arguments: Iterable[str], run_options: Collection[str]) ->
     return CommandLine(task, sound, mistyped, problems, [problem for problem in found if problem])
 
 
-def task_arguments(line: CommandLine) -> tuple[dict[str, Any], list[str]]:
-    """Makes the arguments of :func:`nemo_ptq.preflight.check_job` from a command line, without NeMo-Run.
+def option_values(line: CommandLine) -> tuple[dict[str, Any], list[str]]:
+    """Reads the values of a command line's options without NeMo-Run.
 
     Returns:
-        The arguments, whose values are left to the checks of the job, and a line for each argument in NeMo-Run's own
-        syntax.
+        The values by their options' full names, right or not, and a line for each argument in NeMo-Run's own syntax.
     """
     values = dict(line.mistyped)
     problems: list[str] = []
@@ -86,13 +85,20 @@ def task_arguments(line: CommandLine) -> tuple[dict[str, Any], list[str]]:
             values[name] = OPTIONS[name].kind.read(value)
         else:
             problems.append(f"{argument} is for `nemo llm ptq`, whose parser is NeMo-Run's: write name=value")
-    export = {"path": None, **below("export_config.", values)}
-    task = {
+    return values, problems
+
+
+def task_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Makes the arguments of :func:`nemo_ptq.preflight.check_job` of options.
+
+    Args:
+        values: By the options' full names. A missing `export_config.path` is None: the checks of the job report it.
+    """
+    return {
         "quantization_config": QuantizationConfig(**below("quantization_config.", values)),
-        "export_config": ExportConfig(**export),
+        "export_config": ExportConfig(**{"path": None, **below("export_config.", values)}),
         **{name: value for name, value in values.items() if "." not in name},
     }
-    return task, problems
 
 
 def _not_an_argument(argument: str, name: str | None) -> str:

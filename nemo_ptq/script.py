@@ -11,11 +11,11 @@ import re
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from nemo_ptq.cli import read_command_line
-from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.cli import option_values, read_command_line, task_arguments
+from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.launch import Launch, read_launch
 from nemo_ptq.options import OPTIONS, below, did_you_mean
@@ -96,6 +96,37 @@ def read_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     Raises:
         ConfigError: If a flag lacks its value, or has one although it takes none.
     """
+    values, problems = _flag_values(arguments)
+    return task_arguments(_with_path(values)), problems
+
+
+def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
+    """Reads the arguments of a job in either spelling: `name=value` as for `nemo llm ptq`, or the script's flags.
+
+    Args:
+        arguments: The command line. A word that is neither names the checkpoint; what is said to NeMo-Run itself, as
+            `run.name=value`, is left out.
+
+    Returns:
+        The arguments of :func:`nemo_ptq.preflight.check_job`.
+
+    Raises:
+        ConfigError: With a line for each argument that does not exist.
+    """
+    named = [argument for argument in arguments if re.match(r"[\w.]+=", argument)]
+    flags = [argument for argument in arguments if argument not in named]
+    checkpoint = {"nemo_checkpoint": flags.pop(0)} if flags and not flags[0].startswith("-") else {}
+    line = read_command_line(named, ())
+    pairs, foreign = option_values(line)
+    given, wrong_flags = _flag_values(flags)
+    problems = [*line.problems, *foreign, *wrong_flags]
+    if problems:
+        raise ConfigError(problems)
+    return task_arguments(_with_path({**given, **checkpoint, **pairs}))
+
+
+def _flag_values(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """The values of flags by their options' full names, and a line for each flag that does not exist."""
     parser = _Parser(
         prog="python -m nemo_ptq.script",
         description="Quantizes a NeMo 2.0 checkpoint and exports it for inference. Start it with torchrun or srun.",
@@ -116,51 +147,18 @@ def read_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         # What follows an unknown flag may be its value.
         for argument in [word for word in unknown if word.startswith("-")] or unknown
     ]
-    return _task({option: _read(option, value) for option, value in vars(given).items()}), problems
+    values = {
+        option: OPTIONS[option].kind.read(value) if isinstance(value, str) else value
+        for option, value in vars(given).items()
+    }
+    return values, problems
 
 
-def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
-    """Reads the arguments of a job in either spelling: `name=value` as for `nemo llm ptq`, or the script's flags.
-
-    Args:
-        arguments: The command line. A word that is neither names the checkpoint; what is said to NeMo-Run itself, as
-            `run.name=value`, is left out.
-
-    Returns:
-        The arguments of :func:`nemo_ptq.preflight.check_job`.
-
-    Raises:
-        ConfigError: With a line for each argument that does not exist.
-    """
-    named = [argument for argument in arguments if re.match(r"[\w.]+=", argument)]
-    flags = [argument for argument in arguments if argument not in named]
-    problems = list(read_command_line(named, ()).problems)
-    pairs = dict(argument.split("=", 1) for argument in named if not argument.startswith("run."))
-    if flags and not flags[0].startswith("-"):
-        pairs.setdefault("nemo_checkpoint", flags.pop(0))
-    task, wrong_flags = read_flags(flags)
-    problems += wrong_flags
-    if problems:
-        raise ConfigError(problems)
-    values = {name: value for name, value in task.items() if not name.endswith("_config")}
-    for prefix in ("quantization_config", "export_config"):
-        values |= {f"{prefix}.{field.name}": getattr(task[prefix], field.name) for field in fields(task[prefix])}
-    return _task({**values, **{option: _read(option, value) for option, value in pairs.items()}})
-
-
-def _read(option: str, value: Any) -> Any:
-    return OPTIONS[option].kind.read(value) if isinstance(value, str) else value
-
-
-def _task(values: dict[str, Any]) -> dict[str, Any]:
-    """Puts options, by their full names, into the configs that they belong to."""
-    quantization = QuantizationConfig(**below("quantization_config.", values))
-    export = below("export_config.", values)
-    # The name that NeMo's script gives.
-    tp, pp = export.get("inference_tp", 1), export.get("inference_pp", 1)
-    export.setdefault("path", f"qnemo_{quantization.algorithm_name}_tp{tp}_pp{pp}")
-    task = {option: value for option, value in values.items() if "." not in option}
-    return {**task, "quantization_config": quantization, "export_config": ExportConfig(**export)}
+def _with_path(values: dict[str, Any]) -> dict[str, Any]:
+    """Adds the path that NeMo's script gives an export without one."""
+    algorithm = QuantizationConfig(**below("quantization_config.", values)).algorithm_name
+    tp, pp = (values.get(f"export_config.inference_{size}", 1) for size in ("tp", "pp"))
+    return {"export_config.path": f"qnemo_{algorithm}_tp{tp}_pp{pp}", **values}
 
 
 def in_flags(problem: str, flags: Sequence[Flag] = FLAGS) -> str:

@@ -15,7 +15,7 @@ from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.job import Job
 from nemo_ptq.options import OPTIONS
-from nemo_ptq.script import FLAGS, in_flags, main, read_flags
+from nemo_ptq.script import FLAGS, in_flags, main, read_arguments, read_flags
 from tests.conftest import Demo
 
 
@@ -93,6 +93,21 @@ def test_every_option_has_a_flag() -> None:
     assert {flag.option for flag in FLAGS} == OPTIONS.keys() - {"forward_loop", "model_path"}
     names = [name for flag in FLAGS for name in flag.names]
     assert len(names) == len(set(names))
+
+
+def test_arguments_come_in_either_spelling() -> None:
+    task = read_arguments(["CKPT", "-ctp", "2", "quantization_config.algorithm=int8_sq", "run.executor=torchrun"])
+    assert (task["nemo_checkpoint"], task["calibration_tp"]) == ("CKPT", 2)
+    assert task["quantization_config"].algorithm == "int8_sq"
+    assert task["export_config"].path == "qnemo_int8_sq_tp1_pp1"
+    assert read_arguments(["CKPT", "nemo_checkpoint=OTHER"])["nemo_checkpoint"] == "OTHER"
+    with pytest.raises(ConfigError) as caught:
+        read_arguments(["CKPT", "--calib", "1", "calibration=2", "export_config=@mine"])
+    assert [problem.partition(" ")[0] for problem in caught.value.problems] == [
+        "calibration",
+        "export_config=@mine",
+        "--calib",
+    ]
 
 
 def test_a_flag_that_does_not_exist_gets_the_nearest() -> None:

@@ -47,7 +47,7 @@ def _run_experiment(arguments: list[str], factory: str | None, yaml: str | None,
 
 
 def _run_here(arguments: Sequence[str], factory: str | None, yaml: str | None, nproc: int | None) -> None:
-    from nemo_ptq.cli import read_command_line, task_arguments
+    from nemo_ptq.cli import option_values, read_command_line, task_arguments
     from nemo_ptq.experiment import processes_needed
     from nemo_ptq.launch import read_launch
     from nemo_ptq.plan import plan_job, show_plan
@@ -60,8 +60,9 @@ def _run_here(arguments: Sequence[str], factory: str | None, yaml: str | None, n
     except ConfigError as error:
         problems.extend(error.problems)
     line = read_command_line(arguments, ())
-    task, foreign = task_arguments(line)
+    values, foreign = option_values(line)
     problems += [*line.problems, *foreign]
+    task = task_arguments(values)
     launch = read_launch()
     is_rank = launch.world_size > 1
     processes = launch.world_size if is_rank else nproc or processes_needed(task)
