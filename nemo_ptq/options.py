@@ -5,7 +5,7 @@
 import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import Any
 
@@ -76,6 +76,10 @@ def _is_number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def _is_path(value: Any) -> bool:
     return isinstance(value, (str, os.PathLike)) and bool(str(value))
 
@@ -85,18 +89,14 @@ def _one_of(names: Iterable[str], optional: bool = False) -> Kind:
     return Kind(f"one of {', '.join(names)}", lambda value: value in names, names=names, optional=optional)
 
 
-_SIZE = Kind(
-    "a whole number of at least 1", lambda value: _is_number(value) and isinstance(value, int) and value >= 1, int
-)
-_COUNT = Kind(
-    "a whole number of at least 0", lambda value: _is_number(value) and isinstance(value, int) and value >= 0, int
-)
-_OPTIONAL_SIZE = Kind(_SIZE.words, _SIZE.accepts, int, optional=True)
+_SIZE = Kind("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1, int)
+_COUNT = Kind("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0, int)
+_OPTIONAL_SIZE = replace(_SIZE, optional=True)
 _FRACTION = Kind("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1, float)
 _FLAG = Kind("true or false", lambda value: isinstance(value, bool), _flag)
-_OPTIONAL_FLAG = Kind(_FLAG.words, _FLAG.accepts, _flag, optional=True)
+_OPTIONAL_FLAG = replace(_FLAG, optional=True)
 _PATH = Kind("a path", _is_path)
-_OPTIONAL_PATH = Kind(_PATH.words, _PATH.accepts, optional=True)
+_OPTIONAL_PATH = replace(_PATH, optional=True)
 _OPTIONAL_TEXT = Kind("a text", lambda value: isinstance(value, str), optional=True)
 _DEVICE = Kind("the name of a device, such as H100 or CPU", lambda value: isinstance(value, str) and bool(value))
 _FUNCTION = Kind("a function, which only Python can give", callable, optional=True)
