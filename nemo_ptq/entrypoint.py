@@ -14,7 +14,7 @@ from nemo_ptq.quiet import quiet_imports
 with suppress(Exception), quiet_imports():
     import nemo.collections.llm  # noqa: F401
 
-from nemo_ptq.executors import FACTORIES
+from nemo_ptq import executors
 from nemo_ptq.options import describe_options
 from nemo_ptq.run_context import PtqRunContext
 from nemo_ptq.task import ptq
@@ -26,5 +26,4 @@ HELP = (
 )
 
 run.cli.entrypoint(ptq, namespace="llm", help=HELP, run_ctx_cls=PtqRunContext)
-for factory in FACTORIES:
-    run.cli.factory(factory, target=run.Executor)
+executors.register()

@@ -159,7 +159,12 @@ def slurm(
     )
 
 
-FACTORIES = (torchrun, local, slurm)
+def register() -> None:
+    """Makes the factories known to NeMo-Run, by their names: `run.executor=torchrun`."""
+    import nemo_run as run
+
+    for factory in (torchrun, local, slurm):
+        run.cli.factory(factory, target=run.Executor)
 
 
 def _given(**settings: Any) -> dict[str, Any]:

@@ -29,7 +29,7 @@ from nemo_ptq.launch import read_launch
 from nemo_ptq.parsing import collecting
 from nemo_ptq.plan import plan_job, show_plan
 from nemo_ptq.preflight import check_job
-from nemo_ptq.recipes import override, read_arguments, recipe_file
+from nemo_ptq.recipes import find_file, override, read_arguments, recipe_file
 from nemo_ptq.tracking.plugin import RunRecord
 
 _RUN_OPTIONS = ("executor", "plugins", *(field.name for field in fields(RunContext) if field.init))
@@ -116,9 +116,8 @@ class PtqRunContext(RunContext):
             self.factory = None
             recipe = read_arguments(recipe_file(factory))
         if file and not file.endswith(".toml"):
-            # A recipe's file is found by its name, wherever the package is installed.
             self.yaml = None
-            path = Path(file) if os.path.exists(file) else recipe_file(file)
+            path = find_file(file)
             if _NEMO_RUNS_SYNTAX.search(path.read_text()):
                 self.yaml = file
             else:

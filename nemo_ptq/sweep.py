@@ -107,14 +107,13 @@ def run_sweep(
     """
     import nemo_run as run
 
-    from nemo_ptq.executors import FACTORIES
+    from nemo_ptq import executors
     from nemo_ptq.experiment import run_tasks
     from nemo_ptq.run_context import PtqRunContext
     from nemo_ptq.task import ptq
     from nemo_ptq.tracking.plugin import RunRecord
 
-    for factory in FACTORIES:
-        run.cli.factory(factory, target=run.Executor)
+    executors.register()
     tasks: dict[str, tuple[run.Partial, run.Executor]] = {}
     problems: list[str] = []
     for algorithm, recipe in recipes.items():

@@ -14,7 +14,6 @@ import pytest
 
 from nemo_ptq import executors, run_context
 from nemo_ptq.errors import PtqError
-from nemo_ptq.executors import FACTORIES
 from nemo_ptq.experiment import JobFailed
 from nemo_ptq.job import Job
 from nemo_ptq.run_context import PtqRunContext
@@ -24,8 +23,7 @@ from tests.conftest import Demo
 
 @pytest.fixture(scope="module", autouse=True)
 def registered_executors() -> None:
-    for factory in FACTORIES:
-        run.cli.factory(factory, target=run.Executor)
+    executors.register()
 
 
 @pytest.fixture

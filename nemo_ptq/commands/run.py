@@ -5,7 +5,6 @@
 import os
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, NoReturn, Optional
 
 import typer
@@ -34,14 +33,11 @@ def run(
 
 
 def _run_experiment(arguments: list[str], factory: str | None, yaml: str | None, detach: bool) -> None:
-    import nemo_run
-
-    from nemo_ptq.executors import FACTORIES
+    from nemo_ptq import executors
     from nemo_ptq.run_context import PtqRunContext
     from nemo_ptq.task import ptq
 
-    for executor in FACTORIES:
-        nemo_run.cli.factory(executor, target=nemo_run.Executor)
+    executors.register()
     context = PtqRunContext(name="ptq", factory=factory, yaml=yaml, detach=detach, skip_confirmation=True)
     context.cli_execute(ptq, arguments)
 
@@ -87,11 +83,10 @@ def _run_here(arguments: Sequence[str], factory: str | None, yaml: str | None, n
 
 def _with_recipe(arguments: Sequence[str], factory: str | None, yaml: str | None) -> list[str]:
     """Puts arguments behind those of a recipe, whose executor is left out: the processes are started here."""
-    from nemo_ptq.recipes import override, read_arguments, recipe_file
+    from nemo_ptq.recipes import find_file, override, read_arguments, recipe_file
 
     files = [recipe_file(factory)] if factory else []
-    if yaml:
-        files.append(Path(yaml) if os.path.exists(yaml) else recipe_file(yaml))
+    files += [find_file(yaml)] if yaml else []
     recipe: list[str] = []
     for file in files:
         recipe = override(recipe, [name for name in read_arguments(file) if not name.startswith("run.")])

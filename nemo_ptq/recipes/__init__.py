@@ -66,6 +66,15 @@ def recipe_file(name: str) -> Path:
     return DIRECTORY / f"{stem}.yaml"
 
 
+def find_file(name: str) -> Path:
+    """Returns the file of that name, or else the recipe's: it is found wherever the package is installed.
+
+    Raises:
+        ConfigError: If there is neither.
+    """
+    return Path(name) if Path(name).exists() else recipe_file(name)
+
+
 def read_recipe(name: str) -> Recipe:
     """Reads a recipe.
 

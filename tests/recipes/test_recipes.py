@@ -12,10 +12,9 @@ import fiddle as fdl
 import nemo_run as run
 import pytest
 
-from nemo_ptq import preflight, run_context
+from nemo_ptq import executors, preflight, run_context
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.errors import ConfigError
-from nemo_ptq.executors import FACTORIES
 from nemo_ptq.job import Job
 from nemo_ptq.options import OPTIONS
 from nemo_ptq.plan import make_plan
@@ -41,8 +40,7 @@ def shapes() -> Mapping[str, CheckpointMetadata]:
 
 @pytest.fixture(scope="module", autouse=True)
 def registered_executors() -> None:
-    for factory in FACTORIES:
-        run.cli.factory(factory, target=run.Executor)
+    executors.register()
 
 
 def hardware(text: str) -> tuple[int, int]:
