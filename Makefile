@@ -33,8 +33,7 @@ test-cluster: checkpoint ## run the tests on a real Slurm of two nodes, made of 
 	@trap 'tests/cluster/cluster.sh down' EXIT; $(IN_VENV) timeout 1800 python -m pytest -m cluster tests/cluster
 
 support-matrix: checkpoint ## run every cell of the support matrix, and write docs/support_matrix.md from the results
-	@$(IN_VENV) python -m pytest tests/test_matrix.py tests/peer/test_modelopt_exporter.py -m 'not cluster' \
-		-k 'test_every_cell or test_export_equals_modelopts' --junitxml build/support_matrix.xml
+	@$(IN_VENV) python -m pytest -m matrix --junitxml build/support_matrix.xml
 	@$(IN_VENV) python -m tests.matrix build/support_matrix.xml
 
 lint: .venv/installed ## check style and types

@@ -1,33 +1,33 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The support matrix: which cells there are, how one is run, and the document that tells what came of them.
+"""The support matrix: which cells there are, and the document that tells what came of them.
 
-`make support-matrix` runs every cell, in tests/test_matrix.py and tests/peer/, with pytest's JUnit report, from which
-`python -m tests.matrix REPORT` takes the results: docs/support_matrix.json, and docs/support_matrix.md made from it.
+`make support-matrix` runs every cell, in the tests marked `matrix`, with pytest's JUnit report, from which
+`python -m tests.matrix REPORT...` takes the results: docs/support_matrix.json, and docs/support_matrix.md made from it.
+Reports of some formats alone will do where the others' results are there from before.
 """
 
 import json
 import sys
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
-from tests.families import TOKENS as VOCABULARY
+from nemo_ptq.config import NO_QUANT
+from nemo_ptq.formats import FORMATS
+from tests.families import GPT_VARIANTS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "support_matrix.md"
 RESULTS = DOCUMENT.with_suffix(".json")
-ALGORITHMS = ("no_quant", "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
-# Tensor and pipeline parallelism of the files that each cell writes.
-LAYOUTS = ((1, 1), (2, 1), (1, 2))
-# Layouts at which a model is calibrated.
-ALONE, SPREAD = (1, 1), (2, 2)
-CALIBRATIONS = (ALONE, SPREAD)
-TOKENS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(5))
+ALGORITHMS = (NO_QUANT, "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
+# Tensor x pipeline parallelism at which a model is calibrated for trtllm.
+CALIBRATIONS = ("1x1", "2x2")
+
+# What a test says of one cell: its keys, and what it found. And what pytest calls to write it into the JUnit report.
+Result = Mapping[str, Any]
+Record = Callable[[str, Any], None]
 
 
 @dataclass(frozen=True)
@@ -50,188 +50,236 @@ ROWS = (
     Row("Mistral", "7B", "llama", ("mistral",)),
     Row("Mixtral", "8x7B", "llama", ("mixtral",)),
 )
-# A TensorRT-LLM checkpoint describes quantized experts in FP8 only.
-REFUSED = {("mixtral", algorithm) for algorithm in ("int8_sq", "int4_awq", "w4a8_awq", "nvfp4")}
+MODELS = [model for row in ROWS for model in row.models]
 
 
-def arguments(
-    checkpoint: Path, algorithm: str, kv_cache: bool, output: Path, layout: tuple[int, int]
-) -> dict[str, Any]:
-    """The arguments of one cell's job, its calibration's parallelism apart."""
-    return {
-        "nemo_checkpoint": str(checkpoint),
-        "export_config": ExportConfig(path=str(output), inference_tp=layout[0], inference_pp=layout[1]),
-        "quantization_config": QuantizationConfig(algorithm, enable_kv_cache=kv_cache and algorithm != NO_QUANT),
-        # The loop is replaced on the ranks; naming one here keeps the checks from asking for a data set.
-        "forward_loop": print,
-    }
+def carries(format: str, model: str, algorithm: str) -> bool:
+    """Whether a model that is quantized so goes into a format, by the format's record."""
+    record = FORMATS[format]
+    return (
+        algorithm not in record.refused
+        and not (record.is_hugging_face and model in GPT_VARIANTS)
+        and (model != "mixtral" or algorithm in (NO_QUANT, *record.experts))
+    )
 
 
-def run_cells(
-    checkpoint: Path, algorithms: Sequence[str], calibration: tuple[int, int], kv_cache: bool, directory: Path
-) -> dict[str, tuple[list[str], torch.Tensor | None]]:
-    """Calibrates and exports a model with several algorithms, on this rank.
+def carried(format: str) -> list[tuple[str, str]]:
+    """All models and algorithms that go into a format."""
+    return [(model, algorithm) for model in MODELS for algorithm in ALGORITHMS if carries(format, model, algorithm)]
+
+
+def algorithms_of(format: str, model: str) -> list[str]:
+    """The algorithms with which a model goes into a format."""
+    return [algorithm for algorithm in ALGORITHMS if carries(format, model, algorithm)]
+
+
+def _of_format(format: str) -> list[Result]:
+    return [{"model": model, "algorithm": algorithm} for model, algorithm in carried(format)]
+
+
+def _jobs() -> list[Result]:
+    return [
+        {"model": model, "algorithm": algorithm, "calibration": calibration, "kv_cache": kv_cache}
+        for model, algorithm in carried("trtllm")
+        for calibration in CALIBRATIONS
+        for kv_cache in (False, True)
+    ]
+
+
+# Every kind of result: the cells that need one, by their keys. A test records a result under the kind's name.
+#   trtllm              tests/test_matrix.py: "distance" of the logits of the files from the calibrated model's
+#   modelopt            tests/peer/test_modelopt_exporter.py: "equal", or why ModelOpt's exporter to trtllm fails
+#   hf                  tests/export/test_unified.py: "equal" or "equal, but ..." to ModelOpt's; no_quant: "distance"
+#   compressed_tensors  tests/export/test_compressed_tensors.py: "distance" of transformers' logits
+#   nemo                tests/export/test_nemo.py: what is "equal" after the checkpoint is restored
+KINDS: Mapping[str, list[Result]] = {
+    "trtllm": _jobs(),
+    "modelopt": _of_format("trtllm"),
+    "hf": _of_format("hf"),
+    "compressed_tensors": _of_format("compressed_tensors"),
+    "nemo": _of_format("nemo"),
+}
+
+
+def record(record_property: Record, kind: str, **result: Any) -> None:
+    """Records what a test has shown of a cell, which counts if the test passes; distances with two digits."""
+    rounded = {key: float(f"{value:.1e}") if isinstance(value, float) else value for key, value in result.items()}
+    record_property(kind, json.dumps(rounded))
+
+
+def read_reports(reports: Iterable[Path]) -> dict[str, list[Result]]:
+    """Takes from pytest's JUnit reports what the tests that passed have recorded; of a cell's results the last one.
 
     Returns:
-        For each algorithm, what is wrong with the packed weights, and the calibrated model's logits in float32 with
-        those weights; None but on the last stage.
+        Results by kind, as :data:`KINDS` describes them.
     """
-    from nemo_ptq import engine
-    from nemo_ptq.calibration.forward import run_batches
-    from nemo_ptq.console import Reporter
-    from nemo_ptq.preflight import check_job
-    from nemo_ptq.runtime import process_groups
-    from tests import steps
+    found: dict[str, dict[str, Result]] = {kind: {} for kind in KINDS}
+    for report in reports:
+        for case in ElementTree.parse(report).iter("testcase"):
+            if case.find("failure") is None and case.find("error") is None:
+                for entry in case.iter("property"):
+                    if (kind := entry.get("name")) in KINDS:
+                        result = json.loads(entry.attrib["value"])
+                        found[kind][_key(kind, result)] = result
+    return {kind: [results[key] for key in sorted(results)] for kind, results in found.items()}
 
-    tp, pp = calibration
-    silent, batches = Reporter(enabled=False), steps.random_batches()
 
-    def loop(module: torch.nn.Module) -> None:
-        for _ in run_batches(module, batches):
-            pass
+def _key(kind: str, result: Result) -> str:
+    return json.dumps([result[name] for name in KINDS[kind][0]])
 
-    results = {}
-    steps.quiet_libraries()
-    with process_groups(steps.read_launch(), steps.CPU, tensor_parallel=tp, pipeline_parallel=pp):
-        for algorithm in algorithms:
-            jobs = [
-                check_job(
-                    world_size=tp * pp,
-                    calibration_tp=tp,
-                    calibration_pp=pp,
-                    **arguments(checkpoint, algorithm, kv_cache, directory / f"{algorithm}-{i}x{j}", (i, j)),
-                )
-                for i, j in LAYOUTS
-            ]
-            model = engine.load(jobs[0], steps.CPU)
-            engine.calibrate(model, jobs[0].quantization, jobs[0].decoder, loop, silent)
-            for job in jobs:
-                engine.export(model, job, silent)
-            results[algorithm] = (steps.serve(model, algorithm), steps.logits(model, TOKENS))
+
+def missing(results: Mapping[str, Iterable[Result]]) -> dict[str, list[Result]]:
+    """The cells that no result tells of, by kind; kinds without such cells are left out."""
+    lost = {}
+    for kind, cells in KINDS.items():
+        shown = {_key(kind, result) for result in results.get(kind, ())}
+        if without := [cell for cell in cells if _key(kind, cell) not in shown]:
+            lost[kind] = without
+    return lost
+
+
+def merged(old: Mapping[str, list[Result]], new: Mapping[str, list[Result]]) -> dict[str, list[Result]]:
+    """Replaces the kinds of results that are there anew, and keeps those that reports do not tell of at all.
+
+    Raises:
+        SystemExit: If a cell of a kind has no result.
+    """
+    results = {kind: new[kind] or list(old.get(kind, [])) for kind in KINDS}
+    for kind, cells in missing(results).items():
+        sys.exit(f"{len(cells)} cells of {kind} have no result, {cells[0]} among them: the document stays as it is")
     return results
 
 
-@dataclass(frozen=True, order=True)
-class Cell:
-    """One job of the matrix.
+_INTRODUCTION = """# Support matrix
 
-    Attributes:
-        model: The tiny model.
-        algorithm: How it is quantized.
-        calibration: Tensor x pipeline parallelism of the calibration, e.g. "2x2".
-        kv_cache: Whether its KV cache is quantized.
-    """
+Made by `make support-matrix` from the results of the tests; do not edit. One table for each
+[export format](formats.md), families by algorithms.
 
-    model: str
-    algorithm: str
-    calibration: str
-    kv_cache: bool
+The models are small ones of the family's true architecture, with random weights, which a rounding moves further than
+trained ones: a number shows that the files are right, not what a quantization costs. All were imported from Hugging
+Face directories; GPT, which has no class there, was made as a NeMo checkpoint.
 
+**refused** is one line before anything starts, with the reason; what is refused is what
+[docs/formats.md](formats.md) says a format cannot hold. Falcon: the family has never been supported for quantization.
 
-def layout_name(layout: tuple[int, int]) -> str:
-    """Names a parallelism, e.g. "2x2"."""
-    return "x".join(map(str, layout))
+NVFP4 is calibrated and packed on a CPU; ModelOpt simulates its rounding on GPUs only.
+"""
 
-
-def cells() -> list[Cell]:
-    """All jobs of the matrix."""
-    return sorted(
-        Cell(model, algorithm, layout_name(calibration), kv_cache)
-        for row in ROWS
-        for model in row.models
-        for algorithm in ALGORITHMS
-        if (model, algorithm) not in REFUSED
-        for calibration in CALIBRATIONS
-        for kv_cache in (False, True)
-    )
-
-
-def read_report(report: Path) -> dict[str, list[dict[str, Any]]]:
-    """Takes from pytest's JUnit report what the tests that passed have recorded.
-
-    Returns:
-        "cells": a :class:`Cell` each, with the "distance" of its logits; "modelopt": for a "model" and an "algorithm",
-        whether ModelOpt's export is "equal", else how it fails.
-    """
-    found: dict[str, list[dict[str, Any]]] = {"cells": [], "modelopt": []}
-    for case in ElementTree.parse(report).iter("testcase"):
-        if case.find("failure") is None and case.find("error") is None:
-            for record in case.iter("property"):
-                if record.get("name") in found:
-                    found[record.attrib["name"]].append(json.loads(record.attrib["value"]))
-    return {kind: sorted(results, key=json.dumps) for kind, results in found.items()}
-
-
-def missing(results: Mapping[str, Iterable[Mapping[str, Any]]]) -> list[Cell]:
-    """The cells of the matrix that no result tells of."""
-    shown = {Cell(*(result[name] for name in Cell.__annotations__)) for result in results["cells"]}
-    return [cell for cell in cells() if cell not in shown]
-
-
-_LEGEND = """
+_TRTLLM = """
 A number is the largest distance, over the cell's jobs, between the logits that the independent reader computes from the
-exported files and those of the calibrated model: in the median over tokens, relative to the logits' norm. The models
-have random weights, which a rounding moves further than a trained one: the number shows that the files are right, not
-what a quantization costs.
+exported files and those of the calibrated model: in the median over tokens, relative to the logits' norm. For NVFP4 the
+comparison uses the reader's own rounding.
 
-A cell's jobs: a small model of the family's true architecture was imported from a Hugging Face directory (GPT: made as
-a NeMo checkpoint), calibrated at TP 1 and at TP 2 x PP 2, with the KV cache unquantized and in FP8, and exported for
-TP 1, TP 2 and PP 2. Every directory passed all checks of `nemo-ptq verify`; the three layouts hold the same tensors;
-packed weights equal those that the calibrated model simulates, but for rounding ties. Unquantized logits were compared
-with transformers' as well (`tests/checkpoint/test_loading.py`).
+A cell's jobs: calibrated at TP 1 and at TP 2 x PP 2, with the KV cache unquantized and in FP8, and exported for TP 1,
+TP 2 and PP 2. Every directory passed all checks of `nemo-ptq verify`; the three layouts hold the same tensors; packed
+weights equal those that the calibrated model simulates, but for rounding ties. Unquantized logits were compared with
+transformers' as well (`tests/checkpoint/test_loading.py`).
 
 **=** means that every tensor of the TP 1 export equals ModelOpt's own export bit for bit, KV-cache scales apart, which
 ModelOpt drops for Megatron models. Where it is missing, ModelOpt's exporter fails:
-{failures}
-**refused** is one line before anything starts. Mixtral: the readers take quantized experts in FP8 only. Falcon: the
-family has never been supported for quantization.
+{failures}"""
 
-NVFP4 is calibrated and packed on a CPU; ModelOpt simulates its rounding on GPUs only, so the comparison uses the
-reader's own rounding there.
+_HF = """
+**=** means that every tensor and the quantization config equal what ModelOpt's `export_hf_checkpoint` writes for the
+Hugging Face model with the same ranges and pre-quantization scales, bit for bit; **= but gains**, that the gains of the
+norms differ by ModelOpt's additional roundings (it folds into a gain that is kept minus one in three). Calibrated at
+TP 2 (StarCoder 1: TP 1); in FP8 the KV cache is quantized, where the family has layers for its scales. Mixtral's
+embedding and output layer were compared without the rows of padding, and StarCoder 1's output layer with the embedding
+to which it was tied.
+
+The number of no_quant is the distance of transformers' logits on the exported directory from its logits on the
+original: in the median over tokens, relative to the logits' norm.
+"""
+
+_COMPRESSED_TENSORS = """
+A number is the largest distance, over the family's models, between the logits that transformers computes from the
+exported directory with the compressed-tensors library and those of the calibrated model: in float32, in the median over
+tokens, relative to the logits' norm. transformers reported no missing or unexpected key, and generated text.
+Calibrated at TP 2 (StarCoder 1: TP 1), the KV cache unquantized.
+"""
+
+_NEMO = """
+**=** means, at TP 1 and TP 2, what is quantized with an FP8 KV cache: a fresh model has the calibrated model's tensors
+(weights and ranges) and computes its logits, exactly, when it is restored by this project's loader, and when it is
+restored with NeMo's `restore_modelopt_state`; a `trtllm` export from the checkpoint has the bytes of the direct one;
+and the checkpoint that is made straight from the Hugging Face directory, where there is one, restores the same model.
+**= tensors**: all of this without logits, which take a GPU.
 """
 
 
-def render(results: Mapping[str, Iterable[Mapping[str, Any]]]) -> str:
-    """Returns the document that tells the results."""
-    modelopt = {(result["model"], result["algorithm"]): result["outcome"] for result in results["modelopt"]}
-    lines = [
-        "# Support matrix",
-        "",
-        "Made by `make support-matrix` from the results of the tests; do not edit.",
-        "",
-        "| Family | sizes users have | decoder | " + " | ".join(ALGORITHMS) + " |",
-        "|" + "---|" * (3 + len(ALGORITHMS)),
+def _table(cell: Callable[[Row, str], str]) -> list[str]:
+    """A table of families and algorithms."""
+    return [
+        "| Family | " + " | ".join(ALGORITHMS) + " |",
+        "|" + "---|" * (1 + len(ALGORITHMS)),
+        *(f"| {row.name} | " + " | ".join(cell(row, algorithm) for algorithm in ALGORITHMS) + " |" for row in ROWS),
+        "| Falcon | " + " | ".join(["refused"] * len(ALGORITHMS)) + " |",
     ]
-    for row in ROWS:
-        shown = []
-        for algorithm in ALGORITHMS:
-            distances = [
-                result["distance"]
-                for result in results["cells"]
-                if result["model"] in row.models and result["algorithm"] == algorithm
-            ]
-            equal = all(modelopt.get((model, algorithm)) == "equal" for model in row.models)
-            shown.append(f"yes {max(distances):.0e}{' =' if equal else ''}" if distances else "refused")
-        lines.append(f"| {row.name} | {row.sizes} | {row.decoder} | " + " | ".join(shown) + " |")
-    lines.append("| Falcon | 7B, 40B | | " + " | ".join(["refused"] * len(ALGORITHMS)) + " |")
+
+
+def render(results: Mapping[str, Sequence[Result]]) -> str:
+    """Returns the document that tells the results."""
+
+    def of(kind: str, row: Row, algorithm: str) -> list[Result]:
+        return [
+            result for result in results[kind] if result["model"] in row.models and result["algorithm"] == algorithm
+        ]
+
+    def trtllm(row: Row, algorithm: str) -> str:
+        equal = all(result["outcome"] == "equal" for result in of("modelopt", row, algorithm))
+        return f"{_shown(of('trtllm', row, algorithm))}{' =' if equal else ''}"
+
+    def cell_of(format: str) -> Callable[[Row, str], str]:
+        def cell(row: Row, algorithm: str) -> str:
+            if not any(carries(format, model, algorithm) for model in row.models):
+                return "refused"
+            return trtllm(row, algorithm) if format == "trtllm" else _shown(of(format, row, algorithm))
+
+        return cell
+
     failures = "".join(
-        f"\n- {model}, {algorithm}: it {outcome}"
-        for (model, algorithm), outcome in modelopt.items()
-        if outcome != "equal"
+        f"\n- {result['model']}, {result['algorithm']}: it {result['outcome']}"
+        for result in results["modelopt"]
+        if result["outcome"] != "equal"
     )
-    return "\n".join(lines) + "\n" + _LEGEND.format(failures=failures + "\n")
+    legends = {
+        "trtllm": _TRTLLM.format(failures=failures + "\n"),
+        "hf": _HF,
+        "compressed_tensors": _COMPRESSED_TENSORS,
+        "nemo": _NEMO,
+    }
+    lines = [_INTRODUCTION, "| Family | sizes users have | TensorRT-LLM's decoder |", "|---|---|---|"]
+    lines += [f"| {row.name} | {row.sizes} | {row.decoder} |" for row in ROWS]
+    lines += ["| Falcon | 7B, 40B | |"]
+    for format, record in FORMATS.items():
+        lines += ["", f"## {format}", "", f"{record.summary[0].upper()}{record.summary[1:]}.", ""]
+        lines += [*_table(cell_of(format)), legends[format].rstrip("\n")]
+    return "\n".join(lines) + "\n"
 
 
-def main(report: Path) -> None:
+# How the document says an outcome; of several, the last of these.
+_OUTCOMES = {"equal": "=", "equal, but for gains": "= but gains", "equal tensors": "= tensors"}
+
+
+def _shown(results: Sequence[Result]) -> str:
+    """The largest distance, or the weakest outcome."""
+    distances = [result["distance"] for result in results if "distance" in result]
+    if distances:
+        return f"yes {max(distances):.0e}" if any(distances) else "yes 0"
+    return f"yes {_OUTCOMES[max((result['outcome'] for result in results), key=list(_OUTCOMES).index)]}"
+
+
+def main(reports: Sequence[Path]) -> None:
     """Writes the document, if every cell has passed."""
-    results = read_report(report)
-    if lost := missing(results):
-        sys.exit(f"{len(lost)} cells have no result, {lost[0]} among them: the document stays as it is")
+    old = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
+    new = read_reports(reports)
+    results = merged(old, new)
     kinds = (f'"{kind}": [\n' + ",\n".join(map(json.dumps, found)) + "\n]" for kind, found in results.items())
     RESULTS.write_text("{" + ",\n".join(kinds) + "}\n", encoding="utf-8")
     DOCUMENT.write_text(render(results), encoding="utf-8")
-    print(f"wrote {DOCUMENT} from {len(results['cells'])} jobs")
+    told = ", ".join(f"{len(found)} of {kind}" for kind, found in new.items() if found)
+    print(f"wrote {DOCUMENT} from these results: {told}; the others are as they were")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main([Path(name) for name in sys.argv[1:]])

@@ -127,10 +127,10 @@ def _manifest_checks(directory: Path) -> Iterator[Check]:
 def _nemo_checks(directory: Path) -> Iterator[Check]:
     model, stored = read_metadata(directory), stored_shapes(directory)
     yield Check("weights", True, f"{len(stored)} entries, all of their shards whole")
+    yield _check("shapes", nemo.weight_problems(model, stored), "as context/model.yaml promises")
     if not model.is_quantized and not (directory / "weights" / "modelopt_state").exists():
         yield Check("coverage", True, "no layer is quantized")
         return
-    yield _check("shapes", nemo.weight_problems(model, stored), "as context/model.yaml promises")
     problems = nemo.quantizer_problems(directory, model, stored)
     yield _check("modelopt_state", problems, f"quantizers of {nemo.quantized_layers(stored)} linear layers")
 

@@ -18,25 +18,41 @@ def is_nemo(directory: Path) -> bool:
 
 
 def _layer_weights(model: CheckpointMetadata) -> Iterator[tuple[str, Shape]]:
-    """The weights of one layer by their names in it; a gated first MLP layer may be stored in two halves."""
+    """The weights of one layer by their names in it.
+
+    Where there are quantizers, experts are stored one by one, and a gated first MLP layer in two halves; otherwise
+    experts are stacked.
+    """
     hidden, heads = model.hidden_size, model.num_attention_heads * model.head_size
     rows = (model.num_attention_heads + 2 * model.num_query_groups) * model.head_size
     yield "self_attention.linear_qkv.weight", (rows, hidden)
     yield "self_attention.linear_qkv.layer_norm_weight", (hidden,)
     yield "self_attention.linear_proj.weight", (hidden, heads)
-    experts = range(model.num_experts) if model.num_experts else (None,)
-    for expert in experts:
-        place = "mlp." if expert is None else f"mlp.experts.experts.{expert}."
-        if model.gated_mlp:
+    stack: Shape = (model.num_experts,) if model.num_experts and not model.is_quantized else ()
+    places = ["mlp."]
+    if model.num_experts:
+        places = [f"mlp.experts.experts.{expert}." for expert in range(model.num_experts)]
+        places = places if model.is_quantized else ["mlp.experts.experts."]
+    for place in places:
+        if model.gated_mlp and model.is_quantized:
             yield f"{place}linear_fc1.weight_w", (model.ffn_hidden_size, hidden)
             yield f"{place}linear_fc1.weight_v", (model.ffn_hidden_size, hidden)
         else:
-            yield f"{place}linear_fc1.weight", (model.ffn_hidden_size, hidden)
-        yield f"{place}linear_fc2.weight", (hidden, model.ffn_hidden_size)
+            yield f"{place}linear_fc1.weight", (*stack, (1 + model.gated_mlp) * model.ffn_hidden_size, hidden)
+        yield f"{place}linear_fc2.weight", (*stack, hidden, model.ffn_hidden_size)
+
+
+def _layers_weights(model: CheckpointMetadata) -> dict[str, Shape]:
+    """The weights of all layers: one by one where there are quantizers, otherwise stacked."""
+    if not model.is_quantized:
+        return {f"{_LAYER}{name}": (model.num_layers, *shape) for name, shape in _layer_weights(model)}
+    return {
+        f"{_LAYER}{layer}.{name}": shape for layer in range(model.num_layers) for name, shape in _layer_weights(model)
+    }
 
 
 def weight_problems(model: CheckpointMetadata, stored: Mapping[str, Shape]) -> list[str]:
-    """Weights that a quantized checkpoint lacks, or has in another shape than its model.
+    """Weights that a checkpoint lacks, or has in another shape than its model.
 
     Args:
         model: What context/model.yaml says.
@@ -45,11 +61,7 @@ def weight_problems(model: CheckpointMetadata, stored: Mapping[str, Shape]) -> l
     expected = {
         "module.embedding.word_embeddings.weight": (model.vocab_size, model.hidden_size),
         "module.decoder.final_layernorm.weight": (model.hidden_size,),
-        **{
-            f"{_LAYER}{layer}.{name}": shape
-            for layer in range(model.num_layers)
-            for name, shape in _layer_weights(model)
-        },
+        **_layers_weights(model),
     }
     if not model.tied_embeddings:
         expected["module.output_layer.weight"] = (model.vocab_size, model.hidden_size)

@@ -13,27 +13,30 @@ from nemo_ptq.config import DTYPES, ExportConfig, QuantizationConfig
 from tests.export.hugging_face import distance, export_cells, transformers_logits
 from tests.export.test_unified import quick_first
 from tests.families import FAMILIES
+from tests.matrix import Record, algorithms_of, record
 from tests.ranks import run_ranks
 
 CHECKPOINT_OF = Callable[[str], Path]
-ALGORITHMS = ("no_quant", "fp8", "int8_sq", "int4_awq")
 # Relative distance of a token's logits, in the median over tokens. Both sides compute in float32 with the same weights,
 # gains and biases, those that are folded rounded to bfloat16. What is left beyond float32's own rounding are single
 # tokens, whose activations fall to the other side of a boundary.
 CLOSE = 1e-5
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize("model", quick_first(list(FAMILIES), ("llama31", "nemotron")))
 def test_transformers_computes_the_calibrated_models_logits(
-    model: str, checkpoint_of: CHECKPOINT_OF, tmp_path: Path
+    model: str, checkpoint_of: CHECKPOINT_OF, tmp_path: Path, record_property: Record
 ) -> None:
     tp = 1 if model == "starcoder" else 2
-    algorithms = ("no_quant", "fp8") if model == "mixtral" else ALGORITHMS
+    algorithms = algorithms_of("compressed_tensors", model)
     ranks = run_ranks(export_cells, tp, checkpoint_of(model), "compressed_tensors", algorithms, False, tp, tmp_path)
     for algorithm in algorithms:
         found, report = transformers_logits(tmp_path / algorithm)
         assert report == {}
-        assert distance(found, ranks[0][algorithm]) < CLOSE, algorithm
+        far = distance(found, ranks[0][algorithm])
+        assert far < CLOSE, algorithm
+        record(record_property, "compressed_tensors", model=model, algorithm=algorithm, distance=far)
 
 
 def test_transformers_quantizes_the_kv_cache(checkpoint_of: CHECKPOINT_OF, tmp_path: Path) -> None:

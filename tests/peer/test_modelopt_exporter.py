@@ -21,6 +21,7 @@ from nemo_ptq.config import ALGORITHMS, NO_QUANT, QuantizationConfig
 from nemo_ptq.verify.reader import RankFile, same_bytes
 from tests.conftest import Demo
 from tests.families import FAMILIES, GPT_VARIANTS
+from tests.matrix import Record, record
 from tests.ranks import run_ranks
 
 KV_CACHE_SCALES = ("k_cache_scaling_factor", "v_cache_scaling_factor", "kv_cache_scaling_factor")
@@ -132,17 +133,17 @@ def compared(
     return comparisons
 
 
+@pytest.mark.matrix
 @pytest.mark.parametrize(("model", "algorithm"), CELLS)
 def test_export_equals_modelopts(
     model: str,
     algorithm: str,
     compared: Callable[[str], dict[str, Comparison]],
-    record_property: Callable[[str, Any], None],
+    record_property: Record,
 ) -> None:
     comparison = compared(model)[algorithm]
     outcome = MODELOPT_FAILS.get((model, algorithm), "equal")
-    # For tests/matrix.py, which counts it if the test passes.
-    record_property("modelopt", json.dumps({"model": model, "algorithm": algorithm, "outcome": outcome}))
+    record(record_property, "modelopt", model=model, algorithm=algorithm, outcome=outcome)
     if (model, algorithm) in MODELOPT_FAILS:
         assert comparison.error, "ModelOpt's exporter works now: compare with it"
         return
