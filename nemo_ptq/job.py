@@ -60,6 +60,8 @@ class Job:
     @property
     def arguments(self) -> dict[str, Any]:
         """The task's arguments, nested as its configs are, paths absolute."""
+        # A quantized checkpoint holds its own calibration: none is given with it.
+        given = None if self.metadata.is_quantized else self.calibration_state
         return {
             "nemo_checkpoint": str(self.checkpoint),
             "calibration_tp": self.calibration_tp,
@@ -69,7 +71,7 @@ class Job:
             "num_layers_in_last_pipeline_stage": self.num_layers_in_last_pipeline_stage,
             "forward_loop": None if self.forward_loop is None else getattr(self.forward_loop, "__qualname__", "yes"),
             "tokenizer_path": self.tokenizer_path,
-            "calibration_state": None if self.calibration_state is None else str(self.calibration_state),
+            "calibration_state": None if given is None else str(given),
             "legacy_ckpt": self.legacy_ckpt,
             "quantization_config": asdict(self.quantization),
             "export_config": {**asdict(self.export), "path": str(self.output)},

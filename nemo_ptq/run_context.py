@@ -156,23 +156,11 @@ class PtqRunContext(RunContext):
                 _plan(arguments, processes, launcher)
             job = check_job(**arguments, world_size=processes, launcher=launcher)
             if executor_is_known:
-                problems.extend(self._unmounted(job))
+                problems.extend(unmounted(self.executor, _files(job)))
         if problems:
             raise ConfigError(problems)
         _make_absolute(task, job)
         return task, job
-
-    def _unmounted(self, job: Job) -> list[str]:
-        """What the executor's container, if it has one, would not see of the job's files."""
-        data = job.quantization.data_file
-        return unmounted(
-            self.executor,
-            {
-                "nemo_checkpoint": job.checkpoint,
-                "export_config.path": job.output,
-                "quantization_config.calibration_dataset": data and Path(os.path.abspath(data)),
-            },
-        )
 
     def parse_executor(self, name: str, *args: str) -> run.Config:
         """Makes the executor that `run.executor=` names.
@@ -233,16 +221,24 @@ def _values(task: run.Partial) -> dict[str, Any]:
     return {name: fdl.build(value) if isinstance(value, fdl.Buildable) else value for name, value in arguments.items()}
 
 
+def _files(job: Job) -> dict[str, Path]:
+    """The absolute path of every file and directory that a job reads or makes, by the option that names it."""
+    files = {"nemo_checkpoint": job.checkpoint, "export_config.path": job.output}
+    if job.tokenizer_path and os.path.exists(job.tokenizer_path):
+        files["tokenizer_path"] = Path(os.path.abspath(job.tokenizer_path))
+    if job.calibration_state:
+        if not job.metadata.is_quantized:  # which holds its own
+            files["calibration_state"] = job.calibration_state
+        return files
+    if job.quantization.algorithm_file:
+        files["quantization_config.algorithm"] = Path(os.path.abspath(job.quantization.algorithm_file))
+    if job.quantization.data_file:
+        files["quantization_config.calibration_dataset"] = Path(os.path.abspath(job.quantization.data_file))
+    return files
+
+
 def _make_absolute(task: run.Partial, job: Job) -> None:
     """Names every file by its absolute path, since a job may start in another directory than the command did."""
-    task.nemo_checkpoint, task.model_path = str(job.checkpoint), None
-    task.export_config.path, task.tracking = str(job.output), job.tracking
-    if job.tokenizer_path and os.path.exists(job.tokenizer_path):
-        task.tokenizer_path = os.path.abspath(job.tokenizer_path)
-    if job.calibration_state:
-        task.calibration_state = str(job.calibration_state)
-        return
-    if job.quantization.algorithm_file:
-        task.quantization_config.algorithm = os.path.abspath(job.quantization.algorithm_file)
-    if job.quantization.data_file:
-        task.quantization_config.calibration_dataset = os.path.abspath(job.quantization.data_file)
+    task.model_path, task.tracking = None, job.tracking
+    for option, file in _files(job).items():
+        _set(task, option, str(file))

@@ -4,6 +4,7 @@
 
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,11 +12,16 @@ from typing import Any
 import fiddle as fdl
 import nemo_run as run
 import pytest
+from safetensors.numpy import save_file
 
-from nemo_ptq import executors, run_context
+from nemo_ptq import executors, preflight, run_context
+from nemo_ptq.calibration.state_header import IN_EXPORT, StateHeader
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata, read_metadata
+from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.experiment import JobFailed
 from nemo_ptq.job import Job
+from nemo_ptq.preflight import check_job
 from nemo_ptq.run_context import PtqRunContext
 from nemo_ptq.task import ptq
 from tests.conftest import Demo
@@ -158,6 +164,55 @@ def test_a_job_goes_to_its_executor_with_absolute_paths(
     assert arguments["quantization_config"].algorithm == "int8_sq"
     assert arguments["export_config"].path == str(tmp_path / "out")
     assert executors.world_size(executor) == 4  # as many as the calibration needs
+
+
+def write_state(directory: Path, metadata: CheckpointMetadata) -> Path:
+    """The calibration of an fp8 export of a checkpoint, without its tensors."""
+    header = StateHeader("/then", "", asdict(metadata), "llama", QuantizationConfig(), {"algorithm": "max"}, {})
+    file = directory / IN_EXPORT
+    file.parent.mkdir(parents=True)
+    save_file({}, file, header.to_metadata())
+    return file
+
+
+def test_a_saved_calibration_goes_along(demo: Demo, tmp_path: Path, sound: list[str], launched: list[Any]) -> None:
+    state = write_state(tmp_path / "before", read_metadata(demo.checkpoint))
+    execute(*sound, f"calibration_state={state}", "run.executor=torchrun")
+    ((task, _),) = launched
+    assert task.calibration_state == str(state)
+
+
+def test_a_quantized_checkpoint_keeps_its_calibration_to_itself(
+    demo: Demo, tmp_path: Path, launched: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    metadata = replace(read_metadata(demo.checkpoint), is_quantized=True)
+    monkeypatch.setattr(preflight.gathering, "read_metadata", lambda _: metadata)
+    checkpoint = tmp_path / "quantized"
+    (checkpoint / "weights" / "modelopt_state").mkdir(parents=True)
+    write_state(checkpoint, metadata)
+    execute(f"nemo_checkpoint={checkpoint}", f"export_config.path={tmp_path}/out", "run.executor=torchrun")
+    ((task, _),) = launched
+    job = check_job(**fdl.build(task).keywords, world_size=1)  # as each rank does
+    assert job.calibration_state == checkpoint / IN_EXPORT
+    assert job.arguments["calibration_state"] is None
+
+
+def test_containers_must_see_every_file(
+    sound: list[str], tmp_path: Path, launched: list[Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "own.json").write_text('{"quant_cfg": [], "algorithm": "max"}')
+    (tmp_path / "data.txt").write_text("some text\n")
+    options = {
+        "tokenizer_path": tmp_path / "tokenizer",
+        "quantization_config.algorithm": tmp_path / "own.json",
+        "quantization_config.calibration_dataset": tmp_path / "data.txt",
+    }
+    slurm = ["run.executor=slurm", "run.executor.container_image=x"]
+    errors = errors_of(capsys, *sound, *(f"{option}={path}" for option, path in options.items()), *slurm)
+    named = ["nemo_checkpoint", "export_config.path", *options]
+    assert [error.partition(" make ")[2].partition("=")[0] for error in errors] == named
+    assert not launched
 
 
 def test_the_users_number_of_tasks_is_kept(sound: list[str], launched: list[Any]) -> None:
