@@ -5,7 +5,7 @@
 # NeMo-Run reads these annotations to parse the command line and to serialise the task: nested configs are Annotated
 # with run.Config, and there are no unions with `|`, no enumerations, no tuples and no paths.
 from collections.abc import Callable
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import nemo_run as run
 
@@ -73,32 +73,14 @@ def ptq(
         ConfigError: If anything about the arguments is wrong; it names all problems, and nothing has been started.
         PtqError: If the job cannot be done for another reason that the user can mend.
     """
+    arguments = {**locals()}  # by name, before there is anything else that is local
+
     from nemo_ptq.errors import ConfigError
     from nemo_ptq.launch import read_launch
     from nemo_ptq.plan import plan_job, show_plan
     from nemo_ptq.preflight import check_job
     from nemo_ptq.start import start
 
-    arguments: dict[str, Any] = {
-        "nemo_checkpoint": nemo_checkpoint,
-        "export_config": export_config,
-        "calibration_tp": calibration_tp,
-        "calibration_pp": calibration_pp,
-        "calibration_ep": calibration_ep,
-        "num_layers_in_first_pipeline_stage": num_layers_in_first_pipeline_stage,
-        "num_layers_in_last_pipeline_stage": num_layers_in_last_pipeline_stage,
-        "devices": devices,
-        "num_nodes": num_nodes,
-        "quantization_config": quantization_config,
-        "forward_loop": forward_loop,
-        "tokenizer_path": tokenizer_path,
-        "calibration_state": calibration_state,
-        "legacy_ckpt": legacy_ckpt,
-        "tracking": tracking,
-        "model_path": model_path,
-        "plan_only": plan_only,
-        "plan_device": plan_device,
-    }
     launch = read_launch()
     if plan_only is True:
         plan = plan_job(arguments, world_size=launch.world_size, launcher=launch.launcher)
