@@ -29,7 +29,7 @@ from nemo_ptq.calibration.algorithms import calibrate, modelopt_config
 from nemo_ptq.calibration.forward import forward_batches, run_batches
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.console import Reporter
-from nemo_ptq.export.ownership import gather_ownership, global_modules
+from nemo_ptq.export.megatron import MegatronLayers, gather_ownership, global_modules
 from nemo_ptq.export.publish import sha256_of
 from nemo_ptq.export.qnemo import pack_module
 from nemo_ptq.export.qnemo_layout import QnemoLayout
@@ -153,15 +153,15 @@ class ExportTimer:
     def line(self, algorithm: str, module: GPTModel, device: torch.device) -> str:
         """Exports a calibrated model once, and returns its row in Markdown."""
         modules = global_modules(module)
-        ownership = gather_ownership(modules)
+        ownership, layers = gather_ownership(modules), MegatronLayers(module, modules)
         shape = shape_of(self._config, self._vocab_size)
         layout = QnemoLayout(shape, ownership.schemes, ownership.kv_cache, torch.bfloat16, 1, 1)
         target = Path(tempfile.mkdtemp(dir=self._directory))
         try:
             files: list[Path] = []
-            pack = lambda name: pack_module(name, modules[name], shape, torch.bfloat16)  # noqa: E731
+            pack = lambda name: pack_module(layers, name, shape, torch.bfloat16)  # noqa: E731
             writing = measure(
-                lambda: files.extend(write_files(target, layout, pack, ownership, Reporter(False))), device
+                lambda: files.extend(write_files(target, layout, pack, ownership, Reporter(False), 0)), device
             )
             hashing = measure(lambda: files.sort(key=sha256_of), device)
             gigabytes = sum(file.stat().st_size for file in files) / 1e9

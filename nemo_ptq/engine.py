@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,16 +17,9 @@ from nemo_ptq.calibration.algorithms import as_json, modelopt_config
 from nemo_ptq.calibration.algorithms import calibrate as calibrate_module
 from nemo_ptq.calibration.experts import TokenCounts, with_idle_experts_covered
 from nemo_ptq.calibration.samples import data_loop, read_job_samples
-from nemo_ptq.calibration.state import (
-    CalibrationState,
-    apply_state,
-    check_fits,
-    fingerprint,
-    gather_state,
-    load_state,
-    save_state,
-)
+from nemo_ptq.calibration.state import CalibrationState, check_fits, load_state, save_state
 from nemo_ptq.calibration.state_header import IN_EXPORT, StateHeader
+from nemo_ptq.calibration.transfer import apply_state, fingerprint, gather_state
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
@@ -33,30 +27,20 @@ from nemo_ptq.console import Reporter
 from nemo_ptq.errors import PtqError
 from nemo_ptq.evaluation import sample
 from nemo_ptq.export.formats import ADAPTERS, CHECKS, WRITERS
-from nemo_ptq.export.publish import (
-    discard,
-    prepare,
-    publish,
-    sha256_of,
-    staging_path,
-    write_manifest,
-)
+from nemo_ptq.export.megatron import source_of
+from nemo_ptq.export.publish import discard, prepare, sha256_of, staging_path
 from nemo_ptq.export.shape import shape_of
-from nemo_ptq.export.source import Source, source_of
+from nemo_ptq.export.source import Source
 from nemo_ptq.families import family_of
+from nemo_ptq.finish import finish
 from nemo_ptq.job import Job
 from nemo_ptq.launch import read_launch
 from nemo_ptq.quiet import quiet_libraries
 from nemo_ptq.report.compose import Observations, describe
 from nemo_ptq.report.measure import baseline_logits, evaluation_batches, measure
 from nemo_ptq.report.observe import gather_steps, observe, report_of
-from nemo_ptq.report.write import write_report
 from nemo_ptq.runtime import pick_device, process_groups
-from nemo_ptq.verify.checks import verify as verify_directory
 from nemo_ptq.versions import producer
-
-# A judgement of what weights usually are: worth a warning, no reason to throw a calibration away.
-_DOUBTS = ("ranges",)
 
 
 def run_job(job: Job) -> None:
@@ -247,12 +231,8 @@ def export(model: LoadedModel, job: Job, reporter: Reporter, observations: Obser
         steps = gather_steps(reporter.steps)
         with reporter.step("verify"):
             if is_first:
-                for name, directory in job.directories(staging).items():
-                    report = report_of(model, job, directory, digests[name], observations or Observations(), steps)
-                    write_report(directory, report)
-                    write_manifest(directory, digests[name], _about(name, job))
-                    _verify(directory, reporter)
-                publish(job.output)
+                report = partial(report_of, model.size, job, observations or Observations(), steps)
+                finish(job, digests, report, reporter)
             dist.barrier()
     finally:
         if is_first:
@@ -297,20 +277,3 @@ def _write(name: str, source: Source, calibration: CalibrationState | None, dire
     if dist.get_rank() == 0 and calibration is not None:
         save_state(directory / IN_EXPORT, calibration)
     return {file: digest for digests in everyones for file, digest in digests.items()}
-
-
-def _about(name: str, job: Job) -> dict[str, Any]:
-    """What the manifest says beside the files."""
-    return {"format": name, "producer": producer(), "arguments": job.arguments}
-
-
-def _verify(directory: Path, reporter: Reporter) -> None:
-    checks = verify_directory(directory)
-    failed = [check for check in checks if not check.ok]
-    doubts = [check for check in failed if check.name in _DOUBTS]
-    for check in doubts:
-        reporter.warn(f"verify: {check.name}: {check.detail}")
-    if len(failed) > len(doubts):
-        reasons = "\n".join(f"{check.name}: {check.detail}" for check in failed if check not in doubts)
-        raise PtqError(f"the export does not pass its own verification, and was removed:\n{reasons}")
-    reporter.say(f"verify: {len(checks) - len(failed)} checks passed")

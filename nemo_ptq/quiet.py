@@ -4,6 +4,7 @@
 
 import io
 import logging
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator
@@ -56,3 +57,12 @@ def quiet_libraries() -> None:
     logging.getLogger("matplotlib").setLevel(logging.ERROR)  # it tells when it looks for fonts
     warnings.filterwarnings("ignore", module=r"(modelopt\.torch\.(quantization|opt)|megatron)\b")
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed\.checkpoint\b")
+
+
+def transformers_without_torch() -> None:
+    """Has transformers leave torch alone when it is imported: tokenizers and configurations then load in a second.
+
+    For a process that needs nothing else of it, as a command's does: its models cannot be had there afterwards.
+    """
+    os.environ.setdefault("USE_TORCH", "0")
+    os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")

@@ -26,18 +26,22 @@ def start(job: Job) -> None:
     """
     launch = read_launch()
     if not launch.is_first:
-        _run(job)
+        _run(job, launch.world_size)
         return
     print(f"reading {job.checkpoint}", flush=True)
     with _recorded(job, launch.world_size):
-        _run(job)
+        _run(job, launch.world_size)
 
 
-def _run(job: Job) -> None:
-    # Imports torch, Megatron and NeMo: only a job that can run waits for them.
+def _run(job: Job, world_size: int) -> None:
+    # Imports torch: only a job that can run waits for it, and for Megatron and NeMo only one that runs a model.
+    from nemo_ptq.reexport import is_possible, run_reexport
+
+    if is_possible(job, world_size):
+        run_reexport(job)
+        return
     with quiet_imports():
         from nemo_ptq.engine import run_job
-
     run_job(job)
 
 

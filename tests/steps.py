@@ -20,8 +20,16 @@ from nemo_ptq.calibration.forward import forward_batches
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console import Reporter
-from nemo_ptq.export.ownership import gather_ownership, global_modules
-from nemo_ptq.export.packing import pack_kv_cache, pack_linear, pack_parameters, quantizes_kv_cache, row_splitter
+from nemo_ptq.export.megatron import (
+    MegatronLayers,
+    gather_ownership,
+    global_modules,
+    kv_cache_of,
+    linear_of,
+    plain_of,
+    quantizes_kv_cache,
+)
+from nemo_ptq.export.packing import pack_kv_cache, pack_linear, pack_parameters, row_splitter
 from nemo_ptq.export.qnemo import pack_module
 from nemo_ptq.export.qnemo_config import qnemo_config
 from nemo_ptq.export.qnemo_layout import QnemoLayout
@@ -81,12 +89,13 @@ def is_first() -> bool:
 def export(model: LoadedModel, directory: Path, tp: int = 1, pp: int = 1) -> None:
     """Writes the rank files and config.json of a calibrated model."""
     modules = global_modules(model.module)
-    ownership = gather_ownership(modules)
+    ownership, layers = gather_ownership(modules), MegatronLayers(model.module, modules)
     shape = shape_of(model.config, model.vocab_size)
     layout = QnemoLayout(shape, ownership.schemes, ownership.kv_cache, torch.bfloat16, tp, pp)
     directory.mkdir(parents=True, exist_ok=True)
-    pack = lambda name: pack_module(name, modules[name], shape, torch.bfloat16)  # noqa: E731
-    write_files(directory, layout, pack, ownership, Reporter(False))
+    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
+    pack = lambda name: pack_module(layers, name, shape, torch.bfloat16, tensor_rank)  # noqa: E731
+    write_files(directory, layout, pack, ownership, Reporter(False), dist.get_rank())
     if dist.get_rank() == 0:
         config = qnemo_config(layout, family(model), "0")
         (directory / "config.json").write_text(json.dumps(config))
@@ -116,16 +125,16 @@ def serve(model: LoadedModel, algorithm: str) -> list[str]:
     problems = []
     for name, module in global_modules(model.module).items():
         if ".linear_" in name:
-            packed = pack_linear(module, row_splitter(name, shape, tensor_rank), torch.bfloat16)
+            packed = pack_linear(linear_of(module), row_splitter(name, shape, tensor_rank), torch.bfloat16)
             problems += [f"{name}: {problem}" for problem in _weight_problems(name, module, packed, algorithm, shape)]
             groups = rows_of(name, module.weight, heads, shape.gated)
             rows = {group: dequantize(algorithm, fields_of(packed, group)) for group in groups}
             module.weight.data = joined(name, rows, heads)
             _serve_inputs(module, packed, algorithm)
         if getattr(module, "zero_centered_gamma", False):
-            module.weight.data = pack_parameters(module, torch.bfloat16)["", "weight"].float() - 1.0
+            module.weight.data = pack_parameters(plain_of(module), torch.bfloat16)["", "weight"].float() - 1.0
         if name.endswith("core_attention") and quantizes_kv_cache(module):
-            scale = pack_kv_cache(module)["", "kv_cache_scaling_factor"]
+            scale = pack_kv_cache(*kv_cache_of(module))["", "kv_cache_scaling_factor"]
             for quantizer in (module.k_bmm_quantizer, module.v_bmm_quantizer):
                 quantizer.amax = scale.reshape(quantizer.amax.shape) * 448.0
     for module in model.module.modules():

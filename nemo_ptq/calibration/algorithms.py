@@ -21,10 +21,11 @@ from modelopt.torch.quantization.nn import TensorQuantizer
 from modelopt.torch.quantization.utils.core_utils import is_quantized_linear
 
 from nemo_ptq.calibration.awq import calibrate_awq
+from nemo_ptq.calibration.floor import amax_floor
 from nemo_ptq.calibration.smoothing import modelopt_keeps_scales
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.packing import scheme_of
+from nemo_ptq.export.megatron import scheme_of
 from nemo_ptq.quiet import quiet_prints
 
 _PRESETS = {
@@ -35,20 +36,12 @@ _PRESETS = {
     "nvfp4": mtq.NVFP4_DEFAULT_CFG,
 }
 _KV_CACHE_PRESETS = {"fp8": mtq.FP8_KV_CFG}
-# Squared ReLU leaves many channels nearly unused in a short calibration: activation ranges of decoder "gpt" are kept
-# above one hundredth of the format's largest value, as NVIDIA's own tool does.
-_GPT_AMAX_FLOOR = {"fp8": 0.01 * 448.0, "int8_sq": 0.01 * 127.0}
 # Coarse search: finer exponents overflow in TensorRT-LLM's kernels for these decoders.
 _COARSE_W4A8_DECODERS = ("gemma",)
 # The calibration methods that give layers a pre-quantization scale, by which ModelOpt tells formats apart.
 _SMOOTHING_METHODS = ("smoothquant", "awq_lite", "awq_clip", "awq_full")
 
 ForwardLoop = Callable[[GPTModel], None]
-
-
-def amax_floor(quantization: QuantizationConfig, decoder: str) -> float | None:
-    """Returns what activation ranges of a job are at least, None where they may be anything."""
-    return _GPT_AMAX_FLOOR.get(quantization.algorithm or "") if decoder == "gpt" else None
 
 
 def modelopt_config(quantization: QuantizationConfig, decoder: str) -> dict[str, Any]:

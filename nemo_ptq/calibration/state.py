@@ -16,26 +16,16 @@ For each quantizer of an activation, by the name of its module in the whole mode
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
-from modelopt.torch.quantization.nn import TensorQuantizer
 from safetensors.torch import load_file, save
 
-from nemo_ptq.calibration.algorithms import insert_quantizers, range_weights
-from nemo_ptq.calibration.smoothing import exact_pre_quant_scale, smooth
 from nemo_ptq.calibration.state_header import StateHeader, read_header
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.ownership import global_modules
 
-# The layers whose inputs tensor parallelism shards, and their channels' ranges and scales with them.
-_ROW_PARALLEL = ("linear_proj", "linear_fc2")
 _SUMMED_AT_ONCE = 1 << 22
 
 
@@ -52,87 +42,27 @@ class CalibrationState:
     tensors: Mapping[str, torch.Tensor]
 
 
-def fingerprint(module: GPTModel) -> str:
-    """Returns a fingerprint of a model's unquantized weights that parallelism does not show in; every rank calls it.
-
-    It is made of exact sums of the bits of each linear layer's weight and of the embedding: no shard, order or padding
-    with zeros changes it, and another training does.
-
-    Args:
-        module: This rank's part of the model, in a 16-bit data type.
-    """
-    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
-    weights = {
-        name: child.get_parameter("weight")
-        for name, child in global_modules(module).items()
-        if ".linear_" in name or name == "embedding.word_embeddings"
-    }
-    sums = {(name, tensor_rank): _sum_of_bits(weight) for name, weight in weights.items()}
-    total: dict[str, int] = {}
-    for (name, _), value in sorted(_merged(sums).items()):
-        total[name] = total.get(name, 0) + value
-    return hashlib.sha256(repr(total).encode()).hexdigest()
-
-
-def _sum_of_bits(weight: torch.Tensor) -> int:
+def sum_of_bits(weight: torch.Tensor) -> int:
+    """Returns the exact sum of the bits of a tensor in a 16-bit data type, each element an integer."""
     # In pieces: on a CPU torch makes an int64 copy of what it sums.
     pieces = weight.view(torch.int16).reshape(-1).split(_SUMMED_AT_ONCE)
     return sum(int(piece.sum(dtype=torch.int64)) for piece in pieces)
 
 
-def _merged(mine: dict[Any, Any]) -> dict[Any, Any]:
-    """What all ranks have; data-parallel ranks have the same under the same key."""
-    everyones: list[dict[Any, Any]] = [mine] * dist.get_world_size()
-    dist.all_gather_object(everyones, mine)
-    return {key: value for part in everyones for key, value in part.items()}
+def is_fingerprinted(name: str) -> bool:
+    """Whether a module's weight is part of a model's fingerprint, by Megatron's name of the module."""
+    return ".linear_" in name or name == "embedding.word_embeddings"
 
 
-def _activation_quantizers(module: GPTModel) -> Iterator[tuple[str, Any, TensorQuantizer]]:
-    """Yields the name of each quantizer in the whole model, the layer that it belongs to, and the quantizer."""
-    for name, parent in global_modules(module).items():
-        for child_name, child in parent.named_children():
-            if isinstance(child, TensorQuantizer) and child_name != "weight_quantizer":
-                yield f"{name}.{child_name}", parent, child
+def fingerprint_of(sums: Mapping[str, int]) -> str:
+    """Returns the fingerprint of a model's unquantized weights that parallelism does not show in.
 
-
-def _quantizer_state(parent: Any, quantizer: TensorQuantizer) -> dict[str, torch.Tensor]:
-    """What the data has taught one quantizer. AWQ leaves the scale in an input quantizer that does not quantize."""
-    found: dict[str, torch.Tensor | None] = {"pre_quant_scale": None, "channel_amax": None, "amax": None}
-    if getattr(quantizer, "pre_quant_scale", None) is not None:
-        found["pre_quant_scale"] = exact_pre_quant_scale(parent)
-        found["channel_amax"] = getattr(quantizer, "_amax_for_smoothing", None)
-    if quantizer.is_enabled:
-        found["amax"] = getattr(quantizer, "_amax", None)
-    state = {key: value.detach().cpu() for key, value in found.items() if value is not None}
-    return {key: value.float().flatten() if key == "channel_amax" else value for key, value in state.items()}
-
-
-def _is_sharded(name: str, value: torch.Tensor) -> bool:
-    """Whether the last dimension of a tensor of this name is cut by tensor parallelism."""
-    return value.numel() > 1 and any(f"{linear}." in name for linear in _ROW_PARALLEL)
-
-
-def gather_state(module: GPTModel, header: StateHeader) -> CalibrationState:
-    """Gathers the calibration state of the whole model on every rank; every rank calls it.
+    Exact sums have it that no shard, order or padding with zeros changes it, and another training does.
 
     Args:
-        module: This rank's part of the model, calibrated.
-        header: How it was made.
+        sums: :func:`sum_of_bits` of the whole weight of every module that :func:`is_fingerprinted`.
     """
-    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
-    mine = {
-        (f"{name}.{key}", tensor_rank): value
-        for name, parent, quantizer in _activation_quantizers(module)
-        for key, value in _quantizer_state(parent, quantizer).items()
-    }
-    shards: dict[str, list[torch.Tensor]] = {}
-    for (name, _), value in sorted(_merged(mine).items(), key=lambda item: item[0]):
-        shards.setdefault(name, []).append(value)
-    whole = {
-        name: torch.cat(values, dim=-1) if _is_sharded(name, values[0]) else torch.atleast_1d(values[0])
-        for name, values in shards.items()
-    }
-    return CalibrationState(header, {name: value.contiguous() for name, value in whole.items()})
+    return hashlib.sha256(repr(dict(sorted(sums.items()))).encode()).hexdigest()
 
 
 def save_state(path: Path, state: CalibrationState) -> None:
@@ -155,7 +85,7 @@ def check_fits(state: CalibrationState, weights: str) -> None:
 
     Args:
         state: The state.
-        weights: The model's :func:`fingerprint`.
+        weights: The model's fingerprint.
 
     Raises:
         PtqError: If they differ.
@@ -165,40 +95,3 @@ def check_fits(state: CalibrationState, weights: str) -> None:
             "the calibration state was made from other weights than these of the same shape: give the checkpoint that "
             f"was calibrated (then {state.header.checkpoint}), or calibrate this one"
         )
-
-
-@torch.no_grad()
-def apply_state(module: GPTModel, state: CalibrationState) -> None:
-    """Quantizes a model as its calibration did, without any data.
-
-    Weights are smoothed and ranged as they were then, bit for bit, whatever the parallelism was and is. That holds for
-    algorithms whose state ``is_repeatable``; others range the weights on the data.
-
-    Args:
-        module: This rank's part of the model, unquantized; quantizers are inserted and its weights smoothed in place.
-        state: Of the same model.
-
-    """
-    tensor_rank = parallel_state.get_tensor_model_parallel_rank()
-    tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
-
-    def local(name: str, device: torch.device) -> torch.Tensor | None:
-        value = state.tensors.get(name)
-        if value is not None and _is_sharded(name, value):
-            value = value.chunk(tensor_ranks, dim=-1)[tensor_rank]
-        return None if value is None else value.to(device)
-
-    insert_quantizers(module, state.header.modelopt_config)
-    device = next(module.parameters()).device
-    for name, parent, quantizer in _activation_quantizers(module):
-        scale = local(f"{name}.pre_quant_scale", device)
-        if scale is not None:
-            smooth(parent, scale)
-        channel_amax = local(f"{name}.channel_amax", torch.device("cpu"))
-        if channel_amax is not None:
-            quantizer._amax_for_smoothing = channel_amax
-    range_weights(module, state.header.modelopt_config)
-    for name, _, quantizer in _activation_quantizers(module):
-        amax = local(f"{name}.amax", device)
-        if amax is not None:
-            quantizer.amax = amax.reshape(()) if amax.numel() == 1 else amax

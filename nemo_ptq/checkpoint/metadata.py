@@ -3,7 +3,6 @@
 """What a checkpoint says about itself, without torch or NeMo, and without running its code."""
 
 import json
-import pickle
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import yaml
 
 from nemo_ptq.checkpoint.huggingface.description import describe
+from nemo_ptq.checkpoint.index import read_index
 from nemo_ptq.errors import ConfigError, PtqError
 
 EMBEDDING = "module.embedding.word_embeddings.weight"
@@ -90,9 +90,9 @@ def read_metadata(checkpoint: Path) -> CheckpointMetadata:
         if isinstance(error, ConfigError):
             raise
         raise ConfigError([f"nemo_checkpoint: {error}"]) from error
-    weights = _read_weights_index(checkpoint)
+    weights = read_index(checkpoint)
     _check_shards(checkpoint, weights.storage_data.values())
-    return _describe(checkpoint, _read_model_yaml(checkpoint), weights.state_dict_metadata)
+    return _describe(checkpoint, read_model_yaml(checkpoint), weights.state_dict_metadata)
 
 
 def stored_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
@@ -101,7 +101,7 @@ def stored_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
     Raises:
         ConfigError: If the index of the weights cannot be read.
     """
-    entries = _read_weights_index(checkpoint).state_dict_metadata
+    entries = read_index(checkpoint).state_dict_metadata
     return {name: tuple(getattr(entry, "size", ())) for name, entry in entries.items()}
 
 
@@ -154,43 +154,6 @@ def _listed(names: list[str]) -> str:
     return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
 
 
-class _Record:
-    """Stands for any class or function in a pickle: keeps the attributes, runs nothing."""
-
-    def __new__(cls, *args: Any) -> "_Record":
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-
-
-class _InertUnpickler(pickle.Unpickler):
-    """Reads a pickle's data and imports none of the names in it, so that a hostile checkpoint can run no code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        return tuple if (module, name) == ("torch", "Size") else _Record
-
-
-def _read_weights_index(checkpoint: Path) -> Any:
-    """Reads `weights/.metadata`, a pickled torch.distributed.checkpoint.metadata.Metadata."""
-    backend_file = checkpoint / "weights" / "metadata.json"
-    index_file = checkpoint / "weights" / ".metadata"
-    try:
-        backend = json.loads(backend_file.read_text())["sharded_backend"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError([f"{backend_file} cannot be read ({error!r}): copy or save the checkpoint again"]) from error
-    if backend != "torch_dist":
-        raise ConfigError([f"{checkpoint}: weights are in {backend} format: save them in torch_dist format with NeMo"])
-    try:
-        with index_file.open("rb") as file:
-            index = _InertUnpickler(file).load()
-        index.state_dict_metadata.items(), index.storage_data.values()
-    except Exception as error:  # a damaged pickle raises whatever it likes
-        raise ConfigError([f"{index_file} cannot be read ({error!r}): copy or save the checkpoint again"]) from error
-    return index
-
-
 def _check_shards(checkpoint: Path, parts: Iterable[Any]) -> None:
     needed: dict[str, int] = {}
     for part in parts:
@@ -208,11 +171,16 @@ def _check_shards(checkpoint: Path, parts: Iterable[Any]) -> None:
         raise ConfigError(problems)
 
 
-def _read_model_yaml(checkpoint: Path) -> Mapping[str, Any]:
+def read_model_yaml(checkpoint: Path) -> dict[str, Any]:
+    """Reads `context/model.yaml`: the config's fields, with "model_class" and "tokenizer" beside them.
+
+    Raises:
+        ConfigError: If it does not describe a model.
+    """
     file = checkpoint / "context" / "model.yaml"
     try:
         model = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return {**model["config"], "model_class": model["_target_"]}
+        return {**model["config"], "model_class": model["_target_"], "tokenizer": model.get("tokenizer")}
     except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(

@@ -1,17 +1,13 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint's tensors in the parts that layers own, and how a rank reads its shards of them."""
+"""A checkpoint's tensors in the parts that layers own."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
-from megatron.core.models.gpt import GPTModel
-
-from nemo_ptq.errors import PtqError
 
 # NeMo wraps Megatron's model in a LightningModule, whose attribute `module` it is.
 PREFIX = "module."
@@ -58,44 +54,32 @@ class TensorPart:
     read: Callable[[], torch.Tensor]
     position: tuple[tuple[int, int], ...] = ()
 
+    @property
+    def live_name(self) -> str:
+        """Megatron's name of the parameter, its layer and its expert counted through the whole model."""
+        return live_name(self.key, *(index for index, _ in self.position))
 
-@torch.no_grad()
-def read_parts(module: GPTModel, parts: Sequence[TensorPart]) -> None:
-    """Reads this rank's shards into a model, one part in memory at a time.
 
-    Which shards these are is Megatron's to say, as it does when it reads a checkpoint. Rows that a shard has beyond
-    the part, which only this tensor parallelism pads, are left as they are.
+# Checkpoints keep a norm with the linear layer that follows it.
+_NORMS = {
+    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
+    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+}
+
+
+def live_name(key: str, layer: object = "", expert: object = "") -> str:
+    """Returns Megatron's name of a parameter in a model, from its name in a checkpoint.
 
     Args:
-        module: This rank's part of the model. Values take the data type that it has.
-        parts: Every part of every tensor.
+        key: Without the "module." prefix.
+        layer: Its layer's number, or what stands for it.
+        expert: Its expert's.
 
-    Raises:
-        PtqError: If a tensor of the model is in no part.
+    Example:
+        >>> live_name("decoder.layers.mlp.experts.experts.linear_fc1.weight", 3, 5)
+        'decoder.layers.3.mlp.experts.local_experts.5.linear_fc1.weight'
     """
-    by_place = {(PREFIX + part.key, tuple(index for index, _ in part.position)): part for part in parts}
-    wanted: dict[tuple[str, tuple[int, ...]], list[ShardedTensor]] = {}
-    for shard in _shards(module):
-        place = shard.key, shard.global_offset[: shard.prepend_axis_num]
-        if place not in by_place:
-            raise PtqError(f"the weights hold nothing for {shard.key} at {place[1]}, which the model has")
-        wanted.setdefault(place, []).append(shard)
-    for place, shards in wanted.items():
-        whole = by_place[place].read()
-        for shard in shards:
-            offsets = shard.global_offset[shard.prepend_axis_num :]
-            piece = whole[
-                tuple(slice(offset, offset + size) for offset, size in zip(offsets, shard.local_shape, strict=True))
-            ]
-            shard.data[tuple(slice(size) for size in piece.shape)].copy_(piece)
-
-
-def _shards(module: GPTModel) -> Iterator[ShardedTensor]:
-    """The model's parameters as Megatron shards them, each piece a view of its parameter."""
-    state: dict[str, Any] = module.sharded_state_dict(prefix=PREFIX)
-    apply_factories(state)
-    for entry in state.values():
-        for piece in entry if isinstance(entry, list) else [entry]:
-            # Transformer Engine's extra states are none of the weights.
-            if isinstance(piece, ShardedTensor):
-                yield piece
+    for stored, live in _NORMS.items():
+        key = key.replace(stored, live)
+    key = re.sub(r"^decoder\.layers\.(?=\D)", f"decoder.layers.{layer}.", key)
+    return key.replace(".experts.experts.", f".experts.local_experts.{expert}.")

@@ -49,6 +49,7 @@ def export(
     from nemo_ptq.config import ExportConfig
     from nemo_ptq.launch import read_launch
     from nemo_ptq.preflight import check_job
+    from nemo_ptq.quiet import transformers_without_torch
     from nemo_ptq.start import start
 
     config = ExportConfig(
@@ -60,14 +61,19 @@ def export(
         inference_pp=inference_pp,
         overwrite=overwrite,
     )
+    launch = read_launch()
     try:
         job = check_job(
             nemo_checkpoint=checkpoint,
             calibration_state=state,
             export_config=config,
             tokenizer_path=tokenizer,
-            world_size=read_launch().world_size,
+            world_size=launch.world_size,
         )
     except ConfigError as error:
         raise PtqError("\nError: ".join(in_flags(problem, _FLAGS) for problem in error.problems)) from error
+    from nemo_ptq.reexport import is_possible  # imports torch: not before the checks
+
+    if is_possible(job, launch.world_size) and job.export.formats == ("trtllm",):
+        transformers_without_torch()
     start(job)

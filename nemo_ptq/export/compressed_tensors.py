@@ -7,12 +7,11 @@ folded (:mod:`nemo_ptq.export.folding`).
 """
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.folding import norm_factor, refuse_scaled_experts, row_factor
@@ -81,22 +80,19 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
         name: The module's name in the whole model.
         layout: The files that it goes to.
     """
-    module = source.modules[name]
     if name.endswith("core_attention"):
-        scales = zip(KV_FIELDS.values(), kv_cache_scales(module, clamp=False), strict=True)
+        scales = zip(KV_FIELDS.values(), kv_cache_scales(*source.layers.kv_cache(name), clamp=False), strict=True)
         return {("", field.suffix): scale.cpu() for field, scale in scales}
     if ".linear_" not in name:
         factor = norm_factor(name, source.calibration) if source.calibration else None
-        return pack_plain(module, source.dtype, factor)
-    rank = parallel_state.get_tensor_model_parallel_rank()
+        return pack_plain(source.layers.plain(name), source.dtype, factor)
     keep = name.endswith("linear_qkv") and not splits_qkv(layout.names)
-    split = all_rows if keep else row_splitter(name, source.shape, rank)
+    split = all_rows if keep else row_splitter(name, source.shape, source.tensor_rank)
     # In float32 as long as something may be multiplied.
-    packed = pack_linear(module, split, torch.float32)
+    packed = pack_linear(source.layers.linear(name), split, torch.float32)
     factors: RowGroups = {}
     if source.calibration is not None:
-        ranks = parallel_state.get_tensor_model_parallel_world_size()
-        factor = row_factor(name, source.calibration, source.shape, rank, ranks)
+        factor = row_factor(name, source.calibration, source.shape, source.tensor_rank, source.tensor_ranks)
         factors = {} if factor is None else split(factor)
     scheme = layout.schemes.get(name)
     stored: Packed = {}
@@ -179,8 +175,9 @@ def write_compressed_tensors(source: Source, directory: Path) -> list[Path]:
         stored_vocab_size(source),
     )
     quantization = quantization_config(layout)
-    files = write_files(directory, layout, lambda name: pack_module(source, name, layout), ownership, source.reporter)
-    if dist.get_rank() == 0:
+    pack = partial(pack_module, source, layout=layout)
+    files = write_files(directory, layout, pack, ownership, source.reporter, source.rank)
+    if source.rank == 0:
         config = model_config(source, record)
         if quantization is not None:
             config["quantization_config"] = quantization

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from nemo_ptq.checkpoint.origin import open_origin
+from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.errors import PtqError
 
 TOKENIZER = "nemo_tokenizer"
@@ -27,13 +27,19 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
     Args:
         checkpoint: The NeMo 2.0 checkpoint, or the Hugging Face directory.
         directory: The ``nemo_context`` directory to make.
-        tokenizer: NeMo's tokenizer, as it was used.
+        tokenizer: NeMo's tokenizer, as it was used, or what has the same ``tokenizer`` of Hugging Face's.
         replaced: Whether it is another than the checkpoint's own.
 
     Raises:
         PtqError: If the tokenizer's files cannot be saved.
     """
-    open_origin(checkpoint).write_context(directory)
+    if is_hugging_face(checkpoint):
+        # NeMo describes a model that is none of its own.
+        from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
+
+        HuggingFaceModel(checkpoint).write_context(directory)
+    else:
+        shutil.copytree(checkpoint / "context", directory)
     settings = yaml.safe_load((directory / "model.yaml").read_text(encoding="utf-8")).get("tokenizer") or {}
     field = next((field for field in _PATH_FIELDS if settings.get(field)), None)
     path = settings.get(field) if field else None

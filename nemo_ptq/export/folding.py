@@ -19,7 +19,7 @@ from dataclasses import replace
 
 import torch
 
-from nemo_ptq.calibration.algorithms import amax_floor
+from nemo_ptq.calibration.floor import amax_floor
 from nemo_ptq.calibration.state import CalibrationState
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.schemes import Scheme

@@ -15,7 +15,6 @@ from nemo_ptq.calibration.state import CalibrationState
 from nemo_ptq.export import huggingface_files, qnemo_config
 from nemo_ptq.export.compressed_tensors import write_compressed_tensors
 from nemo_ptq.export.folding import foldable
-from nemo_ptq.export.nemo import write_nemo
 from nemo_ptq.export.qnemo import write_qnemo
 from nemo_ptq.export.shape import ModelShape
 from nemo_ptq.export.source import Source
@@ -30,11 +29,19 @@ Writer = Callable[[Source, Path], list[Path]]
 # format cannot hold, or what its readers would compute something else from.
 ModelCheck = Callable[[ModelShape, Family, Any], None]
 
+
+def _write_nemo(source: Source, directory: Path) -> list[Path]:
+    # Megatron and ModelOpt write this one: the others do not wait for their import.
+    from nemo_ptq.export.nemo import write_nemo
+
+    return write_nemo(source, directory)
+
+
 WRITERS: Mapping[str, Writer] = {
     "trtllm": write_qnemo,
     "hf": write_unified,
     "compressed_tensors": write_compressed_tensors,
-    "nemo": write_nemo,
+    "nemo": _write_nemo,
 }
 CHECKS: Mapping[str, ModelCheck] = {
     "trtllm": lambda shape, family, tokenizer: qnemo_config.check_exportable(shape, family),

@@ -6,8 +6,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import transformers
-
 from nemo_ptq.checkpoint.huggingface.families import FAMILIES, interleave_qkv, stack_gate_up
 from nemo_ptq.checkpoint.huggingface.families import Family as HuggingFaceFamily
 from nemo_ptq.errors import PtqError
@@ -80,6 +78,8 @@ def stored_vocab_size(source: Source) -> int:
 
 def model_config(source: Source, record: HuggingFaceFamily) -> dict[str, Any]:
     """Returns config.json, but for what it says about quantization."""
+    import transformers
+
     nemo, shape, tokenizer = source.config, source.shape, source.tokenizer.tokenizer
     settings = {
         **{theirs: getattr(nemo, ours) for ours, theirs in record.fields.items()},
@@ -105,6 +105,8 @@ def write_documents(source: Source, layout: HuggingFaceLayout, directory: Path, 
         directory: Where to.
         config: What goes into config.json.
     """
+    import transformers
+
     write_json(directory / "config.json", config)
     if len(layout.files) > 1:
         write_json(directory / "model.safetensors.index.json", layout.index)

@@ -6,7 +6,6 @@ The names are those of the import, read the other way round (:mod:`nemo_ptq.chec
 linear layer is stored is a table of the format's own: this one serves every format whose files are such a directory.
 """
 
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,6 +13,7 @@ from functools import cached_property
 import torch
 
 from nemo_ptq.checkpoint.huggingface.families import Family, interleave_qkv, stack_gate_up
+from nemo_ptq.checkpoint.parts import live_name
 from nemo_ptq.export.layout import Block, FileTensor, Part, joined, whole
 from nemo_ptq.export.schemes import UNQUANTIZED, Field, Scheme, Shape
 from nemo_ptq.export.shape import ModelShape
@@ -24,11 +24,6 @@ BIAS = Field("bias", None, lambda o, i, g: (o,), 0, None)
 _VOCABULARY = ("embedding.word_embeddings", "output_layer")
 # Rows of a fused layer, in the order of the names that a rule of the import combines.
 _ROWS = {interleave_qkv: ("q", "k", "v"), stack_gate_up: ("gate", "up")}
-# Checkpoints store a norm with the linear layer that follows it.
-_NORMS = {
-    "self_attention.linear_qkv.layer_norm_weight": "input_layernorm.weight",
-    "mlp.linear_fc1.layer_norm_weight": "pre_mlp_layernorm.weight",
-}
 
 # Hugging Face's name of each group of rows of a module.
 Names = Mapping[str, str]
@@ -47,13 +42,10 @@ def module_names(family: Family) -> dict[str, Names]:
     """
     names: dict[str, Names] = {"output_layer": {"": "lm_head"}}
     for rule in family.rules:
-        target = rule.target
-        for stored, live in _NORMS.items():
-            target = target.replace(stored, live)
+        target = live_name(rule.target, "{layer}", "{expert}")
         if not target.endswith(".weight"):
             continue
-        module = re.sub(r"^decoder\.layers\.", "decoder.layers.{layer}.", target.removesuffix(".weight"))
-        module = module.replace(".experts.experts.", ".experts.local_experts.{expert}.")
+        module = target.removesuffix(".weight")
         sources = [source.removesuffix(".weight") for source in rule.sources]
         names[module] = dict(zip(_ROWS.get(rule.combine, ("",)), sources, strict=True))
     return names

@@ -26,6 +26,7 @@ from torch.distributed import checkpoint as dcp
 from nemo_ptq.checkpoint.parts import PREFIX
 from nemo_ptq.checkpoint.writer import COMMON_STATE
 from nemo_ptq.export.context import write_context
+from nemo_ptq.export.megatron import MegatronLayers
 from nemo_ptq.export.source import Source
 
 _VOCABULARY = (f"{PREFIX}embedding.word_embeddings.weight", f"{PREFIX}output_layer.weight")
@@ -86,10 +87,12 @@ def write_nemo(source: Source, directory: Path) -> list[Path]:
         weights.mkdir()
         write_context(source.checkpoint, directory / "context", source.tokenizer, source.tokenizer_is_replaced)
     dist.barrier()
-    sharded = source.module.sharded_state_dict(prefix=PREFIX)
+    assert isinstance(source.layers, MegatronLayers)
+    module = source.layers.module
+    sharded = module.sharded_state_dict(prefix=PREFIX)
     with torch.no_grad():
         whole = {key: _without_padding(entry, source.shape.vocab_size) for key, entry in sharded.items()}
     state = {**COMMON_STATE, "sharded_state_dict": whole}
     dist_checkpointing.save(state, str(weights), _InTurn())
-    save_sharded_modelopt_state([source.module], str(weights), _InTurn())
+    save_sharded_modelopt_state([module], str(weights), _InTurn())
     return sorted(weights.glob(f"__{rank}_*.distcp"))

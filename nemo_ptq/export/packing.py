@@ -1,26 +1,14 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""One Megatron module on one rank -> the tensors that a file stores of it.
-
-Scales and rounding are ModelOpt's public functions; what is here is the order of rows.
-"""
+"""One layer, or a rank's shard of it -> the tensors that a file stores of it. Pure functions of tensors."""
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
-from modelopt.torch.export.quant_utils import (
-    get_activation_scaling_factor,
-    get_kv_cache_scaling_factor,
-    get_prequant_scaling_factor,
-    get_quantization_format,
-    get_weight_block_size,
-    get_weight_scaling_factor,
-    get_weight_scaling_factor_2,
-    to_quantized_weight,
-)
 
-from nemo_ptq.export.schemes import UNQUANTIZED, Scheme, scheme_for
+from nemo_ptq.export.layers import Linear, Plain
+from nemo_ptq.export.rounding import block_scales, scale_of, to_fp8, to_int4, to_int8, to_nvfp4
+from nemo_ptq.export.schemes import Scheme
 from nemo_ptq.export.shape import ModelShape
 
 # Rows of a tensor by the name of their group, as layout.Part.rows names them.
@@ -82,19 +70,13 @@ def row_splitter(module_name: str, shape: ModelShape, tensor_rank: int = 0) -> C
     return all_rows
 
 
-def scheme_of(linear: Any) -> Scheme:
-    """Returns the scheme in which ModelOpt calibrated a linear layer."""
-    modelopt_format = get_quantization_format(linear)
-    return scheme_for(modelopt_format, get_weight_block_size(linear)) if modelopt_format else UNQUANTIZED
-
-
 def pack_linear(
-    linear: Any, split: Callable[[torch.Tensor], RowGroups], dtype: torch.dtype, scalar_scales: bool = False
+    linear: Linear, split: Callable[[torch.Tensor], RowGroups], dtype: torch.dtype, scalar_scales: bool = False
 ) -> Packed:
-    """Packs this rank's shard of a linear layer.
+    """Packs a linear layer.
 
     Args:
-        linear: A Megatron linear layer, quantized by ModelOpt or not.
+        linear: The layer, or this rank's shard of it.
         split: Groups its output rows.
         dtype: Data type of what is not quantized.
         scalar_scales: Divide weights by a scale without dimensions, as ModelOpt's exporter of Hugging Face models does:
@@ -104,29 +86,25 @@ def pack_linear(
         On the CPU: the weight and everything that has a value for each output row, for each group of rows; the other
         tensors once, under the group "".
     """
-    scheme = scheme_of(linear)
+    scheme = linear.scheme
     packed: Packed = {}
-    if getattr(linear, "bias", None) is not None:
+    if linear.bias is not None:
         packed |= {(rows, "bias"): bias.to(dtype) for rows, bias in split(linear.bias).items()}
-    if scheme is UNQUANTIZED:
+    if linear.weight_amax is None:
         packed |= {(rows, "weight"): weight.to(dtype) for rows, weight in split(linear.weight).items()}
         return _on_cpu(packed)
 
-    scale, scale_2 = get_weight_scaling_factor(linear), get_weight_scaling_factor_2(linear)
+    scale, scale_2 = _weight_scales(linear)
     per_row = scale.numel() > 1
     scales = split(scale) if per_row else {"": scale.reshape(() if scalar_scales else 1)}
     for rows, weight in split(linear.weight).items():
-        if not len(weight):
-            continue
-        rounded = to_quantized_weight(
-            weight, scales[rows if per_row else ""], scheme.modelopt_format, scale_2, scheme.block_size or None
-        )
-        packed[rows, "weight"] = rounded.view(torch.int8) if scheme.quant_algo in _INT4_AS_INT8 else rounded
+        if len(weight):
+            packed[rows, "weight"] = _rounded(weight, scheme, scales[rows if per_row else ""], scale_2)
     packed |= {(rows, "weights_scaling_factor"): value for rows, value in scales.items()}
     others = {
         "weights_scaling_factor_2": scale_2,
-        "activation_scaling_factor": get_activation_scaling_factor(linear),
-        "prequant_scaling_factor": get_prequant_scaling_factor(linear),
+        "activation_scaling_factor": _input_scale(linear),
+        "prequant_scaling_factor": linear.pre_quant_scale,
     }
     fields = {field.suffix: field for field in scheme.fields}
     for suffix, value in others.items():
@@ -136,75 +114,89 @@ def pack_linear(
             # Readers of the AWQ schemes want one also where weights were rounded without a search for it.
             packed["", suffix] = torch.ones(linear.weight.shape[1], dtype=dtype) if value is None else value.to(dtype)
         else:
+            assert value is not None
             packed["", suffix] = value.reshape(fields[suffix].shape(0, 0, 1))
     return _on_cpu(packed)
 
 
-# ModelOpt packs two INT4 values into a uint8; TensorRT-LLM's tensor is declared as int8.
-_INT4_AS_INT8 = ("W4A16_AWQ", "W4A8_AWQ")
+def _weight_scales(linear: Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    scheme = linear.scheme
+    assert linear.weight_amax is not None
+    scale = scale_of(linear.weight_amax, scheme.largest_weight)
+    if scheme.quant_algo == "NVFP4":
+        return block_scales(linear.weight, scale, scheme.block_size), scale
+    return scale, None if linear.weight_amax_2 is None else scale_of(linear.weight_amax_2, scheme.largest_input)
 
 
-def pack_parameters(module: Any, dtype: torch.dtype) -> Packed:
+def _input_scale(linear: Linear) -> torch.Tensor | None:
+    return None if linear.input_amax is None else scale_of(linear.input_amax, linear.scheme.largest_input)
+
+
+def _rounded(weight: torch.Tensor, scheme: Scheme, scale: torch.Tensor, scale_2: torch.Tensor | None) -> torch.Tensor:
+    if scheme.quant_algo == "NVFP4":
+        assert scale_2 is not None
+        return to_nvfp4(weight, scale, scale_2)
+    return {"FP8": to_fp8, "W8A8_SQ_PER_CHANNEL": to_int8, "W4A16_AWQ": to_int4, "W4A8_AWQ": to_int4}[
+        str(scheme.quant_algo)
+    ](weight, scale)
+
+
+def pack_parameters(layer: Plain, dtype: torch.dtype) -> Packed:
     """Packs the weight, and the bias if there is one, of a norm, an embedding or a router.
 
-    A gain that Megatron stores minus one is stored whole.
+    A gain that is kept minus one is stored whole.
     """
-    weight = module.weight
-    if getattr(module, "zero_centered_gamma", False):
-        weight = weight.float() + 1.0
+    weight = layer.weight.float() + layer.offset if layer.offset else layer.weight
     packed = {("", "weight"): weight.to(dtype)}
-    if getattr(module, "bias", None) is not None:
-        packed["", "bias"] = module.bias.to(dtype)
+    if layer.bias is not None:
+        packed["", "bias"] = layer.bias.to(dtype)
     return _on_cpu(packed)
 
 
-def pack_plain(module: Any, dtype: torch.dtype, factor: torch.Tensor | None = None) -> Packed:
+def pack_plain(layer: Plain, dtype: torch.dtype, factor: torch.Tensor | None = None) -> Packed:
     """Packs the weight, and the bias if there is one, of a norm, an embedding or a router as Megatron keeps them.
 
     Args:
-        module: The module; the gain of a norm may be kept minus one.
+        layer: The layer; the gain of a norm may be kept minus one.
         dtype: Data type to store.
         factor: (size), what a norm's output is to be multiplied with.
     """
-    tensors = {"weight": module.weight, "bias": getattr(module, "bias", None)}
-    found = {field: tensor for field, tensor in tensors.items() if tensor is not None}
+    weight, bias = layer.weight, layer.bias
     if factor is not None:
-        offset = 1.0 if getattr(module, "zero_centered_gamma", False) else 0.0
-        factor = factor.to(module.weight.device, torch.float32)
-        found["weight"] = (found["weight"].float() + offset) * factor - offset
-        if "bias" in found:
-            found["bias"] = found["bias"].float() * factor
+        factor = factor.to(weight.device, torch.float32)
+        weight = (weight.float() + layer.offset) * factor - layer.offset
+        bias = None if bias is None else bias.float() * factor
+    found = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     return _on_cpu({("", field): tensor.to(dtype) for field, tensor in found.items()})
 
 
-def quantizes_kv_cache(core_attention: Any) -> bool:
-    """Whether ModelOpt quantizes the keys and values that this attention caches."""
-    quantizer = getattr(core_attention, "k_bmm_quantizer", None)
-    return quantizer is not None and quantizer.is_enabled
-
-
-def kv_cache_scales(core_attention: Any, clamp: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the dequantization scales of the keys and values that an attention caches, float32 (1,) each.
+def kv_cache_scales(key: torch.Tensor, value: torch.Tensor, clamp: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the dequantization scales of an FP8 KV cache, float32 (1,) each.
 
     Args:
-        core_attention: Megatron's module, with a quantized KV cache.
-        clamp: Whether scales of FP8 are at least 1.
+        key: Largest magnitude of the keys, one element.
+        value: Largest magnitude of the values, one element.
+        clamp: Whether scales are at least 1.
     """
-    key, value = get_kv_cache_scaling_factor(core_attention, clamp_fp8_scales=clamp)
-    return key.reshape(1), value.reshape(1)
+    scales = [scale_of(amax, 448.0).reshape(1) for amax in (key, value)]
+    return tuple(scale.clamp(min=1.0) if clamp else scale for scale in scales)  # type: ignore[return-value]
 
 
-def pack_kv_cache(core_attention: Any) -> Packed:
+def pack_kv_cache(key: torch.Tensor, value: torch.Tensor) -> Packed:
     """Returns the dequantization scales of a quantized KV cache, float32 (1,) each.
 
     ModelOpt does not let FP8 scales fall below 1: E4M3 covers the usual range of keys and values unscaled.
+
+    Args:
+        key: Largest magnitude of the keys, one element.
+        value: Largest magnitude of the values, one element.
     """
-    key, value = kv_cache_scales(core_attention, clamp=True)
+    keys, values = kv_cache_scales(key, value, clamp=True)
     return _on_cpu(
         {
-            ("", "k_cache_scaling_factor"): key,
-            ("", "v_cache_scaling_factor"): value,
-            ("", "kv_cache_scaling_factor"): torch.maximum(key, value),
+            ("", "k_cache_scaling_factor"): keys,
+            ("", "v_cache_scaling_factor"): values,
+            ("", "kv_cache_scaling_factor"): torch.maximum(keys, values),
         }
     )
 

@@ -7,10 +7,9 @@ from importlib.metadata import version
 from pathlib import Path
 
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 
 from nemo_ptq.export.context import write_context
+from nemo_ptq.export.layers import Layers
 from nemo_ptq.export.packing import Packed, pack_kv_cache, pack_linear, pack_parameters, row_splitter
 from nemo_ptq.export.qnemo_config import check_exportable, qnemo_config
 from nemo_ptq.export.qnemo_layout import QnemoLayout
@@ -19,22 +18,22 @@ from nemo_ptq.export.source import Source
 from nemo_ptq.export.stream import write_files
 
 
-def pack_module(name: str, module: torch.nn.Module, shape: ModelShape, dtype: torch.dtype) -> Packed:
+def pack_module(layers: Layers, name: str, shape: ModelShape, dtype: torch.dtype, tensor_rank: int = 0) -> Packed:
     """Packs this rank's shard of a module.
 
     Args:
-        name: Its name in the whole model.
-        module: Megatron's module.
+        layers: This rank's.
+        name: The module's name in the whole model.
         shape: The model's.
         dtype: Data type of what is not quantized.
+        tensor_rank: Which tensor-parallel shard it is.
     """
     if name.endswith("core_attention"):
-        return pack_kv_cache(module)
+        return pack_kv_cache(*layers.kv_cache(name))
     if ".linear_" in name:
-        tensor_rank = parallel_state.get_tensor_model_parallel_rank()
-        return pack_linear(module, row_splitter(name, shape, tensor_rank), dtype)
+        return pack_linear(layers.linear(name), row_splitter(name, shape, tensor_rank), dtype)
     # Routers choose experts by small differences: their readers want float32.
-    return pack_parameters(module, torch.float32 if name.endswith("router") else dtype)
+    return pack_parameters(layers.plain(name), torch.float32 if name.endswith("router") else dtype)
 
 
 def write_qnemo(source: Source, directory: Path) -> list[Path]:
@@ -63,11 +62,12 @@ def write_qnemo(source: Source, directory: Path) -> list[Path]:
     files = write_files(
         directory,
         layout,
-        lambda name: pack_module(name, source.modules[name], source.shape, source.dtype),
+        lambda name: pack_module(source.layers, name, source.shape, source.dtype, source.tensor_rank),
         source.ownership,
         source.reporter,
+        source.rank,
     )
-    if dist.get_rank() == 0:
+    if source.rank == 0:
         (directory / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
         write_context(source.checkpoint, directory / "nemo_context", source.tokenizer, source.tokenizer_is_replaced)
     return files

@@ -53,6 +53,8 @@ class Scheme:
         row_multiple: Out-features of a shard must be a multiple of this.
         column_multiple: In-features of a shard must be a multiple of this, and of the block size.
         block_size: In-features that share a weight scale; 0 where there are no blocks.
+        largest_weight: What the largest code of a weight stands for, its scale apart. NVFP4's scales are codes as well.
+        largest_input: The same of an input, and of a weight that is rounded twice.
     """
 
     modelopt_format: str | None
@@ -61,6 +63,8 @@ class Scheme:
     row_multiple: int = 1
     column_multiple: int = 1
     block_size: int = 0
+    largest_weight: float = 1.0
+    largest_input: float = 1.0
 
     @property
     def quantization_keys(self) -> dict[str, Any]:
@@ -88,6 +92,8 @@ SCHEMES = (
             Field("weights_scaling_factor", torch.float32, _SCALAR, None, None),
             _ACTIVATION,
         ),
+        largest_weight=448.0,
+        largest_input=448.0,
     ),
     Scheme(
         "int8_sq",
@@ -98,8 +104,10 @@ SCHEMES = (
             _ACTIVATION,
             _PREQUANT,
         ),
+        largest_weight=127.0,
+        largest_input=127.0,
     ),
-    Scheme("int4_awq", "W4A16_AWQ", (_INT4_WEIGHT, _BLOCK_SCALES, _PREQUANT), 64, 64),
+    Scheme("int4_awq", "W4A16_AWQ", (_INT4_WEIGHT, _BLOCK_SCALES, _PREQUANT), 64, 64, largest_weight=7.0),
     Scheme(
         "w4a8_awq",
         "W4A8_AWQ",
@@ -112,6 +120,8 @@ SCHEMES = (
         ),
         128,
         128,
+        largest_weight=7.0,
+        largest_input=448.0,
     ),
     Scheme(
         "nvfp4",
@@ -124,6 +134,8 @@ SCHEMES = (
         ),
         128,
         64,
+        largest_weight=6.0 * 448.0,
+        largest_input=6.0 * 448.0,
     ),
 )
 

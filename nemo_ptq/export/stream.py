@@ -115,7 +115,7 @@ class _BlockExchange:
 
 
 def write_files(
-    directory: Path, layout: Layout, pack: PackModule, ownership: Ownership, reporter: Reporter
+    directory: Path, layout: Layout, pack: PackModule, ownership: Ownership, reporter: Reporter, rank: int
 ) -> list[Path]:
     """Writes the files of a layout table; every rank calls it.
 
@@ -125,11 +125,12 @@ def write_files(
         pack: Packs a module of this rank; called once for each module and block.
         ownership: Who holds what.
         reporter: Follows the blocks.
+        rank: This rank.
 
     Returns:
         The files that this rank has written.
     """
-    rank, writers = dist.get_rank(), choose_writers(layout, ownership)
+    writers = choose_writers(layout, ownership)
     paths = [directory / name for name in layout.files]
     mine = [file for file, writer in enumerate(writers) if writer == rank]
     tables = [[list(block) for block in layout.blocks(file)] for file in range(len(paths))]

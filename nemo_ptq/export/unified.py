@@ -7,14 +7,12 @@ docs/formats.md. Pre-quantization scales of layers that follow a norm are folded
 """
 
 from collections.abc import Sequence
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
-from modelopt.torch.export.convert_hf_config import convert_hf_quant_config_format
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.folding import follower_of, refuse_scaled_experts
@@ -74,8 +72,7 @@ def _fields(module: str, rows: str, scheme: Scheme) -> Sequence[Field]:
 def _norm_factor(source: Source, norm: str, layout: HuggingFaceLayout) -> torch.Tensor | None:
     """The pre-quantization scale of the layers that a norm's output enters, if it is to be folded into it."""
     name = follower_of(norm)
-    follower = source.modules.get(name) if name and len(layout.row_groups(name)) > 1 else None
-    return getattr(getattr(follower, "input_quantizer", None), "pre_quant_scale", None)
+    return source.layers.pre_quant_scale(name) if name and len(layout.row_groups(name)) > 1 else None
 
 
 def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
@@ -86,15 +83,14 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
         name: The module's name in the whole model.
         layout: The files that it goes to.
     """
-    module = source.modules[name]
     if name.endswith("core_attention"):
-        scales = zip(KV_FIELDS.values(), kv_cache_scales(module, clamp=False), strict=True)
+        scales = zip(KV_FIELDS.values(), kv_cache_scales(*source.layers.kv_cache(name), clamp=False), strict=True)
         return {("", field.suffix): scale.reshape(()).cpu() for field, scale in scales}
     if ".linear_" not in name:
-        return pack_plain(module, source.dtype, _norm_factor(source, name, layout))
+        return pack_plain(source.layers.plain(name), source.dtype, _norm_factor(source, name, layout))
     keep = name.endswith("linear_qkv") and not splits_qkv(layout.names)
-    split = all_rows if keep else row_splitter(name, source.shape, parallel_state.get_tensor_model_parallel_rank())
-    packed = pack_linear(module, split, source.dtype, scalar_scales=True)
+    split = all_rows if keep else row_splitter(name, source.shape, source.tensor_rank)
+    packed = pack_linear(source.layers.linear(name), split, source.dtype, scalar_scales=True)
     return {(rows, _RENAMED.get(field, field)): _as_stored(tensor) for (rows, field), tensor in packed.items()}
 
 
@@ -126,6 +122,23 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
     }
 
 
+def in_config_json(quantization: dict[str, Any]) -> dict[str, Any]:
+    """Returns what config.json says, in compressed-tensors' terms, of what hf_quant_config.json says."""
+    details = quantization["quantization"]
+    bits = {"dynamic": False, "num_bits": 4 if details["quant_algo"] == "NVFP4" else 8, "type": "float"}
+    if details["quant_algo"] == "NVFP4":
+        bits["group_size"] = details["group_size"]
+    found: dict[str, Any] = {}
+    if details["quant_algo"] in ("FP8", "NVFP4"):
+        found["config_groups"] = {
+            "group_0": {"input_activations": bits, "weights": dict(bits), "targets": ["Linear"]},
+        }
+    found |= {"ignore": details["exclude_modules"], "quant_algo": details["quant_algo"]}
+    if details["kv_cache_quant_algo"]:
+        found["kv_cache_scheme"] = {"dynamic": False, "num_bits": 8, "type": "float"}
+    return {**found, "producer": quantization["producer"], "quant_method": "modelopt"}
+
+
 def write_unified(source: Source, directory: Path) -> list[Path]:
     """Writes a unified checkpoint; every rank calls it.
 
@@ -154,11 +167,12 @@ def write_unified(source: Source, directory: Path) -> list[Path]:
         stored_vocab_size(source),
     )
     quantization = quantization_config(layout)
-    files = write_files(directory, layout, lambda name: pack_module(source, name, layout), ownership, source.reporter)
-    if dist.get_rank() == 0:
+    pack = partial(pack_module, source, layout=layout)
+    files = write_files(directory, layout, pack, ownership, source.reporter, source.rank)
+    if source.rank == 0:
         config = model_config(source, record)
         if quantization is not None:
             write_json(directory / "hf_quant_config.json", quantization)
-            config["quantization_config"] = convert_hf_quant_config_format(quantization)
+            config["quantization_config"] = in_config_json(quantization)
         write_documents(source, layout, directory, config)
     return files

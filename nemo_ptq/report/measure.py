@@ -22,15 +22,13 @@ from nemo_ptq.calibration.forward import forward_batches
 from nemo_ptq.calibration.text_files import Sample
 from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.evaluation import whole_logits
-from nemo_ptq.export.ownership import gather_ownership, global_modules
-from nemo_ptq.export.packing import scheme_of
+from nemo_ptq.export.megatron import gather_ownership, global_modules, scheme_of
 from nemo_ptq.report.metrics import LinearSums, Sums, layer_records
 from nemo_ptq.report.records import Layer
+from nemo_ptq.report.sums import sums_of
 from nemo_ptq.verify.dequantize import fake_quantize_nvfp4
 from nemo_ptq.verify.evaluate import DocumentScore, score_document
 
-# Elements of a tensor that are turned into float32 at a time.
-_CHUNK = 1 << 22
 # Logits of the unquantized model that are kept, over the whole vocabulary: 512 MiB in bfloat16.
 _MOST_LOGITS = 1 << 28
 _BATCH_SIZE = 4
@@ -51,21 +49,6 @@ class Measured:
 
 
 # --- sums -------------------------------------------------------------------------------------------------------------
-
-
-def sums_of(values: torch.Tensor, quantized: torch.Tensor | None = None) -> Sums:
-    """Sums over a tensor of any shape and floating dtype, and over what quantization makes of it."""
-    if not values.numel():
-        return Sums()
-    plain = values.reshape(-1).split(_CHUNK)
-    signal = sum(chunk.float().square().sum(dtype=torch.float64) for chunk in plain)
-    noise = None
-    if quantized is not None:
-        rounded = quantized.reshape(-1).split(_CHUNK)
-        pairs = zip(plain, rounded, strict=True)
-        noise = sum((a.float() - b.float()).square().sum(dtype=torch.float64) for a, b in pairs)
-    largest = values.abs().amax()
-    return Sums(values.numel(), float(signal), None if noise is None else float(noise), float(largest))
 
 
 def is_simulated(linear: Any) -> bool:

@@ -4,26 +4,34 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
-from nemo_ptq.calibration.experts import TokenCounts
-from nemo_ptq.calibration.samples import JobSamples
-from nemo_ptq.checkpoint.loading import LoadedModel
+from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.config import NO_QUANT
 from nemo_ptq.export.publish import file_entries
 from nemo_ptq.job import Job
+from nemo_ptq.launch import read_launch
 from nemo_ptq.report.compose import Observations, Sizes, compose, quality_of
-from nemo_ptq.report.measure import Measured
 from nemo_ptq.report.records import Report
 from nemo_ptq.stopwatch import Step, slowest
 from nemo_ptq.versions import producer
+
+if TYPE_CHECKING:  # they import Megatron, which an export from a saved calibration does without
+    from nemo_ptq.calibration.experts import TokenCounts
+    from nemo_ptq.calibration.samples import JobSamples
+    from nemo_ptq.report.measure import Measured
 
 # Directories of an export that hold no weights.
 _BESIDE_WEIGHTS = ("ptq/", "nemo_context/", "context/")
 
 
-def observe(job: Job, samples: JobSamples, measured: Measured, expert_tokens: TokenCounts) -> Observations:
+FROM_A_FILE = "the calibration came from a file (calibration_state), and no text was read"
+"""Why an export from a saved calibration is not compared with the unquantized model."""
+
+
+def observe(job: Job, samples: "JobSamples", measured: "Measured", expert_tokens: "TokenCounts") -> Observations:
     """Says what was measured, and of what was not, why.
 
     Args:
@@ -40,7 +48,7 @@ def observe(job: Job, samples: JobSamples, measured: Measured, expert_tokens: To
     return Observations(measured.layers, quality, {}, expert_tokens)
 
 
-def _why_not_compared(job: Job, samples: JobSamples) -> str:
+def _why_not_compared(job: Job, samples: "JobSamples") -> str:
     if job.quantization.algorithm_name == NO_QUANT:
         return "nothing is quantized, so nothing is lost"
     if job.metadata.is_quantized:
@@ -48,7 +56,7 @@ def _why_not_compared(job: Job, samples: JobSamples) -> str:
     if job.forward_loop is not None:
         return "the calibration loop is your own (forward_loop), and gives the report no text to compare on"
     if job.calibration_state is not None:
-        return "the calibration came from a file (calibration_state), and no text was read"
+        return FROM_A_FILE
     if not job.quantization.evaluation_dataset_size:
         return "turned off: quantization_config.evaluation_dataset_size=0"
     if not samples.evaluation:
@@ -64,24 +72,24 @@ def gather_steps(mine: list[Step]) -> list[Step]:
 
 
 def report_of(
-    model: LoadedModel,
+    size: WeightsSize,
     job: Job,
-    directory: Path,
-    digests: Mapping[str, str],
     observations: Observations,
     steps: Sequence[Step],
+    directory: Path,
+    digests: Mapping[str, str],
 ) -> Report:
     """Returns the report of one format's directory, which holds everything else but the manifest.
 
     Args:
-        model: Any rank's part of the model, as it was loaded.
+        size: What the whole model takes in the checkpoint.
         job: What was asked for.
-        directory: Where the format's files are.
-        digests: SHA-256 of files that have been read already, by relative path.
         observations: What was measured.
         steps: What it took so far.
+        directory: Where the format's files are.
+        digests: SHA-256 of files that have been read already, by relative path.
     """
     files = file_entries(directory, digests)
     exported = sum(entry["size"] for name, entry in files.items() if not name.startswith(_BESIDE_WEIGHTS))
-    sizes = Sizes(model.size.parameters, model.size.num_bytes, exported)
-    return compose(job, observations, sizes, steps, producer(), files, dist.get_world_size())
+    sizes = Sizes(size.parameters, size.num_bytes, exported)
+    return compose(job, observations, sizes, steps, producer(), files, read_launch().world_size)

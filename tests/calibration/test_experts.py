@@ -34,7 +34,7 @@ def calibrate_experts(
     from nemo_ptq.calibration.algorithms import calibrate
     from nemo_ptq.calibration.experts import with_idle_experts_covered
     from nemo_ptq.calibration.forward import run_batches
-    from nemo_ptq.export.ownership import global_modules
+    from nemo_ptq.export.megatron import global_modules
     from tests import steps
 
     batches = steps.random_batches() if tokens is None else [torch.tensor(tokens)]

@@ -73,8 +73,8 @@ def _fold(model: Any) -> None:
     from megatron.core import parallel_state
 
     from nemo_ptq.export.folding import follower_of, norm_factor, row_factor
-    from nemo_ptq.export.ownership import global_modules
-    from nemo_ptq.export.packing import pack_plain, quantizes_kv_cache
+    from nemo_ptq.export.megatron import global_modules, plain_of, quantizes_kv_cache
+    from nemo_ptq.export.packing import pack_plain
     from nemo_ptq.export.shape import shape_of
 
     modules = global_modules(model.module)
@@ -90,7 +90,7 @@ def _fold(model: Any) -> None:
     for name, module in modules.items():
         factor = norm_factor(name, model.calibration)
         if factor is not None:
-            folded = pack_plain(module, torch.bfloat16, factor)
+            folded = pack_plain(plain_of(module), torch.bfloat16, factor)
             module.weight.data = folded["", "weight"].float()
             if ("", "bias") in folded:
                 module.bias.data = folded["", "bias"].float()

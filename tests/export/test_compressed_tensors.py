@@ -53,11 +53,11 @@ def export_folded(checkpoint: Path, algorithm: str, directory: Path) -> None:
     from modelopt.torch.quantization.nn import TensorQuantizer
 
     from nemo_ptq import engine
-    from nemo_ptq.calibration.state import apply_state
+    from nemo_ptq.calibration.transfer import apply_state
     from nemo_ptq.console import Reporter
     from nemo_ptq.export.compressed_tensors import write_compressed_tensors
     from nemo_ptq.export.folding import foldable
-    from nemo_ptq.export.source import source_of
+    from nemo_ptq.export.megatron import source_of
     from nemo_ptq.preflight import check_job
     from tests import steps
 

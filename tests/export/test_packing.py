@@ -73,6 +73,7 @@ class PackedLinear:
 
 def pack_layer(checkpoint: Path, algorithm: str, file: Path) -> None:
     """Calibrates a model, packs the linear layers of its second layer, and saves them (FP8 tensors do not pickle)."""
+    from nemo_ptq.export.megatron import linear_of
     from nemo_ptq.export.packing import pack_linear, row_splitter
     from nemo_ptq.export.shape import shape_of
     from tests import steps
@@ -84,7 +85,7 @@ def pack_layer(checkpoint: Path, algorithm: str, file: Path) -> None:
         for name, linear in model.module.decoder.layers[1].named_modules():
             if not name.endswith(("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")):
                 continue
-            packed = pack_linear(linear, row_splitter(name, shape), torch.bfloat16)
+            packed = pack_linear(linear_of(linear), row_splitter(name, shape), torch.bfloat16)
             exact = weight = linear.weight.float()
             if algorithm == "nvfp4":  # ModelOpt simulates this one on GPUs only
                 weight = dq.fake_quantize_nvfp4(weight, packed["", "weights_scaling_factor_2"])
@@ -188,6 +189,7 @@ def test_queries_keys_and_values_are_separated() -> None:
 
 def pack_known_weight(checkpoint: Path, weight: torch.Tensor) -> torch.Tensor:
     """Packs whole numbers as INT4, with a scale of one."""
+    from nemo_ptq.export.megatron import linear_of
     from nemo_ptq.export.packing import all_rows, pack_linear
     from tests import steps
 
@@ -196,7 +198,7 @@ def pack_known_weight(checkpoint: Path, weight: torch.Tensor) -> torch.Tensor:
         linear = model.module.decoder.layers[0].self_attention.linear_proj
         linear.weight.data.copy_(weight)
         linear.weight_quantizer._amax.fill_(7.0)
-        return pack_linear(linear, all_rows, torch.bfloat16)["", "weight"]
+        return pack_linear(linear_of(linear), all_rows, torch.bfloat16)["", "weight"]
 
 
 def test_low_nibble_is_the_even_row(checkpoint_of: Callable[[str], Path]) -> None:
@@ -207,12 +209,13 @@ def test_low_nibble_is_the_even_row(checkpoint_of: Callable[[str], Path]) -> Non
 
 
 def pack_norm(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor]:
+    from nemo_ptq.export.megatron import plain_of
     from nemo_ptq.export.packing import pack_parameters
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
         norm = model.module.decoder.layers[0].input_layernorm
-        return norm.weight.detach(), pack_parameters(norm, torch.bfloat16)["", "weight"]
+        return norm.weight.detach(), pack_parameters(plain_of(norm), torch.bfloat16)["", "weight"]
 
 
 @pytest.mark.parametrize(("model", "offset"), [("llama2", 0.0), ("gemma", 1.0), ("nemotron", 1.0)])

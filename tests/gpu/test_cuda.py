@@ -121,13 +121,13 @@ def _run_algorithm(demo: Demo, output: Path, algorithm: str, device: torch.devic
 
 def _packed_otherwise(model: Any, algorithm: str) -> list[str]:
     """Packs a model on the GPU and on the CPU, and names the tensors that differ."""
-    from nemo_ptq.export.ownership import gather_ownership, global_modules
+    from nemo_ptq.export.megatron import MegatronLayers, gather_ownership, global_modules
     from nemo_ptq.export.qnemo import pack_module
     from nemo_ptq.export.qnemo_layout import QnemoLayout
     from nemo_ptq.export.shape import shape_of
 
     modules = global_modules(model.module)
-    ownership = gather_ownership(modules)
+    ownership, layers = gather_ownership(modules), MegatronLayers(model.module, modules)
     shape = shape_of(model.config, model.vocab_size)
     layout = QnemoLayout(shape, ownership.schemes, ownership.kv_cache, torch.bfloat16, 1, 1)
 
@@ -137,7 +137,7 @@ def _packed_otherwise(model: Any, algorithm: str) -> list[str]:
         return {
             f"{name}.{rows}.{field}": tensor
             for name in exported
-            for (rows, field), tensor in pack_module(name, modules[name], shape, torch.bfloat16).items()
+            for (rows, field), tensor in pack_module(layers, name, shape, torch.bfloat16).items()
         }
 
     with torch.inference_mode():

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from nemo_ptq.checkpoint import metadata
+from nemo_ptq.checkpoint.index import read_index
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError
@@ -51,7 +52,7 @@ def test_parameters_are_those_that_the_models_are_known_for(model: CheckpointMet
 @pytest.mark.parametrize("name", ["llama32", "mixtral", "starcoder", "gpt"])
 def test_parameters_are_those_that_a_checkpoint_stores(checkpoint_of: Callable[[str], Path], name: str) -> None:
     checkpoint = checkpoint_of(name)
-    stored = metadata._read_weights_index(checkpoint).state_dict_metadata.values()
+    stored = read_index(checkpoint).state_dict_metadata.values()
     elements = sum(prod(tensor.size) for tensor in stored if hasattr(tensor, "size"))
     assert model_parameters(metadata.read_metadata(checkpoint)) == elements
 

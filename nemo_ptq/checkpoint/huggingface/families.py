@@ -8,12 +8,14 @@ something that the model needs, the record keeps it and says so.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from transformers import PretrainedConfig
 
 from nemo_ptq.errors import PtqError
+
+if TYPE_CHECKING:  # a second of imports, for a type
+    from transformers import PretrainedConfig
 
 
 @dataclass(frozen=True)
@@ -98,7 +100,7 @@ class Family:
     hf_config: str
     module: str
     model: str
-    config: Callable[[PretrainedConfig], tuple[str, dict[str, Any]]]
+    config: Callable[["PretrainedConfig"], tuple[str, dict[str, Any]]]
     fields: Mapping[str, str]
     fixed: Mapping[str, tuple[Any, ...]]
     settings: Callable[[Any], dict[str, Any]]
@@ -183,7 +185,7 @@ _ROPE_SCALING: Mapping[str, tuple[str, Mapping[str, str]]] = {
 }
 
 
-def _llama_config(hf: PretrainedConfig) -> tuple[str, dict[str, Any]]:
+def _llama_config(hf: "PretrainedConfig") -> tuple[str, dict[str, Any]]:
     scaling = hf.rope_scaling or {"rope_type": "default"}
     kind = str(scaling.get("rope_type"))
     if kind not in _ROPE_SCALING:
@@ -201,13 +203,13 @@ def _llama_settings(nemo: Any) -> dict[str, Any]:
     return {"rope_scaling": None}
 
 
-def _mistral_config(hf: PretrainedConfig) -> tuple[str, dict[str, Any]]:
+def _mistral_config(hf: "PretrainedConfig") -> tuple[str, dict[str, Any]]:
     if hf.sliding_window is None:  # NeMo's importer then leaves seq_length empty
         return "MistralConfig7B", {"window_size": None, "cp_comm_type": None}
     return "MistralConfig7B", {"seq_length": hf.sliding_window, **_sliding_window(hf)}
 
 
-def _mixtral_config(hf: PretrainedConfig) -> tuple[str, dict[str, Any]]:
+def _mixtral_config(hf: "PretrainedConfig") -> tuple[str, dict[str, Any]]:
     return "MixtralConfig8x22B" if hf.hidden_size == 6144 else "MixtralConfig8x7B", {
         "max_position_embeddings": hf.max_position_embeddings,
         "num_moe_experts": hf.num_local_experts,
@@ -216,7 +218,7 @@ def _mixtral_config(hf: PretrainedConfig) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _starcoder_config(hf: PretrainedConfig) -> tuple[str, dict[str, Any]]:
+def _starcoder_config(hf: "PretrainedConfig") -> tuple[str, dict[str, Any]]:
     # Without multi-query attention the fused projection has Megatron's order as well, with a group for each head.
     return "StarcoderConfig", {
         "ffn_hidden_size": hf.n_inner or 4 * hf.n_embd,
@@ -224,7 +226,7 @@ def _starcoder_config(hf: PretrainedConfig) -> tuple[str, dict[str, Any]]:
     }
 
 
-def _starcoder2_config(hf: PretrainedConfig) -> tuple[str, dict[str, Any]]:
+def _starcoder2_config(hf: "PretrainedConfig") -> tuple[str, dict[str, Any]]:
     # NeMo's importer drops the window.
     return "Starcoder2Config", {} if hf.sliding_window is None else _sliding_window(hf)
 
@@ -246,7 +248,7 @@ def _sliding_window_setting(nemo: Any) -> dict[str, Any]:
     return {"sliding_window": None if window is None else window[0]}
 
 
-def _sliding_window(hf: PretrainedConfig) -> dict[str, Any]:
+def _sliding_window(hf: "PretrainedConfig") -> dict[str, Any]:
     return {"window_size": [hf.sliding_window, 0], "cp_comm_type": "a2a"}
 
 

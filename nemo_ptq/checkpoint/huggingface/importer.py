@@ -24,7 +24,8 @@ from transformers import PretrainedConfig
 from nemo_ptq.checkpoint.huggingface.families import FAMILIES, REFUSED, Dims, Family, Rule, pad_vocab
 from nemo_ptq.checkpoint.huggingface.files import read_json
 from nemo_ptq.checkpoint.huggingface.source import Weights, load_generation_config, load_tokenizer
-from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize, read_parts
+from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
+from nemo_ptq.checkpoint.shards import read_parts
 from nemo_ptq.checkpoint.writer import atomic_directory, write_context, write_weights
 from nemo_ptq.errors import PtqError
 

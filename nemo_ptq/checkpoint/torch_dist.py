@@ -1,0 +1,79 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The weights of a NeMo 2.0 checkpoint, read from its files layer by layer: without Megatron, and without a model.
+
+Format: Megatron's torch_dist, that is torch.distributed.checkpoint with a file for each writer, in which every chunk is
+what ``torch.save`` makes of a tensor.
+"""
+
+import io
+import re
+from collections.abc import Sequence
+from functools import partial
+from itertools import product
+from pathlib import Path
+
+import torch
+
+from nemo_ptq.checkpoint.index import Chunk, StoredTensor, stored_tensors
+from nemo_ptq.checkpoint.parts import PREFIX, TensorPart
+from nemo_ptq.errors import PtqError
+
+_EXPERTS = ".experts.experts."
+
+
+def checkpoint_parts(checkpoint: Path) -> list[TensorPart]:
+    """Returns every part of every tensor of a checkpoint's model; none is read yet.
+
+    Args:
+        checkpoint: Directory with ``weights/``.
+
+    Raises:
+        PtqError: If its index cannot be read.
+    """
+    return [
+        part
+        for name, tensor in stored_tensors(checkpoint).items()
+        if name.startswith(PREFIX) and not name.endswith("_extra_state")
+        for part in _parts(checkpoint / "weights", name.removeprefix(PREFIX), tensor)
+    ]
+
+
+def _parts(weights: Path, key: str, tensor: StoredTensor) -> Sequence[TensorPart]:
+    stacked = 0
+    if re.match(r"decoder\.layers\.\D", key):
+        stacked = 2 if _EXPERTS in key else 1
+    sizes, shape = tensor.shape[:stacked], tensor.shape[stacked:]
+    return [
+        TensorPart(
+            key,
+            shape,
+            getattr(torch, tensor.dtype),
+            partial(_read, weights, tensor, index),
+            tuple(zip(index, sizes, strict=True)),
+        )
+        for index in product(*map(range, sizes))
+    ]
+
+
+def _read(weights: Path, tensor: StoredTensor, index: tuple[int, ...]) -> torch.Tensor:
+    """Puts one part of a tensor together: what has ``index`` along the first axes."""
+    whole, filled = torch.empty(tensor.shape[len(index) :], dtype=getattr(torch, tensor.dtype)), 0
+    for chunk in tensor.chunks:
+        inside = [place - start for place, start in zip(index, chunk.offsets, strict=False)]
+        if all(0 <= place < size for place, size in zip(inside, chunk.sizes, strict=False)):
+            piece = _load(weights, chunk)[tuple(inside)]
+            if piece.shape == whole.shape:
+                return piece
+            begin = chunk.offsets[len(index) :]
+            whole[tuple(slice(at, at + size) for at, size in zip(begin, piece.shape, strict=True))] = piece
+            filled += piece.numel()
+    if filled != whole.numel():
+        raise PtqError(f"{weights} holds {filled} of the {whole.numel()} values of a tensor: copy or save it again")
+    return whole
+
+
+def _load(weights: Path, chunk: Chunk) -> torch.Tensor:
+    with (weights / chunk.file).open("rb") as file:
+        file.seek(chunk.start)
+        return torch.load(io.BytesIO(file.read(chunk.length)), map_location="cpu", weights_only=True)

@@ -1,0 +1,65 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What an export needs to know of a model's layers, wherever they come from: plain records of tensors."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from nemo_ptq.export.schemes import UNQUANTIZED, Scheme
+
+
+@dataclass(frozen=True)
+class Linear:
+    """A linear layer, or one rank's shard of it, as it was calibrated.
+
+    Attributes:
+        weight: (out, in), divided by the pre-quantization scale where there is one.
+        bias: (out), or None.
+        scheme: How it is quantized.
+        weight_amax: Largest magnitudes of the weight: of all of it, of each row (out), or of each block
+            (out, in / block size), as the scheme has it; None where nothing is quantized.
+        weight_amax_2: The largest magnitude of the weight once more, where the scheme rounds it twice.
+        input_amax: Largest magnitude of the input, one element; None where inputs are not rounded.
+        pre_quant_scale: (in), what the input is multiplied with, or None.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    scheme: Scheme = UNQUANTIZED
+    weight_amax: torch.Tensor | None = None
+    weight_amax_2: torch.Tensor | None = None
+    input_amax: torch.Tensor | None = None
+    pre_quant_scale: torch.Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Plain:
+    """A norm, an embedding or a router.
+
+    Attributes:
+        weight: Any shape.
+        bias: (out), or None.
+        offset: What the weight lacks: 1 for the gain of a norm that is kept minus one.
+    """
+
+    weight: torch.Tensor
+    bias: torch.Tensor | None
+    offset: float = 0.0
+
+
+class Layers(Protocol):
+    """A model's layers, by Megatron's names, layers and experts counted through the whole model."""
+
+    def linear(self, name: str) -> Linear:
+        """Returns a linear layer."""
+
+    def plain(self, name: str) -> Plain:
+        """Returns a norm, an embedding or a router."""
+
+    def kv_cache(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the largest magnitudes of the keys and the values that an attention caches, one element each."""
+
+    def pre_quant_scale(self, name: str) -> torch.Tensor | None:
+        """Returns what the input of a linear layer is multiplied with: (in), or None."""

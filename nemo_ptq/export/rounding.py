@@ -1,0 +1,91 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights and their scales -> the codes that are stored. Bit for bit what ModelOpt's exporter makes of them."""
+
+import torch
+
+# Between the magnitudes of FP4 (E2M1): 0, 0.5, 1, 1.5, 2, 3, 4, 6.
+_FP4_BOUNDS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
+_FP4_MAX, _FP8_MAX = 6.0, 448.0
+# Smallest subnormal of FP8 (E4M3).
+_FP8_TINY = 2.0**-9
+
+
+def scale_of(amax: torch.Tensor, largest_code: float) -> torch.Tensor:
+    """Returns the scale with which a range fills a format's codes, float32.
+
+    What is all zeros has no range; its scale is 1, for readers divide by it.
+
+    Args:
+        amax: Largest magnitudes, of any shape.
+        largest_code: What the format's largest code stands for.
+    """
+    amax = amax.float()
+    return torch.where((amax == 0) | amax.isnan(), 1.0, amax / largest_code)
+
+
+def block_scales(weight: torch.Tensor, scale_2: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Returns NVFP4's scales of the blocks of a weight.
+
+    Args:
+        weight: (out, in).
+        scale_2: float32, one element: the scale of these scales.
+        block_size: In-features that share a scale.
+
+    Returns:
+        float8_e4m3fn (out, in / block size).
+    """
+    amax = weight.unflatten(1, (-1, block_size)).abs().amax(-1).float()
+    scales = amax / (_FP4_MAX * scale_2)
+    return torch.where(scales == 0, 1.0, scales).clamp(_FP8_TINY, _FP8_MAX).to(torch.float8_e4m3fn)
+
+
+def to_fp8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Rounds to float8_e4m3fn.
+
+    Args:
+        weight: Any shape.
+        scale: One element. Without dimensions, the quotient has the weight's data type before it is rounded.
+    """
+    return (weight / scale).to(torch.float8_e4m3fn)
+
+
+def to_int8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Rounds (out, in) to int8 with float32 scales of the rows, (out)."""
+    return (weight / scale[:, None]).round().clamp(-128, 127).to(torch.int8)
+
+
+def to_int4(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Rounds to INT4, two rows in a byte.
+
+    Args:
+        weight: (out, in), out even.
+        scale: float32 (out, blocks).
+
+    Returns:
+        int8 (out / 2, in): two's complement, an even row in the low half of a byte and the next row in the high half.
+    """
+    blocks = weight.unflatten(1, (scale.shape[1], -1)) / scale[:, :, None]
+    codes = blocks.round().clamp(-8, 7).to(torch.int8).flatten(1)
+    return (codes[::2] & 0xF) | (codes[1::2] << 4)
+
+
+def to_nvfp4(weight: torch.Tensor, scale: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
+    """Rounds to FP4 (E2M1), two inputs in a byte; ties go to the even code.
+
+    Args:
+        weight: (out, in), in even.
+        scale: float8_e4m3fn (out, blocks), from :func:`block_scales`.
+        scale_2: float32, one element.
+
+    Returns:
+        uint8 (out, in / 2): sign and magnitude, an even input in the low half of a byte and the next in the high half.
+    """
+    scaled = (weight.unflatten(1, (scale.shape[1], -1)) / (scale.float() * scale_2)[:, :, None]).flatten(1)
+    bounds = torch.tensor(_FP4_BOUNDS, device=weight.device)
+    magnitude = scaled.abs()
+    codes = torch.bucketize(magnitude, bounds, out_int32=True).to(torch.uint8)
+    for tie in _FP4_BOUNDS[1::2]:
+        codes += magnitude == tie
+    codes |= (scaled < 0).to(torch.uint8) << 3
+    return codes[:, ::2] | (codes[:, 1::2] << 4)

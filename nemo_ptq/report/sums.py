@@ -1,0 +1,25 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Sums over a tensor, and over what quantization makes of it."""
+
+import torch
+
+from nemo_ptq.report.metrics import Sums
+
+# Elements that are turned into float32 at a time.
+_CHUNK = 1 << 22
+
+
+def sums_of(values: torch.Tensor, quantized: torch.Tensor | None = None) -> Sums:
+    """Sums over a tensor of any shape and floating dtype, and over what quantization makes of it."""
+    if not values.numel():
+        return Sums()
+    plain = values.reshape(-1).split(_CHUNK)
+    signal = sum(chunk.float().square().sum(dtype=torch.float64) for chunk in plain)
+    noise = None
+    if quantized is not None:
+        rounded = quantized.reshape(-1).split(_CHUNK)
+        pairs = zip(plain, rounded, strict=True)
+        noise = sum((a.float() - b.float()).square().sum(dtype=torch.float64) for a, b in pairs)
+    largest = values.abs().amax()
+    return Sums(values.numel(), float(signal), None if noise is None else float(noise), float(largest))

@@ -1,0 +1,103 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The weights of a checkpoint read from its files are those that Megatron loads, whoever has written which shard."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_ptq.checkpoint.index import stored_tensors
+from nemo_ptq.checkpoint.parts import live_name
+from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
+from nemo_ptq.errors import PtqError
+from tests.ranks import run_ranks
+
+
+def loaded_by_megatron(checkpoint: Path) -> dict[str, torch.Tensor]:
+    from nemo_ptq.export.megatron import global_modules
+    from tests import steps
+
+    with steps.loaded(checkpoint) as model:
+        return {
+            f"{name}.{kind}": tensor.clone()
+            for name, module in global_modules(model.module).items()
+            for kind, tensor in module.named_parameters(recurse=False)
+        }
+
+
+def save_in_shards(checkpoint: Path, directory: Path) -> None:
+    """Writes a model's weights from two tensor-parallel ranks of two pipeline stages each."""
+    import torch.distributed as dist
+    from megatron.core import dist_checkpointing
+
+    from nemo_ptq.checkpoint.parts import PREFIX
+    from nemo_ptq.export.nemo import _InTurn
+    from tests import steps
+
+    with steps.loaded(checkpoint, 2, 2) as model:
+        if steps.is_first():
+            (directory / "weights").mkdir(parents=True)
+        dist.barrier()
+        state = {"sharded_state_dict": model.module.sharded_state_dict(prefix=PREFIX)}
+        dist_checkpointing.save(state, str(directory / "weights"), _InTurn())
+
+
+@pytest.mark.parametrize("model", ["gemma", "mixtral", "starcoder", "gpt_swiglu"])
+def test_parts_are_what_megatron_loads(model: str, checkpoint_of: Callable[[str], Path]) -> None:
+    (expected,) = run_ranks(loaded_by_megatron, 1, checkpoint_of(model))
+    found = {part.live_name: part for part in checkpoint_parts(checkpoint_of(model))}
+    assert found.keys() == expected.keys()
+    for name, part in found.items():
+        tensor = part.read()
+        assert (tuple(tensor.shape), tensor.dtype) == (part.shape, part.dtype)
+        assert torch.equal(tensor.bfloat16(), expected[name]), name
+
+
+def test_shards_of_several_ranks_are_put_together(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run_ranks(save_in_shards, 4, checkpoint_of("llama31"), tmp_path)
+    assert len(list((tmp_path / "weights").glob("*.distcp"))) == 4
+    whole = {part.live_name: part.read() for part in checkpoint_parts(checkpoint_of("llama31"))}
+    for part in checkpoint_parts(tmp_path):
+        # Tensor parallelism pads the vocabulary.
+        found = part.read()[: len(whole[part.live_name])]
+        assert torch.equal(found, whole[part.live_name]), part.live_name
+
+
+def test_the_index_knows_types_and_places(checkpoint_of: Callable[[str], Path]) -> None:
+    tensors = stored_tensors(checkpoint_of("llama31"))
+    embedding = tensors["module.embedding.word_embeddings.weight"]
+    assert embedding.dtype == "bfloat16" or embedding.dtype == "float32"
+    assert {chunk.offsets for chunk in embedding.chunks} == {(0, 0)}
+    layers = tensors["module.decoder.layers.mlp.linear_fc2.weight"]
+    assert len(layers.chunks) == layers.shape[0] > 1
+
+
+def test_a_tensor_with_a_hole_is_refused(checkpoint_of: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch) -> None:
+    from dataclasses import replace
+
+    from nemo_ptq.checkpoint import torch_dist
+
+    def with_a_hole(checkpoint: Path) -> dict[str, object]:
+        tensors = stored_tensors(checkpoint)
+        name = "module.output_layer.weight"
+        return {name: replace(tensors[name], chunks=())}
+
+    monkeypatch.setattr(torch_dist, "stored_tensors", with_a_hole)
+    (part,) = checkpoint_parts(checkpoint_of("llama31"))
+    with pytest.raises(PtqError, match=r"holds 0 of the .* values of a tensor"):
+        part.read()
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("decoder.layers.mlp.linear_fc1.layer_norm_bias", "decoder.layers.3.pre_mlp_layernorm.bias"),
+        ("decoder.layers.self_attention.linear_qkv.layer_norm_weight", "decoder.layers.3.input_layernorm.weight"),
+        ("decoder.layers.7.mlp.linear_fc2.weight", "decoder.layers.7.mlp.linear_fc2.weight"),
+        ("decoder.final_layernorm.weight", "decoder.final_layernorm.weight"),
+    ],
+)
+def test_names_are_those_of_the_model(key: str, name: str) -> None:
+    assert live_name(key, 3) == name
