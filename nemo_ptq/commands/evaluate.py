@@ -16,7 +16,7 @@ _PROMPT = 32
 
 
 def evaluate(
-    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Exported directory.")],
+    directory: Annotated[Path, typer.Argument(metavar="DIR", help="Exported directory, in any format.")],
     baseline: Annotated[
         Optional[Path],
         typer.Option(help="What to compare with: the checkpoint, or an export of it with no_quant."),
@@ -58,15 +58,11 @@ def evaluate(
     from nemo_ptq.quiet import quiet_libraries
     from nemo_ptq.report.compose import quality_of
     from nemo_ptq.report.update import has_report, update_quality
-    from nemo_ptq.verify.baseline import open_baseline
     from nemo_ptq.verify.documents import load_documents
-    from nemo_ptq.verify.evaluate import continue_greedily, document_groups
+    from nemo_ptq.verify.evaluate import continue_greedily, document_groups, require_same_model
     from nemo_ptq.verify.evaluate import evaluate as score
     from nemo_ptq.verify.forward import open_model
-    from nemo_ptq.verify.nemo import is_nemo
 
-    if is_nemo(directory):
-        raise PtqError(f"{directory} is a NeMo checkpoint: evaluate an export of it in another format")
     if min_recovery is not None and baseline is None:
         raise PtqError("--min-recovery compares with the unquantized model: name it with --baseline")
     try:
@@ -78,10 +74,12 @@ def evaluate(
     # Figures go to standard output, and what is of passing interest to the other.
     reporter = Reporter(True, Console(stderr=True, highlight=False, soft_wrap=True))
     model = open_model(directory)
+    truth = None if baseline is None else open_model(baseline)
+    if truth is not None:
+        require_same_model(model.config, truth.config)
     read = load_documents(directory, text, seq_len, documents)
     groups = document_groups(read.tokens, model.config.hidden_size)
     models = 1 if baseline is None else 2
-    truth = None if baseline is None else open_baseline(baseline, model)
     with reporter.progress("evaluate", models * len(groups) * model.config.num_hidden_layers, "layers") as progress:
         scores = score(model, truth, read.tokens, place, lambda tokens: progress.advance(1, tokens))
     samples = {}

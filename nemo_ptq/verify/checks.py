@@ -10,10 +10,11 @@ from pathlib import Path
 from nemo_ptq.checkpoint.metadata import read_metadata, stored_shapes
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify import context, huggingface, manifest, nemo, values
-from nemo_ptq.verify.config import Config, load_json
+from nemo_ptq.verify.config import Config
 from nemo_ptq.verify.layout import rank_tensors
-from nemo_ptq.verify.reader import Checkpoint, RankFile, open_checkpoint
+from nemo_ptq.verify.reader import Checkpoint, open_checkpoint
 from nemo_ptq.verify.rules import LAYOUT_RULES, OTHER_RULES
+from nemo_ptq.verify.tensor_file import TensorFile
 
 # Problems that one check's line spells out; the rest are counted.
 _SPELLED_OUT = 4
@@ -51,7 +52,7 @@ def verify(path: Path | str, load_tokenizer: bool = False) -> list[Check]:
     directory = Path(path)
     if not directory.is_dir():
         return [Check("directory", False, f"{directory} is not a directory")]
-    if is_hugging_face(directory):
+    if huggingface.is_hugging_face(directory):
         return [
             *_guarded("manifest", _manifest_checks(directory)),
             *_guarded("config.json", _hugging_face_checks(huggingface.HuggingFaceDirectory(directory))),
@@ -67,14 +68,6 @@ def verify(path: Path | str, load_tokenizer: bool = False) -> list[Check]:
         *_guarded("config.json", _config_and_tensor_checks(directory)),
         *_guarded("tokenizer", _context_checks(directory, load_tokenizer)),
     ]
-
-
-def is_hugging_face(directory: Path) -> bool:
-    """Whether a directory is in one of the formats that transformers knows; qnemo's config.json names no model type."""
-    try:
-        return "model_type" in load_json(directory / "config.json")
-    except PtqError:
-        return False
 
 
 def _hugging_face_checks(directory: huggingface.HuggingFaceDirectory) -> Iterator[Check]:
@@ -179,10 +172,10 @@ def _structure_checks(checkpoint: Checkpoint) -> Iterator[Check]:
     problems += [f"{name} is no rank's file" for name in strays]
     yield _check("rank files", problems, f"{world_size} of them")
     for rank, path in expected.items():
-        yield from _guarded(path.name, _rank_checks(checkpoint.config, RankFile(path), rank, rank // tp_size))
+        yield from _guarded(path.name, _rank_checks(checkpoint.config, TensorFile(path), rank, rank // tp_size))
 
 
-def _rank_checks(config: Config, file: RankFile, rank: int, pp_rank: int) -> Iterator[Check]:
+def _rank_checks(config: Config, file: TensorFile, rank: int, pp_rank: int) -> Iterator[Check]:
     name = file.path.name
     header = file.header
     layers = {match[1] for tensor in header if (match := re.match(r"transformer\.layers\.([^.]*)\.", tensor))}

@@ -84,10 +84,17 @@ class Quantization:
 
 
 @dataclass(frozen=True)
-class Config:
-    """What config.json says, as the reader understands it. Sizes are global, before tensor parallelism."""
+class ModelConfig:
+    """What a forward pass needs to know of a model, whatever the files it comes from. Sizes are global.
 
-    architecture: str
+    Attributes:
+        decoder: "llama", "gemma" or "gpt": Gemma scales its embeddings, and gpt has a gate by its activation alone.
+        dtype: Name of the model's torch data type.
+        hidden_act: The activation, by the names that TensorRT-LLM and Hugging Face have for it.
+        position_embedding_type: "rope_gpt_neox" or "learned_absolute".
+        rotary_pct: Share of each head that is rotated.
+    """
+
     decoder: str
     dtype: str
     num_hidden_layers: int
@@ -106,10 +113,6 @@ class Config:
     rotary_base: float
     rotary_scaling: RotaryScaling | None
     share_embedding_table: bool
-    attention_bias: bool
-    mlp_bias: bool
-    mapping: Mapping
-    quantization: Quantization
     moe: Moe | None
 
     @property
@@ -121,6 +124,22 @@ class Config:
     def rotary_dim(self) -> int:
         """Leading dimensions of each head that are rotated."""
         return int(self.head_size * self.rotary_pct)
+
+    @property
+    def lm_head_is_shared(self) -> bool:
+        """Whether the output layer is the embedding, and not in the files."""
+        return self.share_embedding_table
+
+
+@dataclass(frozen=True)
+class Config(ModelConfig):
+    """What config.json of a qnemo directory says, as the reader understands it."""
+
+    architecture: str
+    attention_bias: bool
+    mlp_bias: bool
+    mapping: Mapping
+    quantization: Quantization
 
     @property
     def layers_per_stage(self) -> int:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """nemo_context/ read without NeMo: the tokenizer's files, and the model's own description against config.json."""
 
+from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -208,7 +209,8 @@ def _derived_problems(config: Config, model: dict[str, Any]) -> list[str]:
         compare("attention bias", config.attention_bias, biased, "add_bias_linear and add_qkv_bias")
     if isinstance(model.get("vocab_size"), int) and model["vocab_size"] > config.vocab_size:
         problems.append(f"vocab_size is {config.vocab_size}, model.yaml's vocab_size is {model['vocab_size']}")
-    compare("rotary_scaling", config.rotary_scaling, _context_scaling(config, model), "rotary embedding")
+    rotary = config.position_embedding_type == "rope_gpt_neox"
+    compare("rotary_scaling", config.rotary_scaling, model_scaling(model) if rotary else None, "rotary embedding")
     activation = model.get("activation_func")
     target = activation.get("_target_") if isinstance(activation, dict) else None
     expected = _ACTIVATIONS.get(str(target).rsplit(".", 1)[-1])
@@ -217,10 +219,12 @@ def _derived_problems(config: Config, model: dict[str, Any]) -> list[str]:
     return problems
 
 
-def _context_scaling(config: Config, model: dict[str, Any]) -> RotaryScaling | None:
-    """The rotary scaling that NeMo's model has: Llama 3.1's four numbers, linear interpolation, or none."""
-    if config.position_embedding_type != "rope_gpt_neox":
-        return None
+def model_scaling(model: Mapping[str, Any]) -> RotaryScaling | None:
+    """The rotary scaling that NeMo's model has: Llama 3.1's four numbers, linear interpolation, or none.
+
+    Args:
+        model: The model.yaml's ``config``.
+    """
     if model.get("old_context_len") and model.get("scale_factor"):
         return RotaryScaling(
             "llama3",

@@ -17,8 +17,9 @@ _E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
 
 
 def unpack_int4(packed: torch.Tensor) -> torch.Tensor:
-    """Unpacks int8 (o/2, i) into two's complement int8 (o, i); the low nibble is the even output row."""
+    """Unpacks int8 or uint8 (o/2, i) into two's complement int8 (o, i); the low nibble is the even output row."""
     # Shifting an int8 to the right keeps its sign: a nibble shifted up and down again is sign-extended.
+    packed = packed.view(torch.int8)
     return torch.stack(((packed << 4) >> 4, packed >> 4), dim=1).flatten(0, 1)
 
 
@@ -52,13 +53,25 @@ def dequantize_fp8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def dequantize_int8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """W8A8_SQ_PER_CHANNEL: int8 (o, i) times float32 (o,), one scale for each output row."""
-    return weight.float() * scale[:, None]
+    """W8A8_SQ_PER_CHANNEL: int8 (o, i) times float32 (o,) or (o, 1), one scale for each output row."""
+    return weight.float() * scale.reshape(-1, 1)
 
 
 def dequantize_int4(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """W4A16_AWQ: int8 (o/2, i) of packed int4 times float32 (o, i/g), one scale for each group of inputs."""
-    codes = unpack_int4(packed)
+    return _times_groups(unpack_int4(packed), scale)
+
+
+def dequantize_packed(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """pack-quantized: int32 (o, i/8) times float32 (o, i/g), one scale for each group of inputs.
+
+    A number holds eight consecutive inputs with 8 added to each, the first of them in the lowest bits.
+    """
+    shifts = torch.arange(0, 32, 4, dtype=torch.int32, device=packed.device)
+    return _times_groups((((packed[..., None] >> shifts) & 0xF) - 8).flatten(1), scale)
+
+
+def _times_groups(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return codes.float() * scale.repeat_interleave(codes.shape[1] // scale.shape[1], dim=1)
 
 

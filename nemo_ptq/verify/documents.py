@@ -16,6 +16,7 @@ from nemo_ptq.calibration.text_files import Sample, read_text_file
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.config import load_json
 from nemo_ptq.verify.context import read_model_yaml, tokenizer_path
+from nemo_ptq.verify.huggingface import is_hugging_face
 from nemo_ptq.verify.manifest import MANIFEST
 
 
@@ -42,7 +43,7 @@ def load_tokenizer(directory: Path) -> Any:
     Returns:
         An object of the form that :func:`nemo_ptq.calibration.data.tokenize` takes, with ``decode``.
     """
-    path = tokenizer_path(directory, read_model_yaml(directory))
+    path = directory if is_hugging_face(directory) else tokenizer_path(directory, read_model_yaml(directory))
     if path.is_dir():
         from transformers import AutoTokenizer
 
@@ -58,7 +59,7 @@ def load_documents(directory: Path, text: Path | None, seq_len: int, count: int)
     """Tokenizes the first documents of a text file, or of the calibration data set, each cut at ``seq_len`` tokens.
 
     Args:
-        directory: The qnemo directory.
+        directory: The exported directory, in any format.
         text: A .jsonl, .json or .txt file, as for calibration. None takes the data set that the directory's manifest
             names: the samples after those calibrated on, or those if there are no others.
         seq_len: The most tokens of a document.

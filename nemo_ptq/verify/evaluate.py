@@ -15,12 +15,18 @@ import torch
 from torch import nn
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.verify.config import ModelConfig
 from nemo_ptq.verify.forward import CPU, open_model, run_layers
 from nemo_ptq.verify.intervals import Interval, bootstrap_interval
-from nemo_ptq.verify.reader import Weights
+from nemo_ptq.verify.weights import Weights
 
 # Positions whose next-token distributions are in memory at a time.
 _WINDOW = 128
+# What a model and its baseline have in common, whatever their formats; vocabularies may be padded.
+_SIZES = (
+    *("decoder", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_size"),
+    *("intermediate_size", "moe"),
+)
 # Numbers in the hidden states that go through the layers together: 128 MiB.
 _MOST_STATES = 1 << 25
 
@@ -146,6 +152,20 @@ def summarize(scores: Sequence[DocumentScore], confidence: float = 0.95, seed: i
     )
 
 
+def require_same_model(model: ModelConfig, baseline: ModelConfig) -> None:
+    """Refuses to compare a model with another one than it was made of.
+
+    Raises:
+        PtqError: If they have not the same sizes.
+    """
+    for name in _SIZES:
+        found, expected = getattr(model, name), getattr(baseline, name)
+        if found != expected:
+            raise PtqError(
+                f"the baseline is another model than the exported one: its {name} is {expected}, not {found}"
+            )
+
+
 def evaluate(
     model: Weights,
     baseline: Weights | None,
@@ -197,10 +217,10 @@ def document_groups(documents: Sequence[torch.Tensor], hidden_size: int) -> list
 
 
 def perplexity(directory: Path | str, documents: Sequence[torch.Tensor], device: torch.device = CPU) -> float:
-    """Perplexity of a qnemo directory: exp of the mean negative log-likelihood over all predicted tokens.
+    """Perplexity of a directory: exp of the mean negative log-likelihood over all predicted tokens.
 
     Args:
-        directory: A qnemo directory.
+        directory: As :func:`~nemo_ptq.verify.forward.open_model` takes it.
         documents: int64 (seq,) or (batch, seq) tokens each, at least one of them with two tokens in a row.
         device: Where to compute.
 

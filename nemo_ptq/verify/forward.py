@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Runs a qnemo directory in float32: decoders llama (with experts), gpt and gemma, one layer in memory at a time."""
+"""Runs an exported directory or a checkpoint in float32, one layer in memory at a time.
+
+One forward pass for all formats: what they differ in is behind :class:`nemo_ptq.verify.weights.Weights`.
+"""
 
 import math
 from collections.abc import Callable, Iterator, Sequence
@@ -10,12 +13,15 @@ import torch
 from torch import nn
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify import dequantize as dq
-from nemo_ptq.verify.config import Config
-from nemo_ptq.verify.layout import layer_linears, lm_head
-from nemo_ptq.verify.linear import DequantizedLinear, ExpertLinear, Quantizer, load_experts, load_linear
-from nemo_ptq.verify.reader import Checkpoint, Weights, open_checkpoint
+from nemo_ptq.verify.config import ModelConfig
+from nemo_ptq.verify.huggingface import is_hugging_face
+from nemo_ptq.verify.huggingface_model import open_hugging_face
+from nemo_ptq.verify.linear import Stack, Tensors, dequantized
+from nemo_ptq.verify.nemo import is_nemo
+from nemo_ptq.verify.nemo_model import open_nemo
+from nemo_ptq.verify.reader import open_checkpoint
 from nemo_ptq.verify.rules import LAYOUT_RULES
+from nemo_ptq.verify.weights import Weights
 
 CPU = torch.device("cpu")
 
@@ -31,8 +37,10 @@ def _squared_relu(values: torch.Tensor) -> torch.Tensor:
     return values.relu().square()
 
 
-_ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+# TensorRT-LLM computes all that it calls some GELU with tanh.
+_ACTIVATIONS: dict[str, Tensors] = {
     **dict.fromkeys(("gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "openai-gelu", "geglu"), _gelu),
+    "gelu_erf": nn.functional.gelu,
     **dict.fromkeys(("silu", "swiglu", "fast-swiglu"), nn.functional.silu),
     **dict.fromkeys(("squared-relu", "relu2"), _squared_relu),
     "relu": torch.relu,
@@ -44,7 +52,7 @@ _ACTIVATIONS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
 }
 
 
-def rotary_frequencies(config: Config) -> torch.Tensor:
+def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
     """Angles per position, float64 (rotary_dim / 2,), after linear or Llama 3 scaling.
 
     The Llama 3 bands: wavelengths below original / high_freq_factor stay, those above original / low_freq_factor are
@@ -63,7 +71,7 @@ def rotary_frequencies(config: Config) -> torch.Tensor:
     return torch.lerp(stretched, frequencies, keep.clamp(0, 1))
 
 
-def rotary_table(config: Config, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_table(config: ModelConfig, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines, float32 (length, rotary_dim / 2) each."""
     angles = torch.outer(torch.arange(length, dtype=torch.float64), rotary_frequencies(config)).to(device)
     return angles.cos().float(), angles.sin().float()
@@ -79,11 +87,11 @@ def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.T
 class _Norm:
     """RMSNorm, or LayerNorm where the file has a bias; weights are those of the file, in float32."""
 
-    def __init__(self, checkpoint: Weights, name: str, device: torch.device) -> None:
-        config = checkpoint.config
+    def __init__(self, weights: Weights, name: str, device: torch.device) -> None:
+        config = weights.config
         self._epsilon = config.norm_epsilon
-        self._weight = checkpoint.tensor(f"{name}.weight").to(device).float()
-        self._bias = None if config.rmsnorm else checkpoint.tensor(f"{name}.bias").to(device).float()
+        self._weight = weights.tensor(f"{name}.weight").to(device).float()
+        self._bias = None if config.rmsnorm else weights.tensor(f"{name}.bias").to(device).float()
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._bias is None:
@@ -92,7 +100,7 @@ class _Norm:
 
 
 class _Attention:
-    def __init__(self, config: Config, qkv: DequantizedLinear, dense: DequantizedLinear, kv: Quantizer | None) -> None:
+    def __init__(self, config: ModelConfig, qkv: Tensors, dense: Tensors, kv: tuple[Tensors, Tensors] | None) -> None:
         self._config, self._qkv, self._dense, self._quantize_kv = config, qkv, dense, kv
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -104,16 +112,14 @@ class _Attention:
             cos, sin = rotary_table(config, hidden.shape[1], hidden.device)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if self._quantize_kv is not None:
-            key, value = self._quantize_kv(key), self._quantize_kv(value)
+            key, value = (quantize(kv) for quantize, kv in zip(self._quantize_kv, (key, value), strict=True))
         key, value = (kv.repeat_interleave(heads // kv_heads, dim=1) for kv in (key, value))
         mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
         return self._dense(mixed.transpose(1, 2).flatten(2))
 
 
 class _Mlp:
-    def __init__(
-        self, act: str, fc: DequantizedLinear, gate: DequantizedLinear | None, proj: DequantizedLinear
-    ) -> None:
+    def __init__(self, act: str, fc: Tensors, gate: Tensors | None, proj: Tensors) -> None:
         self._act, self._fc, self._gate, self._proj = _ACTIVATIONS[act], fc, gate, proj
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -122,8 +128,10 @@ class _Mlp:
 
 
 class _Experts:
-    def __init__(self, config: Config, top_k: int, router: torch.Tensor, fc: ExpertLinear, proj: ExpertLinear) -> None:
-        self._act, self._top_k, self._router = _ACTIVATIONS[config.hidden_act], top_k, router
+    """Experts stay as small as in the files, and are dequantized one at a time."""
+
+    def __init__(self, act: str, top_k: int, router: torch.Tensor, fc: Sequence[Stack], proj: Sequence[Stack]) -> None:
+        self._act, self._top_k, self._router = _ACTIVATIONS[act], top_k, router
         self._fc, self._proj = fc, proj
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
@@ -134,8 +142,8 @@ class _Experts:
         for index in top.indices.unique().tolist():
             rows, place = (top.indices == index).nonzero(as_tuple=True)
             # Experts hold [up; gate], the other way round than fc and gate of a dense MLP.
-            up, gate = self._fc.expert(index)(tokens[rows]).chunk(2, dim=-1)
-            outputs = self._proj.expert(index)(self._act(gate) * up)
+            up, gate = dequantized(self._fc[index])(tokens[rows]).chunk(2, dim=-1)
+            outputs = dequantized(self._proj[index])(self._act(gate) * up)
             mixed.index_add_(0, rows, outputs * shares[rows, place, None])
         return mixed.view_as(hidden)
 
@@ -143,27 +151,21 @@ class _Experts:
 class _Layer:
     """One decoder layer, read and dequantized on construction."""
 
-    def __init__(self, checkpoint: Weights, layer: int, device: torch.device) -> None:
-        config, prefix = checkpoint.config, f"transformer.layers.{layer}."
-        # Exclusion patterns match the names in the rank's file, where every stage counts its layers from 0.
-        local_prefix = f"transformer.layers.{layer % config.layers_per_stage}."
-        linears = {
-            linear.name.removeprefix(local_prefix): linear
-            for linear in layer_linears(config, layer % config.layers_per_stage)
-        }
+    def __init__(self, weights: Weights, layer: int, device: torch.device) -> None:
+        config, prefix = weights.config, f"transformer.layers.{layer}."
 
-        def load(name: str) -> DequantizedLinear:
-            return load_linear(checkpoint, linears[name], prefix + name, device)
+        def load(name: str) -> Tensors:
+            return dequantized(weights.linear(prefix + name, device))
 
-        self._input_norm = _Norm(checkpoint, prefix + "input_layernorm", device)
-        self._post_norm = _Norm(checkpoint, prefix + "post_layernorm", device)
-        kv = _kv_quantizer(checkpoint, prefix, device)
+        self._input_norm = _Norm(weights, prefix + "input_layernorm", device)
+        self._post_norm = _Norm(weights, prefix + "post_layernorm", device)
+        kv = weights.kv_cache(layer, device)
         self._attention = _Attention(config, load("attention.qkv"), load("attention.dense"), kv)
         self._mlp: _Mlp | _Experts
         if config.moe:
-            router = checkpoint.tensor(prefix + "mlp.router.weight").to(device).float()
-            fc, proj = (load_experts(checkpoint, f"{prefix}mlp.{name}", device) for name in ("fc", "proj"))
-            self._mlp = _Experts(config, config.moe.top_k, router, fc, proj)
+            router = weights.tensor(prefix + "mlp.router.weight").to(device).float()
+            fc, proj = (weights.experts(f"{prefix}mlp.{name}", device) for name in ("fc", "proj"))
+            self._mlp = _Experts(config.hidden_act, config.moe.top_k, router, fc, proj)
         else:
             gate = load("mlp.gate") if config.gated else None
             self._mlp = _Mlp(config.hidden_act, load("mlp.fc"), gate, load("mlp.proj"))
@@ -173,22 +175,13 @@ class _Layer:
         return hidden + self._mlp(self._post_norm(hidden))
 
 
-def _kv_quantizer(checkpoint: Weights, prefix: str, device: torch.device) -> Quantizer | None:
-    algorithm = checkpoint.config.quantization.kv_cache_algorithm
-    if algorithm is None:
-        return None
-    scale = checkpoint.tensor(prefix + "attention.kv_cache_scaling_factor").to(device)
-    fake_quantize = {"FP8": dq.fake_quantize_fp8, "INT8": dq.fake_quantize_int8}[algorithm]
-    return lambda values: fake_quantize(values, scale)
-
-
 class _Embedding:
-    def __init__(self, checkpoint: Weights, device: torch.device) -> None:
-        config = checkpoint.config
-        self._words = checkpoint.tensor("transformer.vocab_embedding.weight")
+    def __init__(self, weights: Weights, device: torch.device) -> None:
+        config = weights.config
+        self._words = weights.tensor("transformer.vocab_embedding.weight")
         self._positions = None
         if config.position_embedding_type == "learned_absolute":
-            self._positions = checkpoint.tensor("transformer.position_embedding.weight")
+            self._positions = weights.tensor("transformer.position_embedding.weight")
         # Gemma's factor has the precision of the model's dtype, in the reader and in the training code alike.
         dtype = getattr(torch, config.dtype)
         gemma = config.decoder == "gemma"
@@ -203,16 +196,18 @@ class _Embedding:
 
 
 class _LmHead:
-    def __init__(self, checkpoint: Weights, device: torch.device) -> None:
-        config = checkpoint.config
+    def __init__(self, weights: Weights, device: torch.device) -> None:
         self._device = device
-        self._linear = self._rows = None
-        if config.lm_head_is_shared:
-            self._rows = checkpoint.tensor("transformer.vocab_embedding.weight")
-        elif config.quantization.algorithm_of("lm_head") is None:
-            self._rows = checkpoint.tensor("lm_head.weight")
+        self._linear: Tensors | None = None
+        self._rows = None
+        if weights.config.lm_head_is_shared:
+            self._rows = weights.tensor("transformer.vocab_embedding.weight")
         else:
-            self._linear = load_linear(checkpoint, lm_head(config), "lm_head", device)
+            (stored,) = weights.linear("lm_head", CPU)
+            if stored.dequantize is None:
+                self._rows = stored.weight
+            else:
+                self._linear = dequantized(weights.linear("lm_head", device))
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._linear is not None:
@@ -239,7 +234,7 @@ class FinalStates:
 
 @torch.inference_mode()
 def run_layers(
-    checkpoint: Weights,
+    weights: Weights,
     batches: Sequence[torch.Tensor],
     device: torch.device = CPU,
     follow: Callable[[], None] = lambda: None,
@@ -249,7 +244,7 @@ def run_layers(
     Layers are the outer loop: memory holds one layer in float32 and the hidden states of all batches.
 
     Args:
-        checkpoint: The model.
+        weights: The model.
         batches: int64 (batch, seq) each; lengths may differ between batches.
         device: Where to compute.
         follow: Called after each layer.
@@ -257,29 +252,53 @@ def run_layers(
     Raises:
         PtqError: The model breaks a rule that the computation depends on, or lacks a tensor; tokens out of range.
     """
-    config = checkpoint.config
+    config = weights.config
     for tokens in batches:
         _require_tokens(config, tokens)
-    embedding = _Embedding(checkpoint, device)
+    embedding = _Embedding(weights, device)
     hidden = [embedding(tokens) for tokens in batches]
     del embedding
     for index in range(config.num_hidden_layers):
-        layer = _Layer(checkpoint, index, device)
+        layer = _Layer(weights, index, device)
         hidden = [layer(states) for states in hidden]
         del layer
         follow()
-    return FinalStates(hidden, _Norm(checkpoint, "transformer.ln_f", device), _LmHead(checkpoint, device))
+    return FinalStates(hidden, _Norm(weights, "transformer.ln_f", device), _LmHead(weights, device))
 
 
-def open_model(directory: Path | str) -> Checkpoint:
-    """Opens a qnemo directory to run it.
+def open_model(directory: Path | str) -> Weights:
+    """Opens a directory to run it: an export in any format, a NeMo 2.0 checkpoint, or a Hugging Face model.
 
     Raises:
-        PtqError: The directory is unreadable, or its config.json breaks a rule that the computation depends on.
+        PtqError: The directory is none of these, or breaks a rule that the computation depends on.
     """
-    checkpoint = open_checkpoint(directory)
-    _require_supported(checkpoint)
+    path = Path(directory)
+    if is_hugging_face(path):
+        weights: Weights = open_hugging_face(path)
+    elif is_nemo(path):
+        weights = open_nemo(path)
+    else:
+        return _open_qnemo(path)
+    problems = _activation_problems(weights.config)
+    if problems:
+        raise PtqError(f"{path} cannot be run: {problems[0]}")
+    return weights
+
+
+def _open_qnemo(path: Path) -> Weights:
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
+    problems = [problem for rule in LAYOUT_RULES.values() for problem in rule(checkpoint.raw_config, config)]
+    problems += _activation_problems(config)
+    if problems:
+        raise PtqError(f"{path} cannot be run: " + "; ".join(problems))
     return checkpoint
+
+
+def _activation_problems(config: ModelConfig) -> list[str]:
+    if config.hidden_act in _ACTIVATIONS:
+        return []
+    return [f"hidden_act {config.hidden_act!r} is not one of {', '.join(sorted(_ACTIVATIONS))}"]
 
 
 def stream_logits(
@@ -288,7 +307,7 @@ def stream_logits(
     """Runs the directory over several batches of tokens, reading every weight once.
 
     Args:
-        directory: A qnemo directory.
+        directory: A directory as :func:`open_model` takes it.
         batches: int64 (batch, seq) each; lengths may differ between batches.
         device: Where to compute.
 
@@ -304,10 +323,10 @@ def stream_logits(
 
 
 def logits(directory: Path | str, tokens: torch.Tensor, device: torch.device = CPU) -> torch.Tensor:
-    """The next-token logits of a qnemo directory, activations and KV cache quantized as a server would.
+    """The next-token logits of a directory, activations and KV cache quantized as a server would.
 
     Args:
-        directory: A qnemo directory.
+        directory: A directory as :func:`open_model` takes it.
         tokens: int64 (batch, seq); every position attends to itself and those before it.
         device: Where to compute.
 
@@ -320,16 +339,7 @@ def logits(directory: Path | str, tokens: torch.Tensor, device: torch.device = C
     return next(stream_logits(directory, [tokens], device))
 
 
-def _require_supported(checkpoint: Checkpoint) -> None:
-    config = checkpoint.config
-    problems = [problem for rule in LAYOUT_RULES.values() for problem in rule(checkpoint.raw_config, config)]
-    if config.hidden_act not in _ACTIVATIONS:
-        problems.append(f"hidden_act {config.hidden_act!r} is not one of {', '.join(sorted(_ACTIVATIONS))}")
-    if problems:
-        raise PtqError(f"{checkpoint.path} cannot be run: " + "; ".join(problems))
-
-
-def _require_tokens(config: Config, tokens: torch.Tensor) -> None:
+def _require_tokens(config: ModelConfig, tokens: torch.Tensor) -> None:
     if tokens.ndim != 2 or tokens.dtype != torch.int64:
         raise PtqError(f"tokens are {tokens.dtype} {tuple(tokens.shape)}, expected int64 (batch, seq)")
     if tokens.numel() and not 0 <= int(tokens.min()) <= int(tokens.max()) < config.vocab_size:

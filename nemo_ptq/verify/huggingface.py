@@ -15,12 +15,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.config import load_json
+from nemo_ptq.verify.tensor_file import TensorFile, TorchFile, open_tensors
 
 INDEX = "model.safetensors.index.json"
+# In the order of preference; each may be split into parts that `<name>.index.json` lists.
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
 
 # Data type as safetensors spells it, and shape; the type None is that of the unquantized tensors.
@@ -83,6 +85,18 @@ class Quantization:
         """Whether a linear layer is left unquantized."""
         return any(fnmatchcase(module, pattern) for pattern in self.excluded)
 
+    def algorithm_of(self, module: str) -> str | None:
+        """How a linear layer is quantized, None where it is not."""
+        return None if self.is_excluded(module) else self.algorithm
+
+
+def is_hugging_face(directory: Path) -> bool:
+    """Whether a directory is in one of the formats that transformers knows; qnemo's config.json names no model type."""
+    try:
+        return "model_type" in load_json(directory / "config.json")
+    except PtqError:
+        return False
+
 
 @dataclass(frozen=True)
 class HuggingFaceDirectory:
@@ -96,37 +110,69 @@ class HuggingFaceDirectory:
         return load_json(self.path / "config.json")
 
     @cached_property
+    def _opened(self) -> dict[str, TensorFile | TorchFile]:
+        return {name: open_tensors(self.path / name) for name in sorted(set(self.files.values()))}
+
+    @cached_property
     def files(self) -> dict[str, str]:
-        """Which file holds which tensor, by what the index or the only file says."""
-        if (self.path / INDEX).is_file():
-            files = load_json(self.path / INDEX).get("weight_map")
-            if not isinstance(files, dict) or not all(Path(str(name)).name == name for name in files.values()):
-                raise PtqError(f"{INDEX}: weight_map is no object of file names")
-            return files
-        return dict.fromkeys(_header(self.path / "model.safetensors"), "model.safetensors")
+        """Which file holds which tensor, by what the index or the only file says.
+
+        Raises:
+            PtqError: If there are no weights, or they cannot be read.
+        """
+        for weights in _WEIGHTS:
+            index = f"{weights}.index.json"
+            if (self.path / index).is_file():
+                files = load_json(self.path / index).get("weight_map")
+                if not isinstance(files, dict) or not all(Path(str(name)).name == name for name in files.values()):
+                    raise PtqError(f"{index}: weight_map is no object of file names")
+                return files
+            if (self.path / weights).is_file():
+                return dict.fromkeys(open_tensors(self.path / weights).header, weights)
+        raise PtqError(f"{self.path} has no weights ({' or '.join(_WEIGHTS)}, or their index)")
 
     @cached_property
     def header(self) -> dict[str, tuple[str, tuple[int, ...]]]:
         """Data type and shape of every tensor that the files hold."""
         found: dict[str, tuple[str, tuple[int, ...]]] = {}
-        for file in sorted(set(self.files.values())):
-            found |= _header(self.path / file)
+        for file in self._opened.values():
+            found |= file.header
         return found
 
     def tensor(self, name: str) -> torch.Tensor:
-        """Reads a tensor."""
-        with safe_open(self.path / self.files[name], framework="pt") as file:
-            return file.get_tensor(name)
+        """Reads a tensor.
+
+        Raises:
+            PtqError: If there is none of that name.
+        """
+        if name not in self.files:
+            raise PtqError(f"{self.path}: the weights lack {name}")
+        return self._opened[self.files[name]].tensor(name)
+
+    @cached_property
+    def transformers_config(self) -> Any:
+        """Transformers' configuration of the model without its quantization, with the defaults of its class.
+
+        Raises:
+            PtqError: If transformers does not know the model.
+        """
+        import transformers
+
+        content = {key: value for key, value in self.config.items() if key != "quantization_config"}
+        try:
+            return transformers.AutoConfig.for_model(**content)
+        except (ValueError, TypeError, KeyError) as error:
+            raise PtqError(
+                f"config.json is of no model that transformers knows: {str(error).splitlines()[0]}"
+            ) from error
 
     @cached_property
     def model(self) -> torch.nn.Module:
         """Transformers' model of config.json, without data and without its quantization."""
         import transformers
 
-        content = {key: value for key, value in self.config.items() if key != "quantization_config"}
-        config = transformers.AutoConfig.for_model(**content)
         with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(config)
+            return transformers.AutoModelForCausalLM.from_config(self.transformers_config)
 
     @cached_property
     def quantization(self) -> Quantization | None:
@@ -182,15 +228,6 @@ class HuggingFaceDirectory:
             if self.quantization is not None
             for field, spec in self.quantization.optional(*module.weight.shape).items()  # type: ignore[misc]
         }
-
-
-def _header(path: Path) -> dict[str, tuple[str, tuple[int, ...]]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
-            return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-    except Exception as error:
-        raise PtqError(f"{path.name}: not readable as safetensors: {error}") from error
 
 
 def _modelopt(content: dict[str, Any], document: dict[str, Any]) -> Quantization:

@@ -1,23 +1,23 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Linear layers rebuilt from a directory: dequantized weights, and inputs rounded as a server rounds them."""
+"""Linear layers as files have them: packed weights with their scales, and inputs rounded as a server rounds them."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from functools import partial
 
 import torch
 from torch import nn
 
 from nemo_ptq.verify import dequantize as dq
-from nemo_ptq.verify.layout import Linear
-from nemo_ptq.verify.reader import Weights
 
-Quantizer = Callable[[torch.Tensor], torch.Tensor]
+Tensors = Callable[[torch.Tensor], torch.Tensor]
+# Reads a field of a layer onto the device that computes; None where the files have no such field.
+ReadField = Callable[[str], torch.Tensor | None]
 
 
 @dataclass(frozen=True)
-class DequantizedLinear:
+class Linear:
     """y = quantize_input(x * prequant_scale) @ weight.T + bias.
 
     Attributes:
@@ -30,7 +30,7 @@ class DequantizedLinear:
     weight: torch.Tensor
     bias: torch.Tensor | None = None
     prequant_scale: torch.Tensor | None = None
-    quantize_input: Quantizer | None = None
+    quantize_input: Tensors | None = None
 
     def __call__(self, inputs: torch.Tensor) -> torch.Tensor:
         """Applies the layer to float32 (..., in)."""
@@ -41,74 +41,112 @@ class DequantizedLinear:
         return nn.functional.linear(inputs, self.weight, self.bias)
 
 
-def load_linear(checkpoint: Weights, linear: Linear, name: str, device: torch.device) -> DequantizedLinear:
-    """Reads and dequantizes one linear layer.
-
-    Args:
-        checkpoint: Where to read.
-        linear: The layer's description, for its algorithm.
-        name: The layer's global name, such as "transformer.layers.7.mlp.fc".
-        device: Where to compute.
-    """
-
-    def read(suffix: str) -> torch.Tensor:
-        return checkpoint.tensor(f"{name}.{suffix}").to(device)
-
-    def read_optional(suffix: str) -> torch.Tensor | None:
-        return read(suffix).float() if f"{name}.{suffix}" in checkpoint else None
-
-    weight = read("weight")
-    quantize_input: Quantizer | None = None
-    algorithm = checkpoint.config.quantization.algorithm_of(linear.module)
-    if algorithm is None:
-        weight = weight.float()
-    elif algorithm == "FP8":
-        weight = dq.dequantize_fp8(weight, read("weights_scaling_factor"))
-        quantize_input = partial(dq.fake_quantize_fp8, scale=read("activation_scaling_factor"))
-    elif algorithm == "W8A8_SQ_PER_CHANNEL":
-        weight = dq.dequantize_int8(weight, read("weights_scaling_factor"))
-        quantize_input = partial(dq.fake_quantize_int8, scale=read("activation_scaling_factor"))
-    elif algorithm == "W4A16_AWQ":
-        weight = dq.dequantize_int4(weight, read("weights_scaling_factor"))
-    elif algorithm == "W4A8_AWQ":
-        weight = dq.dequantize_w4a8(weight, read("weights_scaling_factor"), read("weights_scaling_factor_2"))
-        quantize_input = partial(dq.fake_quantize_fp8, scale=read("activation_scaling_factor"))
-    else:  # NVFP4
-        weight = dq.dequantize_nvfp4(weight, read("weights_scaling_factor"), read("weights_scaling_factor_2"))
-        quantize_input = partial(dq.fake_quantize_nvfp4, scale=read("activation_scaling_factor"))
-    return DequantizedLinear(weight, read_optional("bias"), read_optional("prequant_scaling_factor"), quantize_input)
-
-
 @dataclass(frozen=True)
-class ExpertLinear:
-    """The same linear layer of every expert, kept in the file's dtype and dequantized one expert at a time.
+class StoredLinear:
+    """A linear layer whose weight is as small as in its file.
 
     Attributes:
-        weight: (experts, out, in), float8_e4m3fn or the model's dtype.
-        weight_scale: float32 (experts, 1) or None.
-        input_scale: float32 (1,), shared by the experts, or None.
+        weight: In the file's data type and shape.
+        dequantize: Makes float32 (out, in) of it; None where it is unquantized.
+        bias: float32 (out,) or None.
+        prequant_scale: float32 (in,) or None.
+        quantize_input: Rounds the input to its quantized grid, or None.
     """
 
     weight: torch.Tensor
-    weight_scale: torch.Tensor | None
-    input_scale: torch.Tensor | None
+    dequantize: Tensors | None = None
+    bias: torch.Tensor | None = None
+    prequant_scale: torch.Tensor | None = None
+    quantize_input: Tensors | None = None
 
-    def expert(self, index: int) -> DequantizedLinear:
-        """One expert's layer."""
-        if self.weight_scale is None or self.input_scale is None:
-            return DequantizedLinear(self.weight[index].float())
-        return DequantizedLinear(
-            dq.dequantize_fp8(self.weight[index], self.weight_scale[index]),
-            quantize_input=partial(dq.fake_quantize_fp8, scale=self.input_scale),
-        )
+    def dequantized(self) -> Linear:
+        """The layer with its weight in float32."""
+        weight = self.weight.float() if self.dequantize is None else self.dequantize(self.weight)
+        return Linear(weight, self.bias, self.prequant_scale, self.quantize_input)
+
+    def with_rows(self, reorder: Tensors) -> "StoredLinear":
+        """The layer with its output features in another order.
+
+        Args:
+            reorder: Sorts the rows of a float32 matrix or vector.
+        """
+        dequantize = self.dequantize or torch.Tensor.float
+        bias = None if self.bias is None else reorder(self.bias)
+        return replace(self, dequantize=lambda weight: reorder(dequantize(weight)), bias=bias)
 
 
-def load_experts(checkpoint: Weights, name: str, device: torch.device) -> ExpertLinear:
-    """Reads one linear layer of all experts by its global name, such as "transformer.layers.7.mlp.fc"."""
+# Layers that get the same input, and whose outputs stand one after the other.
+Stack = tuple[StoredLinear, ...]
 
-    def scale(suffix: str) -> torch.Tensor | None:
-        full = f"{name}.{suffix}"
-        return checkpoint.tensor(full).to(device) if full in checkpoint else None
 
-    weight = checkpoint.tensor(f"{name}.weight").to(device)
-    return ExpertLinear(weight, scale("weights_scaling_factor"), scale("activation_scaling_factor"))
+def dequantized(stack: Stack) -> Tensors:
+    """The layers as one, with their weights in float32."""
+    linears = [stored.dequantized() for stored in stack]
+    if len(linears) == 1:
+        return linears[0]
+    return lambda inputs: torch.cat([linear(inputs) for linear in linears], dim=-1)
+
+
+@dataclass(frozen=True)
+class _Scheme:
+    """How a linear layer is quantized.
+
+    Attributes:
+        dequantize: Makes float32 (out, in) of the stored weight and the scales.
+        scales: Ends of the names of the fields "weight_scale" with these scales.
+        quantize_input: Rounds an input with the field "input_scale"; None where inputs stay as they are.
+        weight: Name of the field with the weight.
+    """
+
+    dequantize: Callable[..., torch.Tensor]
+    scales: tuple[str, ...] = ("",)
+    quantize_input: Callable[..., torch.Tensor] | None = None
+    weight: str = "weight"
+
+
+_TWO_LEVELS = ("", "_2")
+_FP8 = _Scheme(dq.dequantize_fp8, quantize_input=dq.fake_quantize_fp8)
+_INT8 = _Scheme(dq.dequantize_int8, quantize_input=dq.fake_quantize_int8)
+# By the names that TensorRT-LLM and ModelOpt have for them, and those of the compressed-tensors library.
+_SCHEMES: Mapping[str, _Scheme] = {
+    "FP8": _FP8,
+    "W8A8_SQ_PER_CHANNEL": _INT8,
+    "W4A16_AWQ": _Scheme(dq.dequantize_int4),
+    "W4A8_AWQ": _Scheme(dq.dequantize_w4a8, _TWO_LEVELS, dq.fake_quantize_fp8),
+    "NVFP4": _Scheme(dq.dequantize_nvfp4, _TWO_LEVELS, dq.fake_quantize_nvfp4),
+    "float-quantized": _FP8,
+    "int-quantized": _INT8,
+    "pack-quantized": _Scheme(dq.dequantize_packed, weight="weight_packed"),
+}
+
+
+def stored_linear(algorithm: str | None, read: ReadField) -> StoredLinear:
+    """Puts a layer together from its fields.
+
+    Args:
+        algorithm: How it is quantized; None where it is not.
+        read: Reads "weight" (or what the algorithm calls it), "bias", "pre_quant_scale", "weight_scale",
+            "weight_scale_2" and "input_scale", as far as there are any.
+    """
+
+    def as_float(field: str) -> torch.Tensor | None:
+        found = read(field)
+        return None if found is None else found.float()
+
+    if algorithm is None:
+        return StoredLinear(_there(read("weight")), bias=as_float("bias"))
+    scheme = _SCHEMES[algorithm]
+    scales = {f"scale{end}": _there(read(f"weight_scale{end}")) for end in scheme.scales}
+    quantize = scheme.quantize_input and partial(scheme.quantize_input, scale=_there(read("input_scale")))
+    return StoredLinear(
+        _there(read(scheme.weight)),
+        partial(scheme.dequantize, **scales),
+        as_float("bias"),
+        as_float("pre_quant_scale"),
+        quantize,
+    )
+
+
+def _there(field: torch.Tensor | None) -> torch.Tensor:
+    assert field is not None, "a reader raises an error of its own for what must be there"
+    return field

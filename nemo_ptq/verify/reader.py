@@ -4,57 +4,26 @@
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.verify import dequantize as dq
 from nemo_ptq.verify.config import Config, load_json, parse_config
 from nemo_ptq.verify.layout import Shard, TensorSpec, rank_tensors, stages
+from nemo_ptq.verify.linear import Stack, Tensors, stored_linear
+from nemo_ptq.verify.tensor_file import TensorFile
 
-
-@dataclass(frozen=True)
-class RankFile:
-    """One rank{r}.safetensors; opening reads its header only.
-
-    Raises:
-        PtqError: On first use, if the file is missing, truncated or no safetensors file.
-    """
-
-    path: Path
-
-    @cached_property
-    def _file(self) -> safe_open:
-        try:
-            return safe_open(self.path, framework="pt")
-        except (OSError, SafetensorError) as error:
-            raise PtqError(f"{self.path.name}: not readable as safetensors: {error}") from error
-
-    @property
-    def _names(self) -> list[str]:
-        return self._file.keys()
-
-    @cached_property
-    def metadata(self) -> dict[str, str]:
-        """The header's free-form ``__metadata__``, empty where there is none."""
-        return self._file.metadata() or {}
-
-    @cached_property
-    def header(self) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """Dtype (as safetensors spells it) and shape of every tensor, by name."""
-        slices = {name: self._file.get_slice(name) for name in self._names}
-        return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """Reads one tensor, in the file's dtype and shape."""
-        if name not in self.header:
-            raise PtqError(f"{self.path.name}: tensor {name} is missing")
-        # A copy: what has been read of a mapped file counts as this process's memory until the file is closed.
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(name).clone()
+# This format's names of a linear layer's fields.
+_FIELDS = {
+    "weight_scale": "weights_scaling_factor",
+    "weight_scale_2": "weights_scaling_factor_2",
+    "input_scale": "activation_scaling_factor",
+    "pre_quant_scale": "prequant_scaling_factor",
+}
 
 
 def same_bytes(left: torch.Tensor, right: torch.Tensor) -> bool:
@@ -94,20 +63,6 @@ def merge(pieces: Sequence[torch.Tensor], shard: Shard | None) -> torch.Tensor:
     return merged if shard.size is None else merged.narrow(shard.dim, 0, shard.size)
 
 
-class Weights(Protocol):
-    """A model whose tensors have the names that a qnemo directory with a single rank gives them."""
-
-    @property
-    def config(self) -> Config:
-        """The model's sizes, and how it is quantized."""
-
-    def __contains__(self, name: str) -> bool:
-        """Whether there is such a tensor."""
-
-    def tensor(self, name: str) -> torch.Tensor:
-        """Reads one tensor."""
-
-
 @dataclass(frozen=True)
 class Checkpoint:
     """A qnemo directory seen as one unsharded model.
@@ -122,11 +77,13 @@ class Checkpoint:
     config: Config
 
     @cached_property
-    def rank_files(self) -> tuple[RankFile, ...]:
+    def rank_files(self) -> tuple[TensorFile, ...]:
         """The files of all ranks, in rank order."""
-        return tuple(RankFile(self.path / f"rank{rank}.safetensors") for rank in range(self.config.mapping.world_size))
+        return tuple(
+            TensorFile(self.path / f"rank{rank}.safetensors") for rank in range(self.config.mapping.world_size)
+        )
 
-    def stage_files(self, pp_rank: int) -> tuple[RankFile, ...]:
+    def stage_files(self, pp_rank: int) -> tuple[TensorFile, ...]:
         """The files of one pipeline stage, in tensor-parallel order."""
         tp_size = self.config.mapping.tp_size
         return self.rank_files[pp_rank * tp_size : (pp_rank + 1) * tp_size]
@@ -166,6 +123,42 @@ class Checkpoint:
                 raise PtqError(f"{file.path.name}: {local_name} is {found}, expected {(spec.dtype, spec.shape)}")
             pieces.append(file.tensor(local_name))
         return merge(pieces, spec.shard)
+
+    def linear(self, name: str, device: torch.device) -> Stack:
+        """Reads a linear layer by its global name."""
+        return (stored_linear(self._algorithm(name), lambda field: self._field(name, field, device)),)
+
+    def experts(self, name: str, device: torch.device) -> list[Stack]:
+        """Reads the same linear layer of every expert."""
+        algorithm = self._algorithm(name.rpartition(".")[0])
+        fields = {field: self._field(name, field, device) for field in ("weight", "weight_scale", "input_scale")}
+
+        def field_of(expert: int, field: str) -> torch.Tensor | None:
+            found = fields.get(field)
+            return found if found is None or field == "input_scale" else found[expert]
+
+        assert self.config.moe is not None
+        return [(stored_linear(algorithm, partial(field_of, expert)),) for expert in range(self.config.moe.num_experts)]
+
+    def kv_cache(self, layer: int, device: torch.device) -> tuple[Tensors, Tensors] | None:
+        """What a layer's cache does to keys and to values."""
+        algorithm = self.config.quantization.kv_cache_algorithm
+        if algorithm is None:
+            return None
+        scale = self.tensor(f"transformer.layers.{layer}.attention.kv_cache_scaling_factor").to(device)
+        quantize = partial({"FP8": dq.fake_quantize_fp8, "INT8": dq.fake_quantize_int8}[algorithm], scale=scale)
+        return quantize, quantize
+
+    def _algorithm(self, module: str) -> str | None:
+        # Exclusion patterns match the names in the rank's file, where every stage counts its layers from 0.
+        parts = module.split(".")
+        if parts[:2] == ["transformer", "layers"]:
+            parts[2] = str(int(parts[2]) % self.config.layers_per_stage)
+        return self.config.quantization.algorithm_of(".".join(parts))
+
+    def _field(self, name: str, field: str, device: torch.device) -> torch.Tensor | None:
+        full = f"{name}.{_FIELDS.get(field, field)}"
+        return self.tensor(full).to(device) if full in self else None
 
 
 def _renumber(name: str, first_layer: int) -> str:

@@ -18,7 +18,8 @@ from nemo_ptq.verify.layout import (
     rank_tensors,
     stages,
 )
-from nemo_ptq.verify.reader import Checkpoint, RankFile, same_bytes, split_parts
+from nemo_ptq.verify.reader import Checkpoint, same_bytes, split_parts
+from nemo_ptq.verify.tensor_file import TensorFile
 
 # Clipping and zero-padded rows may leave a few groups below their range.
 _TOLERATED_GROUPS = 0.05
@@ -220,7 +221,7 @@ def agreement_problems(checkpoint: Checkpoint) -> list[str]:
     return problems
 
 
-def _disagreements(files: tuple[RankFile, ...], name: str, spec: TensorSpec) -> Iterator[str]:
+def _disagreements(files: tuple[TensorFile, ...], name: str, spec: TensorSpec) -> Iterator[str]:
     if spec.shard is None:
         first = files[0].tensor(name)
         for file in files[1:]:
@@ -247,7 +248,7 @@ def padding_problems(checkpoint: Checkpoint) -> list[str]:
     return problems
 
 
-def _padding_problems(files: tuple[RankFile, ...], name: str, rows: int, size: int) -> Iterator[str]:
+def _padding_problems(files: tuple[TensorFile, ...], name: str, rows: int, size: int) -> Iterator[str]:
     for tp_rank, file in enumerate(files):
         kept = min(rows, max(0, size - tp_rank * rows))
         if kept < rows and _any_nonzero(file.tensor(name)[kept:]):

@@ -77,6 +77,49 @@ def test_the_jobs_figures_are_those_of_its_files(algorithm: str, demo: Demo, exp
     assert [path.name for path in directory.parent.iterdir()] == [directory.name]
 
 
+@pytest.fixture(scope="module")
+def every_format(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Exports the demo model with an algorithm in all formats that hold it, once."""
+    formats = {"fp8": "[trtllm,hf,compressed_tensors,nemo]", "int8_sq": "[trtllm,compressed_tensors,nemo]"}
+
+    @cache
+    def make(algorithm: str) -> Path:
+        output = tmp_path_factory.mktemp("formats") / algorithm
+        export = {"export_format": formats[algorithm]}
+        run_ranks(run_task, 1, arguments(demo, output, algorithm=algorithm, export=export))
+        return output
+
+    return make
+
+
+@pytest.mark.parametrize("algorithm", ["fp8", "int8_sq"])
+def test_every_format(algorithm: str, demo: Demo, every_format: Callable[[str], Path]) -> None:
+    """The same figures of one calibration, within what folding changes; the report has them, and stays sound."""
+    directory = every_format(algorithm)
+    expected = run_command(directory / "trtllm", "--baseline", demo.checkpoint, *SAME_TEXT, "--sample", 2)
+    for format in sorted({path.name for path in directory.iterdir()} - {"trtllm"}):
+        baseline = demo.hf if format == "hf" else demo.checkpoint
+        found = run_command(directory / format, "--baseline", baseline, *SAME_TEXT, "--sample", 2)
+        assert found.keys() == expected.keys()
+        assert (found["documents"], found["tokens"]) == (expected["documents"], expected["tokens"])
+        assert found["held_out"] is True
+        assert found["baseline_perplexity"]["value"] == pytest.approx(expected["baseline_perplexity"]["value"])
+        assert found["perplexity"]["value"] == pytest.approx(expected["perplexity"]["value"], rel=2e-3)
+        assert found["samples"]["unquantized"] == expected["samples"]["unquantized"]
+        assert found["kl_divergence"]["value"] > 0
+        updated = read_report(directory / format / REPORT)
+        assert updated.quality is not None and updated.quality.source == "evaluate"
+        assert updated.summary.perplexity == found["perplexity"]["value"]
+        assert [check for check in verify(directory / format, load_tokenizer=True) if not check.ok] == []
+
+
+def test_another_model_is_no_baseline(exported: Callable[[str], Path], checkpoint_of: Callable[[str], Path]) -> None:
+    with pytest.raises(
+        PtqError, match="the baseline is another model than the exported one: its num_hidden_layers is 2, not 4"
+    ):
+        run_command(exported("fp8"), "--baseline", checkpoint_of("llama31"))
+
+
 def test_the_gate(demo: Demo, exported: Callable[[str], Path]) -> None:
     words = (exported("fp8"), "--baseline", demo.checkpoint, "--text", demo.heldout, "--documents", 4, "--seq-len", 64)
     figures = run_command(*words, "--min-recovery", "0.9", "--sample", 0)

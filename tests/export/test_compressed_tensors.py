@@ -1,6 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Format compressed_tensors: transformers loads it with the library of that name, and computes the same logits."""
+"""Format compressed_tensors: transformers loads it with the library of that name, and computes the same logits.
+
+So does the independent reader, from the files alone.
+"""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -10,7 +13,8 @@ import pytest
 import torch
 
 from nemo_ptq.config import DTYPES, ExportConfig, QuantizationConfig
-from tests.export.hugging_face import distance, export_cells, transformers_logits
+from nemo_ptq.verify.forward import logits
+from tests.export.hugging_face import TOKENS, distance, export_cells, transformers_logits
 from tests.export.test_unified import quick_first
 from tests.families import FAMILIES
 from tests.matrix import Record, algorithms_of, record
@@ -37,6 +41,7 @@ def test_transformers_computes_the_calibrated_models_logits(
         far = distance(found, ranks[0][algorithm])
         assert far < CLOSE, algorithm
         record(record_property, "compressed_tensors", model=model, algorithm=algorithm, distance=far)
+        assert distance(logits(tmp_path / algorithm, TOKENS), found) < CLOSE, f"the reader, {algorithm}"
 
 
 def test_transformers_quantizes_the_kv_cache(checkpoint_of: CHECKPOINT_OF, tmp_path: Path) -> None:
@@ -44,6 +49,7 @@ def test_transformers_quantizes_the_kv_cache(checkpoint_of: CHECKPOINT_OF, tmp_p
     found, report = transformers_logits(tmp_path / "fp8")
     assert report == {}
     assert distance(found, ranks[0]["fp8"]) < CLOSE
+    assert distance(logits(tmp_path / "fp8", TOKENS), found) < CLOSE
 
 
 def export_folded(checkpoint: Path, algorithm: str, directory: Path) -> None:

@@ -18,7 +18,8 @@ from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.dequantize import dequantize_int4
-from nemo_ptq.verify.reader import RankFile, open_checkpoint, same_bytes
+from nemo_ptq.verify.reader import open_checkpoint, same_bytes
+from nemo_ptq.verify.tensor_file import TensorFile
 from tests.ranks import run_ranks
 
 LAYER = "transformer.layers.0."
@@ -73,8 +74,8 @@ def config_of(directory: Path) -> dict[str, Any]:
     return json.loads((directory / "config.json").read_text(encoding="utf-8"))
 
 
-def rank_file(directory: Path, rank: int) -> RankFile:
-    return RankFile(directory / f"rank{rank}.safetensors")
+def rank_file(directory: Path, rank: int) -> TensorFile:
+    return TensorFile(directory / f"rank{rank}.safetensors")
 
 
 def assert_readable(directory: Path) -> None:

@@ -18,7 +18,8 @@ import pytest
 import torch
 
 from nemo_ptq.config import ALGORITHMS, NO_QUANT, QuantizationConfig
-from nemo_ptq.verify.reader import RankFile, same_bytes
+from nemo_ptq.verify.reader import same_bytes
+from nemo_ptq.verify.tensor_file import TensorFile
 from tests.conftest import Demo
 from tests.families import FAMILIES, GPT_VARIANTS
 from tests.matrix import Record, record
@@ -103,7 +104,7 @@ def compare_one(model: Any, directory: Path) -> Comparison:
             )
     except Exception as error:
         return Comparison(error=f"{type(error).__name__}: {error}")
-    ours = RankFile(directory / "rank0.safetensors")
+    ours = TensorFile(directory / "rank0.safetensors")
     return Comparison(
         num_tensors=len(theirs),
         num_layers=model.config.num_layers,

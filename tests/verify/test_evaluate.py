@@ -20,6 +20,7 @@ from nemo_ptq.verify.evaluate import (
     kl_divergence,
     next_token_nll,
     perplexity,
+    require_same_model,
     score_document,
     summarize,
 )
@@ -87,6 +88,13 @@ def test_a_model_compared_with_itself(pristine: Pristine) -> None:
     assert evaluation.recovery.low == evaluation.recovery.value == 1
     assert evaluation.kl_divergence.value == evaluation.kl_divergence.high == 0
     assert evaluation.top1_agreement.low == evaluation.top1_agreement.value == 1
+
+
+def test_another_model_is_no_baseline(pristine: Pristine) -> None:
+    llama, gemma = (open_model(pristine(family, Recipe(tp=2))).config for family in ("llama3", "gemma"))
+    require_same_model(llama, llama)
+    with pytest.raises(PtqError, match="another model than the exported one: its decoder is gemma, not llama"):
+        require_same_model(llama, gemma)
 
 
 def test_windows_and_groups_change_nothing(pristine: Pristine, monkeypatch: pytest.MonkeyPatch) -> None:

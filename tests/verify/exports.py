@@ -1,0 +1,150 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Exports of one calibration in every format, and what the reader must compute of each."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.verify import dequantize as dq
+from nemo_ptq.verify.config import ModelConfig
+from nemo_ptq.verify.forward import CPU, open_model, run_layers
+from nemo_ptq.verify.linear import Linear, Stack, StoredLinear, Tensors
+from nemo_ptq.verify.weights import Weights
+from tests.export.hugging_face import TOKENS
+
+LINEARS = ("attention.qkv", "attention.dense", "mlp.fc", "mlp.gate", "mlp.proj")
+NORMS = ("input_layernorm", "post_layernorm")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What is exported.
+
+    Attributes:
+        model: Name of the tiny model.
+        algorithm: How it is quantized.
+        formats: The formats, each to the subdirectory of its name.
+        kv_cache: Whether its KV cache is quantized.
+        tp: Tensor parallelism of the calibration.
+    """
+
+    model: str
+    algorithm: str
+    formats: tuple[str, ...]
+    kv_cache: bool = False
+    tp: int = 2
+
+
+def export_cells(checkpoint: Path, cells: Sequence[Cell], directory: Path) -> None:
+    """Calibrates once for each cell, and exports to ``directory / algorithm / format``, on this rank."""
+    from nemo_ptq import engine
+    from nemo_ptq.checkpoint.loading import load_model
+    from nemo_ptq.console import Reporter
+    from nemo_ptq.preflight import check_job
+    from nemo_ptq.runtime import process_groups
+    from tests import steps
+
+    steps.quiet_libraries()
+    (tp,) = {cell.tp for cell in cells}
+    with process_groups(steps.read_launch(), CPU, tensor_parallel=tp, pipeline_parallel=1):
+        for cell in cells:
+            jobs = [
+                check_job(
+                    world_size=tp,
+                    calibration_tp=tp,
+                    nemo_checkpoint=str(checkpoint),
+                    export_config=ExportConfig(str(directory / cell.algorithm / format), export_format=format),
+                    quantization_config=QuantizationConfig(cell.algorithm, enable_kv_cache=cell.kv_cache),
+                    forward_loop=print,
+                )
+                for format in cell.formats
+            ]
+            model = load_model(checkpoint, CPU)
+            steps.calibrate(model, jobs[0].quantization)
+            for job in jobs:
+                engine.export(model, job, Reporter(False))
+
+
+@dataclass(frozen=True)
+class AsUnified:
+    """A trtllm directory's model, with what ModelOpt's unified format stores otherwise.
+
+    Pre-quantization scales that go into a norm are rounded with its gain, and FP8 weights are rounded to bfloat16
+    before they are to FP8, since their scale is no array there.
+
+    Attributes:
+        exported: The trtllm directory.
+        unified: The hf directory, for its norms.
+        original: The checkpoint, for the weights before they were quantized.
+    """
+
+    exported: Weights
+    unified: Weights
+    original: Weights
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.exported.config
+
+    def tensor(self, name: str) -> torch.Tensor:
+        return (self.unified if name.endswith(("layernorm.weight", "layernorm.bias")) else self.exported).tensor(name)
+
+    def linear(self, name: str, device: torch.device) -> Stack:
+        if name == "lm_head":
+            return self.exported.linear(name, device)
+        (stored,) = self.exported.linear(name, device)
+        if self.unified.linear(name, device)[0].prequant_scale is None:
+            stored = replace(stored, prequant_scale=None)
+        return (_rounded_twice(stored, self.original.linear(name, device)),)
+
+    def experts(self, name: str, device: torch.device) -> list[Stack]:
+        pairs = zip(self.exported.experts(name, device), self.original.experts(name, device), strict=True)
+        return [(_rounded_twice(stored, original),) for (stored,), original in pairs]
+
+    def kv_cache(self, layer: int, device: torch.device) -> tuple[Tensors, Tensors] | None:
+        return self.exported.kv_cache(layer, device)
+
+
+def _rounded_twice(stored: StoredLinear, original: Stack) -> StoredLinear:
+    if stored.weight.dtype != torch.float8_e4m3fn:
+        return stored
+    assert isinstance(stored.dequantize, partial)
+    scale = stored.dequantize.keywords["scale"].reshape(())
+    weight = whole(original).weight.bfloat16() / scale
+    return replace(stored, weight=weight.to(torch.float8_e4m3fn), dequantize=partial(dq.dequantize_fp8, scale=scale))
+
+
+def whole(stack: Stack) -> Linear:
+    """One layer of several that have the same input and treat it in the same way."""
+    linears = [stored.dequantized() for stored in stack]
+    biases = [linear.bias for linear in linears if linear.bias is not None]
+    weight = torch.cat([linear.weight for linear in linears])
+    return replace(linears[0], weight=weight, bias=torch.cat(biases) if biases else None)
+
+
+def folded_scales(exported: Weights, unified: Weights) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Gains of the unified format's norms, and the products that they are the roundings of."""
+    for layer in range(exported.config.num_hidden_layers):
+        for norm, linear in zip(NORMS, ("attention.qkv", "mlp.fc"), strict=True):
+            prefix = f"transformer.layers.{layer}."
+            if exported.config.moe is not None and linear == "mlp.fc":
+                continue
+            scale = exported.linear(prefix + linear, CPU)[0].prequant_scale
+            is_stored = unified.linear(prefix + linear, CPU)[0].prequant_scale is not None
+            gains = [weights.tensor(f"{prefix}{norm}.weight").float() for weights in (unified, exported)]
+            yield gains[0], gains[1] if scale is None or is_stored else gains[1] * scale
+
+
+def model_logits(weights: Weights) -> torch.Tensor:
+    """float32 (batch, sequence, vocabulary)."""
+    return run_layers(weights, [TOKENS]).logits(0)
+
+
+def open_all(directory: Path, formats: Sequence[str]) -> dict[str, Weights]:
+    """Opens the formats of a cell."""
+    return {format: open_model(directory / format) for format in formats}
