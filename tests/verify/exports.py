@@ -71,39 +71,42 @@ def export_cells(checkpoint: Path, cells: Sequence[Cell], directory: Path) -> No
 
 
 @dataclass(frozen=True)
-class AsUnified:
-    """A trtllm directory's model, with what ModelOpt's unified format stores otherwise.
+class Expected:
+    """A trtllm directory's model, with what another format stores otherwise.
 
-    Pre-quantization scales that go into a norm are rounded with its gain, and FP8 weights are rounded to bfloat16
-    before they are to FP8, since their scale is no array there.
+    The gains of norms are rounded where they are not kept minus one, and where pre-quantization scales go into them.
+    In ModelOpt's unified format FP8 weights are rounded to bfloat16 before they are to FP8, since their scale is no
+    array there.
 
     Attributes:
         exported: The trtllm directory.
-        unified: The hf directory, for its norms.
-        original: The checkpoint, for the weights before they were quantized.
+        other: The other format, for its norms.
+        original: For the unified format the checkpoint, with the weights before they were quantized.
     """
 
     exported: Weights
-    unified: Weights
-    original: Weights
+    other: Weights
+    original: Weights | None = None
 
     @property
     def config(self) -> ModelConfig:
         return self.exported.config
 
     def tensor(self, name: str) -> torch.Tensor:
-        return (self.unified if name.endswith(("layernorm.weight", "layernorm.bias")) else self.exported).tensor(name)
+        is_norm = name.rpartition(".")[0].endswith(("layernorm", "ln_f"))
+        return (self.other if is_norm else self.exported).tensor(name)
 
     def linear(self, name: str, device: torch.device) -> Stack:
-        if name == "lm_head":
-            return self.exported.linear(name, device)
         (stored,) = self.exported.linear(name, device)
-        if self.unified.linear(name, device)[0].prequant_scale is None:
+        if self.other.linear(name, device)[0].prequant_scale is None:
             stored = replace(stored, prequant_scale=None)
-        return (_rounded_twice(stored, self.original.linear(name, device)),)
+        return (stored if self.original is None else _rounded_twice(stored, self.original.linear(name, device)),)
 
     def experts(self, name: str, device: torch.device) -> list[Stack]:
-        pairs = zip(self.exported.experts(name, device), self.original.experts(name, device), strict=True)
+        stacks = self.exported.experts(name, device)
+        if self.original is None:
+            return stacks
+        pairs = zip(stacks, self.original.experts(name, device), strict=True)
         return [(_rounded_twice(stored, original),) for (stored,), original in pairs]
 
     def kv_cache(self, layer: int, device: torch.device) -> tuple[Tensors, Tensors] | None:
@@ -127,17 +130,19 @@ def whole(stack: Stack) -> Linear:
     return replace(linears[0], weight=weight, bias=torch.cat(biases) if biases else None)
 
 
-def folded_scales(exported: Weights, unified: Weights) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-    """Gains of the unified format's norms, and the products that they are the roundings of."""
+def gains(exported: Weights, other: Weights) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Gains of another format's norms, and what of the trtllm directory they are but for rounding."""
     for layer in range(exported.config.num_hidden_layers):
         for norm, linear in zip(NORMS, ("attention.qkv", "mlp.fc"), strict=True):
             prefix = f"transformer.layers.{layer}."
-            if exported.config.moe is not None and linear == "mlp.fc":
-                continue
-            scale = exported.linear(prefix + linear, CPU)[0].prequant_scale
-            is_stored = unified.linear(prefix + linear, CPU)[0].prequant_scale is not None
-            gains = [weights.tensor(f"{prefix}{norm}.weight").float() for weights in (unified, exported)]
-            yield gains[0], gains[1] if scale is None or is_stored else gains[1] * scale
+            found, gain = (weights.tensor(f"{prefix}{norm}.weight").float() for weights in (other, exported))
+            if exported.config.moe is None or linear != "mlp.fc":
+                scale = exported.linear(prefix + linear, CPU)[0].prequant_scale
+                is_folded = scale is not None and other.linear(prefix + linear, CPU)[0].prequant_scale is None
+                gain = gain * scale if is_folded else gain
+            yield found, gain
+    found, gain = (weights.tensor("transformer.ln_f.weight").float() for weights in (other, exported))
+    yield found, gain
 
 
 def model_logits(weights: Weights) -> torch.Tensor:

@@ -23,7 +23,7 @@ from tests.families import FAMILIES, GPT_VARIANTS
 from tests.matrix import algorithms_of, carries
 from tests.ranks import run_ranks
 
-from .exports import LINEARS, NORMS, AsUnified, Cell, export_cells, folded_scales, model_logits, open_all, whole
+from .exports import LINEARS, NORMS, Cell, Expected, export_cells, gains, model_logits, open_all, whole
 
 CHECKPOINT_OF = Callable[[str], Path]
 # Relative distance of a token's logits, in the median over tokens, for float32's own rounding.
@@ -53,15 +53,12 @@ def test_every_format_is_the_same_model(model: str, checkpoint_of: CHECKPOINT_OF
     for cell in cells:
         opened = open_all(tmp_path / cell.algorithm, cell.formats)
         exported = opened.pop("trtllm")
-        expected = model_logits(exported)
         for format, weights in opened.items():
-            if format == "hf":
-                for found, product in folded_scales(exported, weights):
-                    torch.testing.assert_close(found, product, rtol=2**-7, atol=2**-7)
-                expected_here = model_logits(AsUnified(exported, weights, original))
-            else:
-                expected_here = expected
-            assert distance(model_logits(weights), expected_here) < CLOSE, f"{cell.algorithm}, {format}"
+            for found, gain in gains(exported, weights):
+                torch.testing.assert_close(found, gain, rtol=2**-7, atol=2**-7)
+            expected = Expected(exported, weights, original if format == "hf" else None)
+            far = distance(model_logits(weights), model_logits(expected))
+            assert far < CLOSE, f"{cell.algorithm}, {format}"
 
 
 @pytest.mark.parametrize("model", ["llama32", "mixtral", "gemma", "starcoder", "nemotron", "gpt_geglu"])
