@@ -21,7 +21,9 @@ def scale_of(amax: torch.Tensor, largest_code: float) -> torch.Tensor:
         largest_code: What the format's largest code stands for.
     """
     amax = amax.float()
-    return torch.where((amax == 0) | amax.isnan(), 1.0, amax / largest_code)
+    # A tensor, because CUDA multiplies with the reciprocal of a number: the last bit would depend on the device.
+    divisor = torch.tensor(largest_code, device=amax.device)
+    return torch.where((amax == 0) | amax.isnan(), 1.0, amax / divisor)
 
 
 def block_scales(weight: torch.Tensor, scale_2: torch.Tensor, block_size: int) -> torch.Tensor:

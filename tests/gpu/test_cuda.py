@@ -14,9 +14,8 @@ import torch
 
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.verify.checks import verify
-from nemo_ptq.verify.dequantize import unpack_int4, unpack_uint4
 from nemo_ptq.verify.evaluate import perplexity as perplexity_of_files
-from nemo_ptq.verify.reader import Checkpoint, open_checkpoint
+from nemo_ptq.verify.reader import Checkpoint, open_checkpoint, same_bytes
 from tests.conftest import Demo
 
 pytestmark = pytest.mark.gpu
@@ -24,9 +23,6 @@ pytestmark = pytest.mark.gpu
 ALGORITHMS = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
 # Neighbouring bfloat16 numbers lie up to 2^-7 apart, relative to their size.
 BF16_STEP = 2.0**-7
-# Four bits of a bfloat16 weight are rounded away in E4M3, five in E2M1: one in sixteen is a tie if the scale is a power
-# of two, and the block scales of NVFP4 have ties of their own.
-TIES = 1 / 8
 SCALES = ("scaling_factor", "scaling_factor_2")
 SEQUENCE = 64
 HELDOUT = 32
@@ -45,31 +41,6 @@ class Outcome:
     directory: Path
     perplexity: float | None
     packed_otherwise: list[str]
-
-
-def codes(tensor: torch.Tensor, algorithm: str) -> torch.Tensor:
-    """The stored numbers as integers, of which neighbours differ by one, as int32."""
-    if tensor.dtype == torch.uint8:
-        tensor = unpack_uint4(tensor)
-    elif tensor.dtype == torch.int8 and algorithm.endswith("awq"):
-        tensor = unpack_int4(tensor)
-    elif tensor.dtype == torch.float8_e4m3fn:
-        tensor = tensor.view(torch.uint8)
-    elif tensor.dtype == torch.bfloat16:
-        tensor = tensor.view(torch.int16)
-    return tensor.to(torch.int32)
-
-
-def same_but_for_division(found: torch.Tensor, expected: torch.Tensor, algorithm: str) -> bool:
-    """Whether two packed tensors are the same, if a division by a constant may be off by a rounding of float32.
-
-    CUDA multiplies with the constant's reciprocal. What is divided by such a scale is rounded otherwise where it was a
-    tie, and with bfloat16 weights many are.
-    """
-    if expected.dtype == torch.float32:
-        return torch.allclose(found, expected, rtol=8 * torch.finfo(torch.float32).eps, atol=0.0)
-    difference = (codes(found, algorithm) - codes(expected, algorithm)).abs()
-    return bool(difference.max() <= 1 and (difference > 0).float().mean() <= TIES)
 
 
 def heldout(demo: Demo) -> list[torch.Tensor]:
@@ -116,10 +87,10 @@ def _run_algorithm(demo: Demo, output: Path, algorithm: str, device: torch.devic
     engine.export(model, job, silent)
     # ModelOpt rounds activations to NVFP4 on a GPU only.
     simulated = perplexity(model, heldout(demo)) if device.type == "cuda" or algorithm != "nvfp4" else None
-    return Outcome(output, simulated, _packed_otherwise(model, algorithm) if device.type == "cuda" else [])
+    return Outcome(output, simulated, _packed_otherwise(model) if device.type == "cuda" else [])
 
 
-def _packed_otherwise(model: Any, algorithm: str) -> list[str]:
+def _packed_otherwise(model: Any) -> list[str]:
     """Packs a model on the GPU and on the CPU, and names the tensors that differ."""
     from nemo_ptq.export.megatron import MegatronLayers, gather_ownership, global_modules
     from nemo_ptq.export.qnemo import pack_module
@@ -145,7 +116,7 @@ def _packed_otherwise(model: Any, algorithm: str) -> list[str]:
         model.module.to("cpu")
         on_cpu = pack()
     assert on_gpu.keys() == on_cpu.keys() and len(on_gpu) > 20
-    return [name for name, packed in on_gpu.items() if not same_but_for_division(packed, on_cpu[name], algorithm)]
+    return [name for name, packed in on_gpu.items() if not same_bytes(packed, on_cpu[name])]
 
 
 def run_apart(demo: Demo, root: Path, on_gpu: bool) -> dict[str, Outcome]:
@@ -230,4 +201,4 @@ def test_weights_that_depend_on_no_data_agree_between_devices(
 ) -> None:
     gpu, cpu = (open_checkpoint(outcomes[algorithm].directory) for outcomes in (on_gpu, on_cpu))
     names = [name for name in cpu.names() if name.endswith((".weight", ".weights_scaling_factor"))]
-    assert [name for name in names if not same_but_for_division(gpu.tensor(name), cpu.tensor(name), algorithm)] == []
+    assert [name for name in names if not same_bytes(gpu.tensor(name), cpu.tensor(name))] == []
