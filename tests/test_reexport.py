@@ -2,16 +2,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """An export straight from the checkpoint's files has the bytes of the engine's, in every format, for every family."""
 
+import resource
+import shutil
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nemo_ptq.checkpoint.index import stored_tensors
 from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
-from nemo_ptq.errors import ConfigError
+from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.preflight import check_job
 from nemo_ptq.report.write import FILES
+from nemo_ptq.verify.checks import verify
+from tests.conftest import Demo
 from tests.matrix import ALGORITHMS, ROWS
 from tests.ranks import run_ranks
 
@@ -95,3 +102,83 @@ def test_the_bytes_are_the_engines_for_every_cell(
     model: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     assert run_ranks(export_twice, 1, checkpoint_of(model), QUANTIZED, tmp_path) == [[]]
+
+
+COMMAND = """
+import sys
+from nemo_ptq.app import main
+try:
+    main()
+finally:
+    heavy = {"megatron", "modelopt", "nemo", "lightning", "nemo_run"} & set(sys.modules)
+    print("imported:", sorted(heavy))
+"""
+
+
+def run_command(*words: str) -> tuple[str, float]:
+    """Runs nemo-ptq in a process of its own; returns what it says, and the processor time it took in seconds."""
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    done = subprocess.run([sys.executable, "-c", COMMAND, *words], capture_output=True, text=True, check=False)
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout, after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+@pytest.mark.parametrize("format", FORMATS)
+def test_it_takes_less_than_a_quarter_of_the_whole_run(
+    format: str, whole_run: tuple[Path, float], tmp_path: Path
+) -> None:
+    exported, seconds = whole_run
+    said, again = run_command("export", str(exported), str(tmp_path / "again"), "--format", format)
+    assert "imported: []" in said
+    assert again < seconds / 4
+    assert all(check.ok for check in verify(tmp_path / "again", load_tokenizer=True))
+
+
+@pytest.fixture(scope="module")
+def whole_run(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, float]:
+    """An export of the demo model, and the processor time that its job took in seconds."""
+    output = tmp_path_factory.mktemp("whole") / "out"
+    settings = [
+        f"nemo_checkpoint={demo.checkpoint}",
+        f"quantization_config.calibration_dataset={demo.calibration}",
+        f"export_config.path={output}",
+    ]
+    return output, run_command("run", *settings)[1]
+
+
+def test_what_needs_a_model_is_left_to_the_engine(demo: Demo, whole_run: tuple[Path, float], tmp_path: Path) -> None:
+    from nemo_ptq.reexport import is_possible
+
+    state, output = whole_run[0], str(tmp_path / "out")
+
+    def possible(world_size: int = 1, **changes: Any) -> bool:
+        task: dict[str, Any] = {"calibration_state": str(state), "export_config": ExportConfig(output), **changes}
+        return is_possible(check_job(world_size=world_size, **task), world_size)
+
+    assert possible()
+    assert possible(export_config=ExportConfig(output, export_format=["hf", "trtllm"], inference_tp=2, dtype="fp16"))
+    assert not possible(export_config=ExportConfig(output, export_format="nemo"))
+    assert not possible(export_config=ExportConfig(output, generate_sample=True))
+    assert not possible(tokenizer_path=str(demo.hf))
+    assert not possible(world_size=2, calibration_tp=2)
+    fresh = {"nemo_checkpoint": str(demo.checkpoint), "calibration_state": None, "forward_loop": print}
+    assert not possible(**fresh)
+
+
+def test_other_weights_are_refused(
+    demo: Demo, whole_run: tuple[Path, float], tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from nemo_ptq.reexport import run_reexport
+
+    other = Path(shutil.copytree(demo.checkpoint, tmp_path / "other"))
+    (shard,) = (other / "weights").glob("*.distcp")
+    place = stored_tensors(other)["module.decoder.layers.mlp.linear_fc2.weight"].chunks[0]
+    content = bytearray(shard.read_bytes())
+    content[place.start + place.length // 2] ^= 1  # a bit in the middle of the tensor's values
+    shard.write_bytes(content)
+    export = ExportConfig(str(tmp_path / "out"))
+    job = check_job(world_size=1, nemo_checkpoint=other, calibration_state=whole_run[0], export_config=export)
+    with pytest.raises(PtqError, match="was made from other weights"):
+        run_reexport(job)
+    assert not (tmp_path / "out").exists()

@@ -74,6 +74,6 @@ def export(
         raise PtqError("\nError: ".join(in_flags(problem, _FLAGS) for problem in error.problems)) from error
     from nemo_ptq.reexport import is_possible  # imports torch: not before the checks
 
-    if is_possible(job, launch.world_size) and job.export.formats == ("trtllm",):
+    if is_possible(job, launch.world_size):
         transformers_without_torch()
     start(job)

@@ -17,8 +17,10 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
 ) -> None:
     """Check an exported directory as its readers would read it; exit status 1 if a check fails."""
+    from nemo_ptq.quiet import transformers_without_torch
     from nemo_ptq.verify.checks import verify as run
 
+    transformers_without_torch()
     checks = run(directory, load_tokenizer=True)
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))

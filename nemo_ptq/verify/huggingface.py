@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Hugging Face directory as its readers see it: which tensors config.json promises, and whether they are there.
 
-What there must be is asked of transformers: it builds the model that config.json describes, without data, and every
-linear layer that is not excluded must be stored as the quantization says. The rules of ModelOpt's format are those of
+What there must be follows from the architecture and the sizes in config.json, and every linear layer that is not
+excluded must be stored as the quantization says. The rules of ModelOpt's format are those of
 vLLM's reader (docs/formats.md), those of the other are compressed-tensors' own.
 """
 
@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.config import load_json
+from nemo_ptq.verify.architectures import ARCHITECTURES, Architecture, StoredModule, model_config, stored_modules
+from nemo_ptq.verify.config import ModelConfig, load_json
 from nemo_ptq.verify.tensor_file import TensorFile, TorchFile, open_tensors
 
 INDEX = "model.safetensors.index.json"
@@ -166,13 +167,27 @@ class HuggingFaceDirectory:
                 f"config.json is of no model that transformers knows: {str(error).splitlines()[0]}"
             ) from error
 
-    @cached_property
-    def model(self) -> torch.nn.Module:
-        """Transformers' model of config.json, without data and without its quantization."""
-        import transformers
+    @property
+    def architecture(self) -> Architecture:
+        """What the model computes.
 
-        with torch.device("meta"):
-            return transformers.AutoModelForCausalLM.from_config(self.transformers_config)
+        Raises:
+            PtqError: If it is not one of :data:`~nemo_ptq.verify.architectures.ARCHITECTURES`.
+        """
+        name = str((self.config.get("architectures") or ["(none given)"])[0])
+        if name not in ARCHITECTURES:
+            raise PtqError(f"{self.path} is of architecture {name}, not one of {', '.join(ARCHITECTURES)}")
+        return ARCHITECTURES[name]
+
+    @cached_property
+    def model_config(self) -> ModelConfig:
+        """The model's sizes."""
+        return model_config(self.transformers_config, self.architecture)
+
+    @cached_property
+    def modules(self) -> dict[str, StoredModule]:
+        """The model's modules that have a weight."""
+        return stored_modules(self.architecture, self.model_config)
 
     @cached_property
     def quantization(self) -> Quantization | None:
@@ -191,19 +206,21 @@ class HuggingFaceDirectory:
         raise PtqError(f"config.json: quant_method {content.get('quant_method')!r} is not known")
 
     @property
-    def quantized(self) -> Iterator[tuple[str, torch.nn.Module]]:
+    def quantized(self) -> Iterator[tuple[str, StoredModule]]:
         """The linear layers that are quantized."""
-        for name, module in self.model.named_modules():
-            if isinstance(module, torch.nn.Linear) and self.quantization and not self.quantization.is_excluded(name):
+        for name, module in self.modules.items():
+            if module.kind == "linear" and self.quantization and not self.quantization.is_excluded(name):
                 yield name, module
 
     @cached_property
     def expected(self) -> dict[str, Spec]:
         """Every tensor that config.json promises."""
-        tied = set(getattr(self.model, "_tied_weights_keys", None) or ()) if self.config_is_tied else set()
-        specs: dict[str, Spec] = {
-            name: (None, tuple(tensor.shape)) for name, tensor in self.model.state_dict().items() if name not in tied
-        }
+        specs: dict[str, Spec] = {}
+        for name, module in self.modules.items():
+            if name != "lm_head" or not self.model_config.share_embedding_table:
+                specs[f"{name}.weight"] = (None, module.shape)
+            if module.has_bias:
+                specs[f"{name}.bias"] = (None, module.shape[:1])
         quantization = self.quantization
         for name, _ in self.quantized:
             assert quantization is not None
@@ -214,11 +231,6 @@ class HuggingFaceDirectory:
                 specs[quantization.kv_cache(name)] = quantization.kv_spec
         return specs
 
-    @property
-    def config_is_tied(self) -> bool:
-        """Whether the output layer is the embedding."""
-        return bool(self.config.get("tie_word_embeddings", self.model.config.tie_word_embeddings))  # type: ignore[union-attr]
-
     @cached_property
     def optional(self) -> dict[str, Spec]:
         """Tensors that there may be."""
@@ -226,7 +238,7 @@ class HuggingFaceDirectory:
             f"{name}.{field}": spec
             for name, module in self.quantized
             if self.quantization is not None
-            for field, spec in self.quantization.optional(*module.weight.shape).items()  # type: ignore[misc]
+            for field, spec in self.quantization.optional(*module.shape).items()
         }
 
 
@@ -305,13 +317,12 @@ def _compressed(content: dict[str, Any]) -> Quantization:
 def config_problems(directory: HuggingFaceDirectory) -> list[str]:
     """What is wrong with config.json, hf_quant_config.json and the model that they describe."""
     problems = []
-    architectures = directory.config.get("architectures")
-    if architectures != [type(directory.model).__name__]:
-        problems.append(f"architectures is {architectures!r}, the model a {type(directory.model).__name__}")
+    model_type, expected = directory.config.get("model_type"), directory.architecture.model_type
+    if model_type != expected:
+        problems.append(f"architectures is {directory.config['architectures']!r}, model_type {model_type!r}")
     quantization = directory.quantization
     if quantization is not None:
-        kinds = (torch.nn.Linear, torch.nn.Embedding)
-        layers = [name for name, module in directory.model.named_modules() if isinstance(module, kinds)]
+        layers = [name for name, module in directory.modules.items() if module.kind != "norm"]
         idle = [p for p in quantization.excluded if not any(fnmatchcase(name, p) for name in layers)]
         problems += [f"{pattern} is excluded and no layer" for pattern in idle]
         if not any(directory.quantized):
@@ -321,7 +332,7 @@ def config_problems(directory: HuggingFaceDirectory) -> list[str]:
 
 def tensor_problems(directory: HuggingFaceDirectory) -> list[str]:
     """Where the files do not hold what config.json promises."""
-    unquantized = _DTYPES[str(directory.model.config.dtype).removeprefix("torch.")]
+    unquantized = _DTYPES[directory.model_config.dtype]
     wanted, optional, found = directory.expected, directory.optional, directory.header
     strays = {path.name for path in directory.path.glob("*.safetensors")} - set(directory.files.values())
     problems = [f"{name} is in no index" for name in sorted(strays)]
@@ -358,7 +369,7 @@ def tokenizer_problems(directory: HuggingFaceDirectory, text: str = "The quick b
     problems = []
     if tokenizer.decode(tokens).strip() != text:
         problems.append(f"{text!r} becomes {tokenizer.decode(tokens)!r} when encoded and decoded")
-    rows = directory.model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]
+    rows = directory.model_config.vocab_size
     if len(tokenizer) > rows:
         problems.append(f"the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows")
     return problems
