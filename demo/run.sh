@@ -2,8 +2,8 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
 #
-# Quantizes the demo's checkpoint with the nemo command, on two processes, checks and evaluates what came out, and shows
-# it. `make demo` runs it.
+# Quantizes the demo's checkpoint with the nemo command, on two processes, checks and evaluates what came out, exports it
+# in other formats from the same calibration, and shows it. `make demo` runs it.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
@@ -33,6 +33,7 @@ nemo llm ptq \
 nemo-ptq verify build/demo/qnemo-fp8
 nemo-ptq evaluate build/demo/qnemo-fp8 --baseline build/demo/nemo --text build/demo/text/heldout.jsonl \
     --documents 32 --seq-len 256 --min-recovery 0.98
+nemo-ptq export build/demo/qnemo-fp8 build/demo/fp8 --format hf,compressed_tensors --overwrite
 { set +x; } 2>/dev/null
 
 python -m demo.show build/demo/qnemo-fp8
