@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from nemo_ptq.checkpoint.index import stored_tensors
+from nemo_ptq.checkpoint.index import read_stored
 from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.preflight import check_job
@@ -173,7 +173,7 @@ def test_other_weights_are_refused(
 
     other = Path(shutil.copytree(demo.checkpoint, tmp_path / "other"))
     (shard,) = (other / "weights").glob("*.distcp")
-    place = stored_tensors(other)["module.decoder.layers.mlp.linear_fc2.weight"].chunks[0]
+    place = read_stored(other).tensors["module.decoder.layers.mlp.linear_fc2.weight"].chunks[0]
     content = bytearray(shard.read_bytes())
     content[place.start + place.length // 2] ^= 1  # a bit in the middle of the tensor's values
     shard.write_bytes(content)

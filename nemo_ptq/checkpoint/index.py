@@ -4,6 +4,7 @@
 
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ from nemo_ptq.errors import ConfigError
 
 @dataclass(frozen=True)
 class Chunk:
-    """A box of a tensor that was saved in one piece.
+    """A box of a tensor that was saved in one piece, or an object that is no tensor.
 
     Attributes:
+        name: Of the tensor or the object.
         offsets: Where it begins, along each axis of the tensor.
         sizes: How long it is along each of them.
         file: Name of its file in `weights/`.
@@ -23,6 +25,7 @@ class Chunk:
         length: How many bytes.
     """
 
+    name: str
     offsets: tuple[int, ...]
     sizes: tuple[int, ...]
     file: str
@@ -106,18 +109,37 @@ def read_index(checkpoint: Path) -> Any:
     return index
 
 
-def stored_tensors(checkpoint: Path) -> dict[str, StoredTensor]:
-    """Returns the tensors of a checkpoint, by name.
+@dataclass(frozen=True)
+class Stored:
+    """What a checkpoint's weights are made of, by name.
+
+    Attributes:
+        tensors: The tensors.
+        objects: Everything else, such as the `_extra_state` of modules; boxes without axes.
+    """
+
+    tensors: Mapping[str, StoredTensor]
+    objects: Mapping[str, Chunk]
+
+
+def read_stored(checkpoint: Path) -> Stored:
+    """Reads where a checkpoint's tensors and other objects lie.
 
     Raises:
         ConfigError: If its index cannot be read.
     """
     index = read_index(checkpoint)
     places = {(place.fqn, getattr(place, "offset", None)): info for place, info in index.storage_data.items()}
-    tensors = {}
+
+    def chunk(name: str, offsets: tuple[int, ...] | None, sizes: tuple[int, ...]) -> Chunk:
+        info = places[name, offsets]
+        return Chunk(name, offsets or (), sizes, info.relative_path, info.offset, info.length)
+
+    tensors, objects = {}, {}
     for name, entry in index.state_dict_metadata.items():
         if hasattr(entry, "size"):
-            boxes = [(chunk.offsets, chunk.sizes, places[name, chunk.offsets]) for chunk in entry.chunks]
-            chunks = tuple(Chunk(o, s, info.relative_path, info.offset, info.length) for o, s, info in boxes)
+            chunks = tuple(chunk(name, box.offsets, box.sizes) for box in entry.chunks)
             tensors[name] = StoredTensor(entry.size, str(entry.properties.state[0]), chunks)
-    return tensors
+        else:
+            objects[name] = chunk(name, None, ())
+    return Stored(tensors, objects)

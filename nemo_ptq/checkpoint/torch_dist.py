@@ -12,10 +12,11 @@ from collections.abc import Sequence
 from functools import partial
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from nemo_ptq.checkpoint.index import Chunk, StoredTensor, stored_tensors
+from nemo_ptq.checkpoint.index import Chunk, StoredTensor, read_stored
 from nemo_ptq.checkpoint.parts import PREFIX, TensorPart
 from nemo_ptq.errors import PtqError
 
@@ -33,7 +34,7 @@ def checkpoint_parts(checkpoint: Path) -> list[TensorPart]:
     """
     return [
         part
-        for name, tensor in stored_tensors(checkpoint).items()
+        for name, tensor in read_stored(checkpoint).tensors.items()
         if name.startswith(PREFIX) and not name.endswith("_extra_state")
         for part in _parts(checkpoint / "weights", name.removeprefix(PREFIX), tensor)
     ]
@@ -49,20 +50,29 @@ def _parts(weights: Path, key: str, tensor: StoredTensor) -> Sequence[TensorPart
             key,
             shape,
             getattr(torch, tensor.dtype),
-            partial(_read, weights, tensor, index),
+            partial(read_part, weights, tensor, index),
             tuple(zip(index, sizes, strict=True)),
         )
         for index in product(*map(range, sizes))
     ]
 
 
-def _read(weights: Path, tensor: StoredTensor, index: tuple[int, ...]) -> torch.Tensor:
-    """Puts one part of a tensor together: what has ``index`` along the first axes."""
+def read_part(weights: Path, tensor: StoredTensor, index: tuple[int, ...] = ()) -> torch.Tensor:
+    """Puts one part of a tensor together: what has ``index`` along the first axes.
+
+    Args:
+        weights: The directory that its chunks' files are in.
+        tensor: The tensor.
+        index: Of the part, such as (layer,) or (layer, expert).
+
+    Raises:
+        PtqError: If files are damaged, or values missing.
+    """
     whole, filled = torch.empty(tensor.shape[len(index) :], dtype=getattr(torch, tensor.dtype)), 0
     for chunk in tensor.chunks:
         inside = [place - start for place, start in zip(index, chunk.offsets, strict=False)]
         if all(0 <= place < size for place, size in zip(inside, chunk.sizes, strict=False)):
-            piece = _load(weights, chunk)[tuple(inside)]
+            piece = read_chunk(weights, chunk)[tuple(inside)]
             if piece.shape == whole.shape:
                 return piece
             begin = chunk.offsets[len(index) :]
@@ -73,7 +83,15 @@ def _read(weights: Path, tensor: StoredTensor, index: tuple[int, ...]) -> torch.
     return whole
 
 
-def _load(weights: Path, chunk: Chunk) -> torch.Tensor:
-    with (weights / chunk.file).open("rb") as file:
-        file.seek(chunk.start)
-        return torch.load(io.BytesIO(file.read(chunk.length)), map_location="cpu", weights_only=True)
+def read_chunk(weights: Path, chunk: Chunk) -> Any:
+    """Reads a chunk, without running anything that the file names.
+
+    Raises:
+        PtqError: If the file is missing or damaged.
+    """
+    try:
+        with (weights / chunk.file).open("rb") as file:
+            file.seek(chunk.start)
+            return torch.load(io.BytesIO(file.read(chunk.length)), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise whatever they like
+        raise PtqError(f"{weights / chunk.file}: {chunk.name} cannot be read: {error}") from error

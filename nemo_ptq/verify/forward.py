@@ -18,6 +18,7 @@ from nemo_ptq.verify.huggingface import is_hugging_face
 from nemo_ptq.verify.huggingface_model import open_hugging_face
 from nemo_ptq.verify.linear import Stack, Tensors, dequantized
 from nemo_ptq.verify.nemo import is_nemo
+from nemo_ptq.verify.nemo_model import open_nemo
 from nemo_ptq.verify.reader import open_checkpoint
 from nemo_ptq.verify.rules import LAYOUT_RULES
 from nemo_ptq.verify.weights import Weights
@@ -275,9 +276,6 @@ def open_model(directory: Path | str) -> Weights:
     if is_hugging_face(path):
         weights: Weights = open_hugging_face(path)
     elif is_nemo(path):
-        # It imports torch.distributed.checkpoint, two seconds that nobody else should wait for.
-        from nemo_ptq.verify.nemo_model import open_nemo
-
         weights = open_nemo(path)
     else:
         return _open_qnemo(path)

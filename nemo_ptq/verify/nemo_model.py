@@ -234,7 +234,7 @@ def open_nemo(path: Path) -> NemoWeights:
     Raises:
         PtqError: If it does not describe a model that can be run.
     """
-    description, files = read_model_yaml(path), ShardedTensors(path / "weights")
+    description, files = read_model_yaml(path), ShardedTensors(path)
     try:
         model = description["config"]
         zero_centered = bool(model.get("layernorm_zero_centered_gamma"))

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors of torch's distributed checkpoint format, read one by one and without running anything in the files."""
+"""The tensors of a NeMo 2.0 checkpoint, read one by one and without running anything in the files."""
 
 import io
 from collections.abc import Mapping
@@ -9,42 +9,39 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed.checkpoint import FileSystemReader
-from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex, TensorStorageMetadata
 
+from nemo_ptq.checkpoint.index import Stored, StoredTensor, read_stored
+from nemo_ptq.checkpoint.torch_dist import read_chunk, read_part
 from nemo_ptq.errors import PtqError
 
 _STATE = "._extra_state"
 
 
 class ShardedTensors:
-    """A directory of the format: an index, and files in which each chunk of a tensor lies as ``torch.save`` wrote it.
+    """The weights of a checkpoint.
 
     All methods raise PtqError where a file is damaged, or lacks what they are asked for.
 
     Args:
-        directory: It.
+        checkpoint: Directory with ``weights/``.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
+    def __init__(self, checkpoint: Path) -> None:
+        self._checkpoint, self._weights = checkpoint, checkpoint / "weights"
 
     @cached_property
-    def _index(self) -> Metadata:
-        try:
-            return FileSystemReader(self._directory).read_metadata()
-        except Exception as error:  # a damaged pickle raises whatever it likes
-            raise PtqError(f"{self._directory / '.metadata'} cannot be read: {error}") from error
+    def _stored(self) -> Stored:
+        return read_stored(self._checkpoint)
 
     @cached_property
     def _states(self) -> Mapping[str, str]:
         """The full name of each module's state, which ends in the number of its shard."""
-        return {name.partition(_STATE)[0]: name for name in self._index.state_dict_metadata if _STATE in name}
+        return {name.partition(_STATE)[0]: name for name in self._stored.objects if _STATE in name}
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a tensor, None where there is none of that name."""
-        stored = self._index.state_dict_metadata.get(name)
-        return tuple(stored.size) if isinstance(stored, TensorStorageMetadata) else None
+        stored = self._stored.tensors.get(name)
+        return None if stored is None else stored.shape
 
     def read(self, name: str, position: tuple[int, ...] = ()) -> torch.Tensor:
         """Reads a part of a tensor.
@@ -53,27 +50,19 @@ class ShardedTensors:
             name: Its name.
             position: Index of the part along the leading dimensions, such as (layer,) or (layer, expert).
         """
-        stored, stacked = self._stored(name), len(position)
-        part = torch.empty(stored.size[stacked:], dtype=stored.properties.dtype)
-        for chunk in stored.chunks:
-            bounds = list(zip(chunk.offsets, chunk.sizes, strict=True))
-            if all(start <= at < start + size for at, (start, size) in zip(position, bounds, strict=False)):
-                whole = self._load(MetadataIndex(name, chunk.offsets))
-                piece = whole[tuple(at - start for at, (start, _) in zip(position, bounds, strict=False))]
-                part[tuple(slice(start, start + size) for start, size in bounds[stacked:])] = piece
-        return part
+        return read_part(self._weights, self._tensor(name), position)
 
     def pieces(self, name: str) -> list[torch.Tensor]:
         """Reads a tensor in the pieces that the ranks have written, in the order of their places."""
-        offsets = sorted(chunk.offsets for chunk in self._stored(name).chunks)
-        return [self._load(MetadataIndex(name, offset)) for offset in offsets]
+        chunks = sorted(self._tensor(name).chunks, key=lambda chunk: chunk.offsets)
+        return [read_chunk(self._weights, chunk) for chunk in chunks]
 
     def extra_state(self, module: str) -> Mapping[str, Any]:
         """Reads what a module has stored beside its tensors; empty where it has stored nothing."""
         if module not in self._states:
             return {}
         name = self._states[module]
-        (content,) = self._load(MetadataIndex(name))
+        (content,) = read_chunk(self._weights, self._stored.objects[name])
         if not len(content):
             return {}
         try:
@@ -81,17 +70,7 @@ class ShardedTensors:
         except Exception as error:
             raise PtqError(f"{name} cannot be read: {error}") from error
 
-    def _stored(self, name: str) -> TensorStorageMetadata:
-        stored = self._index.state_dict_metadata.get(name)
-        if not isinstance(stored, TensorStorageMetadata):
-            raise PtqError(f"{self._directory} holds no tensor {name}")
-        return stored
-
-    def _load(self, index: MetadataIndex) -> Any:
-        place = self._index.storage_data[index]
-        try:
-            with (self._directory / place.relative_path).open("rb") as file:
-                file.seek(place.offset)
-                return torch.load(io.BytesIO(file.read(place.length)), weights_only=True)
-        except Exception as error:
-            raise PtqError(f"{self._directory / place.relative_path}: {index.fqn} cannot be read: {error}") from error
+    def _tensor(self, name: str) -> StoredTensor:
+        if name not in self._stored.tensors:
+            raise PtqError(f"{self._weights} holds no tensor {name}")
+        return self._stored.tensors[name]

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_ptq.checkpoint.index import stored_tensors
+from nemo_ptq.checkpoint.index import Stored, read_stored
 from nemo_ptq.checkpoint.parts import live_name
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.errors import PtqError
@@ -66,9 +66,9 @@ def test_shards_of_several_ranks_are_put_together(checkpoint_of: Callable[[str],
 
 
 def test_the_index_knows_types_and_places(checkpoint_of: Callable[[str], Path]) -> None:
-    tensors = stored_tensors(checkpoint_of("llama31"))
+    tensors = read_stored(checkpoint_of("llama31")).tensors
     embedding = tensors["module.embedding.word_embeddings.weight"]
-    assert embedding.dtype == "bfloat16" or embedding.dtype == "float32"
+    assert embedding.dtype == "bfloat16"
     assert {chunk.offsets for chunk in embedding.chunks} == {(0, 0)}
     layers = tensors["module.decoder.layers.mlp.linear_fc2.weight"]
     assert len(layers.chunks) == layers.shape[0] > 1
@@ -79,12 +79,11 @@ def test_a_tensor_with_a_hole_is_refused(checkpoint_of: Callable[[str], Path], m
 
     from nemo_ptq.checkpoint import torch_dist
 
-    def with_a_hole(checkpoint: Path) -> dict[str, object]:
-        tensors = stored_tensors(checkpoint)
+    def with_a_hole(checkpoint: Path) -> Stored:
         name = "module.output_layer.weight"
-        return {name: replace(tensors[name], chunks=())}
+        return Stored({name: replace(read_stored(checkpoint).tensors[name], chunks=())}, {})
 
-    monkeypatch.setattr(torch_dist, "stored_tensors", with_a_hole)
+    monkeypatch.setattr(torch_dist, "read_stored", with_a_hole)
     (part,) = checkpoint_parts(checkpoint_of("llama31"))
     with pytest.raises(PtqError, match=r"holds 0 of the .* values of a tensor"):
         part.read()

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """NeMo checkpoints that the reader refuses; tests/verify/test_formats.py has its logits."""
 
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -53,3 +54,18 @@ def test_a_damaged_shard_is_an_error(copy: Path) -> None:
 def test_a_quantizer_that_is_not_known_is_an_error() -> None:
     with pytest.raises(PtqError, match=r"num_bits \(5, 2\)"):
         _Quantizer((5, 2), False, torch.ones(()))(torch.ones(4))
+
+
+class _Hostile:
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[object, tuple[Path]]:
+        return Path.touch, (self.victim,)
+
+
+def test_nothing_in_the_index_is_run(copy: Path, tmp_path: Path) -> None:
+    (copy / "weights" / ".metadata").write_bytes(pickle.dumps(_Hostile(tmp_path / "touched")))
+    with pytest.raises(PtqError, match=r"\.metadata cannot be read"):
+        open_model(copy)
+    assert not (tmp_path / "touched").exists()
