@@ -11,7 +11,7 @@ from dataclasses import replace
 from functools import cached_property, partial
 from typing import Any
 
-from nemo_ptq.calibration.state import CalibrationState, load_state, save_state
+from nemo_ptq.calibration.state import CalibrationState, check_fits, load_state, save_state
 from nemo_ptq.calibration.state_header import IN_EXPORT
 from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.checkpoint.parts import WeightsSize
@@ -102,7 +102,9 @@ def _open(job: Job, calibration: CalibrationState, reporter: Reporter) -> tuple[
     if any(name != "trtllm" for name in job.export.formats):
         # Only a Hugging Face directory has one, and only transformers can read it.
         context.config.generation_config = context.load_generation_config()
-    layers = StoredLayers(parts, calibration, context.config.layernorm_zero_centered_gamma)
+    by_name = {part.live_name: part for part in parts}
+    layers = StoredLayers(by_name, calibration, context.config.layernorm_zero_centered_gamma)
+    check_fits(calibration, layers.fingerprint())
     source = Source(
         layers=layers,
         rank=0,
@@ -129,4 +131,4 @@ def _adapted(name: str, source: Source) -> Source:
         return source
     assert source.calibration is not None and isinstance(source.layers, StoredLayers)
     state = ADAPTERS[name](source.calibration, source.shape)
-    return replace(source, calibration=state, layers=source.layers.with_state(state))
+    return replace(source, calibration=state, layers=replace(source.layers, state=state))

@@ -178,8 +178,8 @@ def kv_cache_scales(key: torch.Tensor, value: torch.Tensor, clamp: bool) -> tupl
         value: Largest magnitude of the values, one element.
         clamp: Whether scales are at least 1.
     """
-    scales = [scale_of(amax, 448.0).reshape(1) for amax in (key, value)]
-    return tuple(scale.clamp(min=1.0) if clamp else scale for scale in scales)  # type: ignore[return-value]
+    keys, values = (scale_of(amax, 448.0).reshape(1) for amax in (key, value))
+    return (keys.clamp(min=1.0), values.clamp(min=1.0)) if clamp else (keys, values)
 
 
 def pack_kv_cache(key: torch.Tensor, value: torch.Tensor) -> Packed:

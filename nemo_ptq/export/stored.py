@@ -5,11 +5,13 @@
 Weights are smoothed and ranged as ModelOpt does in a model that a state is applied to, bit for bit.
 """
 
-from collections.abc import Iterable
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 
-from nemo_ptq.calibration.state import CalibrationState, check_fits, fingerprint_of, is_fingerprinted, sum_of_bits
+from nemo_ptq.calibration.state import CalibrationState, fingerprint_of, is_fingerprinted, sum_of_bits
 from nemo_ptq.checkpoint.parts import TensorPart
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.export.layers import Linear, Plain
@@ -48,36 +50,35 @@ def weight_ranges(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     return magnitudes.amax()
 
 
+@dataclass(frozen=True)
 class StoredLayers:
     """The layers of a checkpoint, quantized as a state says: see :class:`~nemo_ptq.export.layers.Layers`.
 
-    Args:
-        parts: Every part of every tensor of the checkpoint.
+    Attributes:
+        parts: Every part of every tensor of the checkpoint, by Megatron's name of the parameter.
         state: The calibration, made by one of our algorithms.
         zero_centered_norms: Whether gains of norms are stored minus one.
-
-    Raises:
-        PtqError: If the calibration was made from other weights.
     """
 
-    def __init__(self, parts: Iterable[TensorPart], state: CalibrationState, zero_centered_norms: bool) -> None:
-        self._parts = {part.live_name: part for part in parts}
-        self._state = state
-        self._offset = 1.0 if zero_centered_norms else 0.0
-        self._scheme = scheme_of(state.header.quantization)
-        check_fits(state, self._fingerprint())
+    parts: Mapping[str, TensorPart]
+    state: CalibrationState
+    zero_centered_norms: bool
 
-    def with_state(self, state: CalibrationState) -> "StoredLayers":
-        """Returns the same layers, quantized as another state of the same calibration says."""
-        other = object.__new__(StoredLayers)
-        other.__dict__.update(self.__dict__, _state=state)
-        return other
+    @cached_property
+    def _scheme(self) -> Scheme:
+        return scheme_of(self.state.header.quantization)
+
+    def fingerprint(self) -> str:
+        """Returns the fingerprint of the weights, see :func:`~nemo_ptq.calibration.state.fingerprint_of`."""
+        weights = {name.removesuffix(".weight"): name for name in self.parts if name.endswith(".weight")}
+        fingerprinted = {module: name for module, name in weights.items() if is_fingerprinted(module)}
+        return fingerprint_of({module: sum_of_bits(self._read(name)) for module, name in fingerprinted.items()})
 
     @property
     def ownership(self) -> Ownership:
         """Rank 0 has everything."""
-        modules = {name.rpartition(".")[0] for name in self._parts}
-        caches = {name.partition(".k_bmm_quantizer")[0] for name in self._state.tensors if ".k_bmm_quantizer" in name}
+        modules = {name.rpartition(".")[0] for name in self.parts}
+        caches = {name.partition(".k_bmm_quantizer")[0] for name in self.state.tensors if ".k_bmm_quantizer" in name}
         schemes = {name: self._scheme for name in sorted(modules) if self._is_quantized(name)}
         return owned_alone(modules | caches, schemes, frozenset(caches))
 
@@ -101,12 +102,13 @@ class StoredLayers:
 
     def plain(self, name: str) -> Plain:
         """See :meth:`Layers.plain`."""
-        offset = self._offset if name.endswith("layernorm") else 0.0
+        offset = 1.0 if self.zero_centered_norms and name.endswith("layernorm") else 0.0
         return Plain(self._read(f"{name}.weight"), self._read_optional(f"{name}.bias"), offset)
 
     def kv_cache(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
         """See :meth:`Layers.kv_cache`."""
-        return tuple(self._state.tensors[f"{name}.{kind}_bmm_quantizer.amax"] for kind in "kv")  # type: ignore[return-value]
+        key, value = (self.state.tensors[f"{name}.{kind}_bmm_quantizer.amax"] for kind in "kv")
+        return key, value
 
     def pre_quant_scale(self, name: str) -> torch.Tensor | None:
         """See :meth:`Layers.pre_quant_scale`."""
@@ -114,18 +116,13 @@ class StoredLayers:
         return None if scale is None else scale.to(_LOADED)
 
     def _learned(self, name: str, what: str) -> torch.Tensor | None:
-        return self._state.tensors.get(f"{name}.input_quantizer.{what}")
+        return self.state.tensors.get(f"{name}.input_quantizer.{what}")
 
     def _is_quantized(self, name: str) -> bool:
         return any(self._learned(name, what) is not None for what in ("amax", "pre_quant_scale"))
 
     def _read(self, name: str) -> torch.Tensor:
-        return self._parts[name].read().to(_LOADED)
+        return self.parts[name].read().to(_LOADED)
 
     def _read_optional(self, name: str) -> torch.Tensor | None:
-        return self._read(name) if name in self._parts else None
-
-    def _fingerprint(self) -> str:
-        weights = {name.removesuffix(".weight"): name for name in self._parts if name.endswith(".weight")}
-        fingerprinted = {module: name for module, name in weights.items() if is_fingerprinted(module)}
-        return fingerprint_of({module: sum_of_bits(self._read(name)) for module, name in fingerprinted.items()})
+        return self._read(name) if name in self.parts else None
