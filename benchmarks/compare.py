@@ -11,7 +11,7 @@ import sys
 
 import torch
 
-from nemo_ptq.verify.reader import Checkpoint, open_checkpoint
+from nemo_ptq.verify.trtllm.trtllm_reader import Checkpoint, open_checkpoint
 
 
 def difference(found: torch.Tensor, expected: torch.Tensor) -> tuple[float, float]:

@@ -32,7 +32,7 @@ _WEIGHT_STD = 0.02
 def build(name: str, device: torch.device, num_layers: int | None = None) -> tuple[GPTModel, Any]:
     """Builds a model with seeded, normally distributed weights, and gains of one.
 
-    Runs inside :func:`nemo_ptq.runtime.process_groups`.
+    Runs inside :func:`nemo_ptq.parallel.process_groups.process_groups`.
 
     Args:
         name: One of :data:`MODELS`.

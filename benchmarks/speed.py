@@ -25,19 +25,19 @@ import torch
 from megatron.core.models.gpt import GPTModel
 
 from benchmarks.models import MODELS, build, random_tokens
-from nemo_ptq.calibration.algorithms import calibrate, modelopt_config
 from nemo_ptq.calibration.forward import forward_batches, run_batches
 from nemo_ptq.config import QuantizationConfig
-from nemo_ptq.console import Reporter
-from nemo_ptq.export.megatron import MegatronLayers, gather_ownership, global_modules
+from nemo_ptq.console.quiet import quiet_libraries, quiet_prints
+from nemo_ptq.console.reporter import Reporter
+from nemo_ptq.export.megatron import MegatronLayers, gather_shard_map, global_modules
 from nemo_ptq.export.publish import sha256_of
-from nemo_ptq.export.qnemo import pack_module
-from nemo_ptq.export.qnemo_layout import QnemoLayout
-from nemo_ptq.export.shape import shape_of
 from nemo_ptq.export.stream import write_files
-from nemo_ptq.launch import Launch
-from nemo_ptq.quiet import quiet_libraries, quiet_prints
-from nemo_ptq.runtime import pick_device, process_groups
+from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
+from nemo_ptq.export.trtllm.trtllm_writer import pack_module
+from nemo_ptq.models.spec import shape_of
+from nemo_ptq.parallel.environment import Launch
+from nemo_ptq.parallel.process_groups import pick_device, process_groups
+from nemo_ptq.quantization.modelopt import calibrate, modelopt_config
 
 ALGORITHMS = ("fp8", "int8_sq", "int4_awq")
 _DECODER = "llama"
@@ -153,15 +153,15 @@ class ExportTimer:
     def line(self, algorithm: str, module: GPTModel, device: torch.device) -> str:
         """Exports a calibrated model once, and returns its row in Markdown."""
         modules = global_modules(module)
-        ownership, layers = gather_ownership(modules), MegatronLayers(module, modules)
+        shard_map, layers = gather_shard_map(modules), MegatronLayers(module, modules)
         shape = shape_of(self._config, self._vocab_size)
-        layout = QnemoLayout(shape, ownership.schemes, ownership.kv_cache, torch.bfloat16, 1, 1)
+        layout = QnemoLayout(shape, shard_map.schemes, shard_map.kv_cache, torch.bfloat16, 1, 1)
         target = Path(tempfile.mkdtemp(dir=self._directory))
         try:
             files: list[Path] = []
             pack = lambda name: pack_module(layers, name, shape, torch.bfloat16)  # noqa: E731
             writing = measure(
-                lambda: files.extend(write_files(target, layout, pack, ownership, Reporter(False), 0)), device
+                lambda: files.extend(write_files(target, layout, pack, shard_map, Reporter(False), 0)), device
             )
             hashing = measure(lambda: files.sort(key=sha256_of), device)
             gigabytes = sum(file.stat().st_size for file in files) / 1e9

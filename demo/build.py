@@ -59,7 +59,7 @@ def _train() -> None:
 
 
 def _convert() -> None:
-    from nemo_ptq.quiet import quiet_imports
+    from nemo_ptq.console.quiet import quiet_imports
 
     print("Converting it to a NeMo 2.0 checkpoint", flush=True)
     with quiet_imports():

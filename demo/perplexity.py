@@ -10,17 +10,17 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from nemo_ptq.quiet import quiet_imports, quiet_libraries
+from nemo_ptq.console.quiet import quiet_imports, quiet_libraries
 
 with quiet_imports():
-    from nemo_ptq.calibration.data import make_batches, read_samples, tokenize
+    from nemo_ptq.calibration.datasets import make_batches, read_samples, tokenize
     from nemo_ptq.checkpoint.loading import load_model
     from nemo_ptq.config import QuantizationConfig
-    from nemo_ptq.console import Reporter
-    from nemo_ptq.engine import calibrate, data_loop
-    from nemo_ptq.evaluation import perplexity
-    from nemo_ptq.launch import Launch
-    from nemo_ptq.runtime import pick_device, process_groups
+    from nemo_ptq.console.reporter import Reporter
+    from nemo_ptq.engine.evaluation import perplexity
+    from nemo_ptq.engine.run import calibrate, data_loop
+    from nemo_ptq.parallel.environment import Launch
+    from nemo_ptq.parallel.process_groups import pick_device, process_groups
 
 DEMO = Path("build/demo")
 ALGORITHMS = ("no_quant", "fp8", "int8_sq", "int4_awq")

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`python -m nemo_ptq`: the `nemo-ptq` command, as torchrun starts it."""
 
-from nemo_ptq.app import main
+from nemo_ptq.cli.app import main
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,7 @@
 """What a user can set: how to quantize, and what to export.
 
 NeMo-Run serialises both dataclasses and parses their fields from the command line. They therefore hold exactly what
-the user gave; what that means is answered by their properties, and whether it is right by :mod:`nemo_ptq.preflight`.
+the user gave; what that means is answered by their properties, and whether it is right by :mod:`nemo_ptq.plan.rules`.
 """
 
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import List, Optional, Union  # noqa: UP035
 
 from nemo_ptq.calibration.text_files import is_text_file
-from nemo_ptq.formats import read_formats
+from nemo_ptq.export.formats import read_formats
 
 NO_QUANT = "no_quant"
 ALGORITHMS = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4", NO_QUANT)

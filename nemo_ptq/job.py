@@ -13,7 +13,7 @@ from nemo_ptq.config import ExportConfig, QuantizationConfig
 
 @dataclass(frozen=True)
 class Job:
-    """One run of the main job. Only :func:`nemo_ptq.preflight.check_job` makes these.
+    """One run of the main job. Only :func:`nemo_ptq.plan.rules.check_job` makes these.
 
     Attributes:
         checkpoint: The NeMo 2.0 checkpoint or Hugging Face directory, absolute.

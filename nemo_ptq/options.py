@@ -11,8 +11,8 @@ from typing import Any
 
 from nemo_ptq.calibration.text_files import is_text_file
 from nemo_ptq.config import ALGORITHM_FILES, ALGORITHMS, DATASETS, DTYPES, KV_CACHE_FORMATS
-from nemo_ptq.families import ARCHITECTURES
-from nemo_ptq.formats import FORMATS, read_formats
+from nemo_ptq.export.formats import FORMATS, read_formats
+from nemo_ptq.models.registry import ARCHITECTURES
 
 
 def did_you_mean(name: str, known: Mapping[str, str] | Iterable[str]) -> str:

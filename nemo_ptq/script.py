@@ -14,14 +14,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from nemo_ptq.cli import option_values, read_command_line, task_arguments
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.launch import Launch, read_launch
+from nemo_ptq.launch.arguments import option_values, read_command_line, task_arguments
+from nemo_ptq.launch.start import start
 from nemo_ptq.options import OPTIONS, below, did_you_mean
+from nemo_ptq.parallel.environment import Launch, read_launch
 from nemo_ptq.plan import plan_job, show_plan
-from nemo_ptq.preflight import check_job
-from nemo_ptq.start import start
+from nemo_ptq.plan.rules import check_job
 
 # Seconds that other nodes leave rank 0 for its report: a launcher ends all ranks as soon as one exits.
 _PATIENCE = 10.0
@@ -85,7 +85,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 def read_flags(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
-    """Turns the script's flags into the arguments of :func:`nemo_ptq.preflight.check_job`.
+    """Turns the script's flags into the arguments of :func:`nemo_ptq.plan.rules.check_job`.
 
     Args:
         arguments: The command line after the script's name.
@@ -108,7 +108,7 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
             `run.name=value`, is left out.
 
     Returns:
-        The arguments of :func:`nemo_ptq.preflight.check_job`.
+        The arguments of :func:`nemo_ptq.plan.rules.check_job`.
 
     Raises:
         ConfigError: With a line for each argument that does not exist.

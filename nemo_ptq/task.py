@@ -76,10 +76,10 @@ def ptq(
     arguments = {**locals()}  # by name, before there is anything else that is local
 
     from nemo_ptq.errors import ConfigError
-    from nemo_ptq.launch import read_launch
+    from nemo_ptq.launch.start import start
+    from nemo_ptq.parallel.environment import read_launch
     from nemo_ptq.plan import plan_job, show_plan
-    from nemo_ptq.preflight import check_job
-    from nemo_ptq.start import start
+    from nemo_ptq.plan.rules import check_job
 
     launch = read_launch()
     if plan_only is True:

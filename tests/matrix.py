@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ptq.config import NO_QUANT
-from nemo_ptq.formats import FORMATS
+from nemo_ptq.export.formats import FORMATS
 from tests.families import GPT_VARIANTS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "support_matrix.md"
@@ -89,9 +89,10 @@ def _jobs() -> list[Result]:
 # Every kind of result: the cells that need one, by their keys. A test records a result under the kind's name.
 #   trtllm              tests/test_matrix.py: "distance" of the logits of the files from the calibrated model's
 #   modelopt            tests/peer/test_modelopt_exporter.py: "equal", or why ModelOpt's exporter to trtllm fails
-#   hf                  tests/export/test_unified.py: "equal" or "equal, but ..." to ModelOpt's; no_quant: "distance"
-#   compressed_tensors  tests/export/test_compressed_tensors.py: "distance" of transformers' logits
-#   nemo                tests/export/test_nemo.py: what is "equal" after the checkpoint is restored
+#   hf                  tests/export/huggingface/test_unified.py: "equal" or "equal, but ..."
+#                       to ModelOpt's; no_quant: "distance"
+#   compressed_tensors  tests/export/huggingface/test_compressed_tensors.py: "distance" of transformers' logits
+#   nemo                tests/export/nemo/test_nemo_writer.py: what is "equal" after the checkpoint is restored
 KINDS: Mapping[str, list[Result]] = {
     "trtllm": _jobs(),
     "modelopt": _of_format("trtllm"),

@@ -15,14 +15,15 @@ from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 from megatron.core.transformer.moe.experts import SequentialMLP
 
-from nemo_ptq import engine
 from nemo_ptq.calibration.forward import forward_batches
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
-from nemo_ptq.console import Reporter
+from nemo_ptq.console.quiet import quiet_libraries
+from nemo_ptq.console.reporter import Reporter
+from nemo_ptq.engine import run as engine
 from nemo_ptq.export.megatron import (
     MegatronLayers,
-    gather_ownership,
+    gather_shard_map,
     global_modules,
     kv_cache_of,
     linear_of,
@@ -30,15 +31,14 @@ from nemo_ptq.export.megatron import (
     quantizes_kv_cache,
 )
 from nemo_ptq.export.packing import pack_kv_cache, pack_linear, pack_parameters, row_splitter
-from nemo_ptq.export.qnemo import pack_module
-from nemo_ptq.export.qnemo_config import qnemo_config
-from nemo_ptq.export.qnemo_layout import QnemoLayout
-from nemo_ptq.export.shape import ModelShape, shape_of
 from nemo_ptq.export.stream import write_files
-from nemo_ptq.families import Family, family_of
-from nemo_ptq.launch import read_launch
-from nemo_ptq.quiet import quiet_libraries
-from nemo_ptq.runtime import process_groups
+from nemo_ptq.export.trtllm.trtllm_config import qnemo_config
+from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
+from nemo_ptq.export.trtllm.trtllm_writer import pack_module
+from nemo_ptq.models.registry import Family, family_of
+from nemo_ptq.models.spec import ModelShape, shape_of
+from nemo_ptq.parallel.environment import read_launch
+from nemo_ptq.parallel.process_groups import process_groups
 from nemo_ptq.verify.dequantize import fake_quantize_nvfp4
 from tests.families import TOKENS
 from tests.packed import Heads, Packed, dequantize, fields_of, joined, rows_of, weight_problem
@@ -89,13 +89,13 @@ def is_first() -> bool:
 def export(model: LoadedModel, directory: Path, tp: int = 1, pp: int = 1) -> None:
     """Writes the rank files and config.json of a calibrated model."""
     modules = global_modules(model.module)
-    ownership, layers = gather_ownership(modules), MegatronLayers(model.module, modules)
+    shard_map, layers = gather_shard_map(modules), MegatronLayers(model.module, modules)
     shape = shape_of(model.config, model.vocab_size)
-    layout = QnemoLayout(shape, ownership.schemes, ownership.kv_cache, torch.bfloat16, tp, pp)
+    layout = QnemoLayout(shape, shard_map.schemes, shard_map.kv_cache, torch.bfloat16, tp, pp)
     directory.mkdir(parents=True, exist_ok=True)
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()
     pack = lambda name: pack_module(layers, name, shape, torch.bfloat16, tensor_rank)  # noqa: E731
-    write_files(directory, layout, pack, ownership, Reporter(False), dist.get_rank())
+    write_files(directory, layout, pack, shard_map, Reporter(False), dist.get_rank())
     if dist.get_rank() == 0:
         config = qnemo_config(layout, family(model), "0")
         (directory / "config.json").write_text(json.dumps(config))

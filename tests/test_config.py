@@ -11,7 +11,7 @@ import nemo_run as run
 import pytest
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
-from nemo_ptq.calibration.data import HUB_DATASETS
+from nemo_ptq.calibration.datasets import HUB_DATASETS
 from nemo_ptq.config import ALGORITHMS, CUSTOM, DATASETS, ExportConfig, QuantizationConfig
 from nemo_ptq.options import EXPORT_OPTIONS, OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, describe_options
 from nemo_ptq.task import ptq

@@ -13,8 +13,8 @@ import pytest
 
 from nemo_ptq.tracking.runs import SUCCEEDED, read_runs
 from tests.conftest import Demo
+from tests.engine.test_run import TIMED, digests
 from tests.ranks import _free_port
-from tests.test_engine import TIMED, digests
 
 BIN = Path(sys.executable).parent
 SAMPLES = "32"

@@ -13,11 +13,11 @@ import torch
 
 from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.families import family_of
-from nemo_ptq.formats import FORMATS
-from nemo_ptq.preflight import check_job
+from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.models.registry import family_of
+from nemo_ptq.plan.rules import check_job
 from nemo_ptq.verify.forward import logits
-from nemo_ptq.verify.reader import open_checkpoint, same_bytes
+from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint, same_bytes
 from tests.families import TOKENS as VOCABULARY
 from tests.matrix import (
     ALGORITHMS,
@@ -74,11 +74,11 @@ def run_cells(
         For each algorithm, what is wrong with the packed weights, and the calibrated model's logits in float32 with
         those weights; None but on the last stage.
     """
-    from nemo_ptq import engine
     from nemo_ptq.calibration.forward import run_batches
-    from nemo_ptq.console import Reporter
-    from nemo_ptq.preflight import check_job
-    from nemo_ptq.runtime import process_groups
+    from nemo_ptq.console.reporter import Reporter
+    from nemo_ptq.engine import run as engine
+    from nemo_ptq.parallel.process_groups import process_groups
+    from nemo_ptq.plan.rules import check_job
     from tests import steps
 
     tp, pp = calibration

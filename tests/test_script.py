@@ -146,7 +146,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """Stands for the engine: `run_job` collects jobs, until a test gives it another."""
     jobs: list[Job] = []
     module = SimpleNamespace(run_job=jobs.append, jobs=jobs)
-    monkeypatch.setitem(sys.modules, "nemo_ptq.engine", module)
+    monkeypatch.setitem(sys.modules, "nemo_ptq.engine.run", module)
     return module
 
 

@@ -29,8 +29,8 @@ from modelopt.torch.quantization.model_calib import enable_stats_collection, max
 from modelopt.torch.quantization.nn import SequentialQuantizer, TensorQuantizer
 from modelopt.torch.quantization.utils.core_utils import is_quantized_linear, is_quantized_row_parallel_linear
 
-from nemo_ptq.calibration.smoothing import smooth
 from nemo_ptq.errors import PtqError
+from nemo_ptq.quantization.smoothing import smooth
 
 _SCALE_RANGE = (1e-4, 1e4)
 _TINY = torch.finfo(torch.float32).tiny

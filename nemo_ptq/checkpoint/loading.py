@@ -17,10 +17,10 @@ from megatron.core.transformer.enums import AttnBackend
 from nemo.collections.common.tokenizers.tokenizer_utils import get_tokenizer
 from nemo.collections.llm.fn.activation import openai_gelu
 
-from nemo_ptq.calibration.state import CalibrationState
 from nemo_ptq.checkpoint.layer_spec import HAVE_TRANSFORMER_ENGINE, calibration_layer_spec
-from nemo_ptq.checkpoint.origin import EMBEDDING_KEY, open_origin
 from nemo_ptq.checkpoint.parts import WeightsSize
+from nemo_ptq.checkpoint.reader import EMBEDDING_KEY, open_checkpoint
+from nemo_ptq.quantization.state import CalibrationState
 
 # Rows of these that only a tensor parallelism pads are in no checkpoint.
 _PADDED = (EMBEDDING_KEY, "output_layer.weight")
@@ -148,7 +148,7 @@ def load_model(
 ) -> LoadedModel:
     """Builds this rank's part of a model, and reads its weights in bfloat16.
 
-    Runs inside :func:`nemo_ptq.runtime.process_groups`, whose parallel sizes it takes.
+    Runs inside :func:`nemo_ptq.parallel.process_groups.process_groups`, whose parallel sizes it takes.
 
     Args:
         checkpoint: A NeMo 2.0 checkpoint, or a Hugging Face directory.
@@ -162,7 +162,7 @@ def load_model(
     Raises:
         PtqError: If it does not hold a GPT-like model.
     """
-    origin = open_origin(checkpoint)
+    reader = open_checkpoint(checkpoint)
     tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
     overrides: dict[str, Any] = {
         "tensor_model_parallel_size": tensor_parallel,
@@ -171,9 +171,9 @@ def load_model(
         "expert_tensor_parallel_size": parallel_state.get_expert_tensor_parallel_world_size(),
         "num_layers_in_first_pipeline_stage": num_layers_in_first_pipeline_stage,
         "num_layers_in_last_pipeline_stage": num_layers_in_last_pipeline_stage,
-        "vocab_size": _round_up(origin.vocab_size, tensor_parallel),
+        "vocab_size": _round_up(reader.vocab_size, tensor_parallel),
     }
-    with origin.model_config() as context:
+    with reader.model_config() as context:
         has_vocab_size = context.config.vocab_size is not None
         if tokenizer_path is not None:
             context.tokenizer = fdl.Config(get_tokenizer, tokenizer_path)
@@ -181,13 +181,13 @@ def load_model(
     for name, parameter in model.module.named_parameters():
         if name in _PADDED:
             parameter.data.zero_()
-    origin.read_weights(model.module, legacy_ckpt)
+    reader.read_weights(model.module, legacy_ckpt)
     return LoadedModel(
         model.module,
         model.config,
         model.tokenizer,
-        origin.vocab_size,
+        reader.vocab_size,
         has_vocab_size,
         checkpoint,
-        origin.size,
+        reader.size,
     )

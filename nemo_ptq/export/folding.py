@@ -19,11 +19,11 @@ from dataclasses import replace
 
 import torch
 
-from nemo_ptq.calibration.floor import amax_floor
-from nemo_ptq.calibration.state import CalibrationState
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.schemes import Scheme
-from nemo_ptq.export.shape import ModelShape
+from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.quantization.floor import amax_floor
+from nemo_ptq.quantization.schemes import Scheme
+from nemo_ptq.quantization.state import CalibrationState
 
 _SCALE = ".input_quantizer.pre_quant_scale"
 # The layer that a norm's output enters.

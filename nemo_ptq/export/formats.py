@@ -1,53 +1,77 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The export formats, by their names in :data:`nemo_ptq.formats.FORMATS`: what writes each of them.
+"""The export formats: what each can carry. What writes them is in :mod:`nemo_ptq.export.writers`.
 
-A format is a record there, which says what it can carry, and a writer here. A writer of Hugging Face's or
-TensorRT-LLM's files is a layout table (:class:`~nemo_ptq.export.layout.Layout`) that
-:func:`~nemo_ptq.export.stream.write_files` streams, and the documents beside the tensors.
+Imports nothing heavy: the command line reads this table.
 """
 
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import Any
-
-from nemo_ptq.calibration.state import CalibrationState
-from nemo_ptq.export import huggingface_files, qnemo_config
-from nemo_ptq.export.compressed_tensors import write_compressed_tensors
-from nemo_ptq.export.folding import foldable
-from nemo_ptq.export.qnemo import write_qnemo
-from nemo_ptq.export.shape import ModelShape
-from nemo_ptq.export.source import Source
-from nemo_ptq.export.unified import write_unified
-from nemo_ptq.families import Family
-
-# Called on every rank with the model and an existing empty directory; writes all but ptq/, and returns the files that
-# this rank has written itself, so that it can compute their checksums.
-Writer = Callable[[Source, Path], list[Path]]
-
-# Called with the model, its family and NeMo's tokenizer before anything is calibrated: raises PtqError for what the
-# format cannot hold, or what its readers would compute something else from.
-ModelCheck = Callable[[ModelShape, Family, Any], None]
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
-def _write_nemo(source: Source, directory: Path) -> list[Path]:
-    # Megatron and ModelOpt write this one: the others do not wait for their import.
-    from nemo_ptq.export.nemo import write_nemo
+@dataclass(frozen=True)
+class Format:
+    """An export format.
 
-    return write_nemo(source, directory)
+    Attributes:
+        name: What users call it.
+        summary: What it is, in a few words.
+        refused: Algorithms that it cannot carry, with the reason and what to do instead.
+        has_parallelism: Whether its files are cut for the tensor and pipeline parallelism of the server.
+        is_hugging_face: Whether it is a Hugging Face directory, for a family that has a class there.
+        experts: Algorithms that it carries for a mixture of experts, besides no_quant.
+    """
+
+    name: str
+    summary: str
+    refused: Mapping[str, str] = field(default_factory=dict)
+    has_parallelism: bool = False
+    is_hugging_face: bool = False
+    experts: tuple[str, ...] = ("fp8",)
 
 
-WRITERS: Mapping[str, Writer] = {
-    "trtllm": write_qnemo,
-    "hf": write_unified,
-    "compressed_tensors": write_compressed_tensors,
-    "nemo": _write_nemo,
-}
-CHECKS: Mapping[str, ModelCheck] = {
-    "trtllm": lambda shape, family, tokenizer: qnemo_config.check_exportable(shape, family),
-    "hf": huggingface_files.check_exportable,
-    "compressed_tensors": huggingface_files.check_exportable,
-    "nemo": lambda shape, family, tokenizer: None,  # NeMo reads whatever NeMo has built
-}
-# What a format makes of a calibration before the model is quantized with it; the others take it as it is.
-ADAPTERS: Mapping[str, Callable[[CalibrationState, ModelShape], CalibrationState]] = {"compressed_tensors": foldable}
+_FORMATS = (
+    Format("trtllm", "a qnemo directory: a TensorRT-LLM checkpoint and NeMo's tokenizer", has_parallelism=True),
+    Format(
+        "hf",
+        "ModelOpt's unified Hugging Face checkpoint",
+        {"int8_sq": "ModelOpt's unified checkpoint has no SmoothQuant; use export_format=compressed_tensors"},
+        is_hugging_face=True,
+        experts=("fp8", "nvfp4"),
+    ),
+    Format(
+        "compressed_tensors",
+        "a Hugging Face directory in the format of the compressed-tensors library",
+        {
+            "w4a8_awq": "its readers have no INT4 weights with FP8 activations; use export_format=hf",
+            "nvfp4": "it is written for fp8, int8_sq and int4_awq only; use export_format=hf",
+        },
+        is_hugging_face=True,
+    ),
+    Format("nemo", "a NeMo 2.0 checkpoint with ModelOpt's quantizers, for training or another export"),
+)
+
+FORMATS: Mapping[str, Format] = {format.name: format for format in _FORMATS}
+
+
+def read_formats(value: object) -> tuple[str, ...]:
+    """Reads `export_format`: a name, a list of names, or the text of one.
+
+    Args:
+        value: What the user gave.
+
+    Returns:
+        The names in their order, each once, whether there are such formats or not; empty where it is neither text nor
+        a list of texts.
+
+    Example:
+        >>> read_formats("[trtllm, hf]")
+        ('trtllm', 'hf')
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        value = [name.strip().strip("'\"") for name in inner.split(",")]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        return ()
+    return tuple(dict.fromkeys(value))

@@ -7,7 +7,7 @@ from typing import Protocol
 
 import torch
 
-from nemo_ptq.export.schemes import UNQUANTIZED, Scheme
+from nemo_ptq.quantization.schemes import UNQUANTIZED, Scheme
 
 
 @dataclass(frozen=True)

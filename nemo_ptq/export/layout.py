@@ -14,8 +14,8 @@ from typing import Protocol
 
 import torch
 
-from nemo_ptq.export.schemes import Shape
-from nemo_ptq.export.shape import ModelShape
+from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.quantization.schemes import Shape
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ from megatron.core.models.gpt import GPTModel
 from modelopt.torch.export.quant_utils import get_quantization_format, get_weight_block_size
 from modelopt.torch.quantization.nn import SequentialQuantizer
 
-from nemo_ptq.console import Reporter
+from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.export.layers import Linear, Plain
-from nemo_ptq.export.ownership import Ownership
-from nemo_ptq.export.schemes import UNQUANTIZED, Scheme, scheme_for
-from nemo_ptq.export.shape import shape_of
+from nemo_ptq.export.shard_map import ShardMap
 from nemo_ptq.export.source import Source
-from nemo_ptq.families import family_of
 from nemo_ptq.job import Job
+from nemo_ptq.models.registry import family_of
+from nemo_ptq.models.spec import shape_of
+from nemo_ptq.quantization.schemes import UNQUANTIZED, Scheme, scheme_for
 
 if TYPE_CHECKING:  # it calibrates with what is here
     from nemo_ptq.checkpoint.loading import LoadedModel
@@ -155,7 +155,7 @@ def _choose_owners(holdings: Iterable[_Holding]) -> dict[str, list[int]]:
     return {name: [ranks[shard] for shard in sorted(ranks)] for name, ranks in shards.items()}
 
 
-def gather_ownership(modules: Mapping[str, torch.nn.Module]) -> Ownership:
+def gather_shard_map(modules: Mapping[str, torch.nn.Module]) -> ShardMap:
     """Exchanges with all ranks which modules each one holds.
 
     Args:
@@ -179,7 +179,7 @@ def gather_ownership(modules: Mapping[str, torch.nn.Module]) -> Ownership:
     )
     holdings: list[_Holding] = [mine] * dist.get_world_size()
     dist.all_gather_object(holdings, mine)
-    return Ownership(
+    return ShardMap(
         _choose_owners(holdings),
         {name: scheme_for(*scheme) for holding in holdings for name, scheme in holding.schemes.items()},
         frozenset().union(*(holding.kv_cache for holding in holdings)),
@@ -198,7 +198,7 @@ def source_of(model: "LoadedModel", job: Job, reporter: Reporter) -> Source:
         rank=dist.get_rank(),
         tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
         tensor_ranks=parallel_state.get_tensor_model_parallel_world_size(),
-        ownership=gather_ownership(modules),
+        shard_map=gather_shard_map(modules),
         shape=shape_of(model.config, model.vocab_size),
         family=family_of(type(model.config).__name__, job.export.decoder_type),
         config=model.config,

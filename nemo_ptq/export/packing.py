@@ -7,9 +7,9 @@ from collections.abc import Callable
 import torch
 
 from nemo_ptq.export.layers import Linear, Plain
-from nemo_ptq.export.rounding import block_scales, scale_of, to_fp8, to_int4, to_int8, to_nvfp4
-from nemo_ptq.export.schemes import Scheme
-from nemo_ptq.export.shape import ModelShape
+from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.quantization.rounding import block_scales, scale_of, to_fp8, to_int4, to_int8, to_nvfp4
+from nemo_ptq.quantization.schemes import Scheme
 
 # Rows of a tensor by the name of their group, as layout.Part.rows names them.
 RowGroups = dict[str, torch.Tensor]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 from nemo_ptq.export.layout import FileTensor, Part
-from nemo_ptq.export.schemes import Shape
+from nemo_ptq.quantization.schemes import Shape
 
 
 @dataclass(frozen=True)

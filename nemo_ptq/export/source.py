@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.calibration.state import CalibrationState
 from nemo_ptq.config import ExportConfig
-from nemo_ptq.console import Reporter
+from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.export.layers import Layers
-from nemo_ptq.export.ownership import Ownership
-from nemo_ptq.export.shape import ModelShape
-from nemo_ptq.families import Family
+from nemo_ptq.export.shard_map import ShardMap
+from nemo_ptq.models.registry import Family
+from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.quantization.state import CalibrationState
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Source:
         rank: This rank.
         tensor_rank: Its tensor-parallel rank.
         tensor_ranks: How many of those there are.
-        ownership: Which rank holds what, and how it is quantized.
+        shard_map: Which rank holds what, and how it is quantized.
         shape: The model's sizes.
         family: The model's family.
         config: Settings of NeMo's, as attributes.
@@ -47,7 +47,7 @@ class Source:
     rank: int
     tensor_rank: int
     tensor_ranks: int
-    ownership: Ownership
+    shard_map: ShardMap
     shape: ModelShape
     family: Family
     config: Any

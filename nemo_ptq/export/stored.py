@@ -11,12 +11,12 @@ from functools import cached_property
 
 import torch
 
-from nemo_ptq.calibration.state import CalibrationState, fingerprint_of, is_fingerprinted, sum_of_bits
 from nemo_ptq.checkpoint.parts import TensorPart
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.export.layers import Linear, Plain
-from nemo_ptq.export.ownership import Ownership, owned_alone
-from nemo_ptq.export.schemes import Scheme, scheme_for
+from nemo_ptq.export.shard_map import ShardMap, on_one_rank
+from nemo_ptq.quantization.schemes import Scheme, scheme_for
+from nemo_ptq.quantization.state import CalibrationState, fingerprint_of, is_fingerprinted, sum_of_bits
 
 _NVFP4_BLOCK = 16
 # The data type in which a checkpoint is loaded to be calibrated.
@@ -69,18 +69,18 @@ class StoredLayers:
         return scheme_of(self.state.header.quantization)
 
     def fingerprint(self) -> str:
-        """Returns the fingerprint of the weights, see :func:`~nemo_ptq.calibration.state.fingerprint_of`."""
+        """Returns the fingerprint of the weights, see :func:`~nemo_ptq.quantization.state.fingerprint_of`."""
         weights = {name.removesuffix(".weight"): name for name in self.parts if name.endswith(".weight")}
         fingerprinted = {module: name for module, name in weights.items() if is_fingerprinted(module)}
         return fingerprint_of({module: sum_of_bits(self._read(name)) for module, name in fingerprinted.items()})
 
     @property
-    def ownership(self) -> Ownership:
+    def shard_map(self) -> ShardMap:
         """Rank 0 has everything."""
         modules = {name.rpartition(".")[0] for name in self.parts}
         caches = {name.partition(".k_bmm_quantizer")[0] for name in self.state.tensors if ".k_bmm_quantizer" in name}
         schemes = {name: self._scheme for name in sorted(modules) if self._is_quantized(name)}
-        return owned_alone(modules | caches, schemes, frozenset(caches))
+        return on_one_rank(modules | caches, schemes, frozenset(caches))
 
     def linear(self, name: str) -> Linear:
         """See :meth:`Layers.linear`."""

@@ -17,21 +17,21 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nemo_ptq.console import Reporter
+from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.export.layout import Block, FileTensor, Layout, Part
-from nemo_ptq.export.ownership import Ownership
 from nemo_ptq.export.packing import Packed
 from nemo_ptq.export.reshard import Shard, Transfer, equal_shards, qkv_shards, transfers
 from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
-from nemo_ptq.export.shape import ModelShape
+from nemo_ptq.export.shard_map import ShardMap
+from nemo_ptq.models.spec import ModelShape
 
 # Packs one of this rank's modules, by its name in the whole model.
 PackModule = Callable[[str], Packed]
 
 
-def holders(part: Part, ownership: Ownership, shape: ModelShape) -> list[Shard]:
+def holders(part: Part, shard_map: ShardMap, shape: ModelShape) -> list[Shard]:
     """Returns the shards of a part: one for each tensor-parallel rank, or one whole where it is not sharded."""
-    owners = ownership.owners[part.module]
+    owners = shard_map.owners[part.module]
     if part.axis is None:
         return [Shard(owners[0], 0, part.shape[0] if part.shape else 1)]
     if part.rows in ("q", "k", "v"):
@@ -40,14 +40,14 @@ def holders(part: Part, ownership: Ownership, shape: ModelShape) -> list[Shard]:
     return equal_shards(part.shape[part.axis], owners)
 
 
-def choose_writers(layout: Layout, ownership: Ownership) -> list[int]:
+def choose_writers(layout: Layout, shard_map: ShardMap) -> list[int]:
     """Chooses for each file the rank that has most of what goes into it, the least busy one where several have."""
     writers: list[int] = []
     for file in range(len(layout.files)):
         held: Counter[int] = Counter()
         # One block stands for all: those of a file come from neighbouring ranks, and the writer is a matter of speed.
         for tensor in max(layout.blocks(file), key=len):
-            for transfer in transfers(tensor, partial(holders, ownership=ownership, shape=layout.shape)):
+            for transfer in transfers(tensor, partial(holders, shard_map=shard_map, shape=layout.shape)):
                 held[transfer.rank] += transfer.num_bytes
         most = max(held.values())
         candidates = [rank for rank in sorted(held) if held[rank] == most]
@@ -78,8 +78,8 @@ def assemble(tensor: FileTensor, pieces: Sequence[tuple[Transfer, torch.Tensor]]
 class _BlockExchange:
     """The traffic of one block: what each rank sends to each writer, in an order that all ranks agree on."""
 
-    def __init__(self, blocks: list[Block], writers: list[int], ownership: Ownership, shape: ModelShape) -> None:
-        find = partial(holders, ownership=ownership, shape=shape)
+    def __init__(self, blocks: list[Block], writers: list[int], shard_map: ShardMap, shape: ModelShape) -> None:
+        find = partial(holders, shard_map=shard_map, shape=shape)
         self.wanted = [
             (file, tensor, list(transfers(tensor, find))) for file, block in enumerate(blocks) for tensor in block
         ]
@@ -115,7 +115,7 @@ class _BlockExchange:
 
 
 def write_files(
-    directory: Path, layout: Layout, pack: PackModule, ownership: Ownership, reporter: Reporter, rank: int
+    directory: Path, layout: Layout, pack: PackModule, shard_map: ShardMap, reporter: Reporter, rank: int
 ) -> list[Path]:
     """Writes the files of a layout table; every rank calls it.
 
@@ -123,14 +123,14 @@ def write_files(
         directory: An existing directory that all ranks see.
         layout: The files.
         pack: Packs a module of this rank; called once for each module and block.
-        ownership: Who holds what.
+        shard_map: Who holds what.
         reporter: Follows the blocks.
         rank: This rank.
 
     Returns:
         The files that this rank has written.
     """
-    writers = choose_writers(layout, ownership)
+    writers = choose_writers(layout, shard_map)
     paths = [directory / name for name in layout.files]
     mine = [file for file, writer in enumerate(writers) if writer == rank]
     tables = [[list(block) for block in layout.blocks(file)] for file in range(len(paths))]
@@ -147,7 +147,7 @@ def write_files(
         }
         progress = stack.enter_context(reporter.progress("export", len(tables[0]), "blocks"))
         for blocks in zip(*tables, strict=True):
-            exchange = _BlockExchange(list(blocks), writers, ownership, layout.shape)
+            exchange = _BlockExchange(list(blocks), writers, shard_map, layout.shape)
             slices = exchange.run(rank, cache(pack))
             for file, tensor, parts in exchange.wanted:
                 if file in streams:

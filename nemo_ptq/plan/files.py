@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files that a job will write, and their sizes.
 
-Which tensors there will be is asked of the reader, :mod:`nemo_ptq.verify.layout`: it knows every name, type and shape
-from config.json alone, and no export passes that differs from it by a byte.
+Which tensors there will be is asked of the reader, :mod:`nemo_ptq.verify.trtllm.expected_tensors`: it knows every name,
+type and shape from config.json alone, and no export passes that differs from it by a byte.
 """
 
 from collections.abc import Iterator
@@ -13,9 +13,9 @@ from pathlib import Path
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import CUSTOM, NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.export.safetensors_header import lay_out
-from nemo_ptq.families import ARCHITECTURES
-from nemo_ptq.verify.config import DEFAULT_EXCLUDE_MODULES, Config, Mapping, Moe, Quantization
-from nemo_ptq.verify.layout import rank_tensors
+from nemo_ptq.models.registry import ARCHITECTURES
+from nemo_ptq.verify.model_config import DEFAULT_EXCLUDE_MODULES, Config, Mapping, Moe, Quantization
+from nemo_ptq.verify.trtllm.expected_tensors import rank_tensors
 
 _QUANT_ALGO = {
     "fp8": "FP8",

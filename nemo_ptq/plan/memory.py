@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
-from nemo_ptq.plan.shards import Linear, Parallelism, Stage, embedding_parameters, layer_linears
+from nemo_ptq.plan.sharding import Linear, Parallelism, Stage, embedding_parameters, layer_linears
 
 _BF16, _FP32 = 2, 4
 # Copies of the activated half that a gated MLP makes: both halves of fc1's output, the activation, the other half with
@@ -22,7 +22,7 @@ _STREAM_COPIES = 4
 _MOST_LOGITS, _COMPARED_BATCH, _COMPARED_SEQ_LEN = 1 << 28, 4, 256
 # What torch needs to round a weight and keep it, in bytes for each of its elements: the result, and float32 on the way.
 _ROUNDING_BYTES = 10
-# Values that verify looks at together, and the wider types that it looks at them in: see verify/values.py.
+# Values that verify looks at together, and the wider types that it looks at them in: see verify/trtllm/values.py.
 _VERIFY_CHUNK = (1 << 22) * 16
 # What torch needs to pack a weight beside the weight, in bytes for each of its elements.
 _PACKING_BYTES = {"fp8": 5, "int8_sq": 7, "int4_awq": 14, "w4a8_awq": 14, "nvfp4": 40}

@@ -11,28 +11,28 @@ from typing import Any
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.families import family_of
+from nemo_ptq.models.registry import family_of
 from nemo_ptq.plan.devices import Device, device_named
 from nemo_ptq.plan.files import FileSize, context_size, rank_files, reader_config
 from nemo_ptq.plan.memory import StepMemory, step_memory
-from nemo_ptq.plan.shards import Parallelism, model_parameters, stages
-from nemo_ptq.plan.work import calibration_work, step_seconds
-from nemo_ptq.preflight import Rule, findings, gather
-from nemo_ptq.preflight.data import positions_suffice
-from nemo_ptq.preflight.formats import experts_have_a_format
-from nemo_ptq.preflight.parallelism import (
+from nemo_ptq.plan.rules import Rule, findings, gather
+from nemo_ptq.plan.rules.data import positions_suffice
+from nemo_ptq.plan.rules.format_limits import experts_have_a_format
+from nemo_ptq.plan.rules.parallelism import (
     experts_are_sharded_once,
     experts_divide,
     inference_pp_divides,
     inference_tp_divides,
 )
-from nemo_ptq.preflight.quantization import (
+from nemo_ptq.plan.rules.quantization import (
     algorithm_file_is_config,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
     kv_cache_has_algorithm,
     nvfp4_blocks_fit,
 )
+from nemo_ptq.plan.sharding import Parallelism, model_parameters, stages
+from nemo_ptq.plan.work import calibration_work, step_seconds
 
 # Parallelism that suggestions try: tensor parallelism stays within a node.
 _TENSOR_SIZES = (1, 2, 4, 8)
@@ -366,7 +366,7 @@ def plan_job(
     Args:
         arguments: The arguments of :func:`nemo_ptq.task.ptq` that were given, by name.
         world_size: Processes that would run it; None where that is not known.
-        launcher: What would start them, as for :func:`~nemo_ptq.preflight.check_job`.
+        launcher: What would start them, as for :func:`~nemo_ptq.plan.rules.check_job`.
         device: What each would run on; None takes the one that `plan_device` names.
 
     Raises:

@@ -11,7 +11,7 @@ from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.plan.devices import Device
 from nemo_ptq.plan.memory import Batches
-from nemo_ptq.plan.shards import Parallelism, layer_linears
+from nemo_ptq.plan.sharding import Parallelism, layer_linears
 
 # Share of a data sheet's rate that a forward pass, and AWQ's statistics and search, were seen to reach on an H100.
 _FORWARD_SHARE, _AWQ_SHARE = 0.5, 0.25

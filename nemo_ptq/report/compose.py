@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nemo_ptq.config import CUSTOM, NO_QUANT
+from nemo_ptq.console.stopwatch import Step
 from nemo_ptq.job import Job
 from nemo_ptq.report.advice import findings_of
 from nemo_ptq.report.command import reproducing_command
 from nemo_ptq.report.metrics import expert_records
 from nemo_ptq.report.records import Layer, Quality, Report, Summary
-from nemo_ptq.stopwatch import Step
 from nemo_ptq.verify.evaluate import DocumentScore, summarize
 
 REQUIRED_RECOVERY: Mapping[str, float] = {

@@ -17,12 +17,12 @@ from modelopt.torch.export.quant_utils import get_weight_scaling_factor_2
 from modelopt.torch.quantization.nn import TensorQuantizer
 
 from nemo_ptq.calibration.awq import unquantized
-from nemo_ptq.calibration.data import make_batches, tokenize
+from nemo_ptq.calibration.datasets import make_batches, tokenize
 from nemo_ptq.calibration.forward import forward_batches
 from nemo_ptq.calibration.text_files import Sample
 from nemo_ptq.checkpoint.loading import LoadedModel
-from nemo_ptq.evaluation import whole_logits
-from nemo_ptq.export.megatron import gather_ownership, global_modules, scheme_of
+from nemo_ptq.engine.evaluation import whole_logits
+from nemo_ptq.export.megatron import gather_shard_map, global_modules, scheme_of
 from nemo_ptq.report.metrics import LinearSums, Sums, layer_records
 from nemo_ptq.report.records import Layer
 from nemo_ptq.report.sums import sums_of
@@ -168,7 +168,7 @@ def measure(model: LoadedModel, batches: Sequence[torch.Tensor], baseline: Seque
         On rank 0 everything, on the others nothing.
     """
     modules = global_modules(model.module)
-    ownership = gather_ownership(modules)
+    shard_map = gather_shard_map(modules)
     linears = {name: module for name, module in modules.items() if ".linear_" in name}
     sums = {name: _weight_sums(linear) for name, linear in linears.items()}
     scores: list[DocumentScore] = []
@@ -187,6 +187,6 @@ def measure(model: LoadedModel, batches: Sequence[torch.Tensor], baseline: Seque
         return Measured()
     # All ranks of the last stage have the same scores.
     return Measured(
-        layer_records([theirs for theirs, _ in everyones], ownership.owners),
+        layer_records([theirs for theirs, _ in everyones], shard_map.owners),
         tuple(next((theirs for _, theirs in everyones if theirs), [])),
     )

@@ -10,17 +10,17 @@ import torch.distributed as dist
 
 from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.config import NO_QUANT
+from nemo_ptq.console.stopwatch import Step, slowest
 from nemo_ptq.export.publish import file_entries
 from nemo_ptq.job import Job
-from nemo_ptq.launch import read_launch
+from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.report.compose import Observations, Sizes, compose, quality_of
 from nemo_ptq.report.records import Report
-from nemo_ptq.stopwatch import Step, slowest
 from nemo_ptq.versions import producer
 
 if TYPE_CHECKING:  # they import Megatron, which an export from a saved calibration does without
+    from nemo_ptq.calibration.batches import JobSamples
     from nemo_ptq.calibration.experts import TokenCounts
-    from nemo_ptq.calibration.samples import JobSamples
     from nemo_ptq.report.measure import Measured
 
 # Directories of an export that hold no weights.

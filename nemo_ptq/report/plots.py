@@ -18,9 +18,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
+from nemo_ptq.console.stopwatch import Step
 from nemo_ptq.report.records import ExpertTokens, Layer, Report
 from nemo_ptq.report.words import human_bytes, kind_name, seconds, verdict
-from nemo_ptq.stopwatch import Step
 
 # Colours as they are on white. In a page the variables of its style sheet take their place.
 INK, MUTED, FAINT, ACCENT, ALERT = "#1c2430", "#667080", "#d5d9e0", "#20639b", "#b4331f"

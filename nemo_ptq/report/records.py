@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.console.stopwatch import Step
 from nemo_ptq.errors import PtqError
-from nemo_ptq.stopwatch import Step
 from nemo_ptq.verify.intervals import Interval
 
 VERSION = 1

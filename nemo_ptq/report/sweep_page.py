@@ -6,10 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.launch.sweep import COLUMNS, Outcome
 from nemo_ptq.report import words
 from nemo_ptq.report.page import make_chart, make_environment
 from nemo_ptq.report.plots import comparison_chart
-from nemo_ptq.sweep import COLUMNS, Outcome
 
 # What is drawn: the title, the field of an outcome, and how it is written.
 _PANELS: Mapping[str, tuple[str, Callable[[float], str]]] = {

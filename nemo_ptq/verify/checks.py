@@ -9,12 +9,15 @@ from pathlib import Path
 
 from nemo_ptq.checkpoint.metadata import read_metadata, stored_shapes
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify import context, huggingface, manifest, nemo, values
-from nemo_ptq.verify.config import Config
-from nemo_ptq.verify.layout import rank_tensors
-from nemo_ptq.verify.reader import Checkpoint, open_checkpoint
-from nemo_ptq.verify.rules import LAYOUT_RULES, OTHER_RULES
+from nemo_ptq.verify import context, manifest
+from nemo_ptq.verify.huggingface import hf_directory
+from nemo_ptq.verify.model_config import Config
+from nemo_ptq.verify.nemo import nemo_checks
 from nemo_ptq.verify.tensor_file import TensorFile
+from nemo_ptq.verify.trtllm import values
+from nemo_ptq.verify.trtllm.config_rules import LAYOUT_RULES, OTHER_RULES
+from nemo_ptq.verify.trtllm.expected_tensors import rank_tensors
+from nemo_ptq.verify.trtllm.trtllm_reader import Checkpoint, open_checkpoint
 
 # Problems that one check's line spells out; the rest are counted.
 _SPELLED_OUT = 4
@@ -52,12 +55,12 @@ def verify(path: Path | str, load_tokenizer: bool = False) -> list[Check]:
     directory = Path(path)
     if not directory.is_dir():
         return [Check("directory", False, f"{directory} is not a directory")]
-    if huggingface.is_hugging_face(directory):
+    if hf_directory.is_hugging_face(directory):
         return [
             *_guarded("manifest", _manifest_checks(directory)),
-            *_guarded("config.json", _hugging_face_checks(huggingface.HuggingFaceDirectory(directory))),
+            *_guarded("config.json", _hugging_face_checks(hf_directory.HuggingFaceDirectory(directory))),
         ]
-    if nemo.is_nemo(directory):
+    if nemo_checks.is_nemo(directory):
         return [
             *_guarded("manifest", _manifest_checks(directory)),
             *_guarded("weights", _nemo_checks(directory)),
@@ -70,20 +73,20 @@ def verify(path: Path | str, load_tokenizer: bool = False) -> list[Check]:
     ]
 
 
-def _hugging_face_checks(directory: huggingface.HuggingFaceDirectory) -> Iterator[Check]:
+def _hugging_face_checks(directory: hf_directory.HuggingFaceDirectory) -> Iterator[Check]:
     quantization = directory.quantization
     algorithm = quantization.algorithm if quantization else "unquantized"
-    problems = huggingface.config_problems(directory)
+    problems = hf_directory.config_problems(directory)
     yield _check("config.json", problems, f"{directory.config.get('model_type')}, {algorithm}")
-    problems = huggingface.tensor_problems(directory)
+    problems = hf_directory.tensor_problems(directory)
     yield _check("tensors", problems, f"{len(directory.expected)} with the promised types and shapes")
     if problems:
         yield Check("values", False, "not looked at: the files do not hold what config.json promises")
     else:
-        yield _check("values", huggingface.value_problems(directory), "finite, scales positive")
+        yield _check("values", hf_directory.value_problems(directory), "finite, scales positive")
         quantized = sum(1 for _ in directory.quantized)
         yield Check("quantized layers", True, f"{quantized} linear layers" if quantized else "none")
-    yield _check("tokenizer", huggingface.tokenizer_problems(directory), "encodes and decodes")
+    yield _check("tokenizer", hf_directory.tokenizer_problems(directory), "encodes and decodes")
 
 
 def _guarded(name: str, checks: Iterator[Check]) -> Iterator[Check]:
@@ -120,12 +123,12 @@ def _manifest_checks(directory: Path) -> Iterator[Check]:
 def _nemo_checks(directory: Path) -> Iterator[Check]:
     model, stored = read_metadata(directory), stored_shapes(directory)
     yield Check("weights", True, f"{len(stored)} entries, all of their shards whole")
-    yield _check("shapes", nemo.weight_problems(model, stored), "as context/model.yaml promises")
+    yield _check("shapes", nemo_checks.weight_problems(model, stored), "as context/model.yaml promises")
     if not model.is_quantized and not (directory / "weights" / "modelopt_state").exists():
         yield Check("coverage", True, "no layer is quantized")
         return
-    problems = nemo.quantizer_problems(directory, model, stored)
-    yield _check("modelopt_state", problems, f"quantizers of {nemo.quantized_layers(stored)} linear layers")
+    problems = nemo_checks.quantizer_problems(directory, model, stored)
+    yield _check("modelopt_state", problems, f"quantizers of {nemo_checks.quantized_layers(stored)} linear layers")
 
 
 def _nemo_tokenizer_checks(directory: Path, load_tokenizer: bool) -> Iterator[Check]:

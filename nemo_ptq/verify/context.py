@@ -9,7 +9,7 @@ from typing import Any
 import yaml
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.config import Config, RotaryScaling, load_json
+from nemo_ptq.verify.model_config import Config, RotaryScaling, load_json
 
 # Where a qnemo directory has its context, and where a NeMo checkpoint does.
 CONTEXTS = ("nemo_context", "context")

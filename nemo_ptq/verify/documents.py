@@ -11,13 +11,13 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.calibration.data import read_samples, tokenize
+from nemo_ptq.calibration.datasets import read_samples, tokenize
 from nemo_ptq.calibration.text_files import Sample, read_text_file
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.config import load_json
 from nemo_ptq.verify.context import read_model_yaml, tokenizer_path
-from nemo_ptq.verify.huggingface import is_hugging_face
+from nemo_ptq.verify.huggingface.hf_directory import is_hugging_face
 from nemo_ptq.verify.manifest import MANIFEST
+from nemo_ptq.verify.model_config import load_json
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ def load_tokenizer(directory: Path) -> Any:
     """Loads a directory's tokenizer without NeMo, offline and without remote code.
 
     Returns:
-        An object of the form that :func:`nemo_ptq.calibration.data.tokenize` takes, with ``decode``.
+        An object of the form that :func:`nemo_ptq.calibration.datasets.tokenize` takes, with ``decode``.
     """
     path = directory if is_hugging_face(directory) else tokenizer_path(directory, read_model_yaml(directory))
     if path.is_dir():

@@ -15,9 +15,9 @@ import torch
 from torch import nn
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.config import ModelConfig
 from nemo_ptq.verify.forward import CPU, open_model, run_layers
 from nemo_ptq.verify.intervals import Interval, bootstrap_interval
+from nemo_ptq.verify.model_config import ModelConfig
 from nemo_ptq.verify.weights import Weights
 
 # Positions whose next-token distributions are in memory at a time.

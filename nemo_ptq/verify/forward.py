@@ -13,14 +13,14 @@ import torch
 from torch import nn
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.config import ModelConfig
-from nemo_ptq.verify.huggingface import is_hugging_face
-from nemo_ptq.verify.huggingface_model import open_hugging_face
+from nemo_ptq.verify.huggingface.hf_directory import is_hugging_face
+from nemo_ptq.verify.huggingface.hf_model import open_hugging_face
 from nemo_ptq.verify.linear import Stack, Tensors, dequantized
-from nemo_ptq.verify.nemo import is_nemo
-from nemo_ptq.verify.nemo_model import open_nemo
-from nemo_ptq.verify.reader import open_checkpoint
-from nemo_ptq.verify.rules import LAYOUT_RULES
+from nemo_ptq.verify.model_config import ModelConfig
+from nemo_ptq.verify.nemo.nemo_checks import is_nemo
+from nemo_ptq.verify.nemo.nemo_model import open_nemo
+from nemo_ptq.verify.trtllm.config_rules import LAYOUT_RULES
+from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint
 from nemo_ptq.verify.weights import Weights
 
 CPU = torch.device("cpu")

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.config import load_json
+from nemo_ptq.verify.model_config import load_json
 
 MANIFEST = "ptq/manifest.json"
 

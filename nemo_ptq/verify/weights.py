@@ -6,8 +6,8 @@ from typing import Protocol
 
 import torch
 
-from nemo_ptq.verify.config import ModelConfig
 from nemo_ptq.verify.linear import Stack, Tensors
+from nemo_ptq.verify.model_config import ModelConfig
 
 
 class Weights(Protocol):

@@ -178,8 +178,8 @@ def test_experts_without_tokens_are_not_smoothed(checkpoint_of: Callable[[str], 
 def calibrate_output_layer(checkpoint: Path) -> str:
     import modelopt.torch.quantization as mtq
 
-    from nemo_ptq.calibration.algorithms import modelopt_config
     from nemo_ptq.calibration.awq import calibrate_awq
+    from nemo_ptq.quantization.modelopt import modelopt_config
     from tests import steps
 
     config = modelopt_config(QuantizationConfig("int4_awq"), "llama")

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nemo_ptq.config import QuantizationConfig
-from nemo_ptq.verify.reader import open_checkpoint, same_bytes
+from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint, same_bytes
 from tests.ranks import run_ranks
 
 LAYERS, EXPERTS, CHOSEN = 2, 8, 2
@@ -31,10 +31,10 @@ def calibrate_experts(
     Returns:
         The tokens that each expert saw, and the range of each of this rank's experts' inputs.
     """
-    from nemo_ptq.calibration.algorithms import calibrate
     from nemo_ptq.calibration.experts import with_idle_experts_covered
     from nemo_ptq.calibration.forward import run_batches
     from nemo_ptq.export.megatron import global_modules
+    from nemo_ptq.quantization.modelopt import calibrate
     from tests import steps
 
     batches = steps.random_batches() if tokens is None else [torch.tensor(tokens)]

@@ -74,8 +74,8 @@ def count_output_layers(checkpoint: Path, quantize_output: bool, pp: int) -> tup
     """How often calibration passes the first layer and the output layer, and whether the model has its logits again."""
     import modelopt.torch.quantization as mtq
 
-    from nemo_ptq.calibration.algorithms import modelopt_config
     from nemo_ptq.calibration.forward import forward_batches, run_batches
+    from nemo_ptq.quantization.modelopt import modelopt_config
     from tests import steps
 
     calls = {"layer": 0, "output_layer": 0}

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from nemo_ptq.errors import PtqError
+from tests.engine.test_run import digests
 from tests.families import FAMILIES, make_hf, make_nemo
 from tests.ranks import run_ranks
-from tests.test_engine import digests
 
 TOKENS = torch.randint(0, 384, (2, 24), generator=torch.Generator().manual_seed(5))
 
@@ -70,8 +70,8 @@ def test_parallelism_does_not_change_the_model(tp: int, pp: int, tmp_path: Path)
 def uneven_stages(checkpoint: Path) -> tuple[int, bool]:
     from nemo_ptq.calibration.forward import forward_batches
     from nemo_ptq.checkpoint.loading import load_model
-    from nemo_ptq.launch import read_launch
-    from nemo_ptq.runtime import process_groups
+    from nemo_ptq.parallel.environment import read_launch
+    from nemo_ptq.parallel.process_groups import process_groups
     from tests.steps import CPU
 
     with process_groups(read_launch(), CPU, pipeline_parallel=2):
@@ -87,8 +87,8 @@ def test_stages_may_be_uneven(tmp_path: Path) -> None:
 
 def load_with(checkpoint: Path, options: dict[str, Any]) -> str:
     from nemo_ptq.checkpoint.loading import load_model
-    from nemo_ptq.launch import read_launch
-    from nemo_ptq.runtime import process_groups
+    from nemo_ptq.parallel.environment import read_launch
+    from nemo_ptq.parallel.process_groups import process_groups
     from tests.steps import CPU
 
     with process_groups(read_launch(), CPU):
@@ -121,7 +121,7 @@ def test_a_checkpoint_without_an_embedding_is_refused(tmp_path: Path) -> None:
 def load_without_embedding(checkpoint: Path) -> str:
     from unittest.mock import patch
 
-    from nemo_ptq.checkpoint import origin
+    from nemo_ptq.checkpoint import reader
 
-    with patch.object(origin, "EMBEDDING_KEY", "embedding.nothing.weight"):
+    with patch.object(reader, "EMBEDDING_KEY", "embedding.nothing.weight"):
         return load_with(checkpoint, {})

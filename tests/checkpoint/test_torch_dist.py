@@ -33,7 +33,7 @@ def save_in_shards(checkpoint: Path, directory: Path) -> None:
     from megatron.core import dist_checkpointing
 
     from nemo_ptq.checkpoint.parts import PREFIX
-    from nemo_ptq.export.nemo import _InTurn
+    from nemo_ptq.export.nemo.nemo_writer import _InTurn
     from tests import steps
 
     with steps.loaded(checkpoint, 2, 2) as model:

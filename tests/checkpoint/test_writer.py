@@ -14,7 +14,7 @@ from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 
 from nemo_ptq.checkpoint.parts import TensorPart
 from nemo_ptq.checkpoint.writer import atomic_directory, write_weights
-from nemo_ptq.runtime import Launch, process_groups
+from nemo_ptq.parallel.process_groups import Launch, process_groups
 
 
 @pytest.fixture(scope="module", autouse=True)

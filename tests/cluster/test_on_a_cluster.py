@@ -16,8 +16,8 @@ import pytest
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from tests.cluster.conftest import QUANTIZATION, Cluster, run_script, wait_until
 from tests.conftest import Demo
+from tests.engine.test_run import TIMED, digests, run_task
 from tests.ranks import run_ranks
-from tests.test_engine import TIMED, digests, run_task
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(480)]
 
@@ -25,8 +25,8 @@ PYTHON_LAUNCH = """
 import sys
 import nemo_run as run
 from nemo_ptq import ExportConfig, QuantizationConfig, ptq
-from nemo_ptq.executors import slurm
-from nemo_ptq.experiment import run_experiment
+from nemo_ptq.launch.executors import slurm
+from nemo_ptq.launch.experiment import run_experiment
 
 if __name__ == "__main__":
     checkpoint, data, output, jobs = sys.argv[1:]

@@ -22,11 +22,11 @@ def export_cells(
     Returns:
         For each algorithm the float32 logits of the model that was exported, as a server would compute them.
     """
-    from nemo_ptq import engine
     from nemo_ptq.calibration.forward import run_batches
-    from nemo_ptq.console import Reporter
-    from nemo_ptq.preflight import check_job
-    from nemo_ptq.runtime import process_groups
+    from nemo_ptq.console.reporter import Reporter
+    from nemo_ptq.engine import run as engine
+    from nemo_ptq.parallel.process_groups import process_groups
+    from nemo_ptq.plan.rules import check_job
     from tests import steps
 
     silent, batches = Reporter(enabled=False), steps.random_batches()
@@ -75,7 +75,7 @@ def _fold(model: Any) -> None:
     from nemo_ptq.export.folding import follower_of, norm_factor, row_factor
     from nemo_ptq.export.megatron import global_modules, plain_of, quantizes_kv_cache
     from nemo_ptq.export.packing import pack_plain
-    from nemo_ptq.export.shape import shape_of
+    from nemo_ptq.models.spec import shape_of
 
     modules = global_modules(model.module)
     shape = shape_of(model.config, model.vocab_size)

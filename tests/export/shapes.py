@@ -9,10 +9,10 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
-from nemo_ptq.export.qnemo_layout import QnemoLayout
-from nemo_ptq.export.schemes import SCHEMES, UNQUANTIZED, Scheme
-from nemo_ptq.export.shape import ModelShape
-from nemo_ptq.families import Family
+from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
+from nemo_ptq.models.registry import Family
+from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.quantization.schemes import SCHEMES, UNQUANTIZED, Scheme
 
 LLAMA = ModelShape(
     num_layers=4,

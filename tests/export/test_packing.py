@@ -75,7 +75,7 @@ def pack_layer(checkpoint: Path, algorithm: str, file: Path) -> None:
     """Calibrates a model, packs the linear layers of its second layer, and saves them (FP8 tensors do not pickle)."""
     from nemo_ptq.export.megatron import linear_of
     from nemo_ptq.export.packing import pack_linear, row_splitter
-    from nemo_ptq.export.shape import shape_of
+    from nemo_ptq.models.spec import shape_of
     from tests import steps
 
     with steps.loaded(checkpoint) as model:

@@ -15,7 +15,7 @@ import torch
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.evaluate import perplexity as perplexity_of_files
-from nemo_ptq.verify.reader import Checkpoint, open_checkpoint, same_bytes
+from nemo_ptq.verify.trtllm.trtllm_reader import Checkpoint, open_checkpoint, same_bytes
 from tests.conftest import Demo
 
 pytestmark = pytest.mark.gpu
@@ -55,8 +55,8 @@ def heldout(demo: Demo) -> list[torch.Tensor]:
 
 def run_job(demo: Demo, root: Path, on_gpu: bool) -> dict[str, Outcome]:
     """Calibrates and exports the demo model with every algorithm, on the first GPU or, if all are hidden, the CPU."""
-    from nemo_ptq.launch import read_launch
-    from nemo_ptq.runtime import pick_device, process_groups
+    from nemo_ptq.parallel.environment import read_launch
+    from nemo_ptq.parallel.process_groups import pick_device, process_groups
 
     launch = read_launch()
     device = pick_device(launch)
@@ -66,10 +66,10 @@ def run_job(demo: Demo, root: Path, on_gpu: bool) -> dict[str, Outcome]:
 
 
 def _run_algorithm(demo: Demo, output: Path, algorithm: str, device: torch.device) -> Outcome:
-    from nemo_ptq import engine
-    from nemo_ptq.console import Reporter
-    from nemo_ptq.evaluation import perplexity
-    from nemo_ptq.preflight import check_job
+    from nemo_ptq.console.reporter import Reporter
+    from nemo_ptq.engine import run as engine
+    from nemo_ptq.engine.evaluation import perplexity
+    from nemo_ptq.plan.rules import check_job
 
     silent = Reporter(enabled=False)
     job = check_job(
@@ -92,15 +92,15 @@ def _run_algorithm(demo: Demo, output: Path, algorithm: str, device: torch.devic
 
 def _packed_otherwise(model: Any) -> list[str]:
     """Packs a model on the GPU and on the CPU, and names the tensors that differ."""
-    from nemo_ptq.export.megatron import MegatronLayers, gather_ownership, global_modules
-    from nemo_ptq.export.qnemo import pack_module
-    from nemo_ptq.export.qnemo_layout import QnemoLayout
-    from nemo_ptq.export.shape import shape_of
+    from nemo_ptq.export.megatron import MegatronLayers, gather_shard_map, global_modules
+    from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
+    from nemo_ptq.export.trtllm.trtllm_writer import pack_module
+    from nemo_ptq.models.spec import shape_of
 
     modules = global_modules(model.module)
-    ownership, layers = gather_ownership(modules), MegatronLayers(model.module, modules)
+    shard_map, layers = gather_shard_map(modules), MegatronLayers(model.module, modules)
     shape = shape_of(model.config, model.vocab_size)
-    layout = QnemoLayout(shape, ownership.schemes, ownership.kv_cache, torch.bfloat16, 1, 1)
+    layout = QnemoLayout(shape, shard_map.schemes, shard_map.kv_cache, torch.bfloat16, 1, 1)
 
     exported = {place.part.module for block in layout.blocks(0) for tensor in block for place in tensor.placements}
 

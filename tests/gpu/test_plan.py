@@ -28,8 +28,8 @@ def run_apart(function: Callable[..., Any], *args: Any) -> Any:
 
 
 def run_job(checkpoint: Path, output: Path, quantization: QuantizationConfig) -> None:
-    from nemo_ptq import engine
-    from nemo_ptq.preflight import check_job
+    from nemo_ptq.engine import run as engine
+    from nemo_ptq.plan.rules import check_job
 
     engine.run_job(
         check_job(

@@ -18,8 +18,8 @@ from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.dequantize import dequantize_int4
-from nemo_ptq.verify.reader import open_checkpoint, same_bytes
 from nemo_ptq.verify.tensor_file import TensorFile
+from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint, same_bytes
 from tests.ranks import run_ranks
 
 LAYER = "transformer.layers.0."
@@ -110,7 +110,7 @@ def test_2_kv_cache_scales_are_written(checkpoint_of: Callable[[str], Path], tmp
             assert float(scale) == pytest.approx(expected)
 
 
-# 3, norms of queries and keys, and biases: tests/preflight/test_model.py and tests/export/test_qnemo_config.py.
+# 3, norms of queries and keys, and biases: tests/plan/rules/test_model.py, tests/export/trtllm/test_trtllm_config.py.
 
 
 @pytest.mark.parametrize(("model", "name"), [("gpt_geglu", "geglu"), ("gpt_swiglu", "swiglu"), ("gpt", "gelu")])
@@ -135,13 +135,13 @@ def weights_only(path: Path, weights: dict[str, Any]) -> Path:
 
 def calibrate_with(checkpoint: Path, config: Path) -> tuple[str, bool]:
     """Returns what a job with a user's configuration raises, and whether it has read data by then."""
-    from nemo_ptq.calibration import algorithms
+    from nemo_ptq.quantization import modelopt
     from tests import steps
 
     data_was_read: list[Any] = []
     with steps.loaded(checkpoint) as model:
         try:
-            algorithms.calibrate(model.module, QuantizationConfig(str(config)), "llama", data_was_read.append)
+            modelopt.calibrate(model.module, QuantizationConfig(str(config)), "llama", data_was_read.append)
         except PtqError as error:
             return str(error), bool(data_was_read)
     return "", bool(data_was_read)

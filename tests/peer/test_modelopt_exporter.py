@@ -18,8 +18,8 @@ import pytest
 import torch
 
 from nemo_ptq.config import ALGORITHMS, NO_QUANT, QuantizationConfig
-from nemo_ptq.verify.reader import same_bytes
 from nemo_ptq.verify.tensor_file import TensorFile
+from nemo_ptq.verify.trtllm.trtllm_reader import same_bytes
 from tests.conftest import Demo
 from tests.families import FAMILIES, GPT_VARIANTS
 from tests.matrix import Record, record

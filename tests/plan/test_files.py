@@ -10,9 +10,9 @@ from hypothesis import given
 
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import ExportConfig, QuantizationConfig
-from nemo_ptq.export.qnemo_layout import QnemoLayout
 from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
-from nemo_ptq.families import Family
+from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
+from nemo_ptq.models.registry import Family
 from nemo_ptq.plan.files import FileSize, context_size, rank_files, reader_config
 from tests.export.shapes import families_and_layouts
 from tests.plan.models import LLAMA_8B

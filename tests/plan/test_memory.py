@@ -22,7 +22,7 @@ import pytest
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.plan import Plan, make_plan
-from nemo_ptq.plan.shards import model_parameters
+from nemo_ptq.plan.sharding import model_parameters
 from tests.plan.models import LLAMA_8B
 from tests.plan.synthetic import make_llama
 from tests.ranks import run_ranks
@@ -88,8 +88,8 @@ def watched(peaks: list[int]) -> Iterator[None]:
 
 
 def run_job_on_cpu(checkpoint: Path, output: Path, quantization: QuantizationConfig) -> int:
-    from nemo_ptq.engine import run_job
-    from nemo_ptq.preflight import check_job
+    from nemo_ptq.engine.run import run_job
+    from nemo_ptq.plan.rules import check_job
 
     libc = ctypes.CDLL(None)
     for parameter in (_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD):

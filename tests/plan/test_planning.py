@@ -22,7 +22,7 @@ from nemo_ptq.errors import ConfigError
 from nemo_ptq.plan import Plan, make_plan, plan_job, planning
 from nemo_ptq.plan.devices import GPUS, Device, this_cpu
 from nemo_ptq.plan.memory import StepMemory
-from nemo_ptq.plan.shards import Parallelism, model_parameters, stages
+from nemo_ptq.plan.sharding import Parallelism, model_parameters, stages
 from tests.conftest import Demo
 from tests.plan.models import LLAMA_8B, LLAMA_70B, MIXTRAL, NEMOTRON_340B
 

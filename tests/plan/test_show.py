@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from nemo_ptq import app
+from nemo_ptq.cli import app
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.plan import Plan, make_plan, show_plan
 from tests.conftest import Demo
@@ -112,7 +112,7 @@ def test_the_command_fails_where_the_job_would(
 
 def test_a_plan_takes_seconds_and_no_heavy_library(demo: Demo, tmp_path: Path) -> None:
     code = (
-        "import sys; from contextlib import suppress; from nemo_ptq.app import main\n"
+        "import sys; from contextlib import suppress; from nemo_ptq.cli.app import main\n"
         "with suppress(SystemExit): main()\n"
         "print(*{'torch', 'nemo', 'megatron', 'transformers'} & sys.modules.keys())"
     )

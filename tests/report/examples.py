@@ -5,9 +5,9 @@
 from dataclasses import asdict, replace
 
 from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.console.stopwatch import Step
 from nemo_ptq.report.advice import findings_of
 from nemo_ptq.report.records import ExpertTokens, Layer, Quality, Report, Summary
-from nemo_ptq.stopwatch import Step
 from nemo_ptq.verify.intervals import Interval
 
 KINDS = ("qkv", "proj", "fc1", "fc2")

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from nemo_ptq.calibration.samples import JobSamples
+from nemo_ptq.calibration.batches import JobSamples
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.job import Job
 from nemo_ptq.report.measure import Measured

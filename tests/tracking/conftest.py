@@ -9,7 +9,7 @@ import pytest
 
 from nemo_ptq.config import ExportConfig
 from nemo_ptq.job import Job
-from nemo_ptq.preflight import check_job
+from nemo_ptq.plan.rules import check_job
 from tests.conftest import Demo
 
 SUMMARY = {"model": "LlamaConfig", "recovery": 0.995, "perplexity": 7.5, "export_bytes": 1234, "passed": True}

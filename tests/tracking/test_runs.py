@@ -14,10 +14,10 @@ from typing import Any
 import nemo_run as run
 import pytest
 
-from nemo_ptq import app
+from nemo_ptq.cli import app
 from nemo_ptq.errors import PtqError
 from nemo_ptq.job import Job
-from nemo_ptq.start import start
+from nemo_ptq.launch.start import start
 from nemo_ptq.tracking import runs
 from nemo_ptq.tracking.plugin import RunRecord
 from tests.tracking.conftest import SUMMARY, write_output
@@ -28,7 +28,7 @@ def engine(monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[[Job], Any]], 
     """Puts a function in the place of the engine."""
 
     def replace_engine(run_job: Callable[[Job], Any]) -> None:
-        monkeypatch.setitem(sys.modules, "nemo_ptq.engine", SimpleNamespace(run_job=run_job))
+        monkeypatch.setitem(sys.modules, "nemo_ptq.engine.run", SimpleNamespace(run_job=run_job))
 
     return replace_engine
 

@@ -17,8 +17,8 @@ import pytest
 from nemo_ptq.config import ExportConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.job import Job
-from nemo_ptq.preflight import check_job
-from nemo_ptq.start import start
+from nemo_ptq.launch.start import start
+from nemo_ptq.plan.rules import check_job
 from nemo_ptq.tracking import runs, trackers
 from nemo_ptq.tracking.trackers import absolute_address, check_address, open_tracker
 from tests.conftest import Demo
@@ -78,7 +78,7 @@ def test_a_wrong_address_fails_before_the_model_is_loaded(
     home: Path, job: Job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ran: list[Job] = []
-    monkeypatch.setitem(sys.modules, "nemo_ptq.engine", SimpleNamespace(run_job=ran.append))
+    monkeypatch.setitem(sys.modules, "nemo_ptq.engine.run", SimpleNamespace(run_job=ran.append))
     (tmp_path / "file").write_text("")
     for address in (f"mlflow:http://127.0.0.1:{_free_port()}", f"tensorboard:{tmp_path}/file/logs"):
         began = time.perf_counter()
@@ -97,7 +97,7 @@ def test_a_tracker_that_fails_at_the_end_costs_no_job(
             raise OSError("the server is gone")
 
     monkeypatch.setitem(trackers.TRACKERS, "tensorboard", lambda place, run: Broken())  # type: ignore[arg-type]
-    monkeypatch.setitem(sys.modules, "nemo_ptq.engine", SimpleNamespace(run_job=lambda _: write_output(job.output)))
+    monkeypatch.setitem(sys.modules, "nemo_ptq.engine.run", SimpleNamespace(run_job=lambda _: write_output(job.output)))
     start(replace(job, tracking="tensorboard:logs"))
     assert capsys.readouterr().err == "warning: the figures did not reach the tracker: the server is gone\n"
 

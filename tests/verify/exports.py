@@ -11,9 +11,9 @@ import torch
 
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.verify import dequantize as dq
-from nemo_ptq.verify.config import ModelConfig
 from nemo_ptq.verify.forward import CPU, open_model, run_layers
 from nemo_ptq.verify.linear import Linear, Stack, StoredLinear, Tensors
+from nemo_ptq.verify.model_config import ModelConfig
 from nemo_ptq.verify.weights import Weights
 from tests.export.hugging_face import TOKENS
 
@@ -42,11 +42,11 @@ class Cell:
 
 def export_cells(checkpoint: Path, cells: Sequence[Cell], directory: Path) -> None:
     """Calibrates once for each cell, and exports to ``directory / algorithm / format``, on this rank."""
-    from nemo_ptq import engine
     from nemo_ptq.checkpoint.loading import load_model
-    from nemo_ptq.console import Reporter
-    from nemo_ptq.preflight import check_job
-    from nemo_ptq.runtime import process_groups
+    from nemo_ptq.console.reporter import Reporter
+    from nemo_ptq.engine import run as engine
+    from nemo_ptq.parallel.process_groups import process_groups
+    from nemo_ptq.plan.rules import check_job
     from tests import steps
 
     steps.quiet_libraries()

@@ -5,7 +5,7 @@
 import pytest
 import torch
 
-from nemo_ptq.verify.architectures import ARCHITECTURES, model_config, stored_modules
+from nemo_ptq.verify.huggingface.architectures import ARCHITECTURES, model_config, stored_modules
 from tests.families import FAMILIES
 
 

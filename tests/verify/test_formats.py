@@ -15,9 +15,9 @@ from safetensors.torch import load_file, save_file
 from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
-from nemo_ptq.formats import FORMATS
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.verify.forward import CPU, logits, open_model
-from nemo_ptq.verify.reader import same_bytes
+from nemo_ptq.verify.trtllm.trtllm_reader import same_bytes
 from tests.export.hugging_face import TOKENS, distance
 from tests.families import FAMILIES, GPT_VARIANTS
 from tests.matrix import algorithms_of, carries

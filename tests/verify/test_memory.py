@@ -12,8 +12,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from nemo_ptq.verify.layout import rank_tensors
-from nemo_ptq.verify.reader import open_checkpoint
+from nemo_ptq.verify.trtllm.expected_tensors import rank_tensors
+from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint
 
 from .conftest import Pristine
 from .qnemo_writer import Recipe
@@ -34,7 +34,7 @@ LIMIT = 3e9
 # A process's own account of its peak: what the system says of a child's begins with the peak of the parent.
 PROGRAM = """
 import sys
-from nemo_ptq.app import main
+from nemo_ptq.cli.app import main
 try:
     main()
 finally:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.checkpoint.huggingface.files import read_json, weight_files
+from nemo_ptq.checkpoint.huggingface.hf_files import read_json, weight_files
 from nemo_ptq.errors import PtqError
 
 

@@ -22,8 +22,8 @@ from megatron.core.models.gpt import GPTModel
 from transformers import PretrainedConfig
 
 from nemo_ptq.checkpoint.huggingface.families import FAMILIES, REFUSED, Dims, Family, Rule, pad_vocab
-from nemo_ptq.checkpoint.huggingface.files import read_json
-from nemo_ptq.checkpoint.huggingface.source import Weights, load_generation_config, load_tokenizer
+from nemo_ptq.checkpoint.huggingface.hf_files import read_json
+from nemo_ptq.checkpoint.huggingface.hf_weights import Weights, load_generation_config, load_tokenizer
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
 from nemo_ptq.checkpoint.shards import read_parts
 from nemo_ptq.checkpoint.writer import atomic_directory, write_context, write_weights

@@ -1,0 +1,75 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""`nemo-ptq sweep`: several algorithms over one checkpoint, and what each of them costs."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from nemo_ptq.errors import ConfigError, PtqError
+
+_PATH, _CHECKPOINTS = "export_config.path=", ("nemo_checkpoint=", "model_path=")
+
+
+def sweep(
+    arguments: Annotated[Optional[list[str]], typer.Argument(metavar="NAME=VALUE...", help="See below.")] = None,
+    model: Annotated[
+        Optional[str], typer.Option(help="Sweep over the recipes of a model, e.g. llama3_8b, each with its settings.")
+    ] = None,
+    algorithms: Annotated[
+        Optional[str], typer.Option(help="Which ones, with commas between. [default: fp8,int8_sq,int4_awq]")
+    ] = None,
+    detach: Annotated[bool, typer.Option("--detach", help="With run.executor=slurm: return once submitted.")] = False,
+) -> None:
+    """Run several algorithms over one checkpoint as one NeMo-Run experiment, and compare them.
+
+    export_config.path is the directory in which each has its own; the comparison is left there too.
+    """
+    from nemo_ptq.launch.sweep import ALGORITHMS, read_outcome, recipes_of, run_sweep
+
+    given = arguments or []
+    paths = [argument.removeprefix(_PATH) for argument in given if argument.startswith(_PATH)]
+    try:
+        if not paths:
+            raise ConfigError([f"{_PATH[:-1]} is missing: name the directory to make"])
+        directory = Path(paths[-1]).expanduser().absolute()
+        recipes: dict[str, str | None] = {**recipes_of(model)} if model else dict.fromkeys(ALGORITHMS)
+        if algorithms:
+            recipes = {name: recipes.get(name) for name in algorithms.split(",")}
+        shared = [argument for argument in given if not argument.startswith(_PATH)]
+        failures = run_sweep(shared, recipes, directory, detach)
+    except ConfigError as error:
+        for problem in error.problems:
+            typer.echo(f"Error: {problem}", err=True)
+        raise typer.Exit(2) from error
+    if detach:
+        return
+    from nemo_ptq.report.sweep_page import render_sweep
+
+    outcomes = [read_outcome(name, directory / name, failures.get(name)) for name in recipes]
+    _show(outcomes)
+    checkpoint = next((word.partition("=")[2] for word in shared if word.startswith(_CHECKPOINTS)), "")
+    page = render_sweep(checkpoint, outcomes, directory)
+    (directory / "sweep.html").write_text(page, encoding="utf-8")
+    (directory / "sweep.json").write_text(json.dumps([asdict(outcome) for outcome in outcomes], indent=2) + "\n")
+    if failures:
+        raise PtqError("\n".join(f"{name}: {failure}" for name, failure in failures.items()))
+
+
+def _show(outcomes: Sequence[Any]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    from nemo_ptq.launch.sweep import COLUMNS
+
+    table = Table(box=None, pad_edge=False)
+    table.add_column("algorithm")
+    for head in COLUMNS:
+        table.add_column(head, justify="right")
+    for outcome in outcomes:
+        table.add_row(outcome.algorithm, *outcome.texts())
+    Console(highlight=False).print(table)

@@ -1,0 +1,106 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What rank 0 tells the user: plain lines where nobody watches a terminal, a live progress bar where somebody does."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+from nemo_ptq.console.stopwatch import Step, Stopwatch
+
+# Seconds between two plain progress lines.
+_LINE_INTERVAL = 10.0
+
+
+class Reporter:
+    """Prints steps and progress for one process; every rank but the first stays silent.
+
+    Args:
+        enabled: Whether this process speaks.
+        console: Where to; standard output unless a test says otherwise. Rich turns colours and live bars off by
+            itself when the output is not a terminal or ``NO_COLOR`` is set.
+    """
+
+    def __init__(self, enabled: bool, console: Console | None = None) -> None:
+        self.enabled = enabled
+        self._stopwatch = Stopwatch()
+        self._console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+
+    def say(self, message: str) -> None:
+        """Prints one line."""
+        if self.enabled:
+            self._console.print(message, markup=False)
+            self._console.file.flush()
+
+    def warn(self, message: str) -> None:
+        """Prints one line that the user should not miss."""
+        if self.enabled:
+            self._console.print(f"warning: {message}", style="yellow", markup=False)
+            self._console.file.flush()
+
+    @contextmanager
+    def step(self, name: str) -> Iterator[None]:
+        """Times a step and prints its name and duration when it ends."""
+        with self._stopwatch.measure(name):
+            yield
+        self.say(f"{name}: {self.steps[-1].seconds:.1f} s")
+
+    @property
+    def steps(self) -> list[Step]:
+        """The steps of this process that have ended."""
+        return self._stopwatch.steps
+
+    @contextmanager
+    def progress(self, name: str, total: int, unit: str = "samples") -> Iterator["Progression"]:
+        """Follows a long step.
+
+        Args:
+            name: What is going on.
+            total: How many units make the whole.
+            unit: What is counted.
+        """
+        if self.enabled and self._console.is_terminal:
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TextColumn("{task.fields[rate]}"),
+                TimeRemainingColumn(),
+            )
+            with Progress(*columns, console=self._console, transient=True) as bar:
+                yield Progression(self, name, total, unit, bar)
+        else:
+            yield Progression(self, name, total, unit, None)
+
+
+class Progression:
+    """The state of one :meth:`Reporter.progress`: counts units and tokens, and shows their rates."""
+
+    def __init__(self, reporter: Reporter, name: str, total: int, unit: str, bar: Progress | None) -> None:
+        self._reporter, self._name, self._total, self._unit, self._bar = reporter, name, total, unit, bar
+        self._start = self._last_line = time.perf_counter()
+        self._done = self._tokens = 0
+        self._task = bar.add_task(name, total=total, rate="") if bar is not None else None
+
+    def advance(self, units: int, tokens: int = 0) -> None:
+        """Counts ``units`` more units, which together held ``tokens`` tokens."""
+        self._done += units
+        self._tokens += tokens
+        now = time.perf_counter()
+        elapsed = max(now - self._start, 1e-9)
+        rate = f"{self._done / elapsed:,.1f} {self._unit}/s"
+        if self._tokens:
+            rate += f", {self._tokens / elapsed:,.0f} tokens/s"
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=units, rate=rate)
+        elif self._done >= self._total or now - self._last_line > _LINE_INTERVAL:
+            self._last_line = now
+            left = (self._total - self._done) * elapsed / self._done
+            self._reporter.say(
+                f"{self._name}: {self._done}/{self._total} {self._unit}, {rate}"
+                + (f", {left:.0f} s left" if left > 0 else "")
+            )

@@ -1,0 +1,106 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a calibrated Megatron model makes of text: perplexity and samples, across tensor and pipeline parallelism."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core import parallel_state
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+from nemo_ptq.calibration.datasets import tokenize
+from nemo_ptq.calibration.forward import forward_batches
+from nemo_ptq.checkpoint.loading import LoadedModel, load_model
+from nemo_ptq.parallel.environment import Launch
+from nemo_ptq.parallel.process_groups import pick_device, process_groups
+
+_SAMPLE_PROMPT = "Born in north-east France, Soyer trained as a"
+
+
+def whole_logits(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
+    """float32 (batch, sequence, vocabulary), from one tensor-parallel rank's share."""
+    return gather_from_tensor_model_parallel_region(logits)[..., : model.vocab_size].float()
+
+
+def _from_last_stage(values: torch.Tensor) -> torch.Tensor:
+    """Gives all stages what the last one has computed."""
+    if parallel_state.get_pipeline_model_parallel_world_size() > 1:
+        dist.broadcast(
+            values,
+            parallel_state.get_pipeline_model_parallel_last_rank(),
+            group=parallel_state.get_pipeline_model_parallel_group(),
+        )
+    return values
+
+
+@torch.no_grad()
+def perplexity(model: LoadedModel, batches: Iterable[torch.Tensor]) -> float:
+    """Returns exp of the mean negative log-likelihood of each token given those before it.
+
+    Args:
+        model: A model, with quantizers or without.
+        batches: int64 (batch, sequence) each, without padding; every rank of the model gives the same.
+    """
+    device = next(model.module.parameters()).device
+    total = torch.zeros(2, dtype=torch.float64, device=device)
+    batches = list(batches)
+    for tokens, logits in zip(batches, forward_batches(model.module, batches), strict=True):
+        if logits is not None:
+            predicted = whole_logits(model, logits)[:, :-1].flatten(0, 1)
+            wanted = tokens[:, 1:].flatten().to(device)
+            total += torch.stack(
+                [
+                    F.cross_entropy(predicted, wanted, reduction="sum").double(),
+                    torch.tensor(wanted.numel(), device=device),
+                ]
+            )
+    loss, count = _from_last_stage(total).tolist()
+    return math.exp(loss / count)
+
+
+def checkpoint_logits(checkpoint: Path, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+    """Runs an unquantized NeMo checkpoint over tokens, in this process.
+
+    Args:
+        checkpoint: The NeMo 2.0 checkpoint.
+        batches: int64 (batch, sequence) each.
+
+    Yields:
+        float32 (batch, sequence, vocabulary) for each batch, on the CPU.
+    """
+    launch = Launch(rank=0, world_size=1, local_rank=0)
+    device = pick_device(launch)
+    with process_groups(launch, device):
+        model = load_model(checkpoint, device)
+        for logits in forward_batches(model.module, batches):
+            assert logits is not None
+            yield whole_logits(model, logits).cpu()
+
+
+@torch.no_grad()
+def generate(model: LoadedModel, prompt: Sequence[int], count: int = 30) -> list[int]:
+    """Continues a prompt greedily; every rank of the model calls it and gets the same tokens.
+
+    Args:
+        model: A model, with quantizers or without.
+        prompt: Token ids.
+        count: How many tokens to add.
+    """
+    device = next(model.module.parameters()).device
+    tokens = torch.tensor([list(prompt)], dtype=torch.int64, device=device)
+    for _ in range(count):
+        (logits,) = forward_batches(model.module, [tokens])
+        following = torch.zeros(1, dtype=torch.int64, device=device)
+        if logits is not None:
+            following = whole_logits(model, logits)[0, -1].argmax().reshape(1)
+        tokens = torch.cat([tokens, _from_last_stage(following).reshape(1, 1)], dim=1)
+    return tokens[0].tolist()
+
+
+def sample(model: LoadedModel) -> str:
+    """Returns how a model continues a sentence; every rank of the model calls it."""
+    return model.tokenizer.ids_to_text(generate(model, tokenize(model.tokenizer, _SAMPLE_PROMPT, 64)))

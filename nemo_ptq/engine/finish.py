@@ -1,0 +1,60 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""From written files to a finished directory: its report, its manifest, its verification, and then its name."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from nemo_ptq.console.reporter import Reporter
+from nemo_ptq.errors import PtqError
+from nemo_ptq.export.publish import publish, staging_path, write_manifest
+from nemo_ptq.job import Job
+from nemo_ptq.report.records import Report
+from nemo_ptq.report.write import write_report
+from nemo_ptq.verify.checks import verify
+from nemo_ptq.versions import producer
+
+# A judgement of what weights usually are: worth a warning, no reason to throw a calibration away.
+_DOUBTS = ("ranges",)
+
+# SHA-256 of files that have been read already, by relative path.
+Digests = Mapping[str, str]
+
+
+def finish(
+    job: Job, digests: Mapping[str, Digests], report_of: Callable[[Path, Digests], Report], reporter: Reporter
+) -> None:
+    """Completes the directories of a job's formats where they were staged, verifies them, and gives them their name.
+
+    Args:
+        job: What was asked for.
+        digests: For each format.
+        report_of: Gives the report of one format's directory, which holds everything else but the manifest.
+        reporter: Hears of the verification.
+
+    Raises:
+        PtqError: If what was written does not verify.
+    """
+    for name, directory in job.directories(staging_path(job.output)).items():
+        write_report(directory, report_of(directory, digests[name]))
+        write_manifest(directory, digests[name], _about(name, job))
+        _verify(directory, reporter)
+    publish(job.output)
+
+
+def _about(name: str, job: Job) -> dict[str, Any]:
+    """What the manifest says beside the files."""
+    return {"format": name, "producer": producer(), "arguments": job.arguments}
+
+
+def _verify(directory: Path, reporter: Reporter) -> None:
+    checks = verify(directory)
+    failed = [check for check in checks if not check.ok]
+    doubts = [check for check in failed if check.name in _DOUBTS]
+    for check in doubts:
+        reporter.warn(f"verify: {check.name}: {check.detail}")
+    if len(failed) > len(doubts):
+        reasons = "\n".join(f"{check.name}: {check.detail}" for check in failed if check not in doubts)
+        raise PtqError(f"the export does not pass its own verification, and was removed:\n{reasons}")
+    reporter.say(f"verify: {len(checks) - len(failed)} checks passed")

@@ -1,0 +1,123 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The documents of a Hugging Face directory beside its tensors: configuration, index, tokenizer."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from nemo_ptq.checkpoint.huggingface.families import FAMILIES, interleave_qkv, stack_gate_up
+from nemo_ptq.checkpoint.huggingface.families import Family as HuggingFaceFamily
+from nemo_ptq.errors import PtqError
+from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
+from nemo_ptq.export.source import Source
+from nemo_ptq.models.registry import Family
+from nemo_ptq.models.spec import ModelShape
+
+# Our name of each activation of a config.json.
+_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu", "relu2": "squared-relu"}
+
+
+def family_record(family: Family) -> HuggingFaceFamily:
+    """Returns how Hugging Face describes a family.
+
+    Raises:
+        PtqError: If it does not.
+    """
+    if family.architecture is None:
+        raise PtqError(f"Hugging Face has no model class for {family.name}: use export_config.export_format=trtllm")
+    return FAMILIES[family.architecture]
+
+
+def check_exportable(shape: ModelShape, family: Family, tokenizer: Any) -> None:
+    """Refuses a model that its Hugging Face class would compute something else from, and a tokenizer it cannot hold.
+
+    Raises:
+        PtqError: If the model differs from its class, or the tokenizer is not one of transformers'.
+    """
+    record = family_record(family)
+    fixed = record.fixed
+    activation = fixed.get("hidden_act") or fixed["activation_function"]
+    combined = {rule.combine for rule in record.rules}
+    biases = {rule.target for rule in record.rules if rule.target.endswith(".bias")}
+    expected = {
+        "qk_norm": False,
+        "gated": stack_gate_up in combined,
+        "activation": _ACTIVATIONS[activation[0]],
+        "norm": "LayerNorm" if "decoder.final_layernorm.bias" in biases else "RMSNorm",
+        "qkv_bias": any("linear_qkv.bias" in name for name in biases),
+        "linear_bias": any("linear_proj.bias" in name for name in biases),
+    }
+    wrong = [f"{name} {getattr(shape, name)}" for name, value in expected.items() if getattr(shape, name) != value]
+    if shape.rotary_percent != 1.0 and "rotary_percent" not in record.fields and shape.position_embedding == "rope":
+        wrong.append(f"rotary_percent {shape.rotary_percent}")
+    if wrong:
+        raise PtqError(
+            f"Hugging Face's {record.architecture} cannot have {', '.join(wrong)}, as this model has: "
+            "use export_config.export_format=trtllm"
+        )
+    if interleave_qkv not in combined and shape.num_kv_heads not in (1, shape.num_heads):
+        raise PtqError(f"Hugging Face's {record.architecture} cannot have {shape.num_kv_heads} query groups")
+    if not hasattr(getattr(tokenizer, "tokenizer", None), "save_pretrained"):
+        raise PtqError(
+            f"{type(tokenizer).__name__} cannot be saved as a Hugging Face tokenizer: give tokenizer_path= a "
+            "Hugging Face directory that holds the same tokenizer"
+        )
+
+
+def stored_vocab_size(source: Source) -> int:
+    """How many rows of the embedding a directory holds.
+
+    Where the checkpoint's configuration names a size, its rows are the vocabulary; otherwise NeMo has padded the
+    tokenizer's vocabulary, and a server that knew of the padding might choose a token from it.
+    """
+    if source.has_vocab_size:
+        return source.shape.vocab_size
+    return min(source.shape.vocab_size, len(source.tokenizer.tokenizer))
+
+
+def model_config(source: Source, record: HuggingFaceFamily) -> dict[str, Any]:
+    """Returns config.json, but for what it says about quantization."""
+    import transformers
+
+    nemo, shape, tokenizer = source.config, source.shape, source.tokenizer.tokenizer
+    settings = {
+        **{theirs: getattr(nemo, ours) for ours, theirs in record.fields.items()},
+        **{name: allowed[0] for name, allowed in record.fixed.items()},
+        "num_key_value_heads": shape.num_kv_heads,
+        "head_dim": shape.head_size,
+        "tie_word_embeddings": shape.tied_embeddings,
+        "vocab_size": stored_vocab_size(source),
+        **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        **record.settings(nemo),
+    }
+    config = getattr(transformers, record.hf_config)(architectures=[record.architecture], **settings)
+    config.dtype = source.settings.torch_dtype_name
+    return config.to_diff_dict()
+
+
+def write_documents(source: Source, layout: HuggingFaceLayout, directory: Path, config: dict[str, Any]) -> None:
+    """Writes everything but the tensors.
+
+    Args:
+        source: The model.
+        layout: Its tensors.
+        directory: Where to.
+        config: What goes into config.json.
+    """
+    import transformers
+
+    write_json(directory / "config.json", config)
+    if len(layout.files) > 1:
+        write_json(directory / "model.safetensors.index.json", layout.index)
+    source.tokenizer.tokenizer.save_pretrained(directory)
+    generation = getattr(source.config, "generation_config", None)
+    if not isinstance(generation, transformers.GenerationConfig):
+        tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+        generation = transformers.GenerationConfig(**tokens)
+    write_json(directory / "generation_config.json", generation.to_diff_dict())
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Writes an object as JSON."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -1,0 +1,148 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""config.json of a TensorRT-LLM checkpoint, from the model's shape and the layout of the files."""
+
+from typing import Any
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
+from nemo_ptq.models.registry import ARCHITECTURES, Family, unknown_to_reader
+from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.quantization.schemes import the_scheme
+
+# What readers leave unquantized by default; naming anything replaces their default, so it is spelled out.
+_ALWAYS_EXCLUDED = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding")
+_GATED_ACTIVATIONS = {"gelu": "geglu", "silu": "swiglu"}
+# Layers of the file for each linear layer of Megatron's.
+_ATTENTION_LAYERS = {
+    "self_attention.linear_qkv": ("attention.qkv",),
+    "self_attention.linear_proj": ("attention.dense",),
+}
+_DENSE_LAYERS = _ATTENTION_LAYERS | {"mlp.linear_fc1": ("mlp.fc", "mlp.gate"), "mlp.linear_fc2": ("mlp.proj",)}
+# Readers know a mixture of experts by one name.
+_EXPERT_LAYERS = _ATTENTION_LAYERS | {"mlp.experts.local_experts.0.linear_fc1": ("mlp",)}
+
+
+def hidden_act(shape: ModelShape, family: Family) -> str:
+    """Returns TensorRT-LLM's name of the MLP's activation.
+
+    A gated MLP of decoder "gpt" needs the gated name: with the plain one its reader ignores the gate.
+    """
+    if family.hidden_act is not None:
+        return family.hidden_act
+    return _GATED_ACTIVATIONS[shape.activation] if shape.gated else shape.activation
+
+
+def check_exportable(shape: ModelShape, family: Family) -> None:
+    """Refuses a model that the readers of its decoder would load and compute something else from.
+
+    Raises:
+        PtqError: If the model normalises queries and keys, or has biases that its decoder's reader does not expect.
+    """
+    assert family.decoder is not None
+    problem = unknown_to_reader(
+        family.decoder, qk_norm=shape.qk_norm, qkv_bias=shape.qkv_bias, linear_bias=shape.linear_bias
+    )
+    if problem:
+        raise PtqError(problem)
+
+
+def rotary_scaling(shape: ModelShape) -> dict[str, Any] | None:
+    """Returns how the rotary embedding is stretched, with every number: readers fill gaps with Llama 3.1's."""
+    if shape.rotary_scaling is not None:
+        scaling = shape.rotary_scaling
+        return {
+            "type": "llama3",
+            "rope_type": "llama3",
+            "factor": scaling.factor,
+            "low_freq_factor": scaling.low_freq_factor,
+            "high_freq_factor": scaling.high_freq_factor,
+            "original_max_position_embeddings": scaling.original_max_position_embeddings,
+        }
+    if shape.rotary_linear_factor is not None:
+        return {"type": "linear", "rope_type": "linear", "factor": shape.rotary_linear_factor}
+    return None
+
+
+def _excluded(layout: QnemoLayout) -> list[str]:
+    """Patterns for the layers that are not quantized although the checkpoint is."""
+    patterns = list(_ALWAYS_EXCLUDED)
+    layers = layout.shape.num_layers
+    for kind, names in (_EXPERT_LAYERS if layout.shape.num_experts else _DENSE_LAYERS).items():
+        plain = [i for i in range(layers) if f"decoder.layers.{i}.{kind}" not in layout.schemes]
+        if len(plain) == layers:
+            patterns += [f"*{name}" for name in names]
+        elif plain and layout.pipeline_parallel > 1:
+            raise PtqError(
+                f"{kind} is unquantized in some layers only ({plain}), which config.json cannot say for inference_pp="
+                f"{layout.pipeline_parallel}: it counts layers from zero in every stage; use inference_pp=1"
+            )
+        else:
+            patterns += [f"transformer.layers.{i}.{name}" for i in plain for name in names]
+    return patterns
+
+
+def qnemo_config(layout: QnemoLayout, family: Family, version: str) -> dict[str, Any]:
+    """Returns what goes into config.json.
+
+    Args:
+        layout: The files.
+        family: The model's family.
+        version: Our own version.
+
+    Raises:
+        PtqError: If the layers' schemes cannot be told to the readers.
+    """
+    assert family.decoder is not None
+    shape, scheme = layout.shape, the_scheme(layout.schemes.values())
+    dtype = str(layout.dtype).removeprefix("torch.")
+    quantization: dict[str, Any] = {
+        "quant_algo": scheme.quant_algo,
+        "kv_cache_quant_algo": "FP8" if layout.kv_cache else None,
+    }
+    if scheme.quant_algo is not None:
+        quantization |= {**scheme.quantization_keys, "exclude_modules": _excluded(layout)}
+    mapping = {
+        "world_size": layout.world_size,
+        "tp_size": layout.tensor_parallel,
+        "pp_size": layout.pipeline_parallel,
+    }
+    config: dict[str, Any] = {
+        "producer": {"name": "nemo_ptq", "version": version},
+        "architecture": ARCHITECTURES[family.decoder],
+        "decoder": family.decoder,
+        "dtype": dtype,
+        "logits_dtype": "float16" if dtype == "bfloat16" else dtype,
+        "num_hidden_layers": shape.num_layers,
+        "num_attention_heads": shape.num_heads,
+        "num_key_value_heads": shape.num_kv_heads,
+        "hidden_size": shape.hidden_size,
+        "head_size": shape.head_size,
+        "intermediate_size": shape.ffn_size,
+        "norm_epsilon": shape.norm_epsilon,
+        "rmsnorm": shape.norm == "RMSNorm",
+        "vocab_size": layout.vocab_size,
+        "max_position_embeddings": shape.max_positions,
+        "hidden_act": hidden_act(shape, family),
+        "position_embedding_type": "rope_gpt_neox" if shape.position_embedding == "rope" else shape.position_embedding,
+        "rotary_pct": shape.rotary_percent,
+        "rotary_base": shape.rotary_base,
+        "rotary_scaling": rotary_scaling(shape),
+        "use_parallel_embedding": True,
+        "embedding_sharding_dim": 0,
+        "share_embedding_table": shape.tied_embeddings and layout.pipeline_parallel == 1,
+        "residual_mlp": False,
+        "bias": shape.linear_bias,
+        "lm_head_bias": False,
+        "rank": layout.world_size - 1,
+        "mapping": mapping,
+        "quantization": quantization,
+    }
+    if family.decoder == "llama":
+        # This decoder's reader asks for the biases of its two halves by other names.
+        config |= {"attn_bias": shape.qkv_bias, "mlp_bias": shape.linear_bias}
+    if shape.num_experts:
+        mapping |= {"moe_tp_size": layout.tensor_parallel, "moe_ep_size": 1}
+        # Mode 1 renormalises the chosen experts' probabilities, as Megatron's router does.
+        config["moe"] = {"num_experts": shape.num_experts, "top_k": shape.experts_per_token, "normalization_mode": 1}
+    return config

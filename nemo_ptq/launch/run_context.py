@@ -1,0 +1,244 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""How NeMo-Run's command runs our task: everything is checked before anything starts, and a failed rank fails it."""
+
+import os
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NoReturn
+
+import catalogue
+import fiddle as fdl
+import nemo_run as run
+import typer
+from nemo_run.cli.api import RunContext
+from nemo_run.cli.cli_parser import parse_value
+from nemo_run.config import get_type_namespace
+
+from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.export.publish import discard
+from nemo_ptq.job import Job
+from nemo_ptq.launch.arguments import read_command_line
+from nemo_ptq.launch.executor_settings import make_executor
+from nemo_ptq.launch.executors import fit, launcher_name, unmounted, world_size
+from nemo_ptq.launch.experiment import JobFailed, processes_needed, run_experiment
+from nemo_ptq.launch.parsing import collecting
+from nemo_ptq.launch.recipes import find_file, override, read_arguments, recipe_file
+from nemo_ptq.parallel.environment import read_launch
+from nemo_ptq.plan import plan_job, show_plan
+from nemo_ptq.plan.rules import check_job
+from nemo_ptq.tracking.plugin import RunRecord
+
+_RUN_OPTIONS = ("executor", "plugins", *(field.name for field in fields(RunContext) if field.init))
+# What only NeMo-Run's own reader of YAML files understands.
+_NEMO_RUNS_SYNTAX = re.compile("_factory_|_call_")
+
+
+class PtqRunContext(RunContext):
+    """Runs `nemo llm ptq`."""
+
+    factory: str | None
+    yaml: str | None
+    executor: run.Executor | None
+    _executor_config: run.Config | None = None
+
+    def cli_execute(self, fn: Callable[..., Any], args: list[str], entrypoint_type: str = "task") -> None:
+        """Runs the command; a problem that the user can mend is printed without a traceback.
+
+        Args:
+            fn: The task.
+            args: The command's `name=value` arguments.
+            entrypoint_type: Always "task".
+
+        Raises:
+            SystemExit: With status 2 if the command line is wrong, with 1 if the job fails. NeMo-Run turns any other
+                exception into status 1.
+        """
+        try:
+            self._execute(fn, args)
+        except PtqError as error:
+            for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
+                typer.echo(f"Error: {line}", err=True)
+            sys.exit(2 if isinstance(error, ConfigError) else 1)
+
+    def _execute(self, fn: Callable[..., Any], args: list[str]) -> None:
+        task, job, args = self.prepare(fn, args)
+        if any((self.to_yaml, self.to_toml, self.to_json, self.repl)):
+            super()._execute_task(fn, [argument for argument in args if not argument.startswith("run.")])
+            return
+        run.dryrun_fn(task, executor=self.executor)
+        if self.dryrun or not self._should_continue(self.skip_confirmation or not sys.stdin.isatty()):
+            return
+        if self.direct or self.executor is None:
+            fdl.build(task)()
+        else:
+            try:
+                plugins = [*self.plugins, RunRecord()]
+                run_experiment(task, self.executor, name=self.name, plugins=plugins, detach=self.detach)
+            except JobFailed:
+                discard(job.output)  # a process that is killed leaves what it has written
+                raise
+
+    def prepare(self, fn: Callable[..., Any], args: Sequence[str]) -> tuple[run.Partial, Job, list[str]]:
+        """Parses and checks a command line, and starts nothing.
+
+        Args:
+            fn: The task.
+            args: The command's `name=value` arguments.
+
+        Returns:
+            The task, the job that it is, and the arguments with those of the recipe.
+
+        Raises:
+            ConfigError: With all problems.
+        """
+        problems: list[str] = []
+        whole = list(args)
+        with collecting(problems):
+            whole = self._with_recipe(fn, args)
+        task, job = self._check(fn, whole, problems)
+        return task, job, whole
+
+    def _with_recipe(self, fn: Callable[..., Any], args: Sequence[str]) -> list[str]:
+        """Puts what `--factory` and `--yaml` hold before the arguments, so that the same checks see all of it.
+
+        What only NeMo-Run understands stays with it: factories of users, and files with its own syntax.
+
+        Raises:
+            ConfigError: If there is no such factory or file.
+        """
+        factory, file = self.factory, self.yaml
+        recipe: list[str] = []
+        if factory and not _is_nemo_runs_factory(fn, factory):
+            self.factory = None
+            recipe = read_arguments(recipe_file(factory))
+        if file and not file.endswith(".toml"):
+            self.yaml = None
+            path = find_file(file)
+            if _NEMO_RUNS_SYNTAX.search(path.read_text()):
+                self.yaml = file
+            else:
+                recipe = override(recipe, read_arguments(path))
+        return override(recipe, args)
+
+    def _check(self, fn: Callable[..., Any], args: Sequence[str], problems: list[str]) -> tuple[run.Partial, Job]:
+        """Parses the command line and checks the job that it describes; raises all problems together.
+
+        Args:
+            fn: The task.
+            args: The command line, with the recipe's arguments.
+            problems: Those that are known already.
+
+        Returns:
+            The task, and the job that it is.
+        """
+        line = read_command_line(args, _RUN_OPTIONS)
+        problems = [*problems, *line.problems, *line.run_problems]
+        executor_is_known = False
+        with collecting(problems):
+            self.parse_args(list(line.run))
+            executor_is_known = not line.run_problems
+        # The cache holds configs, which two command lines in one process would then share.
+        parse_value.cache_clear()
+        with collecting(problems):
+            task = self.parse_fn(fn, list(line.task))
+            for option, value in line.mistyped.items():
+                _set(task, option, value)
+            arguments = _values(task)
+            processes, launcher = None, None
+            if executor_is_known:
+                with collecting(problems):
+                    processes, launcher = self._processes(arguments)
+            if arguments.get("plan_only") is True and not problems:
+                _plan(arguments, processes, launcher)
+            job = check_job(**arguments, world_size=processes, launcher=launcher)
+            if executor_is_known:
+                problems.extend(unmounted(self.executor, _files(job)))
+        if problems:
+            raise ConfigError(problems)
+        _make_absolute(task, job)
+        return task, job
+
+    def parse_executor(self, name: str, *args: str) -> run.Config:
+        """Makes the executor that `run.executor=` names.
+
+        Args:
+            name: Name of a factory.
+            *args: `name=value` settings of the executor.
+
+        Raises:
+            ConfigError: If there is no such factory, or the executor has no such setting.
+        """
+        self._executor_config = make_executor(name, args)
+        return self._executor_config
+
+    def _processes(self, arguments: dict[str, Any]) -> tuple[int | None, str | None]:
+        """How many processes will run the job, and what starts them: as many as the calibration needs, if left open.
+
+        Raises:
+            ConfigError: If the executor cannot start them, or cannot be left although the user wants to.
+        """
+        if self.direct or self.executor is None:
+            launch = read_launch()
+            return launch.world_size, launch.launcher
+        if self._executor_config is not None:
+            fit(self._executor_config, processes_needed(arguments))
+            self.executor = fdl.build(self._executor_config)
+        if self.detach and not isinstance(self.executor, run.Experiment._DETACH_SUPPORTED_EXECUTORS):
+            raise ConfigError(
+                ["--detach needs an executor that can be left, such as slurm: this one ends with the command"]
+            )
+        return world_size(self.executor), launcher_name(self.executor)
+
+
+def _plan(arguments: dict[str, Any], processes: int | None, launcher: str | None) -> NoReturn:
+    """Prints the plan of a job in place of running it, and ends the command with status 0 if the job can run."""
+    plan = plan_job(arguments, world_size=processes, launcher=launcher)
+    show_plan(plan)
+    sys.exit(0 if plan.ok else 1)
+
+
+def _is_nemo_runs_factory(fn: Callable[..., Any], name: str) -> bool:
+    """Whether NeMo-Run finds a factory itself: one that was registered, imported, or is called with arguments."""
+    registered = catalogue.check_exists(get_type_namespace(fn), name)
+    return registered or not name.isidentifier() or hasattr(sys.modules["__main__"], name)
+
+
+def _set(task: run.Partial, option: str, value: Any) -> None:
+    config, _, name = option.rpartition(".")
+    setattr(getattr(task, config) if config else task, name, value)
+
+
+def _values(task: run.Partial) -> dict[str, Any]:
+    """The arguments of a task, built. A missing `export_config.path` is None: the checks of the job report it."""
+    export = task.export_config
+    if isinstance(export, fdl.Buildable) and "path" not in export.__arguments__:
+        export.path = None
+    arguments = task.__arguments__
+    return {name: fdl.build(value) if isinstance(value, fdl.Buildable) else value for name, value in arguments.items()}
+
+
+def _files(job: Job) -> dict[str, Path]:
+    """The absolute path of every file and directory that a job reads or makes, by the option that names it."""
+    files = {"nemo_checkpoint": job.checkpoint, "export_config.path": job.output}
+    if job.tokenizer_path and os.path.exists(job.tokenizer_path):
+        files["tokenizer_path"] = Path(os.path.abspath(job.tokenizer_path))
+    if job.calibration_state:
+        if not job.metadata.is_quantized:  # which holds its own
+            files["calibration_state"] = job.calibration_state
+        return files
+    if job.quantization.algorithm_file:
+        files["quantization_config.algorithm"] = Path(os.path.abspath(job.quantization.algorithm_file))
+    if job.quantization.data_file:
+        files["quantization_config.calibration_dataset"] = Path(os.path.abspath(job.quantization.data_file))
+    return files
+
+
+def _make_absolute(task: run.Partial, job: Job) -> None:
+    """Names every file by its absolute path, since a job may start in another directory than the command did."""
+    task.model_path, task.tracking = None, job.tracking
+    for option, file in _files(job).items():
+        _set(task, option, str(file))

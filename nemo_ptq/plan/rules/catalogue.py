@@ -1,0 +1,72 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""All rules, in the order in which a user would mend what breaks them, and how they are applied.
+
+Each rule is a small function whose parameters name what it looks at: options by the last part of their name, and what
+:func:`findings` and :func:`~nemo_ptq.plan.rules.gathering.gather` add to them. It returns one line that gives the
+value, the rule and the fix, or None. A rule is left out when something that it looks at already has a problem of its
+own, so that one mistake is one line.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from nemo_ptq.plan.rules import data, format_limits, model, parallelism, paths, quantization, saved_calibration
+from nemo_ptq.plan.rules.gathering import with_derived
+
+Rule = Callable[..., str | None]
+
+RULES: tuple[Rule, ...] = (
+    paths.checkpoint_is_named,
+    model.family_is_supported,
+    format_limits.family_has_class,
+    model.norm_fits_decoder,
+    model.reader_knows_layers,
+    paths.tokenizer_exists,
+    paths.tracker_is_known,
+    parallelism.ranks_are_enough,
+    parallelism.devices_match,
+    parallelism.calibration_tp_divides,
+    parallelism.stages_are_whole,
+    parallelism.experts_divide,
+    parallelism.experts_are_sharded_once,
+    format_limits.experts_have_a_format,
+    quantization.algorithm_file_is_config,
+    quantization.kv_cache_has_algorithm,
+    format_limits.kv_cache_has_layers,
+    saved_calibration.model_is_quantized_once,
+    saved_calibration.state_is_of_the_model,
+    saved_calibration.state_is_repeatable,
+    saved_calibration.state_leaves_no_data_to_run,
+    quantization.awq_blocks_fit_calibration,
+    data.data_is_readable,
+    data.positions_suffice,
+    format_limits.formats_carry_algorithm,
+    format_limits.compressed_tensors_folds_again,
+    format_limits.formats_have_parallelism,
+    format_limits.nemo_is_stored_in_bfloat16,
+    parallelism.inference_tp_divides,
+    parallelism.inference_pp_divides,
+    quantization.awq_blocks_fit_inference,
+    quantization.nvfp4_blocks_fit,
+    paths.output_is_apart,
+    paths.output_is_free,
+    paths.output_is_writable,
+)
+
+
+def findings(values: Mapping[str, Any]) -> Iterator[tuple[Rule, str | None]]:
+    """Applies each rule that has everything it looks at.
+
+    Args:
+        values: What there is to look at, by the names that the rules' parameters have.
+
+    Yields:
+        Each such rule, and its problem if it is broken.
+    """
+    values = with_derived(values)
+    for rule in RULES:
+        names = inspect.signature(rule).parameters
+        if names.keys() <= values.keys():
+            yield rule, rule(**{name: values[name] for name in names})

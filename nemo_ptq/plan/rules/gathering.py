@@ -1,0 +1,169 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What the rules look at: the options that are of the right kind, and what the files say of themselves."""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, TypeVar
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata, read_metadata
+from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.export.formats import read_formats
+from nemo_ptq.models.registry import Family, family_of
+from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
+from nemo_ptq.quantization.state_header import read_header, state_file
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """What the rules look at.
+
+    Attributes:
+        values: The options that are of the right kind, and what the files say of themselves, by the names that the
+            rules' parameters have.
+        problems: One line for each option that is of the wrong kind, and for each file that cannot be read.
+        quantization: How to quantize: what the user asked for, or what the saved calibration was made with.
+        state: The file of the saved calibration, if one is used.
+    """
+
+    values: Mapping[str, Any]
+    problems: Sequence[str]
+    quantization: QuantizationConfig
+    state: Path | None
+
+
+def gather(arguments: Mapping[str, Any], world_size: int | None, launcher: str | None = None) -> Gathered:
+    """Collects what the rules look at.
+
+    Args:
+        arguments: Those of :func:`nemo_ptq.task.ptq` that were given.
+        world_size: Processes that run the job, or will; None where that is not known.
+        launcher: What starts them, as for :func:`~nemo_ptq.plan.rules.check_job`.
+
+    Raises:
+        TypeError: If the task has no such argument.
+    """
+    unknown = arguments.keys() - {*TASK_OPTIONS, "quantization_config", "export_config"}
+    if unknown:
+        raise TypeError(f"the task has no argument {', '.join(sorted(unknown))}")
+    task = {name: arguments.get(name, option.default) for name, option in TASK_OPTIONS.items()}
+    quantization, export = arguments.get("quantization_config"), arguments.get("export_config")
+    quantization = QuantizationConfig() if quantization is None else quantization
+    problems: list[str] = []
+    values = {"world_size": world_size, "launcher": launcher, **_sound("", TASK_OPTIONS, task, problems)}
+    named = task["nemo_checkpoint"] or task["model_path"]
+    state = _saved_calibration(values["calibration_state"], named) if "calibration_state" in values else None
+    header = None if state is None else _read(read_header, state, problems)
+    if header is not None:
+        values["header"] = header
+        if isinstance(quantization, QuantizationConfig):
+            problems.extend(_other_quantization(quantization, header.quantization))
+            quantization = header.quantization
+    values |= _sound_quantization(quantization, problems)
+    values |= _sound_export(export, problems)
+    checkpoint = named or (header.checkpoint if header else None)
+    if {"nemo_checkpoint", "model_path"} <= values.keys() and checkpoint is not None:
+        values["checkpoint"] = checkpoint
+        model = _read(read_metadata, Path(checkpoint).expanduser(), problems)
+        if model is not None:
+            values["model"] = model
+    if header is not None or ("model" in values and values["model"].is_quantized):
+        # What is calibrated needs no data any more.
+        for name in ("calibration_dataset", "calibration_seq_len"):
+            values.pop(name, None)
+    return Gathered(values, problems, quantization, state)
+
+
+def _read(reader: Callable[[Path], T], path: Path, problems: list[str]) -> T | None:
+    """Reads a file; adds what is wrong with it to the problems."""
+    try:
+        return reader(path)
+    except ConfigError as error:
+        problems.extend(error.problems)
+        return None
+
+
+def _sound_quantization(quantization: object, problems: list[str]) -> dict[str, Any]:
+    if not isinstance(quantization, QuantizationConfig):
+        problems.append(f"quantization_config={quantization!r} is not valid: it must be a QuantizationConfig")
+        return {}
+    return _sound("quantization_config.", QUANTIZATION_OPTIONS, _shallow(quantization), problems)
+
+
+def _sound_export(export: object, problems: list[str]) -> dict[str, Any]:
+    if not isinstance(export, ExportConfig | None):
+        problems.append(f"export_config={export!r} is not valid: it must be an ExportConfig")
+        return {}
+    given = {} if export is None else _shallow(export)
+    if given.get("path") is None:
+        problems.append("export_config.path is missing: name the directory to make")
+        given.pop("path", None)
+    return _sound("export_config.", EXPORT_OPTIONS, given, problems)
+
+
+def _sound(prefix: str, options: Mapping[str, Option], given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
+    """Returns the values that are of the right kind, and adds what is wrong with the others to the problems."""
+    found = {name: options[name].kind.problem(prefix + name, value) for name, value in given.items()}
+    problems.extend(problem for problem in found.values() if problem)
+    return {name: given[name] for name, problem in found.items() if problem is None}
+
+
+def _shallow(config: Any) -> dict[str, Any]:
+    return {field.name: getattr(config, field.name) for field in fields(config)}
+
+
+def _saved_calibration(calibration_state: Any, checkpoint: Any) -> Path | None:
+    """The file of the calibration that the user gives, or that lies in a checkpoint with quantizers (format "nemo")."""
+    if calibration_state is not None:
+        return state_file(calibration_state).absolute()
+    if checkpoint is not None and (Path(checkpoint).expanduser() / "weights" / "modelopt_state").is_dir():
+        state = state_file(checkpoint).absolute()
+        return state if state.is_file() else None
+    return None
+
+
+def _other_quantization(given: QuantizationConfig, used: QuantizationConfig) -> Iterator[str]:
+    """What the user asks of the quantization that the saved calibration was not made with; defaults ask for nothing."""
+    default = QuantizationConfig()
+    for field in fields(given):
+        value, made_with = getattr(given, field.name), getattr(used, field.name)
+        if value not in (getattr(default, field.name), made_with):
+            yield (
+                f"quantization_config.{field.name}={value} with a calibration_state that was made with {made_with}: "
+                "leave it out, or calibrate without calibration_state"
+            )
+
+
+def family_of_model(model: CheckpointMetadata, decoder_type: str | None) -> Family:
+    """Finds the family that a model is exported as: one with a decoder type.
+
+    Raises:
+        PtqError: If it has none, and the user gave none.
+    """
+    return family_of(model.config_class.rpartition(".")[2], decoder_type)
+
+
+def with_derived(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Adds what several rules would otherwise work out from the values, each for itself.
+
+    Args:
+        values: By the names that the rules' parameters have.
+
+    Returns:
+        The same with `formats`, the names of the export formats, `family`, the model's
+        :class:`~nemo_ptq.models.registry.Family`, and `decoder`, its decoder type, where the values are there
+        that they follow from.
+    """
+    derived: dict[str, Any] = {}
+    if "export_format" in values:
+        derived["formats"] = read_formats(values["export_format"])
+    if {"model", "decoder_type"} <= values.keys():
+        with suppress(PtqError):  # a rule says so
+            derived["family"] = family_of_model(values["model"], values["decoder_type"])
+            derived["decoder"] = derived["family"].decoder
+    return {**values, **derived}

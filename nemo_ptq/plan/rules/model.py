@@ -1,0 +1,37 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The model: a family that can be exported, and layers that the readers of the files know."""
+
+from collections.abc import Sequence
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.errors import PtqError
+from nemo_ptq.models.registry import unknown_to_reader
+from nemo_ptq.plan.rules.gathering import family_of_model
+
+
+def family_is_supported(model: CheckpointMetadata, decoder_type: str | None) -> str | None:
+    """The model's family has a decoder type, or the user gave one."""
+    try:
+        family_of_model(model, decoder_type)
+    except PtqError as error:
+        return str(error)
+    return None
+
+
+def norm_fits_decoder(model: CheckpointMetadata, decoder: str, formats: Sequence[str]) -> str | None:
+    """TensorRT-LLM's decoder "gpt" has LayerNorm, the others RMSNorm."""
+    expected = "LayerNorm" if decoder == "gpt" else "RMSNorm"
+    if "trtllm" in formats and model.normalization != expected:
+        return (
+            f"the model has {model.normalization} and TensorRT-LLM's decoder {decoder} only {expected}: "
+            "set export_config.decoder_type to one that fits the model"
+        )
+    return None
+
+
+def reader_knows_layers(model: CheckpointMetadata, decoder: str, formats: Sequence[str]) -> str | None:
+    """TensorRT-LLM's readers compute everything that the model does: no norms of queries and keys, no odd biases."""
+    if "trtllm" not in formats:
+        return None
+    return unknown_to_reader(decoder, qk_norm=model.qk_norm, qkv_bias=model.qkv_bias, linear_bias=model.linear_bias)

@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Names and places: the checkpoint, the tokenizer, the tracker, the directory to make."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.tracking.trackers import check_address
+
+
+def checkpoint_is_named(nemo_checkpoint: Any, model_path: Any, calibration_state: Any) -> str | None:
+    """One of the two names of the checkpoint is given, or both agree; a saved calibration knows its own."""
+    if nemo_checkpoint is None and model_path is None and calibration_state is None:
+        return "nemo_checkpoint is missing: name the directory of a NeMo 2.0 checkpoint"
+    if None not in (nemo_checkpoint, model_path) and str(nemo_checkpoint) != str(model_path):
+        return f"nemo_checkpoint={nemo_checkpoint} and model_path={model_path} mean the same option: give one of them"
+    return None
+
+
+def tokenizer_exists(tokenizer_path: Any) -> str | None:
+    """A tokenizer given as a path is there; anything else may be a name on the hub."""
+    is_path = tokenizer_path is not None and str(tokenizer_path).startswith(("/", ".", "~"))
+    if is_path and not Path(tokenizer_path).expanduser().exists():
+        return f"tokenizer_path={tokenizer_path} does not exist: give a tokenizer's directory or file"
+    return None
+
+
+def tracker_is_known(tracking: str | None) -> str | None:
+    """The tracker is one that we have, and its package is installed."""
+    return None if tracking is None else check_address(tracking)
+
+
+def output_is_apart(path: Any, checkpoint: Any) -> str | None:
+    """The export neither touches the checkpoint nor replaces a directory that holds it."""
+    output, source = (Path(item).expanduser().resolve() for item in (path, checkpoint))
+    if output == source or source in output.parents or output in source.parents:
+        return f"export_config.path={path} and the checkpoint {checkpoint} lie in each other: choose another directory"
+    return None
+
+
+def output_is_free(path: Any, overwrite: bool) -> str | None:
+    """Nothing stands at the path, or an earlier export does and may be replaced."""
+    output = Path(path).expanduser()
+    if not output.exists():
+        return None
+    if not overwrite:
+        return f"export_config.path={path} exists: choose another, or set export_config.overwrite=true to replace it"
+    if not output.is_dir() or (any(output.iterdir()) and not _is_export(output)):
+        return f"export_config.path={path} is not an export, so it is not overwritten: choose another"
+    return None
+
+
+def output_is_writable(path: Any) -> str | None:
+    """The nearest directory above the path that exists can be written."""
+    output = Path(path).expanduser().absolute()
+    parent = next(directory for directory in (*output.parents, output) if directory.exists())
+    if not parent.is_dir():
+        return f"export_config.path={path} cannot be made: {parent} is not a directory"
+    if not os.access(parent, os.W_OK | os.X_OK):
+        return f"export_config.path={path} cannot be made: {parent} is not writable; choose another"
+    return None
+
+
+def _is_export(directory: Path) -> bool:
+    """Whether a directory is one format's, or has a subdirectory for each of several."""
+    names = {entry.name for entry in directory.iterdir()}
+    return (
+        "config.json" in names
+        or (directory / "ptq" / "manifest.json").is_file()
+        or all(name in FORMATS and (directory / name / "ptq" / "manifest.json").is_file() for name in names)
+    )

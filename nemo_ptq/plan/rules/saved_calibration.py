@@ -1,0 +1,52 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""A saved calibration: it is of this model, and all that the export needs."""
+
+from dataclasses import fields
+from typing import Any
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.quantization.state_header import StateHeader
+
+
+def model_is_quantized_once(calibration_state: Any, model: CheckpointMetadata) -> str | None:
+    """A saved calibration is for the checkpoint as it was before."""
+    if calibration_state is not None and model.is_quantized:
+        return f"calibration_state={calibration_state} with a checkpoint that is quantized already: leave it out"
+    return None
+
+
+def state_is_of_the_model(header: StateHeader, calibration_state: Any, model: CheckpointMetadata) -> str | None:
+    """A saved calibration was made of a model of the same shape."""
+    if calibration_state is None or model.is_quantized:
+        return None
+    other = [
+        f"{field.name} {then}, not {now}"
+        for field in fields(model)
+        if (then := header.model.get(field.name)) is not None
+        and then != (now := getattr(model, field.name))
+        and not field.name.endswith("_class")
+    ]
+    if other:
+        return (
+            f"calibration_state={calibration_state} was made of another model ({', '.join(other)}): "
+            f"give the checkpoint that was calibrated (then {header.checkpoint})"
+        )
+    return None
+
+
+def state_is_repeatable(header: StateHeader, calibration_state: Any) -> str | None:
+    """The ranges of the weights follow from the weights and the state."""
+    if calibration_state is not None and not header.is_repeatable:
+        return (
+            f"calibration_state={calibration_state} is of ModelOpt's algorithm {header.method}, which searches the "
+            "weights' ranges; they are not part of the state: calibrate again"
+        )
+    return None
+
+
+def state_leaves_no_data_to_run(calibration_state: Any, forward_loop: Any) -> str | None:
+    """A saved calibration needs no loop over data."""
+    if calibration_state is not None and forward_loop is not None:
+        return "calibration_state and forward_loop: with a saved calibration nothing is calibrated; give one of them"
+    return None

@@ -1,0 +1,193 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""From our algorithm names to what the installed ModelOpt wants, and to a calibrated model.
+
+This is the only module that knows ModelOpt's configuration format, which has changed twice; see
+https://nvidia.github.io/Model-Optimizer/ for its current form.
+"""
+
+import copy
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import modelopt.torch.quantization as mtq
+import yaml
+from megatron.core.models.gpt import GPTModel
+from modelopt.torch.quantization.config import QuantizeConfig
+from modelopt.torch.quantization.nn import TensorQuantizer
+from modelopt.torch.quantization.utils.core_utils import is_quantized_linear
+
+from nemo_ptq.calibration.awq import calibrate_awq
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.console.quiet import quiet_prints
+from nemo_ptq.errors import PtqError
+from nemo_ptq.export.megatron import scheme_of
+from nemo_ptq.quantization.floor import amax_floor
+from nemo_ptq.quantization.smoothing import modelopt_keeps_scales
+
+_PRESETS = {
+    "fp8": mtq.FP8_DEFAULT_CFG,
+    "int8_sq": mtq.INT8_SMOOTHQUANT_CFG,
+    "int4_awq": mtq.INT4_AWQ_CFG,
+    "w4a8_awq": mtq.W4A8_AWQ_BETA_CFG,
+    "nvfp4": mtq.NVFP4_DEFAULT_CFG,
+}
+_KV_CACHE_PRESETS = {"fp8": mtq.FP8_KV_CFG}
+# Coarse search: finer exponents overflow in TensorRT-LLM's kernels for these decoders.
+_COARSE_W4A8_DECODERS = ("gemma",)
+# The calibration methods that give layers a pre-quantization scale, by which ModelOpt tells formats apart.
+_SMOOTHING_METHODS = ("smoothquant", "awq_lite", "awq_clip", "awq_full")
+
+ForwardLoop = Callable[[GPTModel], None]
+
+
+def modelopt_config(quantization: QuantizationConfig, decoder: str) -> dict[str, Any]:
+    """Returns the ModelOpt configuration of a job, as a fresh copy that shares nothing with ModelOpt's presets.
+
+    Args:
+        quantization: What the user asked for; ``algorithm`` is one of our names or the path of a ModelOpt
+            configuration in JSON or YAML.
+        decoder: Decoder type of the model, e.g. "llama".
+    """
+    algorithm = quantization.algorithm
+    assert algorithm is not None
+    preset = _PRESETS.get(algorithm)
+    config = _read_modelopt_config(Path(algorithm)) if preset is None else copy.deepcopy(preset)
+    if algorithm in ("int4_awq", "w4a8_awq"):
+        _set_awq_block_size(config, quantization.awq_block_size)
+        coarse = algorithm == "w4a8_awq" and decoder in _COARSE_W4A8_DECODERS
+        config["algorithm"] = {"method": "awq_lite", "alpha_step": 1.0 if coarse else 0.1}
+    if algorithm == "int8_sq":
+        config["algorithm"] = {"method": "smoothquant", "alpha": quantization.sq_alpha}
+    if quantization.kv_cache_is_quantized(decoder):
+        config["quant_cfg"] += copy.deepcopy(_KV_CACHE_PRESETS[quantization.kv_cache_qformat]["quant_cfg"])
+    return config
+
+
+def _set_awq_block_size(config: dict[str, Any], block_size: int) -> None:
+    for entry in config["quant_cfg"]:
+        if entry["quantizer_name"] == "*weight_quantizer":
+            stages = entry["cfg"] if isinstance(entry["cfg"], list) else [entry["cfg"]]
+            stages[0]["block_sizes"][-1] = block_size
+
+
+def _read_modelopt_config(path: Path) -> dict[str, Any]:
+    """Reads a user's own ModelOpt configuration."""
+    text = path.read_text(encoding="utf-8")
+    config = _from_json(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
+    if not isinstance(config, dict) or "quant_cfg" not in config:
+        raise PtqError(f"algorithm={path}: a ModelOpt configuration is a mapping with quant_cfg and algorithm")
+    if isinstance(config["quant_cfg"], dict) and "default" in config["quant_cfg"]:
+        # ModelOpt's former format: its catch-all came before the others, wherever it was written.
+        config["quant_cfg"] = {"default": config["quant_cfg"].pop("default"), **config["quant_cfg"]}
+    try:
+        config["quant_cfg"] = QuantizeConfig(**config).quant_cfg
+    except (TypeError, ValueError) as error:
+        raise PtqError(f"algorithm={path}: not a ModelOpt configuration: {' '.join(str(error).split())}") from error
+    return config
+
+
+def _from_json(node: Any, key: Any = None) -> Any:
+    """Makes a ModelOpt configuration of what was read from JSON or YAML.
+
+    Its block sizes have whole numbers as keys, which JSON lacks, and its numbers of bits may be a tuple, which YAML
+    lacks too.
+    """
+    if isinstance(node, dict):
+        return {_whole_number(name): _from_json(value, name) for name, value in node.items()}
+    if isinstance(node, list):
+        items = [_from_json(item) for item in node]
+        return tuple(items) if key in ("num_bits", "scale_bits") else items
+    return node
+
+
+def as_json(config: Any) -> Any:
+    """Returns a ModelOpt configuration in what JSON can hold; :func:`insert_quantizers` takes it back."""
+    if hasattr(config, "model_dump"):
+        return as_json(config.model_dump(exclude_unset=True))
+    if isinstance(config, dict):
+        return {str(key): as_json(value) for key, value in config.items()}
+    return [as_json(item) for item in config] if isinstance(config, (list, tuple)) else config
+
+
+def _whole_number(key: Any) -> Any:
+    return int(key) if isinstance(key, str) and re.fullmatch(r"-?\d+", key) else key
+
+
+def _without_weights(forward_loop: ForwardLoop) -> ForwardLoop:
+    """Keeps ModelOpt from ranging every weight again with each batch: it has done so before the first."""
+
+    def loop(module: GPTModel) -> None:
+        for name, quantizer in module.named_modules():
+            if isinstance(quantizer, TensorQuantizer) and "weight_quantizer" in name:
+                quantizer.disable_calib()
+        forward_loop(module)
+
+    return loop
+
+
+def _method(config: Mapping[str, Any]) -> Any:
+    algorithm = config.get("algorithm")
+    return algorithm.get("method") if isinstance(algorithm, Mapping) else algorithm
+
+
+def insert_quantizers(module: GPTModel, config: Mapping[str, Any]) -> None:
+    """Inserts ModelOpt's quantizers into a model, without calibrating them.
+
+    Args:
+        module: This rank's part of the model, unquantized.
+        config: ModelOpt's configuration, from :func:`modelopt_config` or through :func:`as_json`.
+    """
+    with quiet_prints():
+        mtq.quantize(module, {**_from_json(dict(config)), "algorithm": None})
+
+
+def compute_weight_amax(module: GPTModel, config: Mapping[str, Any]) -> None:
+    """Ranges the weights of a model with quantizers as its calibration would; activations are left as they are."""
+    if _method(config) is None:
+        return
+    for quantizer in module.modules():
+        if isinstance(quantizer, TensorQuantizer) and quantizer._calibrator is not None:
+            # A restored one still holds the largest of the ones that ModelOpt has run through to find ranges' shapes.
+            quantizer._calibrator.reset()
+    mtq.calibrate(module, "max", None)
+
+
+def calibrate(
+    module: GPTModel,
+    quantization: QuantizationConfig,
+    decoder: str,
+    forward_loop: ForwardLoop,
+) -> None:
+    """Inserts ModelOpt's quantizers into a model and calibrates them, in place.
+
+    AWQ is searched by :mod:`nemo_ptq.calibration.awq`; everything else is ModelOpt's own
+    calibration.
+
+    Args:
+        module: This rank's part of the model, unquantized.
+        quantization: What the user asked for.
+        decoder: Decoder type of the model.
+        forward_loop: Runs the calibration data through the module it is given.
+
+    Raises:
+        PtqError: If a user's own configuration cannot be read, or quantizes a layer as no export can hold it; no data
+            has been run by then.
+    """
+    config = modelopt_config(quantization, decoder)
+    insert_quantizers(module, config)
+    if _method(config) not in _SMOOTHING_METHODS:
+        for linear in filter(is_quantized_linear, module.modules()):
+            scheme_of(linear)
+    if _method(config) == "awq_lite":
+        options = config["algorithm"]
+        calibrate_awq(module, forward_loop, options.get("alpha_step", 0.1) if isinstance(options, dict) else 0.1)
+    else:
+        with modelopt_keeps_scales(), quiet_prints() as aloud:
+            mtq.calibrate(module, config.get("algorithm"), aloud(_without_weights(forward_loop)))
+    floor = amax_floor(quantization, decoder)
+    if floor is not None:
+        mtq.postprocess_amax(module, "*input_quantizer", lambda amax: amax.clamp(min=floor))

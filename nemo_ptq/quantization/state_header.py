@@ -1,0 +1,105 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a calibration state says about itself: how it was made, and of which model. Needs no torch."""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.errors import ConfigError
+
+IN_EXPORT = Path("ptq/calibration.safetensors")
+"""Where an exported directory keeps the state that it was made from."""
+# One entry of the file's free-form header, because safetensors keeps several in no particular order.
+_KEY = "nemo_ptq.calibration_state"
+_VERSION = 1
+# Algorithms of ModelOpt that range a weight by its largest magnitudes, once it is smoothed.
+_RANGES_FOLLOW = (None, "max", "smoothquant", "awq_lite")
+
+
+@dataclass(frozen=True)
+class StateHeader:
+    """How a calibration state was made.
+
+    Attributes:
+        checkpoint: Path of the checkpoint, as it was when the state was made.
+        weights: Fingerprint of the unquantized weights, from :func:`nemo_ptq.quantization.state.fingerprint`.
+        model: What the checkpoint's files say about the model: fields of
+            :class:`~nemo_ptq.checkpoint.metadata.CheckpointMetadata`.
+        decoder: TensorRT-LLM's decoder type.
+        quantization: What the user asked for.
+        modelopt_config: What ModelOpt was asked for, as JSON has it.
+        producer: Versions of the packages that took part.
+    """
+
+    checkpoint: str
+    weights: str
+    model: Mapping[str, Any]
+    decoder: str
+    quantization: QuantizationConfig
+    modelopt_config: Mapping[str, Any]
+    producer: Mapping[str, str]
+
+    @property
+    def method(self) -> Any:
+        """Name of ModelOpt's calibration algorithm; None where nothing is calibrated."""
+        algorithm = self.modelopt_config.get("algorithm")
+        return algorithm.get("method") if isinstance(algorithm, dict) else algorithm
+
+    @property
+    def is_repeatable(self) -> bool:
+        """Whether the ranges of weights follow from the weights and the pre-quantization scales, without data."""
+        return self.method in _RANGES_FOLLOW
+
+    def to_metadata(self) -> dict[str, str]:
+        """Returns the free-form header of the safetensors file."""
+        return {_KEY: json.dumps({"version": _VERSION, **asdict(self)})}
+
+
+def state_file(path: str | os.PathLike[str]) -> Path:
+    """Returns the state's file, for a file or for an exported directory that holds one.
+
+    Where an export has a subdirectory for each format, all of them hold the same.
+    """
+    given = Path(path).expanduser()
+    if not given.is_dir():
+        return given
+    below = sorted(given.glob(f"*/{IN_EXPORT}"))
+    return below[0] if below and not (given / IN_EXPORT).exists() else given / IN_EXPORT
+
+
+def read_header(path: Path) -> StateHeader:
+    """Reads the header of a calibration state.
+
+    Args:
+        path: The safetensors file.
+
+    Raises:
+        ConfigError: If it is not a calibration state, or one of another version of the format.
+    """
+    name = f"calibration_state={path}"
+    try:
+        with safe_open(path, framework="numpy") as file:
+            text = (file.metadata() or {}).get(_KEY)
+    except (OSError, SafetensorError) as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            [f"{name} cannot be read ({reason}): give an export that was calibrated, or its {IN_EXPORT}"]
+        ) from error
+    if text is None:
+        raise ConfigError([f"{name} holds no calibration state: give an export, or its {IN_EXPORT}"])
+    content = json.loads(text)
+    version = content.pop("version", None)
+    try:
+        if version != _VERSION:
+            raise TypeError(f"version {version} of the format, not {_VERSION}")
+        content["quantization"] = QuantizationConfig(**content["quantization"])
+        return StateHeader(**content)
+    except TypeError as error:
+        raise ConfigError([f"{name} is of another nemo_ptq ({error}): use that one, or calibrate again"]) from error

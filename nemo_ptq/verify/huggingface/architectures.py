@@ -1,0 +1,210 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Hugging Face's model classes: what they compute, their modules and the modules' sizes. Needs no class of theirs."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.verify.model_config import ModelConfig, Moe, RotaryScaling
+
+# Names of a layer's modules here, and Hugging Face's; outputs of several stand one after the other.
+Names = Mapping[str, tuple[str, ...]]
+
+_ALL_BUT_MLP: Names = {
+    "vocab_embedding": ("model.embed_tokens",),
+    "ln_f": ("model.norm",),
+    "lm_head": ("lm_head",),
+    "input_layernorm": ("model.layers.{layer}.input_layernorm",),
+    "post_layernorm": ("model.layers.{layer}.post_attention_layernorm",),
+    "attention.qkv": tuple(f"model.layers.{{layer}}.self_attn.{row}_proj" for row in "qkv"),
+    "attention.dense": ("model.layers.{layer}.self_attn.o_proj",),
+}
+_LLAMA: Names = {
+    **_ALL_BUT_MLP,
+    "mlp.fc": ("model.layers.{layer}.mlp.gate_proj",),
+    "mlp.gate": ("model.layers.{layer}.mlp.up_proj",),
+    "mlp.proj": ("model.layers.{layer}.mlp.down_proj",),
+}
+_MIXTRAL: Names = {
+    **_ALL_BUT_MLP,
+    "mlp.router": ("model.layers.{layer}.block_sparse_moe.gate",),
+    "mlp.fc": tuple(f"model.layers.{{layer}}.block_sparse_moe.experts.{{expert}}.w{part}" for part in (3, 1)),
+    "mlp.proj": ("model.layers.{layer}.block_sparse_moe.experts.{expert}.w2",),
+}
+_STARCODER2: Names = {
+    **_ALL_BUT_MLP,
+    "mlp.fc": ("model.layers.{layer}.mlp.c_fc",),
+    "mlp.proj": ("model.layers.{layer}.mlp.c_proj",),
+}
+_NEMOTRON: Names = {
+    **_ALL_BUT_MLP,
+    "mlp.fc": ("model.layers.{layer}.mlp.up_proj",),
+    "mlp.proj": ("model.layers.{layer}.mlp.down_proj",),
+}
+_BIGCODE: Names = {
+    "vocab_embedding": ("transformer.wte",),
+    "position_embedding": ("transformer.wpe",),
+    "ln_f": ("transformer.ln_f",),
+    "lm_head": ("lm_head",),
+    "input_layernorm": ("transformer.h.{layer}.ln_1",),
+    "post_layernorm": ("transformer.h.{layer}.ln_2",),
+    "attention.qkv": ("transformer.h.{layer}.attn.c_attn",),
+    "attention.dense": ("transformer.h.{layer}.attn.c_proj",),
+    "mlp.fc": ("transformer.h.{layer}.mlp.c_fc",),
+    "mlp.proj": ("transformer.h.{layer}.mlp.c_proj",),
+}
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What one of Hugging Face's model classes computes.
+
+    Attributes:
+        model_type: Its name in config.json beside that of the class.
+        decoder: As in :class:`~nemo_ptq.verify.model_config.ModelConfig`.
+        names: Its modules.
+        settings: Its names of the settings that not all classes call the same.
+        fixed: Settings that its config.json cannot vary, whatever it says.
+        zero_centered: Whether the gains of norms are stored minus one.
+        has_biases: Whether every linear layer but the last has a bias.
+    """
+
+    model_type: str
+    decoder: str
+    names: Names
+    settings: Mapping[str, str] = field(default_factory=dict)
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    zero_centered: bool = False
+    has_biases: bool = False
+
+
+ARCHITECTURES: Mapping[str, Architecture] = {
+    "LlamaForCausalLM": Architecture("llama", "llama", _LLAMA),
+    "MistralForCausalLM": Architecture("mistral", "llama", _LLAMA),
+    "MixtralForCausalLM": Architecture("mixtral", "llama", _MIXTRAL),
+    # Early files of Gemma say "gelu" and mean the approximation, as all readers know.
+    "GemmaForCausalLM": Architecture(
+        "gemma", "gemma", _LLAMA, fixed={"hidden_act": "gelu_pytorch_tanh"}, zero_centered=True
+    ),
+    "Starcoder2ForCausalLM": Architecture(
+        "starcoder2", "gpt", _STARCODER2, {"norm_epsilon": "norm_epsilon"}, has_biases=True
+    ),
+    "NemotronForCausalLM": Architecture("nemotron", "gpt", _NEMOTRON, {"norm_epsilon": "norm_eps"}, zero_centered=True),
+    "GPTBigCodeForCausalLM": Architecture(
+        "gpt_bigcode",
+        "gpt",
+        _BIGCODE,
+        {"norm_epsilon": "layer_norm_epsilon", "intermediate_size": "n_inner", "hidden_act": "activation_function"},
+        has_biases=True,
+    ),
+}
+
+
+def model_config(hf: Any, architecture: Architecture) -> ModelConfig:
+    """Returns the sizes of a model.
+
+    Args:
+        hf: Transformers' configuration of it.
+        architecture: What it computes.
+
+    Raises:
+        PtqError: If its rotary embedding is of a kind that is not known.
+    """
+
+    def setting(name: str, hf_name: str) -> Any:
+        return architecture.fixed.get(name, getattr(hf, architecture.settings.get(name, hf_name)))
+
+    heads, hidden = hf.num_attention_heads, hf.hidden_size
+    multi_query = getattr(hf, "multi_query", None)
+    kv_heads = getattr(hf, "num_key_value_heads", None) or (1 if multi_query else heads)
+    act = setting("hidden_act", "hidden_act")
+    experts = getattr(hf, "num_local_experts", None)
+    rotary = "position_embedding" not in architecture.names
+    return ModelConfig(
+        decoder=architecture.decoder,
+        dtype=str(hf.dtype or "float32").removeprefix("torch."),
+        num_hidden_layers=hf.num_hidden_layers,
+        num_attention_heads=heads,
+        num_key_value_heads=kv_heads,
+        hidden_size=hidden,
+        head_size=getattr(hf, "head_dim", None) or hidden // heads,
+        intermediate_size=setting("intermediate_size", "intermediate_size") or 4 * hidden,
+        vocab_size=hf.vocab_size,
+        max_position_embeddings=hf.max_position_embeddings,
+        norm_epsilon=setting("norm_epsilon", "rms_norm_eps"),
+        rmsnorm=architecture.decoder != "gpt",
+        # Transformers' "gelu" is exact, where TensorRT-LLM's is an approximation.
+        hidden_act={"gelu": "gelu_erf"}.get(act, act),
+        position_embedding_type="rope_gpt_neox" if rotary else "learned_absolute",
+        rotary_pct=getattr(hf, "partial_rotary_factor", 1.0),
+        rotary_base=getattr(hf, "rope_theta", 10000.0),
+        rotary_scaling=_rotary_scaling(getattr(hf, "rope_scaling", None)),
+        share_embedding_table=bool(hf.tie_word_embeddings),
+        moe=Moe(experts, hf.num_experts_per_tok, 1) if experts else None,
+    )
+
+
+def _rotary_scaling(raw: Mapping[str, Any] | None) -> RotaryScaling | None:
+    kind = (raw or {}).get("rope_type", (raw or {}).get("type", "default"))
+    if raw is None or kind == "default":
+        return None
+    if kind not in ("linear", "llama3"):
+        raise PtqError(f"config.json has rope_scaling of type {kind!r}, expected linear or llama3")
+    known = {field.name for field in fields(RotaryScaling)} - {"type"}
+    return RotaryScaling(kind, **{name: value for name, value in raw.items() if name in known})
+
+
+@dataclass(frozen=True)
+class StoredModule:
+    """A module with a weight.
+
+    Attributes:
+        kind: "embedding", "norm" or "linear".
+        shape: Of its weight: (rows, hidden), (hidden) or (out, in).
+        has_bias: Whether there is a bias of as many elements as the weight has rows.
+    """
+
+    kind: str
+    shape: tuple[int, ...]
+    has_bias: bool = False
+
+
+def stored_modules(architecture: Architecture, config: ModelConfig) -> dict[str, StoredModule]:
+    """Returns every module of a model that has a weight, by Hugging Face's name of it."""
+    found: dict[str, StoredModule] = {}
+    for ours, theirs in architecture.names.items():
+        modules = list(_of_one_kind(ours, len(theirs), architecture, config))
+        for name, module in zip(theirs, modules, strict=True):
+            layers = range(config.num_hidden_layers if "{layer}" in name else 1)
+            experts = range(config.moe.num_experts if "{expert}" in name and config.moe else 1)
+            found |= {name.format(layer=layer, expert=expert): module for layer in layers for expert in experts}
+    return found
+
+
+def _of_one_kind(ours: str, parts: int, architecture: Architecture, config: ModelConfig) -> Iterator[StoredModule]:
+    """What stands under one of our names, in as many modules as Hugging Face has for it."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    queries = config.num_attention_heads * config.head_size
+    keys = config.num_key_value_heads * config.head_size
+    if ours.endswith("embedding"):
+        yield StoredModule(
+            "embedding", (config.max_position_embeddings if "position" in ours else config.vocab_size, hidden)
+        )
+    elif ours.endswith(("layernorm", "ln_f")):
+        yield StoredModule("norm", (hidden,), not config.rmsnorm)
+    elif ours == "lm_head":
+        yield StoredModule("linear", (config.vocab_size, hidden))
+    elif ours == "mlp.router":
+        assert config.moe is not None
+        yield StoredModule("linear", (config.moe.num_experts, hidden))
+    else:
+        rows = {
+            "attention.qkv": (queries, keys, keys) if parts > 1 else (queries + 2 * keys,),
+            "attention.dense": (hidden,),
+            "mlp.proj": (hidden,),
+        }.get(ours, (inner,) * parts)
+        inputs = {"attention.dense": queries, "mlp.proj": inner}.get(ours, hidden)
+        for out in rows:
+            yield StoredModule("linear", (out, inputs), architecture.has_biases)

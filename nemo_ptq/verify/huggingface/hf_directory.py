@@ -1,0 +1,381 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""A Hugging Face directory as its readers see it: which tensors config.json promises, and whether they are there.
+
+What there must be follows from the architecture and the sizes in config.json, and every linear layer that is not
+excluded must be stored as the quantization says. The rules of ModelOpt's format are those of
+vLLM's reader (docs/formats.md), those of the other are compressed-tensors' own.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.verify.huggingface.architectures import (
+    ARCHITECTURES,
+    Architecture,
+    StoredModule,
+    model_config,
+    stored_modules,
+)
+from nemo_ptq.verify.model_config import ModelConfig, load_json
+from nemo_ptq.verify.tensor_file import TensorFile, TorchFile, open_tensors
+
+INDEX = "model.safetensors.index.json"
+# In the order of preference; each may be split into parts that `<name>.index.json` lists.
+_WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+
+# Data type as safetensors spells it, and shape; the type None is that of the unquantized tensors.
+Spec = tuple[str | None, tuple[int, ...]]
+
+
+def _fp8(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {"weight": ("F8_E4M3", (o, i)), "weight_scale": ("F32", ()), "input_scale": ("F32", ())}
+
+
+def _int4(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {"weight": ("U8", (o // 2, i)), "weight_scale": ("F32", (o, i // g))}
+
+
+def _w4a8(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {**_int4(o, i, g), "weight_scale_2": ("F32", ()), "input_scale": ("F32", ())}
+
+
+def _nvfp4(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {
+        "weight": ("U8", (o, i // 2)),
+        "weight_scale": ("F8_E4M3", (o, i // g)),
+        "weight_scale_2": ("F32", ()),
+        "input_scale": ("F32", ()),
+    }
+
+
+# What a quantized linear layer of (out-features, in-features, group size) is stored as, by ModelOpt's name of it.
+_MODELOPT: Mapping[str, Callable[[int, int, int], dict[str, Spec]]] = {
+    "FP8": _fp8,
+    "W4A16_AWQ": _int4,
+    "W4A8_AWQ": _w4a8,
+    "NVFP4": _nvfp4,
+}
+
+
+@dataclass(frozen=True)
+class Quantization:
+    """How a directory is quantized.
+
+    Attributes:
+        algorithm: The format's name of it.
+        group_size: In-features that share a scale; 0 where there are no groups.
+        excluded: Patterns of the names of linear layers that are not quantized.
+        kv_cache: Gives the name of the scale that belongs to a k_proj or v_proj, None where no KV cache is quantized.
+        kv_spec: What such a scale is.
+        fields: What a linear layer is stored as.
+        optional: Further tensors that a linear layer of (out, in) may have.
+    """
+
+    algorithm: str
+    group_size: int
+    excluded: tuple[str, ...]
+    kv_cache: Callable[[str], str] | None
+    kv_spec: Spec
+    fields: Callable[[int, int, int], dict[str, Spec]]
+    optional: Callable[[int, int], dict[str, Spec]]
+
+    def is_excluded(self, module: str) -> bool:
+        """Whether a linear layer is left unquantized."""
+        return any(fnmatchcase(module, pattern) for pattern in self.excluded)
+
+    def algorithm_of(self, module: str) -> str | None:
+        """How a linear layer is quantized, None where it is not."""
+        return None if self.is_excluded(module) else self.algorithm
+
+
+def is_hugging_face(directory: Path) -> bool:
+    """Whether a directory is in one of the formats that transformers knows; qnemo's config.json names no model type."""
+    try:
+        return "model_type" in load_json(directory / "config.json")
+    except PtqError:
+        return False
+
+
+@dataclass(frozen=True)
+class HuggingFaceDirectory:
+    """A directory; files are opened when they are asked for."""
+
+    path: Path
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """config.json."""
+        return load_json(self.path / "config.json")
+
+    @cached_property
+    def _opened(self) -> dict[str, TensorFile | TorchFile]:
+        return {name: open_tensors(self.path / name) for name in sorted(set(self.files.values()))}
+
+    @cached_property
+    def files(self) -> dict[str, str]:
+        """Which file holds which tensor, by what the index or the only file says.
+
+        Raises:
+            PtqError: If there are no weights, or they cannot be read.
+        """
+        for weights in _WEIGHTS:
+            index = f"{weights}.index.json"
+            if (self.path / index).is_file():
+                files = load_json(self.path / index).get("weight_map")
+                if not isinstance(files, dict) or not all(Path(str(name)).name == name for name in files.values()):
+                    raise PtqError(f"{index}: weight_map is no object of file names")
+                return files
+            if (self.path / weights).is_file():
+                return dict.fromkeys(open_tensors(self.path / weights).header, weights)
+        raise PtqError(f"{self.path} has no weights ({' or '.join(_WEIGHTS)}, or their index)")
+
+    @cached_property
+    def header(self) -> dict[str, tuple[str, tuple[int, ...]]]:
+        """Data type and shape of every tensor that the files hold."""
+        found: dict[str, tuple[str, tuple[int, ...]]] = {}
+        for file in self._opened.values():
+            found |= file.header
+        return found
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """Reads a tensor.
+
+        Raises:
+            PtqError: If there is none of that name.
+        """
+        if name not in self.files:
+            raise PtqError(f"{self.path}: the weights lack {name}")
+        return self._opened[self.files[name]].tensor(name)
+
+    @cached_property
+    def transformers_config(self) -> Any:
+        """Transformers' configuration of the model without its quantization, with the defaults of its class.
+
+        Raises:
+            PtqError: If transformers does not know the model.
+        """
+        import transformers
+
+        content = {key: value for key, value in self.config.items() if key != "quantization_config"}
+        try:
+            return transformers.AutoConfig.for_model(**content)
+        except (ValueError, TypeError, KeyError) as error:
+            raise PtqError(
+                f"config.json is of no model that transformers knows: {str(error).splitlines()[0]}"
+            ) from error
+
+    @property
+    def architecture(self) -> Architecture:
+        """What the model computes.
+
+        Raises:
+            PtqError: If it is not one of :data:`~nemo_ptq.verify.huggingface.architectures.ARCHITECTURES`.
+        """
+        name = str((self.config.get("architectures") or ["(none given)"])[0])
+        if name not in ARCHITECTURES:
+            raise PtqError(f"{self.path} is of architecture {name}, not one of {', '.join(ARCHITECTURES)}")
+        return ARCHITECTURES[name]
+
+    @cached_property
+    def model_config(self) -> ModelConfig:
+        """The model's sizes."""
+        return model_config(self.transformers_config, self.architecture)
+
+    @cached_property
+    def modules(self) -> dict[str, StoredModule]:
+        """The model's modules that have a weight."""
+        return stored_modules(self.architecture, self.model_config)
+
+    @cached_property
+    def quantization(self) -> Quantization | None:
+        """How it is quantized, None where it is not.
+
+        Raises:
+            PtqError: If the quantization is not one that is known.
+        """
+        content = self.config.get("quantization_config")
+        if content is None:
+            return None
+        if content.get("quant_method") == "modelopt":
+            return _modelopt(content, load_json(self.path / "hf_quant_config.json"))
+        if content.get("quant_method") == "compressed-tensors":
+            return _compressed(content)
+        raise PtqError(f"config.json: quant_method {content.get('quant_method')!r} is not known")
+
+    @property
+    def quantized(self) -> Iterator[tuple[str, StoredModule]]:
+        """The linear layers that are quantized."""
+        for name, module in self.modules.items():
+            if module.kind == "linear" and self.quantization and not self.quantization.is_excluded(name):
+                yield name, module
+
+    @cached_property
+    def expected(self) -> dict[str, Spec]:
+        """Every tensor that config.json promises."""
+        specs: dict[str, Spec] = {}
+        for name, module in self.modules.items():
+            if name != "lm_head" or not self.model_config.share_embedding_table:
+                specs[f"{name}.weight"] = (None, module.shape)
+            if module.has_bias:
+                specs[f"{name}.bias"] = (None, module.shape[:1])
+        quantization = self.quantization
+        for name, _ in self.quantized:
+            assert quantization is not None
+            out, inputs = specs.pop(f"{name}.weight")[1]
+            fields = quantization.fields(out, inputs, quantization.group_size)
+            specs |= {f"{name}.{field}": spec for field, spec in fields.items()}
+            if quantization.kv_cache is not None and name.endswith((".k_proj", ".v_proj")):
+                specs[quantization.kv_cache(name)] = quantization.kv_spec
+        return specs
+
+    @cached_property
+    def optional(self) -> dict[str, Spec]:
+        """Tensors that there may be."""
+        return {
+            f"{name}.{field}": spec
+            for name, module in self.quantized
+            if self.quantization is not None
+            for field, spec in self.quantization.optional(*module.shape).items()
+        }
+
+
+def _modelopt(content: dict[str, Any], document: dict[str, Any]) -> Quantization:
+    details = document.get("quantization")
+    if not isinstance(details, dict) or document.get("producer", {}).get("name") != "modelopt":
+        raise PtqError("hf_quant_config.json: needs the producer modelopt and an object quantization")
+    algorithm = str(details.get("quant_algo"))
+    if algorithm != content.get("quant_algo") or algorithm not in _MODELOPT:
+        raise PtqError(f"quant_algo is {algorithm!r}, in config.json {content.get('quant_algo')!r}")
+    if details.get("exclude_modules") != content.get("ignore"):
+        raise PtqError("exclude_modules of hf_quant_config.json is not ignore of config.json")
+    kv_cache = details.get("kv_cache_quant_algo")
+    if (kv_cache == "FP8") != ("kv_cache_scheme" in content) or kv_cache not in (None, "FP8"):
+        raise PtqError(f"kv_cache_quant_algo is {kv_cache!r}, kv_cache_scheme {content.get('kv_cache_scheme')!r}")
+    group_size = details.get("group_size", 0)
+    if algorithm != "FP8" and (not isinstance(group_size, int) or group_size < 1):
+        raise PtqError(f"hf_quant_config.json: group_size is {group_size!r}")
+    has_scales = bool(details.get("pre_quant_scale"))
+    return Quantization(
+        algorithm,
+        group_size,
+        tuple(content["ignore"]),
+        (lambda name: f"{name}.{name[-6]}_scale") if kv_cache else None,
+        ("F32", ()),
+        _MODELOPT[algorithm],
+        lambda o, i: {"pre_quant_scale": (None, (i,))} if has_scales else {},
+    )
+
+
+def _float_weights(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {"weight": ("F8_E4M3", (o, i)), "weight_scale": ("F32", (1,)), "input_scale": ("F32", (1,))}
+
+
+def _int_weights(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {"weight": ("I8", (o, i)), "weight_scale": ("F32", (o, 1)), "input_scale": ("F32", (1,))}
+
+
+def _packed_weights(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {
+        "weight_packed": ("I32", (o, i // 8)),
+        "weight_scale": ("F32", (o, i // g)),
+        "weight_shape": ("I64", (2,)),
+    }
+
+
+_COMPRESSED = {
+    "float-quantized": _float_weights,
+    "int-quantized": _int_weights,
+    "pack-quantized": _packed_weights,
+}
+
+
+def _compressed(content: dict[str, Any]) -> Quantization:
+    kind, groups = str(content.get("format")), content.get("config_groups")
+    if kind not in _COMPRESSED or content.get("quantization_status") != "compressed":
+        raise PtqError(f"config.json: format {kind!r} in status {content.get('quantization_status')!r} is not known")
+    if not isinstance(groups, dict) or len(groups) != 1:
+        raise PtqError("config.json: config_groups must be one group")
+    (group,) = groups.values()
+    if group.get("targets") != ["Linear"] or not group.get("weights"):
+        raise PtqError("config.json: the group must describe the weights of Linear")
+    if bool(group.get("input_activations")) == (kind == "pack-quantized"):
+        raise PtqError(f"config.json: {kind} {'has' if kind == 'pack-quantized' else 'lacks'} input_activations")
+    return Quantization(
+        kind,
+        group["weights"].get("group_size") or 0,
+        tuple(content.get("ignore") or ()),
+        (lambda name: f"{name[:-7]}.{name[-6]}_scale") if content.get("kv_cache_scheme") else None,
+        ("F32", (1,)),
+        _COMPRESSED[kind],
+        lambda o, i: {},
+    )
+
+
+def config_problems(directory: HuggingFaceDirectory) -> list[str]:
+    """What is wrong with config.json, hf_quant_config.json and the model that they describe."""
+    problems = []
+    model_type, expected = directory.config.get("model_type"), directory.architecture.model_type
+    if model_type != expected:
+        problems.append(f"architectures is {directory.config['architectures']!r}, model_type {model_type!r}")
+    quantization = directory.quantization
+    if quantization is not None:
+        layers = [name for name, module in directory.modules.items() if module.kind != "norm"]
+        idle = [p for p in quantization.excluded if not any(fnmatchcase(name, p) for name in layers)]
+        problems += [f"{pattern} is excluded and no layer" for pattern in idle]
+        if not any(directory.quantized):
+            problems.append("no linear layer is quantized")
+    return problems
+
+
+def tensor_problems(directory: HuggingFaceDirectory) -> list[str]:
+    """Where the files do not hold what config.json promises."""
+    unquantized = _DTYPES[directory.model_config.dtype]
+    wanted, optional, found = directory.expected, directory.optional, directory.header
+    strays = {path.name for path in directory.path.glob("*.safetensors")} - set(directory.files.values())
+    problems = [f"{name} is in no index" for name in sorted(strays)]
+    problems += [f"{name} is missing" for name in sorted(wanted.keys() - found.keys())]
+    problems += [f"{name} is not expected" for name in sorted(found.keys() - wanted.keys() - optional.keys())]
+    if directory.files.keys() != found.keys():
+        problems.append(f"{INDEX} lists other tensors than the files hold")
+    for name, (dtype, shape) in {**optional, **wanted}.items():
+        if name in found and found[name] != (dtype or unquantized, shape):
+            problems.append(f"{name} is {found[name]}, expected {(dtype or unquantized, shape)}")
+    return problems
+
+
+def value_problems(directory: HuggingFaceDirectory) -> list[str]:
+    """Tensors that are not finite, and scales that are not positive."""
+    problems = []
+    for name, (dtype, _) in directory.header.items():
+        if dtype not in ("BF16", "F16", "F32", "F8_E4M3"):
+            continue
+        tensor = directory.tensor(name).float()
+        if not tensor.isfinite().all():
+            problems.append(f"{name} has values that are not finite")
+        elif name.endswith(("_scale", "_scale_2")) and not (tensor >= 0 if dtype == "F8_E4M3" else tensor > 0).all():
+            problems.append(f"{name} has scales that are not positive")
+    return problems
+
+
+def tokenizer_problems(directory: HuggingFaceDirectory, text: str = "The quick brown fox") -> list[str]:
+    """What keeps transformers from using the tokenizer, offline and without code from the directory."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
+    tokens = tokenizer.encode(text, add_special_tokens=False)
+    problems = []
+    if tokenizer.decode(tokens).strip() != text:
+        problems.append(f"{text!r} becomes {tokenizer.decode(tokens)!r} when encoded and decoded")
+    rows = directory.model_config.vocab_size
+    if len(tokenizer) > rows:
+        problems.append(f"the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows")
+    return problems

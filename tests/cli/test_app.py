@@ -1,0 +1,49 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The `nemo-ptq` command: light to start, one line for an error."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_ptq.cli import app
+from tests.families import make_hf
+
+
+def test_starts_without_the_heavy_libraries() -> None:
+    code = "import sys, nemo_ptq.cli.app; print(*{'torch', 'nemo', 'megatron', 'transformers'} & sys.modules.keys())"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "\n"
+
+
+def test_import_hf_makes_a_checkpoint(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    source, output = make_hf("llama2", tmp_path / "hf", num_layers=1), tmp_path / "nemo"
+    command = ["nemo-ptq", "import-hf", str(source), str(output)]
+    monkeypatch.setattr(sys, "argv", command)
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 0
+    assert capfd.readouterr().out == f"Wrote {output}\n"
+    assert (output / "weights" / "metadata.json").is_file()
+
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 1
+    assert capfd.readouterr().err == f"Error: {output} exists: choose another output, or ask to overwrite it\n"
+
+    monkeypatch.setattr(sys, "argv", [*command, "--overwrite"])
+    with pytest.raises(SystemExit) as ended:
+        app.main()
+    assert ended.value.code == 0
+
+
+def test_an_error_is_one_line(tmp_path: Path) -> None:
+    code = "from nemo_ptq.cli.app import main; main()"
+    arguments = ["import-hf", str(tmp_path), str(tmp_path / "nemo")]
+    ended = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stdout == ""
+    assert ended.stderr == f"Error: {tmp_path} lacks config.json; found there: nothing\n"

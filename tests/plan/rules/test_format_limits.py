@@ -1,0 +1,93 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The rules about export formats."""
+
+from dataclasses import replace
+
+import pytest
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.models.registry import family_of
+from nemo_ptq.plan.rules.format_limits import (
+    experts_have_a_format,
+    family_has_class,
+    formats_carry_algorithm,
+    formats_have_parallelism,
+    kv_cache_has_layers,
+)
+from tests.plan.models import LLAMA_8B
+from tests.plan.rules.examples import MIXTRAL, expect
+
+
+@pytest.mark.parametrize(
+    ("model", "algorithm", "message"),
+    [
+        (MIXTRAL, "fp8", None),
+        (MIXTRAL, None, None),
+        (LLAMA_8B, "int4_awq", None),
+        (MIXTRAL, "int4_awq", "algorithm=int4_awq cannot be exported for a mixture of experts"),
+    ],
+)
+def test_formats_of_experts(model: CheckpointMetadata, algorithm: str | None, message: str | None) -> None:
+    expect(experts_have_a_format(algorithm, ("trtllm",), model), message)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "format", "message"),
+    [
+        ("nvfp4", "hf", None),
+        ("fp8", "compressed_tensors", None),
+        ("int4_awq", "hf", "export_format=hf take quantized experts in fp8 or nvfp4 only"),
+        ("int8_sq", "compressed_tensors", "use fp8 or no_quant"),
+    ],
+)
+def test_experts_in_hugging_face_formats(algorithm: str, format: str, message: str | None) -> None:
+    expect(experts_have_a_format(algorithm, (format,), MIXTRAL), message)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "formats", "message"),
+    [
+        ("int8_sq", ["trtllm"], None),
+        ("int8_sq", ["compressed_tensors"], None),
+        ("int8_sq", ["hf"], "does not go into export_format=hf: ModelOpt's unified checkpoint has no SmoothQuant"),
+        ("int8_sq", ["trtllm", "hf"], "use export_format=compressed_tensors"),
+        ("w4a8_awq", ["hf"], None),
+        ("w4a8_awq", ["compressed_tensors"], "use export_format=hf"),
+        ("nvfp4", ["hf", "compressed_tensors"], "use export_format=hf"),
+        (None, ["trtllm", "hf", "compressed_tensors"], None),
+    ],
+)
+def test_formats_of_algorithms(algorithm: str | None, formats: list[str], message: str | None) -> None:
+    expect(formats_carry_algorithm(algorithm, formats), message)
+
+
+@pytest.mark.parametrize("format", ["hf", "compressed_tensors"])
+def test_a_hugging_face_format_needs_a_class_there(format: str) -> None:
+    gpt = replace(LLAMA_8B, config_class="x.GPTConfig", normalization="LayerNorm")
+    message = "no model class for GPT (GPTConfig); use export_format=trtllm"
+    expect(family_has_class(gpt, family_of("GPTConfig"), ("trtllm", format)), message)
+    assert family_has_class(gpt, family_of("GPTConfig"), ("trtllm",)) is None
+    assert family_has_class(LLAMA_8B, family_of("LlamaConfig"), (format,)) is None
+
+
+@pytest.mark.parametrize("format", ["hf", "compressed_tensors"])
+def test_a_kv_cache_needs_layers_of_its_own_in_a_hugging_face_format(format: str) -> None:
+    starcoder, llama = family_of("StarcoderConfig15B"), family_of("LlamaConfig")
+    expect(kv_cache_has_layers(starcoder, (format,), True), "no place for its scales")
+    assert kv_cache_has_layers(starcoder, ("trtllm",), True) is None
+    assert kv_cache_has_layers(starcoder, (format,), None) is None
+    assert kv_cache_has_layers(llama, (format,), True) is None
+
+
+@pytest.mark.parametrize(
+    ("formats", "tp", "message"),
+    [
+        (["trtllm"], 2, None),
+        (["trtllm", "hf"], 2, None),
+        (["hf"], 1, None),
+        (["hf"], 2, "inference_tp=2: the files of export_format=hf have no parallelism"),
+    ],
+)
+def test_parallelism_is_for_formats_that_have_it(formats: list[str], tp: int, message: str | None) -> None:
+    expect(formats_have_parallelism(formats, tp, 1), message)

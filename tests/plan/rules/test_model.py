@@ -1,0 +1,38 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The rules about families and layers."""
+
+from dataclasses import replace
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.plan.rules.model import family_is_supported, norm_fits_decoder, reader_knows_layers
+from tests.plan.models import LLAMA_8B
+from tests.plan.rules.examples import STARCODER, expect
+
+
+def test_family() -> None:
+    assert family_is_supported(LLAMA_8B, None) is None
+    unknown = replace(LLAMA_8B, config_class="my.OwnConfig")
+    expect(family_is_supported(unknown, None), "OwnConfig")
+    assert family_is_supported(unknown, "llama") is None
+    expect(family_is_supported(replace(LLAMA_8B, config_class="x.Falcon7BConfig"), None), "not supported")
+
+
+def test_layers_that_readers_leave_out() -> None:
+    def problem(model: CheckpointMetadata, decoder: str = "llama", format: str = "trtllm") -> str | None:
+        return reader_knows_layers(model, decoder, (format,))
+
+    assert problem(LLAMA_8B) is None
+    assert problem(replace(LLAMA_8B, qkv_bias=True, linear_bias=True)) is None
+    assert problem(replace(STARCODER, qkv_bias=True, linear_bias=True), "gpt") is None
+    expect(problem(replace(LLAMA_8B, qk_norm=True)), "ignore the norms of queries and keys")
+    assert problem(replace(LLAMA_8B, qk_norm=True), format="hf") is None  # said by that format's own check
+    expect(problem(replace(LLAMA_8B, qkv_bias=True)), "wants a bias on the query-key-value projection and the output")
+
+
+def test_norm() -> None:
+    assert norm_fits_decoder(LLAMA_8B, "llama", ("trtllm",)) is None
+    assert norm_fits_decoder(STARCODER, "gpt", ("trtllm",)) is None
+    expect(norm_fits_decoder(LLAMA_8B, "gpt", ("hf", "trtllm")), "decoder gpt only LayerNorm")
+    assert norm_fits_decoder(LLAMA_8B, "gpt", ("hf",)) is None
+    expect(norm_fits_decoder(replace(LLAMA_8B, normalization="LayerNorm"), "llama", ("trtllm",)), "llama only RMSNorm")

@@ -1,0 +1,143 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The rules about algorithms."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.plan.rules.parallelism import inference_tp_divides
+from nemo_ptq.plan.rules.quantization import (
+    algorithm_file_is_config,
+    awq_blocks_fit_calibration,
+    awq_blocks_fit_inference,
+    kv_cache_has_algorithm,
+    nvfp4_blocks_fit,
+)
+from tests.plan.models import LLAMA_8B
+from tests.plan.rules.examples import LLAMA_2_7B, expect
+
+
+@pytest.mark.parametrize(
+    ("model", "algorithm", "block", "tp", "message"),
+    [
+        (LLAMA_8B, "int4_awq", 128, 8, None),
+        (LLAMA_8B, "fp8", 100, 8, None),
+        (LLAMA_2_7B, "int4_awq", 128, 2, None),
+        (LLAMA_2_7B, "int4_awq", 128, 4, "calibration_tp=4: ffn_hidden_size 11008 must be a multiple of 512"),
+        (LLAMA_2_7B, "int4_awq", 64, 4, None),
+        (LLAMA_8B, "int4_awq", 100, 1, "attention output 4096, ffn_hidden_size 14336 must be a multiple of 100"),
+    ],
+)
+def test_awq_blocks_at_calibration(
+    model: CheckpointMetadata, algorithm: str, block: int, tp: int, message: str | None
+) -> None:
+    expect(awq_blocks_fit_calibration(algorithm, block, tp, model), message)
+
+
+@pytest.mark.parametrize(
+    ("model", "algorithm", "block", "tp", "message"),
+    [
+        (LLAMA_8B, "int4_awq", 128, 8, None),
+        (LLAMA_8B, "int4_awq", 128, 16, None),  # 8 KV heads are repeated
+        (LLAMA_2_7B, "int4_awq", 128, 4, "inference_tp=4: ffn_hidden_size 11008 must be a multiple of 512"),
+        (LLAMA_2_7B, "int4_awq", 64, 4, None),
+        (LLAMA_8B, "int4_awq", 32, 1, None),
+        (replace(LLAMA_8B, ffn_hidden_size=11040), "int4_awq", 32, 1, "ffn_hidden_size 11040 must be a multiple of 64"),
+        (LLAMA_8B, "w4a8_awq", 128, 8, None),
+        (LLAMA_8B, "w4a8_awq", 64, 1, "awq_block_size=64 is too small for w4a8_awq: use 128"),
+        # 32 + 2 * 1 heads of 64: the rows of one rank, 2176, are whole blocks of 64 but not of 256.
+        (replace(LLAMA_8B, num_query_groups=1, head_size=64), "int4_awq", 256, 1, "query-key-value rows 2176"),
+        (LLAMA_8B, "nvfp4", 128, 64, None),
+    ],
+)
+def test_awq_blocks_at_inference(
+    model: CheckpointMetadata, algorithm: str, block: int, tp: int, message: str | None
+) -> None:
+    expect(awq_blocks_fit_inference(algorithm, block, ("trtllm",), tp, model), message)
+
+
+@pytest.mark.parametrize(
+    ("model", "algorithm", "tp", "message"),
+    [
+        (LLAMA_8B, "nvfp4", 8, None),
+        (LLAMA_2_7B, "nvfp4", 2, None),
+        (
+            LLAMA_2_7B,
+            "nvfp4",
+            4,
+            "ffn_hidden_size 11008: each rank needs multiples of 128 output and 64 input features",
+        ),
+        (LLAMA_2_7B, "fp8", 4, None),
+        (replace(LLAMA_8B, hidden_size=4160), "nvfp4", 1, "hidden_size 4160"),
+    ],
+)
+def test_nvfp4_blocks(model: CheckpointMetadata, algorithm: str, tp: int, message: str | None) -> None:
+    expect(nvfp4_blocks_fit(algorithm, tp, model), message)
+
+
+def test_kv_cache_needs_an_algorithm() -> None:
+    expect(kv_cache_has_algorithm(None, True), "enable_kv_cache=true needs an algorithm")
+    expect(kv_cache_has_algorithm("no_quant", True), "enable_kv_cache=true needs an algorithm")
+    assert kv_cache_has_algorithm("fp8", True) is None
+    assert kv_cache_has_algorithm(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.json", json.dumps({"quant_cfg": {}, "algorithm": "max"}), None),
+        ("a.yaml", "quant_cfg: {}\nalgorithm: max\n", None),
+        ("a.json", "{", "cannot be parsed"),
+        ("a.yaml", "[", "cannot be parsed"),
+        ("a.yml", "- 1", "is not a ModelOpt config"),
+        ("a.json", "{}", "is not a ModelOpt config"),
+        ("a.json", None, "cannot be read: No such file or directory"),
+    ],
+)
+def test_algorithm_file(name: str, content: str | None, message: str | None, tmp_path: Path) -> None:
+    file = tmp_path / name
+    if content is not None:
+        file.write_text(content)
+    problem = algorithm_file_is_config(str(file))
+    expect(problem, message)
+    assert problem is None or "\n" not in problem
+
+
+_MODELS = st.builds(
+    lambda heads_per_group, groups, head, ffn, layers: replace(
+        LLAMA_8B,
+        num_layers=layers,
+        num_query_groups=groups,
+        num_attention_heads=groups * heads_per_group,
+        head_size=head,
+        hidden_size=groups * heads_per_group * head,
+        ffn_hidden_size=ffn,
+    ),
+    st.integers(1, 4),
+    st.sampled_from([1, 2, 3, 4, 8]),
+    st.sampled_from([32, 64, 128]),
+    st.integers(1, 64).map(lambda multiple: 64 * multiple),
+    st.integers(1, 12),
+)
+
+
+@given(_MODELS, st.sampled_from([1, 2, 3, 4, 8, 16]), st.sampled_from([64, 128]))
+def test_sizes_are_accepted_if_every_shard_is_whole(model: CheckpointMetadata, tp: int, block: int) -> None:
+    accepted = not any(
+        [
+            inference_tp_divides(tp, model),
+            awq_blocks_fit_inference("int4_awq", block, ("trtllm",), tp, model),
+        ]
+    )
+    heads, groups = model.num_attention_heads / tp, max(model.num_query_groups / tp, 1)
+    ffn, rows = model.ffn_hidden_size / tp, (heads + 2 * groups) * model.head_size
+    repeated = tp / model.num_query_groups if tp > model.num_query_groups else 1
+    whole = all(count % 1 == 0 for count in (heads, groups, ffn, repeated))
+    blocks = all(size % block == 0 for size in (rows, heads * model.head_size, ffn, model.hidden_size / tp))
+    assert accepted == (whole and blocks)
