@@ -13,17 +13,18 @@ from rich.table import Table
 from nemo_ptq.console.quiet import quiet_imports, quiet_libraries
 
 with quiet_imports():
+    from nemo_ptq.calibration.batches import data_loop
     from nemo_ptq.calibration.datasets import make_batches, read_samples, tokenize
     from nemo_ptq.checkpoint.loading import load_model
-    from nemo_ptq.config import QuantizationConfig
+    from nemo_ptq.config import NO_QUANT, QuantizationConfig
     from nemo_ptq.console.reporter import Reporter
     from nemo_ptq.engine.evaluation import perplexity
-    from nemo_ptq.engine.run import calibrate, data_loop
+    from nemo_ptq.modelopt.algorithms import calibrate
     from nemo_ptq.parallel.environment import Launch
     from nemo_ptq.parallel.process_groups import pick_device, process_groups
 
 DEMO = Path("build/demo")
-ALGORITHMS = ("no_quant", "fp8", "int8_sq", "int4_awq")
+ALGORITHMS = (NO_QUANT, "fp8", "int8_sq", "int4_awq")
 # The most that a quantized model may lose, in percent of the unquantized model's perplexity.
 LIMITS = {"fp8": 2.0, "int8_sq": 2.0, "int4_awq": 5.0}
 SEQ_LEN = 256
@@ -44,7 +45,8 @@ def main() -> None:
             batches = make_batches((tokenize(model.tokenizer, sample, SEQ_LEN) for sample in samples), 16)
             quantization = QuantizationConfig(algorithm=algorithm)
             texts = read_samples(str(DEMO / "text" / "calibration.jsonl"), quantization.calibration_dataset_size)
-            calibrate(model, quantization, "llama", data_loop(model, quantization, texts, silent), silent)
+            if algorithm != NO_QUANT:
+                calibrate(model.module, quantization, "llama", data_loop(model, quantization, texts, silent))
             result = perplexity(model, batches)
             baseline = baseline or result
             change = 100 * (result / baseline - 1)

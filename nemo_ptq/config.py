@@ -44,6 +44,8 @@ class QuantizationConfig:
         calibration_seq_len: Tokens at which a sample is cut.
         evaluation_dataset_size: Further samples of `calibration_dataset`, of at most 256 tokens each, on which the
             quantized model is compared with the unquantized one, for the report. 0 turns that off.
+        layerwise: Keep one block of weights in memory at a time, for models larger than it. None does so where the
+            weights do not fit.
     """
 
     algorithm: Optional[str] = "fp8"
@@ -56,6 +58,7 @@ class QuantizationConfig:
     calibration_batch_size: int = 64
     calibration_seq_len: int = 128
     evaluation_dataset_size: int = 8
+    layerwise: Optional[bool] = None
 
     @property
     def algorithm_file(self) -> Optional[Path]:

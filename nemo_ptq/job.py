@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata
-from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,20 @@ class Job:
             "legacy_ckpt": self.legacy_ckpt,
             "quantization_config": asdict(self.quantization),
             "export_config": {**asdict(self.export), "path": str(self.output)},
+        }
+
+    @property
+    def is_custom(self) -> bool:
+        """Whether the algorithm is a ModelOpt configuration of the user's own."""
+        return self.quantization.algorithm_name == CUSTOM
+
+    @property
+    def loading_options(self) -> dict[str, Any]:
+        """How the model is built: arguments of :func:`nemo_ptq.checkpoint.loading.open_model`."""
+        return {
+            "tokenizer_path": self.tokenizer_path,
+            "num_layers_in_first_pipeline_stage": self.num_layers_in_first_pipeline_stage,
+            "num_layers_in_last_pipeline_stage": self.num_layers_in_last_pipeline_stage,
         }
 
     @property

@@ -174,6 +174,9 @@ QUANTIZATION_OPTIONS: Mapping[str, Option] = {
     "evaluation_dataset_size": Option(
         _COUNT, "further samples on which the report compares with the unquantized model; 0 for none", 8
     ),
+    "layerwise": Option(
+        _OPTIONAL_FLAG, "keep one block of weights in memory at a time; if not set, where the weights do not fit"
+    ),
 }
 EXPORT_OPTIONS: Mapping[str, Option] = {
     "path": Option(_PATH, "directory to make; required"),

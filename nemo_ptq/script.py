@@ -68,6 +68,8 @@ FLAGS = (
     Flag("quantization_config.calibration_batch_size", ("--batch_size", "-bs")),
     Flag("quantization_config.calibration_seq_len", ("--seq_len", "-sl")),
     Flag("quantization_config.evaluation_dataset_size", ("--evaluation_dataset_size",)),
+    Flag("quantization_config.layerwise", ("--layerwise",), True),
+    Flag("quantization_config.layerwise", ("--resident",), False),
     Flag("export_config.path", ("--export_path", "-out", "--output_path")),
     Flag("export_config.overwrite", ("--overwrite",), True),
     Flag("export_config.export_format", ("--export_format",)),

@@ -21,7 +21,7 @@ from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine import run as engine
-from nemo_ptq.export.megatron import (
+from nemo_ptq.modelopt.megatron_layers import (
     MegatronLayers,
     gather_shard_map,
     global_modules,

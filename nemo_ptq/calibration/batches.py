@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron.core import parallel_state
+import torch
 
 from nemo_ptq.calibration.datasets import make_batches, read_samples, share, tokenize
 from nemo_ptq.calibration.forward import run_batches
@@ -16,6 +16,7 @@ from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.errors import PtqError
 from nemo_ptq.job import Job
+from nemo_ptq.parallel.ranks import Parallelism
 
 
 @dataclass(frozen=True)
@@ -51,26 +52,39 @@ def read_job_samples(job: Job, reporter: Reporter) -> JobSamples:
     return JobSamples(samples[:wanted], samples[wanted:] if held_out else samples[:further], held_out)
 
 
+def calibration_batches(
+    tokenizer: Any, quantization: QuantizationConfig, samples: Iterable[Sample], parallelism: Parallelism
+) -> list[torch.Tensor]:
+    """Tokenizes this data-parallel rank's share of the calibration samples.
+
+    Returns:
+        int64 (batch, sequence) each, without padding.
+
+    Raises:
+        PtqError: If no sample gives a token.
+    """
+    sequences = [tokenize(tokenizer, sample, quantization.calibration_seq_len) for sample in samples]
+    sequences = [sequence for sequence in sequences if sequence]
+    if not sequences:
+        raise PtqError(f"no sample of calibration_dataset={quantization.calibration_dataset} gives any token")
+    # The ranks that share a layer's experts exchange tokens in step, so they read the same samples.
+    readers = parallelism.data.size // parallelism.expert.size
+    mine = share(sequences, parallelism.data.rank // parallelism.expert.size, readers)
+    return make_batches(mine, quantization.calibration_batch_size)
+
+
 def data_loop(
     model: LoadedModel, quantization: QuantizationConfig, samples: Iterable[Sample], reporter: Reporter
 ) -> Callable[[Any], None]:
-    """Returns the loop that runs this data-parallel rank's share of the samples through a model.
+    """Returns the loop that runs this data-parallel rank's share of the samples through a whole model.
 
     Raises:
         PtqError: When the loop runs, if no sample gives a token.
     """
 
     def loop(module: Any) -> None:
-        sequences = [tokenize(model.tokenizer, sample, quantization.calibration_seq_len) for sample in samples]
-        sequences = [sequence for sequence in sequences if sequence]
-        if not sequences:
-            raise PtqError(f"no sample of calibration_dataset={quantization.calibration_dataset} gives any token")
-        # The ranks that share a layer's experts exchange tokens in step, so they read the same samples.
-        expert_parallel = parallel_state.get_expert_model_parallel_world_size()
-        readers = parallel_state.get_data_parallel_world_size() // expert_parallel
-        mine = share(sequences, parallel_state.get_data_parallel_rank() // expert_parallel, readers)
-        batches = make_batches(mine, quantization.calibration_batch_size)
-        with reporter.progress("calibration", len(mine)) as progress:
+        batches = calibration_batches(model.tokenizer, quantization, samples, model.parallelism)
+        with reporter.progress("calibration", sum(map(len, batches))) as progress:
             for tokens, _ in zip(batches, run_batches(module, batches), strict=True):
                 progress.advance(len(tokens), tokens.numel())
 

@@ -11,19 +11,19 @@ from typing import Any
 import fiddle as fdl
 import torch
 import torch.nn.functional as F
-from megatron.core import parallel_state
+from megatron.core.models.common.language_module.language_module import LanguageModule
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.enums import AttnBackend
 from nemo.collections.common.tokenizers.tokenizer_utils import get_tokenizer
 from nemo.collections.llm.fn.activation import openai_gelu
 
+from nemo_ptq.checkpoint.blocks import Block, BlockLoader, split_into_blocks
 from nemo_ptq.checkpoint.layer_spec import HAVE_TRANSFORMER_ENGINE, calibration_layer_spec
 from nemo_ptq.checkpoint.parts import WeightsSize
-from nemo_ptq.checkpoint.reader import EMBEDDING_KEY, open_checkpoint
+from nemo_ptq.checkpoint.reader import open_checkpoint
+from nemo_ptq.parallel.attributes import replaced
+from nemo_ptq.parallel.ranks import Parallelism, this_rank
 from nemo_ptq.quantization.state import CalibrationState
-
-# Rows of these that only a tensor parallelism pads are in no checkpoint.
-_PADDED = (EMBEDDING_KEY, "output_layer.weight")
 
 
 @dataclass
@@ -39,6 +39,10 @@ class LoadedModel:
         has_vocab_size: Whether the checkpoint's configuration names the size itself.
         checkpoint: Where it comes from.
         size: What the whole model takes there.
+        device: Where its weights go.
+        parallelism: This rank's place.
+        blocks: This rank's blocks, in order.
+        loader: Reads their weights.
         calibration: What has been learned of it, None before it is calibrated.
     """
 
@@ -49,7 +53,26 @@ class LoadedModel:
     has_vocab_size: bool
     checkpoint: Path
     size: WeightsSize
+    device: torch.device
+    parallelism: Parallelism
+    blocks: list[Block]
+    loader: BlockLoader
     calibration: CalibrationState | None = None
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks of the whole model: embedding, layers and head."""
+        return self.config.num_layers + 2
+
+    @property
+    def local_bytes(self) -> int:
+        """What this rank's weights take in memory once they are loaded."""
+        return sum(parameter.numel() for parameter in self.module.parameters()) * self.config.params_dtype.itemsize
+
+    @property
+    def is_tied(self) -> bool:
+        """Whether the output layer is the embedding."""
+        return bool(self.config.share_embeddings_and_output_weights)
 
 
 def _adjust_to_machine(config: fdl.Config, device: torch.device, overrides: Mapping[str, Any]) -> None:
@@ -65,7 +88,8 @@ def _adjust_to_machine(config: fdl.Config, device: torch.device, overrides: Mapp
         "pipeline_dtype": torch.bfloat16,
         "bf16": True,
         "fp16": False,
-        "use_cpu_initialization": device.type == "cpu",
+        # So that nothing asks for CUDA's memory while the model is built on the meta device.
+        "use_cpu_initialization": True,
         # The weights are read from the checkpoint, so nothing is gained by initialising them first.
         "perform_initialization": False,
         "sequence_parallel": False,
@@ -115,11 +139,11 @@ def _round_up(value: int, multiple: int) -> int:
 
 
 def build_model(context: fdl.Config, device: torch.device, overrides: Mapping[str, Any]) -> Any:
-    """Builds this rank's part of a model in bfloat16, its weights uninitialised.
+    """Builds this rank's part of a model without memory for its weights: they are on torch's meta device.
 
     Args:
         context: Fiddle config of a NeMo model such as ``LlamaModel``, changed in place to suit this machine.
-        device: Where the model will live.
+        device: Where the weights will go.
         overrides: Fields of the model's config to set, parallel sizes among them.
 
     Returns:
@@ -129,59 +153,51 @@ def build_model(context: fdl.Config, device: torch.device, overrides: Mapping[st
     context.optim = None
     # NeMo's model class, not its config alone: Gemma's scales the embedding.
     model = fdl.build(context)
-    model.configure_model()
-    model.module = model.module.to(device=device).eval().requires_grad_(False)
-    for parameter in model.module.parameters():
-        # Megatron leaves learned position embeddings in float32.
-        parameter.data = parameter.data.to(model.config.params_dtype)
+    # Where stages share the embedding Megatron exchanges it between them, which the meta device has none of.
+    with replaced(LanguageModule, "setup_embeddings_and_output_layer", lambda module: None), torch.device("meta"):
+        model.configure_model()
+    model.module = model.module.eval().requires_grad_(False)
     return model
 
 
-def load_model(
+def open_model(
     checkpoint: Path,
     device: torch.device,
     *,
     tokenizer_path: str | None = None,
     num_layers_in_first_pipeline_stage: int | None = None,
     num_layers_in_last_pipeline_stage: int | None = None,
-    legacy_ckpt: bool = False,
 ) -> LoadedModel:
-    """Builds this rank's part of a model, and reads its weights in bfloat16.
+    """Builds this rank's part of a model, none of its weights in memory.
 
     Runs inside :func:`nemo_ptq.parallel.process_groups.process_groups`, whose parallel sizes it takes.
 
     Args:
         checkpoint: A NeMo 2.0 checkpoint, or a Hugging Face directory.
-        device: Where the weights go.
+        device: Where the weights will go.
         tokenizer_path: A tokenizer to use in place of the checkpoint's own.
         num_layers_in_first_pipeline_stage: Layers of the first stage, where stages are uneven.
         num_layers_in_last_pipeline_stage: Layers of the last stage, where stages are uneven.
-        legacy_ckpt: Read a checkpoint whose Transformer Engine entries differ from the installed version's:
-            mismatching keys are logged, not refused.
 
     Raises:
         PtqError: If it does not hold a GPT-like model.
     """
     reader = open_checkpoint(checkpoint)
-    tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
+    parallelism = this_rank()
     overrides: dict[str, Any] = {
-        "tensor_model_parallel_size": tensor_parallel,
-        "pipeline_model_parallel_size": parallel_state.get_pipeline_model_parallel_world_size(),
-        "expert_model_parallel_size": parallel_state.get_expert_model_parallel_world_size(),
-        "expert_tensor_parallel_size": parallel_state.get_expert_tensor_parallel_world_size(),
+        "tensor_model_parallel_size": parallelism.tensor.size,
+        "pipeline_model_parallel_size": parallelism.stages,
+        "expert_model_parallel_size": parallelism.expert.size,
+        "expert_tensor_parallel_size": parallelism.expert_tensor.size,
         "num_layers_in_first_pipeline_stage": num_layers_in_first_pipeline_stage,
         "num_layers_in_last_pipeline_stage": num_layers_in_last_pipeline_stage,
-        "vocab_size": _round_up(reader.vocab_size, tensor_parallel),
+        "vocab_size": _round_up(reader.vocab_size, parallelism.tensor.size),
     }
     with reader.model_config() as context:
         has_vocab_size = context.config.vocab_size is not None
         if tokenizer_path is not None:
             context.tokenizer = fdl.Config(get_tokenizer, tokenizer_path)
         model = build_model(context, device, overrides)
-    for name, parameter in model.module.named_parameters():
-        if name in _PADDED:
-            parameter.data.zero_()
-    reader.read_weights(model.module, legacy_ckpt)
     return LoadedModel(
         model.module,
         model.config,
@@ -190,4 +206,25 @@ def load_model(
         has_vocab_size,
         checkpoint,
         reader.size,
+        device,
+        parallelism,
+        split_into_blocks(model.module, model.config.num_layers),
+        BlockLoader(reader.parts, device, model.config.params_dtype, parallelism, model.config.gated_linear_unit),
     )
+
+
+def load_model(checkpoint: Path, device: torch.device, **options: Any) -> LoadedModel:
+    """Opens a model as :func:`open_model` does, and reads all of this rank's weights.
+
+    Args:
+        checkpoint: A NeMo 2.0 checkpoint, or a Hugging Face directory.
+        device: Where the weights go.
+        options: As for :func:`open_model`.
+
+    Raises:
+        PtqError: If it does not hold a GPT-like model, or lacks weights.
+    """
+    model = open_model(checkpoint, device, **options)
+    for block in model.blocks:
+        model.loader.load(block)
+    return model

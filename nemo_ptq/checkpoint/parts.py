@@ -83,3 +83,13 @@ def live_name(key: str, layer: object = "", expert: object = "") -> str:
         key = key.replace(stored, live)
     key = re.sub(r"^decoder\.layers\.(?=\D)", f"decoder.layers.{layer}.", key)
     return key.replace(".experts.experts.", f".experts.local_experts.{expert}.")
+
+
+def is_linear(name: str) -> bool:
+    """Whether a module is a linear layer of a transformer layer, which algorithms quantize, by Megatron's name."""
+    return ".linear_" in name
+
+
+def shares_inputs(linear: str) -> bool:
+    """Whether tensor-parallel ranks share the input channels of a linear layer, by Megatron's name of it."""
+    return linear.endswith(("linear_proj", "linear_fc2"))

@@ -4,7 +4,7 @@
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -48,6 +48,18 @@ class Reporter:
         with self._stopwatch.measure(name):
             yield
         self.say(f"{name}: {self.steps[-1].seconds:.1f} s")
+
+    @contextmanager
+    def part(self, name: str) -> Iterator[None]:
+        """Times a part of a step that other steps take turns with; :meth:`say_steps` tells of it at the end."""
+        with self._stopwatch.accumulate(name):
+            yield
+
+    def say_steps(self, names: Iterable[str]) -> None:
+        """Prints the durations of steps that ran in parts."""
+        for step in self.steps:
+            if step.name in names:
+                self.say(f"{step.name}: {step.seconds:.1f} s")
 
     @property
     def steps(self) -> list[Step]:

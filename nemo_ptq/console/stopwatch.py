@@ -49,6 +49,19 @@ class Stopwatch:
         yield
         self.steps.append(Step(name, time.perf_counter() - start, _peak()))
 
+    @contextmanager
+    def accumulate(self, name: str) -> Iterator[None]:
+        """Adds what runs in a ``with`` block to the step of this name, which may have run in parts before."""
+        _reset_peak()
+        start = time.perf_counter()
+        yield
+        seconds, peak = time.perf_counter() - start, _peak()
+        for place, step in enumerate(self.steps):
+            if step.name == name:
+                self.steps[place] = Step(name, step.seconds + seconds, max(step.peak_memory_bytes, peak))
+                return
+        self.steps.append(Step(name, seconds, peak))
+
 
 def _cuda() -> Any:
     """torch.cuda if this process uses a GPU; torch is not imported for the question."""

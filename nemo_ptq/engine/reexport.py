@@ -7,29 +7,47 @@ never more than one in memory. Neither Megatron nor NeMo nor ModelOpt is importe
 which does what is not possible here.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from functools import cached_property, partial
+from pathlib import Path
 from typing import Any
 
+import torch
+
 from nemo_ptq.checkpoint.metadata import is_hugging_face
-from nemo_ptq.checkpoint.parts import WeightsSize
+from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize, is_linear
 from nemo_ptq.checkpoint.settings import Context, read_context
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.config import ALGORITHMS
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.finish import finish
+from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
+from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.publish import discard, prepare, sha256_of, staging_path
+from nemo_ptq.export.shard_map import on_one_rank
 from nemo_ptq.export.source import Source
-from nemo_ptq.export.stored import StoredLayers
-from nemo_ptq.export.writers import ADAPTERS, CHECKS, WRITERS
+from nemo_ptq.export.writers import CHECKS
 from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.models.spec import shape_of
-from nemo_ptq.quantization.state import CalibrationState, check_fits, load_state, save_state
+from nemo_ptq.quantization.floor import amax_floor
+from nemo_ptq.quantization.state import (
+    CalibrationState,
+    check_fits,
+    fingerprint_of,
+    is_fingerprinted,
+    load_state,
+    of_block,
+    save_state,
+    sum_of_bits,
+)
 from nemo_ptq.quantization.state_header import IN_EXPORT
 from nemo_ptq.report.compose import Observations
 from nemo_ptq.report.observe import FROM_A_FILE, report_of
 from nemo_ptq.report.weight_errors import measure_weights
+
+# The data type in which a checkpoint is loaded to be calibrated.
+_LOADED = torch.bfloat16
 
 
 class _Tokenizer:
@@ -74,22 +92,22 @@ def run_reexport(job: Job) -> None:
     reporter = Reporter(True)
     with reporter.step("load"):
         calibration = load_state(job.calibration_state)
-        source, size = _open(job, calibration, reporter)
+        context, parts = read_context(job.checkpoint), checkpoint_parts(job.checkpoint)
+        source = _open(job, calibration, context, parts)
         for name in job.export.formats:
             CHECKS[name](source.shape, source.family, source.tokenizer)
+        check_fits(calibration, _fingerprint(parts))
     with reporter.step("measure"):
         missing = {"quality": FROM_A_FILE, "activations": FROM_A_FILE}
         observations = Observations(measure_weights(source.layers, source.shard_map), missing=missing)
     directories = job.directories(staging_path(job.output))
+    size = WeightsSize.of((part.shape, part.dtype) for part in parts)
     try:
         with reporter.step("export"):
             prepare(job.output)
-            digests = {}
-            for name, path in directories.items():
+            for path in directories.values():
                 path.mkdir(exist_ok=True)
-                files = WRITERS[name](_adapted(name, source), path)
-                digests[name] = {file.relative_to(path).as_posix(): sha256_of(file) for file in files}
-                save_state(path / IN_EXPORT, calibration)
+            digests = _export(job, source, calibration, directories, reporter)
         with reporter.step("verify"):
             finish(job, digests, partial(report_of, size, job, observations, reporter.steps), reporter)
     finally:
@@ -97,38 +115,61 @@ def run_reexport(job: Job) -> None:
     reporter.say(f"{job.output} is ready")
 
 
-def _open(job: Job, calibration: CalibrationState, reporter: Reporter) -> tuple[Source, WeightsSize]:
-    context, parts = read_context(job.checkpoint), checkpoint_parts(job.checkpoint)
+def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequence[TensorPart]) -> Source:
     if any(name != "trtllm" for name in job.export.formats):
         # Only a Hugging Face directory has one, and only transformers can read it.
         context.config.generation_config = context.load_generation_config()
     by_name = {part.live_name: part for part in parts}
-    layers = StoredLayers(by_name, calibration, context.config.layernorm_zero_centered_gamma)
-    check_fits(calibration, layers.fingerprint())
-    source = Source(
+    modules = {name.rpartition(".")[0] for name in by_name}
+    caches = {name.partition(".k_bmm_quantizer")[0] for name in calibration.tensors if ".k_bmm_quantizer" in name}
+    scheme = algorithm_scheme(calibration.header.quantization)
+    schemes = {name: scheme for name in sorted(modules) if is_linear(name)}
+    layers = CalibratedLayers(
+        lambda name: by_name[name].read().to(_LOADED) if name in by_name else None,
+        dict(calibration.tensors),
+        schemes,
+        context.config.layernorm_zero_centered_gamma,
+    )
+    return Source(
         layers=layers,
         rank=0,
         tensor_rank=0,
         tensor_ranks=1,
-        shard_map=layers.shard_map,
+        shard_map=on_one_rank(modules | caches, schemes, frozenset(caches)),
         shape=shape_of(context.config, job.metadata.vocab_size),
         family=family_of(context.config_class, job.export.decoder_type),
         config=context.config,
         has_vocab_size=context.has_vocab_size,
         tokenizer=_Tokenizer(context),
         tokenizer_is_replaced=False,
-        calibration=calibration,
         checkpoint=job.checkpoint,
         settings=job.export,
-        reporter=reporter,
     )
-    return source, WeightsSize.of((part.shape, part.dtype) for part in parts)
 
 
-def _adapted(name: str, source: Source) -> Source:
-    """The model as a format can hold it."""
-    if name not in ADAPTERS:
-        return source
-    assert source.calibration is not None and isinstance(source.layers, StoredLayers)
-    state = ADAPTERS[name](source.calibration, source.shape)
-    return replace(source, calibration=state, layers=replace(source.layers, state=state))
+def _fingerprint(parts: Sequence[TensorPart]) -> str:
+    weights = {part.live_name.removesuffix(".weight"): part for part in parts if part.live_name.endswith(".weight")}
+    fingerprinted = {module: part for module, part in weights.items() if is_fingerprinted(module)}
+    return fingerprint_of({module: sum_of_bits(part.read().to(_LOADED)) for module, part in fingerprinted.items()})
+
+
+def _export(
+    job: Job, source: Source, calibration: CalibrationState, directories: Mapping[str, Path], reporter: Reporter
+) -> dict[str, dict[str, str]]:
+    """Writes the files, and returns the checksums of those with tensors, by format and relative path."""
+    header, num_blocks = calibration.header, source.shape.num_layers + 2
+    floor = amax_floor(header.quantization, header.decoder)
+    with (
+        Exports(source, directories, floor) as exports,
+        reporter.progress("export", num_blocks, "blocks") as progress,
+    ):
+        for index in range(num_blocks):
+            exports.visit(index, None, of_block(calibration.tensors, index))
+            progress.advance(1)
+    exports.write_documents(directories)
+    for path in directories.values():
+        save_state(path / IN_EXPORT, calibration)
+    return {
+        name: {file.relative_to(directories[name]).as_posix(): sha256_of(file) for file in files}
+        for name, files in exports.files().items()
+    }

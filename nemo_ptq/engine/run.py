@@ -1,46 +1,82 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The main job on one rank: load, calibrate, export, verify. What was planned is in the :class:`~nemo_ptq.job.Job`."""
+"""The job on one rank: a walk through the model's blocks that calibrates, exports and measures, then verification.
+
+What was planned is in the :class:`~nemo_ptq.job.Job`.
+"""
 
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from nemo_ptq.calibration.batches import data_loop, read_job_samples
-from nemo_ptq.calibration.experts import TokenCounts, with_idle_experts_covered
-from nemo_ptq.checkpoint.loading import LoadedModel, load_model
-from nemo_ptq.checkpoint.metadata import read_metadata
-from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.calibration.batches import JobSamples, calibration_batches, data_loop, read_job_samples
+from nemo_ptq.calibration.fingerprint import Fingerprint
+from nemo_ptq.calibration.methods import method_for
+from nemo_ptq.calibration.pipeline import BlockVisitor, Learner, State, TokenCounts, walk
+from nemo_ptq.calibration.streams import BlockRunner, Stream
+from nemo_ptq.checkpoint.blocks import Block, parameters_of
+from nemo_ptq.checkpoint.loading import LoadedModel, open_model
+from nemo_ptq.checkpoint.parts import is_linear
+from nemo_ptq.config import NO_QUANT
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.evaluation import sample
 from nemo_ptq.engine.finish import finish
-from nemo_ptq.errors import PtqError
-from nemo_ptq.export.megatron import source_of
+from nemo_ptq.export.calibrated import CalibratedLayers, WeightAmaxes, algorithm_scheme
+from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.publish import discard, prepare, sha256_of, staging_path
+from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
-from nemo_ptq.export.writers import ADAPTERS, CHECKS, WRITERS
+from nemo_ptq.export.writers import CHECKS
 from nemo_ptq.job import Job
+from nemo_ptq.modelopt.experts import gather_counts
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.models.spec import shape_of
 from nemo_ptq.parallel.environment import read_launch
+from nemo_ptq.parallel.memory import fits_in_memory
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
-from nemo_ptq.quantization.modelopt import as_json, modelopt_config
-from nemo_ptq.quantization.modelopt import calibrate as calibrate_module
-from nemo_ptq.quantization.state import CalibrationState, check_fits, load_state, save_state
+from nemo_ptq.quantization.floor import amax_floor
+from nemo_ptq.quantization.presets import preset_config
+from nemo_ptq.quantization.schemes import Scheme
+from nemo_ptq.quantization.state import CalibrationState, check_fits, load_state, of_block, save_state
 from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
-from nemo_ptq.quantization.transfer import apply_state, fingerprint, gather_state
 from nemo_ptq.report.compose import Observations, describe
-from nemo_ptq.report.measure import baseline_logits, evaluation_batches, measure
+from nemo_ptq.report.measure import Measurement, evaluation_batches
 from nemo_ptq.report.observe import gather_steps, observe, report_of
+from nemo_ptq.report.records import Report
 from nemo_ptq.versions import producer
+
+# Steps whose parts take turns block by block.
+_WALK = ("load", "calibrate", "export", "measure")
+
+
+@dataclass(frozen=True)
+class _Quantization:
+    """How this rank's layers are quantized, as far as it is known before the walk.
+
+    Attributes:
+        schemes: Of each quantized linear layer.
+        caches: Core attention modules whose KV cache is quantized.
+        given: The calibration state's entries, where there is one already; None where the walk calibrates.
+        saved: The state that is written with the export, where there is one already.
+        weight_amaxes: Those that do not follow from the weights.
+        is_smoothed: Whether the checkpoint's weights are divided by the pre-quantization scales already.
+        expert_tokens: Calibration tokens by (layer, expert), where they are known already.
+    """
+
+    schemes: Mapping[str, Scheme]
+    caches: Iterable[str] = ()
+    given: State | None = None
+    saved: CalibrationState | None = None
+    weight_amaxes: Mapping[str, WeightAmaxes] = field(default_factory=dict)
+    is_smoothed: bool = False
+    expert_tokens: TokenCounts = field(default_factory=Counter)
 
 
 def run_job(job: Job) -> None:
@@ -60,48 +96,14 @@ def run_job(job: Job) -> None:
         pipeline_parallel=job.calibration_pp,
         expert_parallel=job.calibration_ep,
     ):
-        # Before the model: data that is not to be had is better known in seconds.
+        # Before the model: data that is not available is better known in seconds.
         samples = read_job_samples(job, reporter)
-        with reporter.step("load"):
-            model = load(job, device)
-            check_exportable(model, job)
-        texts = evaluation_batches(model, samples.evaluation)
-        baseline: list[torch.Tensor | None] = []
-        if texts:
-            with reporter.step("baseline"):
-                baseline = baseline_logits(model, texts)
-        expert_tokens: TokenCounts = Counter()
-        if job.metadata.is_quantized:
-            model.calibration = None if job.calibration_state is None else load_state(job.calibration_state)
-        elif job.calibration_state is not None:
-            with reporter.step("apply calibration"):
-                apply_calibration(model, job.calibration_state)
-        else:
-            with reporter.step("calibrate"):
-                loop = job.forward_loop or data_loop(model, job.quantization, samples.calibration, reporter)
-                expert_tokens = calibrate(model, job.quantization, job.decoder, loop, reporter)
-        with calibration_kept(model, job, reporter):
-            with reporter.step("measure"):
-                measured = measure(model, texts, baseline)
-            observations = observe(job, samples, measured, expert_tokens)
-            if observations.quality is not None:
-                reporter.say(describe(observations.quality))
-            if job.export.generate_sample:
-                reporter.say(f"sample after quantization: {sample(model)}")
-            export(model, job, reporter, observations)
+        try:
+            _BlockJob(job, samples, device, reporter).run()
+        finally:
+            if launch.is_first:
+                discard(job.output)
     reporter.say(f"{job.output} is ready")
-
-
-def load(job: Job, device: torch.device) -> LoadedModel:
-    """Loads this rank's part of the job's model."""
-    return load_model(
-        job.checkpoint,
-        device,
-        tokenizer_path=job.tokenizer_path,
-        num_layers_in_first_pipeline_stage=job.num_layers_in_first_pipeline_stage,
-        num_layers_in_last_pipeline_stage=job.num_layers_in_last_pipeline_stage,
-        legacy_ckpt=job.legacy_ckpt,
-    )
 
 
 def check_exportable(model: LoadedModel, job: Job) -> None:
@@ -116,164 +118,281 @@ def check_exportable(model: LoadedModel, job: Job) -> None:
         CHECKS[name](shape, family, model.tokenizer)
 
 
-def calibrate(
-    model: LoadedModel,
-    quantization: QuantizationConfig,
-    decoder: str,
-    forward_loop: Callable[[Any], Any],
-    reporter: Reporter,
-) -> TokenCounts:
-    """Calibrates a model in place; what it learns is the model's ``calibration`` afterwards.
+class _Timed:
+    """A visitor whose visits are a part of a step."""
+
+    def __init__(self, step: str, visitor: BlockVisitor, reporter: Reporter) -> None:
+        self._step, self._visitor, self._reporter = step, visitor, reporter
+
+    def visit(self, index: int, block: Block | None, state: State) -> None:
+        """See :meth:`BlockVisitor.visit`."""
+        with self._reporter.part(self._step):
+            self._visitor.visit(index, block, state)
+
+
+class _BlockJob:
+    """A job while it runs.
 
     Args:
-        model: This rank's part of the model.
-        quantization: How to quantize.
-        decoder: TensorRT-LLM's decoder type.
-        forward_loop: Called with Megatron's model, it runs it on data.
-        reporter: Hears of experts that saw no data.
-
-    Returns:
-        How many tokens each expert saw; empty for dense models.
+        job: What was asked for.
+        samples: Its text.
+        device: Where this rank computes.
+        reporter: Follows it.
     """
-    counts: TokenCounts = Counter()
-    if quantization.algorithm_name == NO_QUANT:
-        return counts
-    header = StateHeader(
-        checkpoint=str(model.checkpoint),
-        weights=fingerprint(model.module),
-        model=asdict(read_metadata(model.checkpoint)),
-        decoder=decoder,
-        quantization=quantization,
-        modelopt_config=as_json(modelopt_config(quantization, decoder)),
-        producer=producer(),
-    )
-    if model.config.num_moe_experts:
-        forward_loop = with_idle_experts_covered(forward_loop, counts.update)
-    calibrate_module(model.module, quantization, decoder, forward_loop)
-    model.calibration = gather_state(model.module, header)
-    _warn_of_idle_experts(counts, reporter)
-    return counts
 
+    def __init__(self, job: Job, samples: JobSamples, device: torch.device, reporter: Reporter) -> None:
+        self.job, self.samples, self.device, self.reporter = job, samples, device, reporter
+        self.is_first = dist.get_rank() == 0
+        self.directories = job.directories(staging_path(job.output))
 
-def apply_calibration(model: LoadedModel, path: Path) -> None:
-    """Quantizes a model as a saved calibration did.
+    def run(self) -> None:
+        """Walks through the model, and finishes the directories."""
+        if self.is_first:
+            prepare(self.job.output)
+            for directory in self.directories.values():
+                directory.mkdir(exist_ok=True)
+        dist.barrier()
+        calibrated = self._calibrate_with_modelopt()
+        with self.reporter.part("load"):
+            model = open_model(self.job.checkpoint, self.device, **self.job.loading_options)
+            check_exportable(model, self.job)
+        quantization = calibrated or self._quantization(model)
+        state, observations, files = self._walk(model, quantization)
+        size = model.size
+        del model
+        if "nemo" in self.directories and calibrated is None:
+            with self.reporter.part("export"):
+                files["nemo"] = self._write_nemo(state)
+        self.reporter.say_steps(_WALK)
+        if observations.quality is not None:
+            self.reporter.say(describe(observations.quality))
+        self._finish(files, state, partial(report_of, size, self.job, observations))
 
-    Args:
-        model: This rank's part of the model, unquantized.
-        path: The calibration state.
+    # --- what is quantized, and how -----------------------------------------------------------------------------------
 
-    Raises:
-        PtqError: If it is of other weights.
-    """
-    state = load_state(path)
-    check_fits(state, fingerprint(model.module))
-    apply_state(model.module, state)
-    model.calibration = state
+    @property
+    def _quantizes(self) -> bool:
+        return self.job.quantization.algorithm_name != NO_QUANT
 
+    def _calibrate_with_modelopt(self) -> _Quantization | None:
+        """Has ModelOpt calibrate what the block pipeline does not; None where it does."""
+        job = self.job
+        if not (job.metadata.is_quantized or job.forward_loop is not None or job.is_custom):
+            return None
+        from nemo_ptq.modelopt.job import calibrate_with_modelopt
 
-@contextmanager
-def calibration_kept(model: LoadedModel, job: Job, reporter: Reporter) -> Iterator[None]:
-    """Keeps a fresh calibration in a file beside the output until the ``with`` block ends without an error.
-
-    The file is named ``OUT.calibration.safetensors``. A process that is killed leaves it as well.
-    """
-    if dist.get_rank() > 0 or model.calibration is None or job.calibration_state is not None:
-        yield
-        return
-    kept = job.output.with_name(f"{job.output.name}.calibration.safetensors")
-    try:
-        save_state(kept, model.calibration)
-    except OSError as error:
-        reporter.warn(f"the calibration cannot be kept in {kept}: {error.strerror}")
-    try:
-        yield
-    except BaseException:
-        if kept.exists():
-            reporter.warn(
-                f"the calibration is kept in {kept}: `nemo-ptq export {kept} {job.output}` exports it without "
-                f"calibrating again, and so does calibration_state={kept} on several ranks"
+        with self.reporter.step("calibrate with ModelOpt"):
+            found = calibrate_with_modelopt(
+                job,
+                self.device,
+                lambda model: data_loop(model, job.quantization, self.samples.calibration, self.reporter),
+                self.directories.get("nemo"),
             )
-        raise
-    kept.unlink(missing_ok=True)
-
-
-def _warn_of_idle_experts(counts: TokenCounts, reporter: Reporter) -> None:
-    idle = sum(tokens == 0 for tokens in counts.values())
-    if idle:
-        reporter.warn(
-            f"{idle} of {len(counts)} experts saw no token during calibration: their activation ranges are those of "
-            "the other experts of their layer; give more samples, or more varied ones"
+        return _Quantization(
+            found.schemes,
+            _caches_in(found.entries),
+            found.entries,
+            found.saved,
+            found.weight_amaxes,
+            found.is_smoothed,
+            found.expert_tokens,
         )
 
+    def _quantization(self, model: LoadedModel) -> _Quantization:
+        """How one of our own algorithms quantizes the model."""
+        job = self.job
+        if not self._quantizes:
+            return _Quantization({}, given={})
+        scheme = algorithm_scheme(job.quantization)
+        names = [name for block in model.blocks for name in block.modules]
+        schemes = {name: scheme for name in names if is_linear(name)}
+        if job.calibration_state is not None:
+            saved = load_state(job.calibration_state)
+            return _Quantization(schemes, _caches_in(saved.tensors), saved.tensors, saved)
+        caches = [name for name in names if name.endswith("core_attention")] if job.quantizes_kv_cache else []
+        return _Quantization(schemes, caches)
 
-def export(model: LoadedModel, job: Job, reporter: Reporter, observations: Observations | None = None) -> None:
-    """Writes the job's output directory, which appears when it is complete and has passed its verification.
+    # --- the walk -----------------------------------------------------------------------------------------------------
 
-    Args:
-        model: This rank's part of the model, calibrated.
-        job: What to export, and where.
-        reporter: Follows the steps.
-        observations: What was measured of the model, for the report; of rank 0.
+    def _walk(
+        self, model: LoadedModel, quantization: _Quantization
+    ) -> tuple[CalibrationState | None, Observations, dict[str, list[Path]]]:
+        """Calibrates, writes and measures; returns the state, the figures, and this rank's files by format."""
+        job, parallelism = self.job, model.parallelism
+        layerwise = self._is_layerwise(model)
+        runner = BlockRunner(model.module, self.device, parallelism, torch.device("cpu") if layerwise else self.device)
+        learner = self._learner(model, runner) if quantization.given is None else None
+        layers = CalibratedLayers(
+            parameters_of(model.blocks),
+            {},
+            quantization.schemes,
+            bool(model.config.layernorm_zero_centered_gamma),
+            quantization.is_smoothed,
+            parallelism.tensor,
+            parallelism.expert_tensor,
+            dict(quantization.weight_amaxes),
+        )
+        shard_map = gather_shard_map(
+            [name for block in model.blocks for name in block.modules],
+            parallelism.tensor.rank,
+            quantization.schemes,
+            quantization.caches,
+        )
+        texts = evaluation_batches(model, self.samples.evaluation)
+        reference, quantized = (Stream(texts), Stream(texts)) if texts else (None, None)
+        measurement = Measurement(model, runner, layers, reference, quantized, job.export.generate_sample)
+        fingerprint = Fingerprint(parallelism.tensor.rank)
+        fixed_by = quantization.saved.header.method if quantization.weight_amaxes and quantization.saved else None
+        if quantization.saved is not None and quantization.saved.header.is_repeatable:
+            fixed_by = None
+        source = Source(
+            layers=layers,
+            rank=dist.get_rank(),
+            tensor_rank=parallelism.tensor.rank,
+            tensor_ranks=parallelism.tensor.size,
+            shard_map=shard_map,
+            shape=shape_of(model.config, model.vocab_size),
+            family=family_of(type(model.config).__name__, job.export.decoder_type),
+            config=model.config,
+            has_vocab_size=model.has_vocab_size,
+            tokenizer=model.tokenizer,
+            tokenizer_is_replaced=job.tokenizer_path is not None,
+            checkpoint=job.checkpoint,
+            settings=job.export,
+        )
+        floor = amax_floor(job.quantization, job.decoder)
+        with Exports(source, self.directories, floor, fixed_by) as exports:
+            found = walk(
+                model,
+                runner,
+                learner,
+                [*([learner.stream] if learner else []), *([reference, quantized] if reference and quantized else [])],
+                [fingerprint, _Timed("export", exports, self.reporter), _Timed("measure", measurement, self.reporter)],
+                drop=layerwise,
+                reporter=self.reporter,
+                given=None if quantization.given is None else partial(of_block, quantization.given),
+            )
+        if self.is_first:
+            with self.reporter.part("export"):
+                exports.write_documents(self.directories)
+        state = quantization.saved
+        if learner is not None:
+            state = self._gather_state(found, fingerprint.whole())
+        elif job.calibration_state is not None and not job.metadata.is_quantized:
+            assert state is not None
+            check_fits(state, fingerprint.whole())
+        expert_tokens = gather_counts(learner.counts) if learner is not None else quantization.expert_tokens
+        self._warn_of_idle_experts(expert_tokens)
+        observations = observe(job, self.samples, measurement.gather(shard_map), expert_tokens)
+        if job.export.generate_sample:
+            self.reporter.say(f"sample after quantization: {sample(model)}")
+        return state, observations, exports.files()
 
-    Raises:
-        PtqError: If the model cannot be told in a format, or what was written does not verify.
-    """
-    is_first = dist.get_rank() == 0
-    staging = staging_path(job.output)
-    try:
-        with reporter.step("export"):
-            if is_first:
-                prepare(job.output)
-            digests = {
-                name: _write(name, source_of(adapted(name, model, job), job, reporter), model.calibration, path)
-                for name, path in job.directories(staging).items()
-            }
-        steps = gather_steps(reporter.steps)
-        with reporter.step("verify"):
-            if is_first:
-                report = partial(report_of, model.size, job, observations or Observations(), steps)
-                finish(job, digests, report, reporter)
+    def _is_layerwise(self, model: LoadedModel) -> bool:
+        """Whether one block of weights is in memory at a time: what the user says, else whether all of them fit."""
+        wanted = self.job.quantization.layerwise
+        if wanted is not None:
+            return wanted
+        fits = fits_in_memory(model.local_bytes, self.device)
+        alike: list[bool] = [fits] * dist.get_world_size()
+        dist.all_gather_object(alike, fits)
+        if not all(alike):
+            self.reporter.say(
+                f"layer-wise: {model.local_bytes / 1e9:.1f} GB of weights do not fit into the memory that is free, so "
+                "one block of them is in memory at a time"
+            )
+        return not all(alike)
+
+    def _learner(self, model: LoadedModel, runner: BlockRunner) -> Learner:
+        job = self.job
+        batches = calibration_batches(model.tokenizer, job.quantization, self.samples.calibration, model.parallelism)
+        method = method_for(job.quantization, job.decoder)
+        return Learner(runner, model.parallelism, Stream(batches), method, job.quantizes_kv_cache)
+
+    def _gather_state(self, mine: State, weights: str) -> CalibrationState:
+        """Puts the ranks' parts of the calibration state together; every rank calls it."""
+        job = self.job
+        everyones: list[State] = [mine] * dist.get_world_size()
+        dist.all_gather_object(everyones, mine)
+        header = StateHeader(
+            checkpoint=str(job.checkpoint),
+            weights=weights,
+            model=asdict(job.metadata),
+            decoder=job.decoder,
+            quantization=job.quantization,
+            modelopt_config=preset_config(job.quantization, job.decoder),
+            producer=producer(),
+        )
+        tensors = {name: value for part in everyones for name, value in part.items()}
+        return CalibrationState(header, {name: tensors[name].contiguous() for name in sorted(tensors)})
+
+    def _warn_of_idle_experts(self, counts: TokenCounts) -> None:
+        idle = sum(tokens == 0 for tokens in counts.values())
+        if idle:
+            self.reporter.warn(
+                f"{idle} of {len(counts)} experts saw no token during calibration: their activation amaxes are those "
+                "of the other experts of their layer; give more samples, or more varied ones"
+            )
+
+    # --- after the walk -----------------------------------------------------------------------------------------------
+
+    def _write_nemo(self, state: CalibrationState | None) -> list[Path]:
+        """Writes format "nemo", which holds the whole model with ModelOpt's quantizers: weights are read again."""
+        from nemo_ptq.checkpoint.loading import load_model
+        from nemo_ptq.export.nemo.nemo_writer import write_nemo
+        from nemo_ptq.modelopt.transfer import apply_state
+
+        model = load_model(self.job.checkpoint, self.device, **self.job.loading_options)
+        if state is not None:
+            apply_state(model.module, state)
+        return write_nemo(model, self.job, self.directories["nemo"])
+
+    def _finish(
+        self, files: Mapping[str, list[Path]], state: CalibrationState | None, report: Callable[..., Report]
+    ) -> None:
+        """Completes, verifies and publishes the directories; a fresh calibration is kept beside them if that fails."""
+        digests = {}
+        with self.reporter.part("export"):
+            for name, directory in self.directories.items():
+                mine = {file.relative_to(directory).as_posix(): sha256_of(file) for file in files.get(name, ())}
+                everyones: list[dict[str, str]] = [mine] * dist.get_world_size()
+                dist.all_gather_object(everyones, mine)
+                digests[name] = {file: digest for part in everyones for file, digest in part.items()}
+                if self.is_first and state is not None:
+                    save_state(directory / IN_EXPORT, state)
+        steps = gather_steps(self.reporter.steps)
+        with self._calibration_kept(state), self.reporter.step("verify"):
+            if self.is_first:
+                finish(self.job, digests, partial(report, steps), self.reporter)
             dist.barrier()
-    finally:
-        if is_first:
-            discard(job.output)
+
+    @contextmanager
+    def _calibration_kept(self, state: CalibrationState | None) -> Iterator[None]:
+        """Keeps a fresh calibration in a file beside the output until the ``with`` block ends without an error.
+
+        The file is named ``OUT.calibration.safetensors``. A process that is killed leaves it as well.
+        """
+        output = self.job.output
+        if not self.is_first or state is None or self.job.calibration_state is not None:
+            yield
+            return
+        kept = output.with_name(f"{output.name}.calibration.safetensors")
+        try:
+            save_state(kept, state)
+        except OSError as error:
+            self.reporter.warn(f"the calibration cannot be kept in {kept}: {error.strerror}")
+        try:
+            yield
+        except BaseException:
+            if kept.exists():
+                self.reporter.warn(
+                    f"the calibration is kept in {kept}: `nemo-ptq export {kept} {output}` exports it without "
+                    f"calibrating again, and so does calibration_state={kept} on several ranks"
+                )
+            raise
+        kept.unlink(missing_ok=True)
 
 
-def adapted(name: str, model: LoadedModel, job: Job) -> LoadedModel:
-    """Returns the model as a format can hold it: loaded and quantized again where that takes another calibration.
-
-    Args:
-        name: The format.
-        model: This rank's part of the model, calibrated.
-        job: The job that it is of.
-
-    Raises:
-        PtqError: If the calibration ranged the weights on data, which is not repeated.
-    """
-    if model.calibration is None or name not in ADAPTERS:
-        return model
-    state = ADAPTERS[name](model.calibration, shape_of(model.config, model.vocab_size))
-    if all(torch.equal(value, model.calibration.tensors[key]) for key, value in state.tensors.items()):
-        return model
-    if not state.header.is_repeatable:
-        raise PtqError(
-            f"export_format={name} needs other pre-quantization scales than {state.header.method} has found, and that "
-            "algorithm ranges weights on data: use another export_format or algorithm"
-        )
-    again = load(job, next(model.module.parameters()).device)
-    apply_state(again.module, state)
-    again.calibration = state
-    return again
-
-
-def _write(name: str, source: Source, calibration: CalibrationState | None, directory: Path) -> dict[str, str]:
-    """Writes one format's files; returns the checksums of those that the ranks have read already, by relative path."""
-    if dist.get_rank() == 0:
-        directory.mkdir(exist_ok=True)
-    dist.barrier()
-    mine = {file.relative_to(directory).as_posix(): sha256_of(file) for file in WRITERS[name](source, directory)}
-    everyones: list[dict[str, str]] = [mine] * dist.get_world_size()
-    dist.all_gather_object(everyones, mine)
-    if dist.get_rank() == 0 and calibration is not None:
-        save_state(directory / IN_EXPORT, calibration)
-    return {file: digest for digests in everyones for file, digest in digests.items()}
+def _caches_in(entries: Iterable[str]) -> list[str]:
+    """Names of the core attention modules whose KV cache a calibration state quantizes."""
+    return [name.partition(".k_bmm_quantizer")[0] for name in entries if ".k_bmm_quantizer" in name]

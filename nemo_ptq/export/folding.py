@@ -15,15 +15,14 @@ the layer is not smoothed. Rows are multiplied in the scales of the quantized ro
 and biases are.
 """
 
-from dataclasses import replace
+from collections.abc import Mapping
 
 import torch
 
+from nemo_ptq.calibration.smoothquant import smoothed_amax
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelShape
-from nemo_ptq.quantization.floor import amax_floor
 from nemo_ptq.quantization.schemes import Scheme
-from nemo_ptq.quantization.state import CalibrationState
 
 _SCALE = ".input_quantizer.pre_quant_scale"
 # The layer that a norm's output enters.
@@ -49,18 +48,21 @@ def refuse_scaled_experts(module: str, scheme: Scheme) -> None:
         )
 
 
-def foldable(state: CalibrationState, shape: ModelShape) -> CalibrationState:
+def foldable(
+    state: Mapping[str, torch.Tensor], shape: ModelShape, amax_floor: float | None
+) -> Mapping[str, torch.Tensor]:
     """Returns the calibration state whose scales can all be folded, as close to a given one as there is.
 
     Query heads that share a value get the geometric mean of their scales; what can be folded nowhere becomes 1. The
-    activation ranges follow from the ranges of the channels.
+    activation amaxes follow from those of the channels.
 
     Args:
-        state: What a calibration has found.
+        state: Entries of one or more whole layers.
         shape: The model.
+        amax_floor: What an activation amax is at least.
     """
-    tensors = dict(state.tensors)
-    for name, scale in state.tensors.items():
+    tensors = dict(state)
+    for name, scale in state.items():
         if not name.endswith(_SCALE):
             continue
         module = name.removesuffix(_SCALE)
@@ -71,18 +73,20 @@ def foldable(state: CalibrationState, shape: ModelShape) -> CalibrationState:
         quantizer = f"{module}.input_quantizer."
         if f"{quantizer}amax" in tensors:
             amax = tensors[f"{quantizer}amax"]
-            largest = (tensors[f"{quantizer}channel_amax"].to(amax.dtype) * folded).amax().to(amax.dtype)
-            floor = amax_floor(state.header.quantization, state.header.decoder)
-            tensors[f"{quantizer}amax"] = (largest if floor is None else largest.clamp(min=floor)).reshape(amax.shape)
-    return replace(state, tensors=tensors)
+            largest = smoothed_amax(tensors[f"{quantizer}channel_amax"], folded, amax.dtype)
+            largest = largest if amax_floor is None else largest.clamp(min=amax_floor)
+            tensors[f"{quantizer}amax"] = largest.reshape(amax.shape)
+    return tensors
 
 
-def _foldable_scale(module: str, scale: torch.Tensor, state: CalibrationState, shape: ModelShape) -> torch.Tensor:
+def _foldable_scale(
+    module: str, scale: torch.Tensor, state: Mapping[str, torch.Tensor], shape: ModelShape
+) -> torch.Tensor:
     if module.endswith("linear_fc2"):
         return scale if shape.gated or shape.activation == "squared-relu" else torch.ones_like(scale)
     if not module.endswith("linear_proj"):
         return scale
-    if module.replace("linear_proj", "core_attention.v_bmm_quantizer.amax") in state.tensors:
+    if module.replace("linear_proj", "core_attention.v_bmm_quantizer.amax") in state:
         return torch.ones_like(scale)
     if shape.num_heads == shape.num_kv_heads:
         return scale
@@ -90,22 +94,24 @@ def _foldable_scale(module: str, scale: torch.Tensor, state: CalibrationState, s
     return heads.log().mean(1, keepdim=True).exp().expand_as(heads).reshape(-1)
 
 
-def norm_factor(norm: str, state: CalibrationState) -> torch.Tensor | None:
+def norm_factor(norm: str, state: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
     """Returns what the output of a norm is multiplied with: float32 (hidden size), or None.
 
     Args:
         norm: Megatron's name of it, or of any other module.
-        state: The calibration.
+        state: The calibration state's entries.
     """
-    return state.tensors.get(f"{follower_of(norm)}{_SCALE}")
+    return state.get(f"{follower_of(norm)}{_SCALE}")
 
 
-def row_factor(linear: str, state: CalibrationState, shape: ModelShape, rank: int, ranks: int) -> torch.Tensor | None:
+def row_factor(
+    linear: str, state: Mapping[str, torch.Tensor], shape: ModelShape, rank: int, ranks: int
+) -> torch.Tensor | None:
     """Returns what the output rows of this rank's shard of a linear layer are multiplied with.
 
     Args:
         linear: Megatron's name of the layer.
-        state: A :func:`foldable` calibration.
+        state: Entries of a :func:`foldable` calibration.
         shape: The model.
         rank: This tensor-parallel rank.
         ranks: How many there are.
@@ -114,14 +120,14 @@ def row_factor(linear: str, state: CalibrationState, shape: ModelShape, rank: in
         float32 (local out-features), in Megatron's order; None where nothing changes.
     """
     if linear.endswith("linear_qkv"):
-        scale = state.tensors.get(linear.replace("linear_qkv", "linear_proj") + _SCALE)
+        scale = state.get(linear.replace("linear_qkv", "linear_proj") + _SCALE)
         if scale is None:
             return None
         heads = scale.view(shape.num_kv_heads, -1, shape.head_size)
-        unchanged = torch.ones(heads.shape[0], heads.shape[1] + 1, shape.head_size)
+        unchanged = torch.ones(heads.shape[0], heads.shape[1] + 1, shape.head_size, device=scale.device)
         return torch.cat([unchanged, heads[:, :1]], dim=1).flatten().chunk(ranks)[rank]
     if linear.endswith("linear_fc1"):
-        scale = state.tensors.get(linear.replace("linear_fc1", "linear_fc2") + _SCALE)
+        scale = state.get(linear.replace("linear_fc1", "linear_fc2") + _SCALE)
         if scale is None:
             return None
         local = scale.chunk(ranks)[rank]

@@ -3,7 +3,6 @@
 """What an export needs to know of a model's layers, wherever they come from: plain records of tensors."""
 
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 
@@ -47,19 +46,3 @@ class Plain:
     weight: torch.Tensor
     bias: torch.Tensor | None
     offset: float = 0.0
-
-
-class Layers(Protocol):
-    """A model's layers, by Megatron's names, layers and experts counted through the whole model."""
-
-    def linear(self, name: str) -> Linear:
-        """Returns a linear layer."""
-
-    def plain(self, name: str) -> Plain:
-        """Returns a norm, an embedding or a router."""
-
-    def kv_cache(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the largest magnitudes of the keys and the values that an attention caches, one element each."""
-
-    def pre_quant_scale(self, name: str) -> torch.Tensor | None:
-        """Returns what the input of a linear layer is multiplied with: (in), or None."""

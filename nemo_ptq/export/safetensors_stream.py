@@ -50,18 +50,21 @@ class SafetensorsStream:
         path: The file to make; it must not exist.
         specs: Every tensor that it will hold.
         metadata: Free-form entries for the header.
+        resume: Continue the file that is there: what is in it stays until it is written again.
 
     Raises:
         ValueError: On leaving the block without an error, if a tensor was not written.
     """
 
-    def __init__(self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, path: Path, specs: Iterable[TensorSpec], metadata: Mapping[str, str] | None = None, resume: bool = False
+    ) -> None:
         self._specs = {spec.name: spec for spec in specs}
         header, self._offsets, size = lay_out(
             {name: (_DTYPES[spec.dtype], spec.shape) for name, spec in self._specs.items()}, metadata or {}
         )
         self._missing = set(self._specs)
-        self._file = path.open("xb")
+        self._file = path.open("r+b" if resume else "xb")
         self._file.write(header)
         # Claims the space now: a full disk is better found out before the first layer than at the last.
         self._file.flush()
@@ -87,6 +90,15 @@ class SafetensorsStream:
         self._file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
         self._missing.discard(name)
 
+    def skip(self, name: str) -> None:
+        """Takes a tensor for written: an earlier process has done it."""
+        self._missing.discard(name)
+
+    def sync(self) -> None:
+        """Has the operating system put what is written on the disk."""
+        self._file.flush()
+        os.fsync(self._file.fileno())
+
     def __enter__(self) -> "SafetensorsStream":
         return self
 
@@ -94,8 +106,7 @@ class SafetensorsStream:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
-            self._file.flush()
-            os.fsync(self._file.fileno())
+            self.sync()
         self._file.close()
         if kind is None and self._missing:
             raise ValueError(f"tensors that were announced but not written: {', '.join(sorted(self._missing))}")

@@ -2,10 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every export format is made from: a calibrated model, spread over the ranks that hold it.
 
-It comes from Megatron (:mod:`nemo_ptq.export.megatron`), or from a checkpoint's files and a calibration state
-(:mod:`nemo_ptq.export.stored`).
+Its layers come from a Megatron model or from a checkpoint's files, with a calibration state
+(:mod:`nemo_ptq.export.calibrated`), or from ModelOpt's quantizers (:mod:`nemo_ptq.modelopt.megatron_layers`).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from typing import Any
 import torch
 
 from nemo_ptq.config import ExportConfig
-from nemo_ptq.console.reporter import Reporter
-from nemo_ptq.export.layers import Layers
+from nemo_ptq.export.calibrated import CalibratedLayers
+from nemo_ptq.export.layout import Layout
+from nemo_ptq.export.packing import Packed
 from nemo_ptq.export.shard_map import ShardMap
 from nemo_ptq.models.registry import Family
 from nemo_ptq.models.spec import ModelShape
-from nemo_ptq.quantization.state import CalibrationState
 
 
 @dataclass(frozen=True)
@@ -37,13 +38,11 @@ class Source:
         has_vocab_size: Whether the checkpoint's configuration names its vocabulary's size.
         tokenizer: NeMo's tokenizer, or what has the same ``tokenizer`` of Hugging Face's.
         tokenizer_is_replaced: Whether that is another than the checkpoint's own.
-        calibration: What was learned of the model, None where it is not quantized.
         checkpoint: The NeMo checkpoint that it was loaded from.
         settings: What the user asked for.
-        reporter: Follows the export.
     """
 
-    layers: Layers
+    layers: CalibratedLayers
     rank: int
     tensor_rank: int
     tensor_ranks: int
@@ -54,12 +53,25 @@ class Source:
     has_vocab_size: bool
     tokenizer: Any
     tokenizer_is_replaced: bool
-    calibration: CalibrationState | None
     checkpoint: Path
     settings: ExportConfig
-    reporter: Reporter
 
     @property
     def dtype(self) -> torch.dtype:
         """Data type of what stays unquantized."""
         return getattr(torch, self.settings.torch_dtype_name)
+
+
+@dataclass(frozen=True)
+class PackedExport:
+    """A directory of packed tensors in one format, before anything of it is written.
+
+    Attributes:
+        layout: Its files with tensors.
+        pack: Packs this rank's shard of a module, by Megatron's name in the whole model.
+        write_documents: Writes everything else into the directory; rank 0 calls it.
+    """
+
+    layout: Layout
+    pack: Callable[[str], Packed]
+    write_documents: Callable[[Path], None]

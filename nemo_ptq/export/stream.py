@@ -12,12 +12,12 @@ from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
+from types import TracebackType
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.export.layout import Block, FileTensor, Layout, Part
 from nemo_ptq.export.packing import Packed
 from nemo_ptq.export.reshard import Shard, Transfer, equal_shards, qkv_shards, transfers
@@ -114,43 +114,72 @@ class _BlockExchange:
         return slices
 
 
-def write_files(
-    directory: Path, layout: Layout, pack: PackModule, shard_map: ShardMap, reporter: Reporter, rank: int
-) -> list[Path]:
-    """Writes the files of a layout table; every rank calls it.
+class LayoutWriter:
+    """Writes the files of a layout table block by block; every rank has one, and uses it in a ``with`` block.
 
     Args:
         directory: An existing directory that all ranks see.
         layout: The files.
         pack: Packs a module of this rank; called once for each module and block.
         shard_map: Who holds what.
-        reporter: Follows the blocks.
         rank: This rank.
+        resume: Continue files that are there already: blocks that are not written again keep what they have.
 
-    Returns:
-        The files that this rank has written.
+    Attributes:
+        files: The files that this rank writes.
     """
-    writers = choose_writers(layout, shard_map)
-    paths = [directory / name for name in layout.files]
-    mine = [file for file, writer in enumerate(writers) if writer == rank]
-    tables = [[list(block) for block in layout.blocks(file)] for file in range(len(paths))]
-    with ExitStack() as stack, torch.inference_mode():
-        streams = {
-            file: stack.enter_context(
-                SafetensorsStream(
-                    paths[file],
-                    (TensorSpec(t.name, t.dtype, t.shape) for block in tables[file] for t in block),
-                    layout.metadata(file),
-                )
-            )
-            for file in mine
-        }
-        progress = stack.enter_context(reporter.progress("export", len(tables[0]), "blocks"))
-        for blocks in zip(*tables, strict=True):
-            exchange = _BlockExchange(list(blocks), writers, shard_map, layout.shape)
-            slices = exchange.run(rank, cache(pack))
+
+    def __init__(
+        self,
+        directory: Path,
+        layout: Layout,
+        pack: PackModule,
+        shard_map: ShardMap,
+        rank: int,
+        resume: bool = False,
+    ) -> None:
+        self._layout, self._pack, self._shard_map, self._rank = layout, pack, shard_map, rank
+        self._writers = choose_writers(layout, shard_map)
+        self._tables = [[list(block) for block in layout.blocks(file)] for file in range(len(layout.files))]
+        mine = [file for file, writer in enumerate(self._writers) if writer == rank]
+        self.files = [directory / layout.files[file] for file in mine]
+        self._streams: dict[int, SafetensorsStream] = {}
+        self._open = ExitStack()
+        for file, path in zip(mine, self.files, strict=True):
+            specs = (TensorSpec(t.name, t.dtype, t.shape) for block in self._tables[file] for t in block)
+            stream = SafetensorsStream(path, specs, layout.metadata(file), resume)
+            self._streams[file] = self._open.enter_context(stream)
+
+    @property
+    def num_blocks(self) -> int:
+        """How many blocks there are: embedding, layers and head."""
+        return len(self._tables[0])
+
+    def write(self, block: int) -> None:
+        """Writes one block; every rank calls it, whether it holds the block or not."""
+        blocks = [table[block] for table in self._tables]
+        exchange = _BlockExchange(blocks, self._writers, self._shard_map, self._layout.shape)
+        with torch.inference_mode():
+            slices = exchange.run(self._rank, cache(self._pack))
             for file, tensor, parts in exchange.wanted:
-                if file in streams:
-                    streams[file].write(tensor.name, assemble(tensor, [(t, slices[t]) for t in parts]))
-            progress.advance(1)
-    return [paths[file] for file in mine]
+                if file in self._streams:
+                    self._streams[file].write(tensor.name, assemble(tensor, [(t, slices[t]) for t in parts]))
+
+    def skip(self, block: int) -> None:
+        """Takes a block for written: it was before this process began."""
+        for file, stream in self._streams.items():
+            for tensor in self._tables[file][block]:
+                stream.skip(tensor.name)
+
+    def sync(self) -> None:
+        """Has the operating system put what is written on the disk."""
+        for stream in self._streams.values():
+            stream.sync()
+
+    def __enter__(self) -> "LayoutWriter":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)

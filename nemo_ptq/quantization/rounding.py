@@ -9,6 +9,8 @@ _FP4_BOUNDS = (0.25, 0.75, 1.25, 1.75, 2.5, 3.5, 5.0)
 _FP4_MAX, _FP8_MAX = 6.0, 448.0
 # Smallest subnormal of FP8 (E4M3).
 _FP8_TINY = 2.0**-9
+# Blocks without a larger magnitude are rounded to zero.
+_INT4_TINY = 1.0 / (1 << 24)
 
 
 def scale_of(amax: torch.Tensor, largest_code: float) -> torch.Tensor:
@@ -91,3 +93,22 @@ def to_nvfp4(weight: torch.Tensor, scale: torch.Tensor, scale_2: torch.Tensor) -
         codes += magnitude == tie
     codes |= (scaled < 0).to(torch.uint8) << 3
     return codes[:, ::2] | (codes[:, 1::2] << 4)
+
+
+def fake_quantize_int4(weight: torch.Tensor, block_size: int) -> torch.Tensor:
+    """Rounds a weight to INT4 with a scale from the largest magnitude of each block, and back.
+
+    The arithmetic is that of ModelOpt's quantizers, whose scale is the reciprocal of what :func:`scale_of` returns.
+
+    Args:
+        weight: (out, in), in a multiple of ``block_size``.
+        block_size: In-features that share a scale.
+
+    Returns:
+        As ``weight``.
+    """
+    blocks = weight.unflatten(1, (-1, block_size))
+    amax = blocks.abs().amax(-1, keepdim=True).float()
+    scale = torch.where(amax > _INT4_TINY, torch.tensor(7.0, device=weight.device) / amax, 0.0)
+    codes = (blocks.float() * scale).round_().clamp_(-8, 7)
+    return (codes / torch.where(scale == 0, 1.0, scale)).to(weight.dtype).flatten(1)

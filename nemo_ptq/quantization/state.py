@@ -65,6 +65,12 @@ def fingerprint_of(sums: Mapping[str, int]) -> str:
     return hashlib.sha256(repr(dict(sorted(sums.items()))).encode()).hexdigest()
 
 
+def of_block(entries: Mapping[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
+    """Returns the entries of a calibration state that belong to one block: of block ``i + 1`` those of layer ``i``."""
+    prefix = f"decoder.layers.{index - 1}."
+    return {name: value for name, value in entries.items() if name.startswith(prefix)}
+
+
 def save_state(path: Path, state: CalibrationState) -> None:
     """Writes a calibration state as a safetensors file: the same state gives the same bytes."""
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -19,6 +19,8 @@ IN_EXPORT = Path("ptq/calibration.safetensors")
 # One entry of the file's free-form header, because safetensors keeps several in no particular order.
 _KEY = "nemo_ptq.calibration_state"
 _VERSION = 1
+# How a job has gone about it; the state is the same either way.
+_NOT_OF_THE_STATE = ("layerwise",)
 # Algorithms of ModelOpt that range a weight by its largest magnitudes, once it is smoothed.
 _RANGES_FOLLOW = (None, "max", "smoothquant", "awq_lite")
 
@@ -59,7 +61,10 @@ class StateHeader:
 
     def to_metadata(self) -> dict[str, str]:
         """Returns the free-form header of the safetensors file."""
-        return {_KEY: json.dumps({"version": _VERSION, **asdict(self)})}
+        content = {"version": _VERSION, **asdict(self)}
+        for name in _NOT_OF_THE_STATE:
+            content["quantization"].pop(name)
+        return {_KEY: json.dumps(content)}
 
 
 def state_file(path: str | os.PathLike[str]) -> Path:

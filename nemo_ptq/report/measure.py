@@ -1,35 +1,38 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What quantization has changed in a Megatron model: measured on this rank, put together for all.
+"""What quantization changes in a model, measured while it walks by block by block.
 
-Weights are measured as they are. Activations are measured while a little text runs through the calibrated model: hooks
-compare what enters and leaves each linear layer with what it would be unquantized, and keep sums only.
+Two streams of hidden states go through the blocks: one through the weights of the checkpoint, the other through what a
+server computes with the calibrated layers. Hooks compare what enters and leaves each linear layer with what it would be
+unquantized, and keep sums only; the head gives both models' logits.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from modelopt.torch.export.quant_utils import get_weight_scaling_factor_2
-from modelopt.torch.quantization.nn import TensorQuantizer
 
-from nemo_ptq.calibration.awq import unquantized
 from nemo_ptq.calibration.datasets import make_batches, tokenize
-from nemo_ptq.calibration.forward import forward_batches
+from nemo_ptq.calibration.pipeline import State
+from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.calibration.text_files import Sample
+from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.checkpoint.loading import LoadedModel
+from nemo_ptq.checkpoint.parts import is_linear
 from nemo_ptq.engine.evaluation import whole_logits
-from nemo_ptq.export.megatron import gather_shard_map, global_modules, scheme_of
+from nemo_ptq.export.calibrated import CalibratedLayers
+from nemo_ptq.export.layers import Linear
+from nemo_ptq.export.shard_map import ShardMap
+from nemo_ptq.export.simulation import rounded_cache, rounded_input, rounded_weight, scaled_input
 from nemo_ptq.report.metrics import LinearSums, Sums, layer_records
 from nemo_ptq.report.records import Layer
 from nemo_ptq.report.sums import sums_of
-from nemo_ptq.verify.dequantize import fake_quantize_nvfp4
+from nemo_ptq.report.weight_errors import weight_sums
 from nemo_ptq.verify.evaluate import DocumentScore, score_document
 
-# Logits of the unquantized model that are kept, over the whole vocabulary: 512 MiB in bfloat16.
+# Logits of a batch over the whole vocabulary, in numbers.
 _MOST_LOGITS = 1 << 28
 _BATCH_SIZE = 4
 _SEQ_LEN = 256
@@ -48,82 +51,12 @@ class Measured:
     scores: tuple[DocumentScore, ...] = ()
 
 
-# --- sums -------------------------------------------------------------------------------------------------------------
-
-
-def is_simulated(linear: Any) -> bool:
-    """Whether ModelOpt can compute with this layer quantized: it has NVFP4 on GPUs only."""
-    return scheme_of(linear).quant_algo != "NVFP4" or linear.weight.is_cuda
-
-
-def _rounded_weight(linear: Any) -> torch.Tensor:
-    if is_simulated(linear):
-        return linear.weight_quantizer(linear.weight)
-    return fake_quantize_nvfp4(linear.weight.float(), get_weight_scaling_factor_2(linear))
-
-
-def _weight_sums(linear: Any) -> LinearSums:
-    """What the weight alone says of a layer."""
-    scheme = scheme_of(linear).quant_algo
-    # Megatron's row-parallel layers know how their inputs come.
-    row_parallel = hasattr(linear, "input_is_parallel")
-    if scheme is None:
-        return LinearSums(None, row_parallel, sums_of(linear.weight))
-    quantizer = linear.input_quantizer
-    scale = getattr(quantizer, "_pre_quant_scale", None)
-    amax = getattr(quantizer, "_amax", None) if quantizer.is_enabled else None
-    return LinearSums(
-        scheme,
-        row_parallel,
-        sums_of(linear.weight, _rounded_weight(linear)),
-        input_amax=None if amax is None else float(amax.amax()),
-        pre_quant_scale=None if scale is None else scale.detach().float().cpu().numpy().reshape(-1),
-    )
-
-
-class _Probe:
-    """Watches one linear layer while text runs through it."""
-
-    def __init__(self) -> None:
-        self.inputs, self.outputs = Sums(), Sums()
-
-    def __call__(self, linear: Any, args: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, Any]) -> None:
-        """Forward hook."""
-        (inputs,) = args
-        if not inputs.numel():  # an idle expert
-            return
-        rounds_inputs, rounds = linear.input_quantizer.is_enabled, _quantizes(linear)
-        with unquantized(linear):
-            plain = linear.input_quantizer(inputs)
-            # The method, not the module: a hook would be called again.
-            expected = linear.forward(inputs)[0] if rounds else output[0]
-        self.inputs += sums_of(plain, linear.input_quantizer(inputs) if rounds_inputs else None)
-        self.outputs += sums_of(expected, output[0] if rounds else None)
-
-
-def _quantizes(module: torch.nn.Module) -> bool:
-    return any(isinstance(child, TensorQuantizer) and child.is_enabled for child in module.modules())
-
-
-@contextmanager
-def _probing(linears: Mapping[str, torch.nn.Module]) -> Iterator[dict[str, _Probe]]:
-    """Watches linear layers, given by name, within a ``with`` block."""
-    probes = {name: _Probe() for name in linears}
-    with ExitStack() as stack:
-        for name, linear in linears.items():
-            stack.callback(linear.register_forward_hook(probes[name]).remove)
-        yield probes
-
-
-# --- text -------------------------------------------------------------------------------------------------------------
-
-
 def evaluation_batches(model: LoadedModel, samples: Iterable[Sample]) -> list[torch.Tensor]:
     """Tokenizes the samples that both models are compared on, the fewer the larger the vocabulary.
 
     Returns:
-        int64 (batch, sequence) each, of two tokens or more in a row. The unquantized model's logits for all of them
-        are at most 2^28 numbers.
+        int64 (batch, sequence) each, of two tokens or more in a row. The logits for all of them are at most 2^28
+        numbers.
     """
     seq_len = min(_SEQ_LEN, model.config.seq_length)
     sequences = [tokenize(model.tokenizer, sample, seq_len) for sample in samples]
@@ -131,62 +64,177 @@ def evaluation_batches(model: LoadedModel, samples: Iterable[Sample]) -> list[to
     return make_batches([sequence for sequence in sequences if len(sequence) > 1][:most], _BATCH_SIZE)
 
 
-def baseline_logits(model: LoadedModel, batches: Sequence[torch.Tensor]) -> list[torch.Tensor | None]:
-    """Runs the model before it is calibrated; every rank calls it.
-
-    Returns:
-        For each batch, on the last stage this tensor-parallel rank's logits (batch, sequence, padded vocabulary / TP)
-        in the model's dtype, kept in main memory; None on other stages.
-    """
-    return [None if logits is None else logits.cpu() for logits in forward_batches(model.module, batches)]
-
-
-def _scores(
-    model: LoadedModel, baseline: torch.Tensor, logits: torch.Tensor, tokens: torch.Tensor
-) -> list[DocumentScore]:
-    """Compares two models' tensor-parallel logits of one batch, document by document."""
-    pairs = zip(baseline.split(1), logits.split(1), tokens.split(1), strict=True)
-    return [
-        score_document(whole_logits(model, before.to(logits.device)), whole_logits(model, after), document)
-        for before, after, document in pairs
-    ]
-
-
-# --- all of it --------------------------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def measure(model: LoadedModel, batches: Sequence[torch.Tensor], baseline: Sequence[torch.Tensor | None]) -> Measured:
-    """Measures a calibrated model; every rank calls it.
+class SimulatedLinear:
+    """A Megatron linear layer that computes as a server does with its calibrated self, and sums up what that changes.
 
     Args:
-        model: This rank's part of the model.
-        batches: int64 (batch, sequence) text to run through it; none leaves out what needs text.
-        baseline: What :func:`baseline_logits` has returned for these batches.
-
-    Returns:
-        On rank 0 everything, on the others nothing.
+        module: The layer; its weight is replaced.
+        linear: What it was calibrated to.
+        rounded: float32 (out, in): the weight that the server multiplies with.
     """
-    modules = global_modules(model.module)
-    shard_map = gather_shard_map(modules)
-    linears = {name: module for name, module in modules.items() if ".linear_" in name}
-    sums = {name: _weight_sums(linear) for name, linear in linears.items()}
-    scores: list[DocumentScore] = []
-    if batches:
-        simulated = all(map(is_simulated, linears.values()))
-        with nullcontext() if simulated else unquantized(model.module), _probing(linears) as probes:
-            for tokens, before, after in zip(batches, baseline, forward_batches(model.module, batches), strict=True):
-                if simulated and before is not None and after is not None:
-                    scores += _scores(model, before, after, tokens)
+
+    def __init__(self, module: Any, linear: Linear, rounded: torch.Tensor) -> None:
+        self._module, self._linear = module, linear
+        self._original = module.get_parameter("weight")
+        self._set_weight(torch.nn.Parameter(rounded.to(self._original.dtype), requires_grad=False))
+        self.inputs, self.outputs = Sums(), Sums()
+        self._entered: torch.Tensor | None = None
+        self._rounding = module.register_forward_pre_hook(self._round)
+        self._comparing = module.register_forward_hook(self._compare)
+
+    def stop_comparing(self) -> None:
+        """Leaves the layer as a server has it, and frees its original weight."""
+        self._comparing.remove()
+        del self._original
+
+    def remove(self) -> None:
+        """Gives the layer its original weight back."""
+        self._set_weight(self._original)
+        self._rounding.remove()
+        self._comparing.remove()
+
+    def _set_weight(self, weight: torch.nn.Parameter) -> None:
+        self._module.register_parameter("weight", weight)
+
+    def _round(self, _: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        self._entered = args[0]
+        return (rounded_input(scaled_input(args[0], self._linear), self._linear), *args[1:])
+
+    def _compare(self, module: Any, args: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, Any]) -> None:
+        entered, self._entered = self._entered, None
+        if entered is None or not entered.numel():  # an idle expert
+            return
+        plain = scaled_input(entered, self._linear)
+        self.inputs += sums_of(plain, args[0] if self._linear.input_amax is not None else None)
+        simulated = module.get_parameter("weight")
+        self._set_weight(self._original)
+        # The method, not the module: hooks would be called again.
+        expected = module.forward(entered)[0]
+        self._set_weight(simulated)
+        self.outputs += sums_of(expected, output[0])
+
+
+class _Watched:
+    """A linear layer that is not quantized: what enters and leaves it."""
+
+    def __init__(self, module: Any) -> None:
+        self.inputs, self.outputs = Sums(), Sums()
+        self._hook = module.register_forward_hook(self._compare)
+
+    def _compare(self, _: Any, args: tuple[torch.Tensor, ...], output: tuple[torch.Tensor, Any]) -> None:
+        if args[0].numel():
+            self.inputs += sums_of(args[0])
+            self.outputs += sums_of(output[0])
+
+    def stop_comparing(self) -> None:
+        """Stops watching."""
+        self._hook.remove()
+
+    remove = stop_comparing
+
+
+@dataclass
+class Measurement:
+    """Measures each block as the walk comes by: see :class:`~nemo_ptq.calibration.pipeline.BlockVisitor`.
+
+    Attributes:
+        model: This rank's part of the model.
+        runner: Computes blocks.
+        layers: The calibrated layers.
+        reference: Evaluation batches on their way through the checkpoint's weights; None measures weights alone.
+        quantized: The same batches on their way through the calibrated layers.
+        keep: Leave the blocks simulated, for a sample of text.
+        sums: Of each linear layer of this rank.
+        scores: Of each document, on the last stage.
+    """
+
+    model: LoadedModel
+    runner: BlockRunner
+    layers: CalibratedLayers
+    reference: Stream | None
+    quantized: Stream | None
+    keep: bool = False
+    sums: dict[str, LinearSums] = field(default_factory=dict)
+    scores: list[DocumentScore] = field(default_factory=list)
+
+    @torch.no_grad()
+    def visit(self, index: int, block: Block | None, state: State) -> None:
+        """See :meth:`BlockVisitor.visit`."""
+        if block is None:
+            return
+        if index == self.model.num_blocks - 1:
+            self._score()
+            return
+        if self.reference is not None:
+            self.runner.advance(block, self.reference)
+        if index == 0:
+            if self.quantized is not None and self.reference is not None:
+                self.quantized.hidden = list(self.reference.hidden)
+            return
+        self._measure_layer(block, state)
+
+    def _measure_layer(self, block: Block, state: State) -> None:
+        simulate = self.quantized is not None or self.keep
+        probes: dict[str, SimulatedLinear | _Watched] = {}
+        for name, module in block.modules.items():
+            if is_linear(name):
+                linear = self.layers.linear(name)
+                rounded = None if linear.weight_amax is None else rounded_weight(linear)
+                self.sums[name] = weight_sums(name, linear, rounded)
+                if simulate:
+                    probes[name] = _Watched(module) if rounded is None else SimulatedLinear(module, linear, rounded)
+        if not simulate:
+            return
+        caches = [
+            _round_cache(module, name, state) for name, module in block.modules.items() if _has_cache(name, state)
+        ]
+        if self.quantized is not None:
+            self.runner.advance(block, self.quantized)
         for name, probe in probes.items():
-            sums[name] = replace(sums[name], inputs=probe.inputs, outputs=probe.outputs)
-    mine = (sums, scores)
-    everyones = [mine] * dist.get_world_size() if dist.get_rank() == 0 else None
-    dist.gather_object(mine, everyones)
-    if everyones is None:
-        return Measured()
-    # All ranks of the last stage have the same scores.
-    return Measured(
-        layer_records([theirs for theirs, _ in everyones], shard_map.owners),
-        tuple(next((theirs for _, theirs in everyones if theirs), [])),
-    )
+            self.sums[name] = replace(self.sums[name], inputs=probe.inputs, outputs=probe.outputs)
+            probe.stop_comparing() if self.keep else probe.remove()
+        if not self.keep:
+            for cache in caches:
+                cache.remove()
+
+    def _score(self) -> None:
+        if self.reference is None or self.quantized is None:
+            return
+        for tokens, before, after in zip(
+            self.reference.tokens, self.reference.hidden, self.quantized.hidden, strict=True
+        ):
+            pairs = zip(
+                self.runner.logits(before).split(1), self.runner.logits(after).split(1), tokens.split(1), strict=True
+            )
+            self.scores += [
+                score_document(whole_logits(self.model, theirs), whole_logits(self.model, ours), document)
+                for theirs, ours, document in pairs
+            ]
+
+    def gather(self, shard_map: ShardMap) -> Measured:
+        """Puts together what all ranks have measured; every rank calls it, and rank 0 gets it."""
+        mine = (self.sums, self.scores)
+        everyones = [mine] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(mine, everyones)
+        if everyones is None:
+            return Measured()
+        # All ranks of the last stage have the same scores.
+        return Measured(
+            layer_records([theirs for theirs, _ in everyones], shard_map.owners),
+            tuple(next((theirs for _, theirs in everyones if theirs), [])),
+        )
+
+
+def _has_cache(name: str, state: State) -> bool:
+    return f"{name}.k_bmm_quantizer.amax" in state
+
+
+def _round_cache(module: torch.nn.Module, name: str, state: State) -> Any:
+    """Has an attention compute with keys and values as a quantized cache gives them back."""
+    key_amax, value_amax = (state[f"{name}.{kind}_bmm_quantizer.amax"] for kind in "kv")
+
+    def round_them(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
+        query, key, value, *rest = args
+        return query, rounded_cache(key, key_amax), rounded_cache(value, value_amax), *rest
+
+    return module.register_forward_pre_hook(round_them)

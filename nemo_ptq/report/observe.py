@@ -20,7 +20,7 @@ from nemo_ptq.versions import producer
 
 if TYPE_CHECKING:  # they import Megatron, which an export from a saved calibration does without
     from nemo_ptq.calibration.batches import JobSamples
-    from nemo_ptq.calibration.experts import TokenCounts
+    from nemo_ptq.modelopt.experts import TokenCounts
     from nemo_ptq.report.measure import Measured
 
 # Directories of an export that hold no weights.
@@ -59,9 +59,7 @@ def _why_not_compared(job: Job, samples: "JobSamples") -> str:
         return FROM_A_FILE
     if not job.quantization.evaluation_dataset_size:
         return "turned off: quantization_config.evaluation_dataset_size=0"
-    if not samples.evaluation:
-        return f"{job.quantization.calibration_dataset} holds no sample of two tokens or more"
-    return "ModelOpt computes NVFP4 on GPUs only, and the job ran on a CPU: nemo-ptq evaluate runs the files instead"
+    return f"{job.quantization.calibration_dataset} holds no sample of two tokens or more"
 
 
 def gather_steps(mine: list[Step]) -> list[Step]:

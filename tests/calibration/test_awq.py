@@ -179,7 +179,7 @@ def calibrate_output_layer(checkpoint: Path) -> str:
     import modelopt.torch.quantization as mtq
 
     from nemo_ptq.calibration.awq import calibrate_awq
-    from nemo_ptq.quantization.modelopt import modelopt_config
+    from nemo_ptq.modelopt.algorithms import modelopt_config
     from tests import steps
 
     config = modelopt_config(QuantizationConfig("int4_awq"), "llama")

@@ -31,10 +31,10 @@ def calibrate_experts(
     Returns:
         The tokens that each expert saw, and the range of each of this rank's experts' inputs.
     """
-    from nemo_ptq.calibration.experts import with_idle_experts_covered
+    from nemo_ptq.modelopt.experts import with_idle_experts_covered
     from nemo_ptq.calibration.forward import run_batches
-    from nemo_ptq.export.megatron import global_modules
-    from nemo_ptq.quantization.modelopt import calibrate
+    from nemo_ptq.modelopt.megatron_layers import global_modules
+    from nemo_ptq.modelopt.algorithms import calibrate
     from tests import steps
 
     batches = steps.random_batches() if tokens is None else [torch.tensor(tokens)]
@@ -97,7 +97,7 @@ def test_idle_experts_get_the_largest_range_of_their_siblings(
 
 
 def count_in_dense_model(checkpoint: Path) -> int:
-    from nemo_ptq.calibration.experts import counting_tokens
+    from nemo_ptq.modelopt.experts import counting_tokens
     from tests import steps
 
     with steps.loaded(checkpoint) as model, counting_tokens(model.module) as counts:

@@ -16,7 +16,7 @@ from tests.ranks import run_ranks
 
 
 def loaded_by_megatron(checkpoint: Path) -> dict[str, torch.Tensor]:
-    from nemo_ptq.export.megatron import global_modules
+    from nemo_ptq.modelopt.megatron_layers import global_modules
     from tests import steps
 
     with steps.loaded(checkpoint) as model:

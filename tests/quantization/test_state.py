@@ -42,7 +42,7 @@ def calibrate_and_export(
 def apply_and_export(checkpoint: Path, file: Path, layout: tuple[int, ...], output: Path) -> None:
     """Exports for one rank from a saved state."""
     from nemo_ptq.quantization.state import check_fits, load_state
-    from nemo_ptq.quantization.transfer import apply_state, fingerprint
+    from nemo_ptq.modelopt.transfer import apply_state, fingerprint
     from tests import steps
 
     with steps.loaded(checkpoint, *layout) as model:
@@ -168,7 +168,7 @@ def test_the_state_of_a_modelopt_file_does_not_need_the_file(
 
 def refusal(checkpoint: Path, file: Path, change: float) -> str:
     from nemo_ptq.quantization.state import check_fits, load_state
-    from nemo_ptq.quantization.transfer import fingerprint
+    from nemo_ptq.modelopt.transfer import fingerprint
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
@@ -199,7 +199,7 @@ def test_searched_ranges_of_weights_are_not_made_up(checkpoint_of: Callable[[str
 
 
 def fingerprint_at(checkpoint: Path, layout: tuple[int, ...]) -> str:
-    from nemo_ptq.quantization.transfer import fingerprint
+    from nemo_ptq.modelopt.transfer import fingerprint
     from tests import steps
 
     with steps.loaded(checkpoint, *layout) as model:

@@ -18,14 +18,12 @@ from typing import Any
 import fiddle as fdl
 import torch
 import transformers
-from megatron.core.models.gpt import GPTModel
 from transformers import PretrainedConfig
 
 from nemo_ptq.checkpoint.huggingface.families import FAMILIES, REFUSED, Dims, Family, Rule, pad_vocab
 from nemo_ptq.checkpoint.huggingface.hf_files import read_json
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights, load_generation_config, load_tokenizer
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
-from nemo_ptq.checkpoint.shards import read_parts
 from nemo_ptq.checkpoint.writer import atomic_directory, write_context, write_weights
 from nemo_ptq.errors import PtqError
 
@@ -82,10 +80,6 @@ class HuggingFaceModel:
         """Makes the ``context/`` directory of a NeMo checkpoint."""
         with self.model_config() as model:
             write_context(directory, model)
-
-    def read_weights(self, module: GPTModel, legacy_ckpt: bool = False) -> None:
-        """Reads this rank's shards into a model; there is no older format that ``legacy_ckpt`` could mean."""
-        read_parts(module, self.parts)
 
 
 def import_hf(source: str, output: str, overwrite: bool = False) -> Path:

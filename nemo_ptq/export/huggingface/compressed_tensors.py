@@ -15,11 +15,15 @@ import torch
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.folding import norm_factor, refuse_scaled_experts, row_factor
-from nemo_ptq.export.huggingface.hf_documents import family_record, model_config, stored_vocab_size, write_documents
+from nemo_ptq.export.huggingface.hf_documents import (
+    family_record,
+    model_config,
+    stored_vocab_size,
+    write_model_documents,
+)
 from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout, module_names, splits_qkv
 from nemo_ptq.export.packing import Packed, RowGroups, all_rows, kv_cache_scales, pack_linear, pack_plain, row_splitter
-from nemo_ptq.export.source import Source
-from nemo_ptq.export.stream import write_files
+from nemo_ptq.export.source import PackedExport, Source
 from nemo_ptq.quantization.schemes import Field, Scheme, the_scheme
 
 _INPUT_SCALE = Field("input_scale", torch.float32, lambda o, i, g: (1,), None, None)
@@ -84,16 +88,13 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
         scales = zip(KV_FIELDS.values(), kv_cache_scales(*source.layers.kv_cache(name), clamp=False), strict=True)
         return {("", field.suffix): scale.cpu() for field, scale in scales}
     if ".linear_" not in name:
-        factor = norm_factor(name, source.calibration) if source.calibration else None
-        return pack_plain(source.layers.plain(name), source.dtype, factor)
+        return pack_plain(source.layers.plain(name), source.dtype, norm_factor(name, source.layers.state))
     keep = name.endswith("linear_qkv") and not splits_qkv(layout.names)
     split = all_rows if keep else row_splitter(name, source.shape, source.tensor_rank)
     # In float32 as long as something may be multiplied.
     packed = pack_linear(source.layers.linear(name), split, torch.float32)
-    factors: RowGroups = {}
-    if source.calibration is not None:
-        factor = row_factor(name, source.calibration, source.shape, source.tensor_rank, source.tensor_ranks)
-        factors = {} if factor is None else split(factor)
+    factor = row_factor(name, source.layers.state, source.shape, source.tensor_rank, source.tensor_ranks)
+    factors: RowGroups = {} if factor is None else split(factor)
     scheme = layout.schemes.get(name)
     stored: Packed = {}
     for (rows, field), tensor in packed.items():
@@ -148,18 +149,14 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
     return config
 
 
-def write_compressed_tensors(source: Source, directory: Path) -> list[Path]:
-    """Writes a directory of this format; every rank calls it.
+def compressed_tensors_export(source: Source) -> PackedExport:
+    """Prepares a directory of this format.
 
     Args:
         source: The calibrated model, whose scales can all be folded: see :func:`nemo_ptq.export.folding.foldable`.
-        directory: An existing directory that all ranks see.
-
-    Returns:
-        The files with tensors that this rank has written.
 
     Raises:
-        PtqError: If the format cannot say how the model is quantized.
+        PtqError: If the readers of the format cannot be told how the model is quantized.
     """
     record = family_record(source.family)
     shard_map = source.shard_map
@@ -175,11 +172,11 @@ def write_compressed_tensors(source: Source, directory: Path) -> list[Path]:
         stored_vocab_size(source),
     )
     quantization = quantization_config(layout)
-    pack = partial(pack_module, source, layout=layout)
-    files = write_files(directory, layout, pack, shard_map, source.reporter, source.rank)
-    if source.rank == 0:
+
+    def write_documents(directory: Path) -> None:
         config = model_config(source, record)
         if quantization is not None:
             config["quantization_config"] = quantization
-        write_documents(source, layout, directory, config)
-    return files
+        write_model_documents(source, layout, directory, config)
+
+    return PackedExport(layout, partial(pack_module, source, layout=layout), write_documents)

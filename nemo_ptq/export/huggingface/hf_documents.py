@@ -96,7 +96,7 @@ def model_config(source: Source, record: HuggingFaceFamily) -> dict[str, Any]:
     return config.to_diff_dict()
 
 
-def write_documents(source: Source, layout: HuggingFaceLayout, directory: Path, config: dict[str, Any]) -> None:
+def write_model_documents(source: Source, layout: HuggingFaceLayout, directory: Path, config: dict[str, Any]) -> None:
     """Writes everything but the tensors.
 
     Args:

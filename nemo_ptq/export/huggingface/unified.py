@@ -20,13 +20,12 @@ from nemo_ptq.export.huggingface.hf_documents import (
     family_record,
     model_config,
     stored_vocab_size,
-    write_documents,
     write_json,
+    write_model_documents,
 )
 from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout, module_names, splits_qkv
 from nemo_ptq.export.packing import Packed, all_rows, kv_cache_scales, pack_linear, pack_plain, row_splitter
-from nemo_ptq.export.source import Source
-from nemo_ptq.export.stream import write_files
+from nemo_ptq.export.source import PackedExport, Source
 from nemo_ptq.quantization.schemes import Field, Scheme, the_scheme
 
 _WEIGHT = Field("weight", None, lambda o, i, g: (o, i), 0, 1)
@@ -139,15 +138,8 @@ def in_config_json(quantization: dict[str, Any]) -> dict[str, Any]:
     return {**found, "producer": quantization["producer"], "quant_method": "modelopt"}
 
 
-def write_unified(source: Source, directory: Path) -> list[Path]:
-    """Writes a unified checkpoint; every rank calls it.
-
-    Args:
-        source: The calibrated model.
-        directory: An existing directory that all ranks see.
-
-    Returns:
-        The files with tensors that this rank has written.
+def unified_export(source: Source) -> PackedExport:
+    """Prepares a unified checkpoint of a calibrated model.
 
     Raises:
         PtqError: If the readers of the format cannot be told how the model is quantized.
@@ -167,12 +159,12 @@ def write_unified(source: Source, directory: Path) -> list[Path]:
         stored_vocab_size(source),
     )
     quantization = quantization_config(layout)
-    pack = partial(pack_module, source, layout=layout)
-    files = write_files(directory, layout, pack, shard_map, source.reporter, source.rank)
-    if source.rank == 0:
+
+    def write_documents(directory: Path) -> None:
         config = model_config(source, record)
         if quantization is not None:
             write_json(directory / "hf_quant_config.json", quantization)
             config["quantization_config"] = in_config_json(quantization)
-        write_documents(source, layout, directory, config)
-    return files
+        write_model_documents(source, layout, directory, config)
+
+    return PackedExport(layout, partial(pack_module, source, layout=layout), write_documents)

@@ -23,11 +23,11 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from modelopt.torch.opt.plugins.mcore_dist_checkpointing import save_sharded_modelopt_state
 from torch.distributed import checkpoint as dcp
 
+from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.checkpoint.parts import PREFIX
 from nemo_ptq.checkpoint.writer import COMMON_STATE
-from nemo_ptq.export.megatron import MegatronLayers
 from nemo_ptq.export.nemo_context import write_context
-from nemo_ptq.export.source import Source
+from nemo_ptq.job import Job
 
 _VOCABULARY = (f"{PREFIX}embedding.word_embeddings.weight", f"{PREFIX}output_layer.weight")
 
@@ -72,11 +72,12 @@ def _without_padding(entry: Any, vocab_size: int) -> Any:
     )
 
 
-def write_nemo(source: Source, directory: Path) -> list[Path]:
+def write_nemo(model: LoadedModel, job: Job, directory: Path) -> list[Path]:
     """Writes ``context/`` and ``weights/`` of a NeMo 2.0 checkpoint; every rank calls it.
 
     Args:
-        source: The calibrated model; what is stored has its data type.
+        model: This rank's part of the model, with its quantizers; what is stored has its data type.
+        job: What it is exported for.
         directory: An existing directory that all ranks see.
 
     Returns:
@@ -85,14 +86,12 @@ def write_nemo(source: Source, directory: Path) -> list[Path]:
     weights, rank = directory / "weights", dist.get_rank()
     if rank == 0:
         weights.mkdir()
-        write_context(source.checkpoint, directory / "context", source.tokenizer, source.tokenizer_is_replaced)
+        write_context(job.checkpoint, directory / "context", model.tokenizer, job.tokenizer_path is not None)
     dist.barrier()
-    assert isinstance(source.layers, MegatronLayers)
-    module = source.layers.module
-    sharded = module.sharded_state_dict(prefix=PREFIX)
+    sharded = model.module.sharded_state_dict(prefix=PREFIX)
     with torch.no_grad():
-        whole = {key: _without_padding(entry, source.shape.vocab_size) for key, entry in sharded.items()}
+        whole = {key: _without_padding(entry, model.vocab_size) for key, entry in sharded.items()}
     state = {**COMMON_STATE, "sharded_state_dict": whole}
     dist_checkpointing.save(state, str(weights), _InTurn())
-    save_sharded_modelopt_state([module], str(weights), _InTurn())
+    save_sharded_modelopt_state([model.module], str(weights), _InTurn())
     return sorted(weights.glob(f"__{rank}_*.distcp"))

@@ -8,17 +8,18 @@ from pathlib import Path
 
 import torch
 
-from nemo_ptq.export.layers import Layers
+from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.nemo_context import write_context
 from nemo_ptq.export.packing import Packed, pack_kv_cache, pack_linear, pack_parameters, row_splitter
-from nemo_ptq.export.source import Source
-from nemo_ptq.export.stream import write_files
+from nemo_ptq.export.source import PackedExport, Source
 from nemo_ptq.export.trtllm.trtllm_config import check_exportable, qnemo_config
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.models.spec import ModelShape
 
 
-def pack_module(layers: Layers, name: str, shape: ModelShape, dtype: torch.dtype, tensor_rank: int = 0) -> Packed:
+def pack_module(
+    layers: CalibratedLayers, name: str, shape: ModelShape, dtype: torch.dtype, tensor_rank: int = 0
+) -> Packed:
     """Packs this rank's shard of a module.
 
     Args:
@@ -36,15 +37,11 @@ def pack_module(layers: Layers, name: str, shape: ModelShape, dtype: torch.dtype
     return pack_parameters(layers.plain(name), torch.float32 if name.endswith("router") else dtype)
 
 
-def write_qnemo(source: Source, directory: Path) -> list[Path]:
-    """Writes a qnemo directory; every rank calls it.
+def qnemo_export(source: Source) -> PackedExport:
+    """Prepares a qnemo directory.
 
     Args:
         source: The calibrated model.
-        directory: An existing directory that all ranks see.
-
-    Returns:
-        The files with tensors that this rank has written.
 
     Raises:
         PtqError: If the readers of the format would load the model wrongly, or cannot be told how it is quantized.
@@ -59,15 +56,12 @@ def write_qnemo(source: Source, directory: Path) -> list[Path]:
         source.settings.inference_pp,
     )
     config = qnemo_config(layout, source.family, version("nemo_ptq"))
-    files = write_files(
-        directory,
-        layout,
-        lambda name: pack_module(source.layers, name, source.shape, source.dtype, source.tensor_rank),
-        source.shard_map,
-        source.reporter,
-        source.rank,
-    )
-    if source.rank == 0:
+
+    def write_documents(directory: Path) -> None:
         (directory / "config.json").write_text(json.dumps(config, indent=4) + "\n", encoding="utf-8")
         write_context(source.checkpoint, directory / "nemo_context", source.tokenizer, source.tokenizer_is_replaced)
-    return files
+
+    def pack(name: str) -> Packed:
+        return pack_module(source.layers, name, source.shape, source.dtype, source.tensor_rank)
+
+    return PackedExport(layout, pack, write_documents)

@@ -80,7 +80,7 @@ def modelopt_export(source: Path, state: dict[str, torch.Tensor], algorithm: str
     from nemo_ptq.checkpoint.huggingface.families import FAMILIES as RECORDS
     from nemo_ptq.config import QuantizationConfig
     from nemo_ptq.export.huggingface.hf_layout import module_names
-    from nemo_ptq.quantization.modelopt import modelopt_config
+    from nemo_ptq.modelopt.algorithms import modelopt_config
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     config = modelopt_config(QuantizationConfig(algorithm, enable_kv_cache=kv), "llama")

@@ -6,7 +6,6 @@ This is the only module that knows ModelOpt's configuration format, which has ch
 https://nvidia.github.io/Model-Optimizer/ for its current form.
 """
 
-import copy
 import json
 import re
 from collections.abc import Callable, Mapping
@@ -20,24 +19,15 @@ from modelopt.torch.quantization.config import QuantizeConfig
 from modelopt.torch.quantization.nn import TensorQuantizer
 from modelopt.torch.quantization.utils.core_utils import is_quantized_linear
 
-from nemo_ptq.calibration.awq import calibrate_awq
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.console.quiet import quiet_prints
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.megatron import scheme_of
+from nemo_ptq.modelopt.gram_awq import calibrate_awq
+from nemo_ptq.modelopt.megatron_layers import scheme_of
+from nemo_ptq.modelopt.smoothing import modelopt_keeps_scales
 from nemo_ptq.quantization.floor import amax_floor
-from nemo_ptq.quantization.smoothing import modelopt_keeps_scales
+from nemo_ptq.quantization.presets import kv_cache_config, preset_config
 
-_PRESETS = {
-    "fp8": mtq.FP8_DEFAULT_CFG,
-    "int8_sq": mtq.INT8_SMOOTHQUANT_CFG,
-    "int4_awq": mtq.INT4_AWQ_CFG,
-    "w4a8_awq": mtq.W4A8_AWQ_BETA_CFG,
-    "nvfp4": mtq.NVFP4_DEFAULT_CFG,
-}
-_KV_CACHE_PRESETS = {"fp8": mtq.FP8_KV_CFG}
-# Coarse search: finer exponents overflow in TensorRT-LLM's kernels for these decoders.
-_COARSE_W4A8_DECODERS = ("gemma",)
 # The calibration methods that give layers a pre-quantization scale, by which ModelOpt tells formats apart.
 _SMOOTHING_METHODS = ("smoothquant", "awq_lite", "awq_clip", "awq_full")
 
@@ -45,33 +35,20 @@ ForwardLoop = Callable[[GPTModel], None]
 
 
 def modelopt_config(quantization: QuantizationConfig, decoder: str) -> dict[str, Any]:
-    """Returns the ModelOpt configuration of a job, as a fresh copy that shares nothing with ModelOpt's presets.
+    """Returns the ModelOpt configuration of a job.
 
     Args:
         quantization: What the user asked for; ``algorithm`` is one of our names or the path of a ModelOpt
             configuration in JSON or YAML.
         decoder: Decoder type of the model, e.g. "llama".
     """
-    algorithm = quantization.algorithm
-    assert algorithm is not None
-    preset = _PRESETS.get(algorithm)
-    config = _read_modelopt_config(Path(algorithm)) if preset is None else copy.deepcopy(preset)
-    if algorithm in ("int4_awq", "w4a8_awq"):
-        _set_awq_block_size(config, quantization.awq_block_size)
-        coarse = algorithm == "w4a8_awq" and decoder in _COARSE_W4A8_DECODERS
-        config["algorithm"] = {"method": "awq_lite", "alpha_step": 1.0 if coarse else 0.1}
-    if algorithm == "int8_sq":
-        config["algorithm"] = {"method": "smoothquant", "alpha": quantization.sq_alpha}
+    file = quantization.algorithm_file
+    if file is None:
+        return _from_json(preset_config(quantization, decoder))
+    config = _read_modelopt_config(file)
     if quantization.kv_cache_is_quantized(decoder):
-        config["quant_cfg"] += copy.deepcopy(_KV_CACHE_PRESETS[quantization.kv_cache_qformat]["quant_cfg"])
+        config["quant_cfg"] += _from_json(kv_cache_config(quantization.kv_cache_qformat))
     return config
-
-
-def _set_awq_block_size(config: dict[str, Any], block_size: int) -> None:
-    for entry in config["quant_cfg"]:
-        if entry["quantizer_name"] == "*weight_quantizer":
-            stages = entry["cfg"] if isinstance(entry["cfg"], list) else [entry["cfg"]]
-            stages[0]["block_sizes"][-1] = block_size
 
 
 def _read_modelopt_config(path: Path) -> dict[str, Any]:

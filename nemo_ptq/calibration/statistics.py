@@ -1,0 +1,149 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Activation statistics: what a hook gathers of a layer's inputs, and how ranks merge it.
+
+Every statistic is a sum or a maximum, so the order of the batches and the number of ranks do not show in it.
+"""
+
+from typing import Protocol
+
+import torch
+
+from nemo_ptq.parallel.ranks import Ranks
+
+
+class Statistic(Protocol):
+    """What is gathered of one linear layer's input."""
+
+    tokens: int
+
+    def observe(self, inputs: torch.Tensor, whole: torch.Tensor) -> None:
+        """Adds tokens.
+
+        Args:
+            inputs: (tokens, local in-features): the channels that this rank's weight multiplies.
+            whole: (tokens, in-features): all channels; ``inputs`` itself where the input is not sharded.
+        """
+
+    def merge(self, tensor: Ranks, data: Ranks, shares_inputs: bool) -> None:
+        """Merges what the ranks have gathered.
+
+        Args:
+            tensor: The ranks that share the layer.
+            data: The ranks that read other samples.
+            shares_inputs: Whether the ranks of ``tensor`` share its input channels (row-parallel layers).
+        """
+
+
+class Amax:
+    """Largest magnitude of the input.
+
+    Attributes:
+        value: (), the input's data type; 0 before any token.
+        tokens: How many tokens entered on this rank.
+    """
+
+    needs_whole = False
+
+    def __init__(self, dtype: torch.dtype, device: torch.device) -> None:
+        self.value = torch.zeros((), dtype=dtype, device=device)
+        self.tokens = 0
+
+    def observe(self, inputs: torch.Tensor, whole: torch.Tensor) -> None:
+        """See :meth:`Statistic.observe`."""
+        self.tokens += inputs.shape[0]
+        if inputs.numel():
+            self.value = torch.maximum(self.value, inputs.abs().amax())
+
+    def merge(self, tensor: Ranks, data: Ranks, shares_inputs: bool) -> None:
+        """See :meth:`Statistic.merge`."""
+        data.max(tensor.max(self.value))
+
+
+class ChannelAmax:
+    """Largest magnitude of each input channel.
+
+    Attributes:
+        value: (local in-features), the input's data type.
+        tokens: How many tokens entered on this rank.
+    """
+
+    needs_whole = False
+
+    def __init__(self, features: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.value = torch.zeros(features, dtype=dtype, device=device)
+        self.tokens = 0
+
+    def observe(self, inputs: torch.Tensor, whole: torch.Tensor) -> None:
+        """See :meth:`Statistic.observe`."""
+        self.tokens += inputs.shape[0]
+        if inputs.numel():
+            self.value = torch.maximum(self.value, inputs.abs().amax(0))
+
+    def merge(self, tensor: Ranks, data: Ranks, shares_inputs: bool) -> None:
+        """See :meth:`Statistic.merge`."""
+        data.max(self.value)
+        if not shares_inputs:
+            tensor.max(self.value)
+
+
+class Moments:
+    """Sums over all tokens of a layer's input.
+
+    Attributes:
+        gram: float32 (local in-features, in-features): this rank's rows of X^T X.
+        abs_sum: float32 (local in-features): sum of |x|.
+        amax: float32 (local in-features): largest |x|.
+        count: float32 (): tokens of all ranks, once merged.
+        tokens: How many tokens entered on this rank.
+    """
+
+    needs_whole = True
+
+    def __init__(self, local_features: int, features: int, device: torch.device) -> None:
+        self.gram = torch.zeros(local_features, features, device=device)
+        self.abs_sum = torch.zeros(local_features, device=device)
+        self.amax = torch.zeros(local_features, device=device)
+        self.count = torch.zeros((), device=device)
+        self.tokens = 0
+
+    def observe(self, inputs: torch.Tensor, whole: torch.Tensor) -> None:
+        """See :meth:`Statistic.observe`."""
+        self.tokens += inputs.shape[0]
+        if not inputs.numel():
+            return
+        magnitude = inputs.abs()
+        add_product(self.gram, inputs.T, whole)
+        self.abs_sum += magnitude.sum(0, dtype=torch.float32)
+        self.amax = torch.maximum(self.amax, magnitude.amax(0).float())
+        self.count += inputs.shape[0]
+
+    def merge(self, tensor: Ranks, data: Ranks, shares_inputs: bool) -> None:
+        """See :meth:`Statistic.merge`."""
+        for total in (self.gram, self.abs_sum, self.count):
+            data.sum(total)
+        data.max(self.amax)
+
+
+# Rows of a Gram matrix that are added to at a time on a GPU: the product would else need as much memory as the matrix.
+_ROWS_AT_ONCE = 4096
+
+
+def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Multiplies two matrices of any one floating-point type, and sums in float32.
+
+    A GPU takes bfloat16 at its full rate, a tenfold of float32's, and loses nothing by it: the operands are exact. Of
+    the processors only the GPU has this product.
+    """
+    if left.is_cuda:
+        return torch.mm(left, right, out_dtype=torch.float32)
+    return left.float() @ right.float()
+
+
+def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
+    """Adds the :func:`product` of (m, k) and (k, n) to float32 (m, n), in place."""
+    if not left.is_cuda:
+        total += product(left, right)
+        return
+    for rows, part in zip(total.split(_ROWS_AT_ONCE), left.split(_ROWS_AT_ONCE), strict=True):
+        rows += product(part, right)

@@ -1,0 +1,166 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""A Megatron model as a row of blocks (embedding, each layer, head) whose weights are read and dropped one by one.
+
+The model is built without memory for its weights, on torch's meta device. Loading a block allocates its parameters on
+the device of the job and reads this rank's shards of them from the checkpoint.
+"""
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nemo_ptq.checkpoint.parts import TensorPart
+from nemo_ptq.errors import PtqError
+from nemo_ptq.parallel.ranks import Parallelism
+
+_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")
+_EXPERT = re.compile(r"(.*local_experts\.)(\d+)(.*)")
+_TIED = {"output_layer.weight": "embedding.word_embeddings.weight"}
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of the model whose weights are in memory together.
+
+    Attributes:
+        index: Place in the whole model: 0 is the embedding, ``i + 1`` is layer ``i``, the last one is the head.
+        place: Of a layer, its place in this pipeline stage.
+        modules: This rank's modules by Megatron's names, layers and experts counted through the whole model. Modules
+            without parameters are among them.
+    """
+
+    index: int
+    place: int
+    modules: Mapping[str, torch.nn.Module]
+
+    def parameters(self) -> Iterator[tuple[str, torch.nn.Module, str]]:
+        """Yields each parameter's name in the whole model, the module that owns it and its name there."""
+        for name, module in self.modules.items():
+            for own, parameter in module.named_parameters(recurse=False):
+                if parameter is not None:
+                    yield f"{name}.{own}", module, own
+
+
+def split_into_blocks(module: Any, num_layers: int) -> list[Block]:
+    """Splits this rank's pipeline stage into blocks, in their order.
+
+    Args:
+        module: Megatron's GPTModel.
+        num_layers: Of the whole model.
+    """
+    blocks: dict[int, dict[str, torch.nn.Module]] = {}
+    first = module.decoder.layers[0].layer_number if len(module.decoder.layers) else 1
+    for name, child in _named_globally(module):
+        if name.startswith("embedding."):
+            index = 0
+        elif match := _LAYER.fullmatch(name):
+            index = int(match[1]) + 1
+        elif name.startswith(("decoder.final_layernorm", "output_layer")):
+            index = num_layers + 1
+        else:
+            continue
+        blocks.setdefault(index, {})[name] = child
+    return [Block(index, index - first, blocks[index]) for index in sorted(blocks)]
+
+
+def _named_globally(module: Any) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Yields all modules, with layers and experts counted through the whole model."""
+    first_expert = 0
+    for name, child in module.named_modules():
+        if hasattr(child, "local_expert_indices"):
+            first_expert = child.local_expert_indices[0]
+        if match := _LAYER.fullmatch(name):
+            layer = module.decoder.layers[int(match[1])]
+            name = f"decoder.layers.{layer.layer_number - 1}.{match[2]}"
+        if match := _EXPERT.fullmatch(name):
+            name = f"{match[1]}{int(match[2]) + first_expert}{match[3]}"
+        yield name, child
+
+
+class BlockLoader:
+    """Reads the weights of blocks from a checkpoint.
+
+    Args:
+        parts: Every part of every tensor of the checkpoint.
+        device: Where weights go.
+        dtype: Data type that they take.
+        parallelism: This rank's place, which says what its shards are.
+        gated: Whether the first layer of an MLP holds a gate and an up projection, each of which is cut by itself.
+    """
+
+    def __init__(
+        self,
+        parts: Sequence[TensorPart],
+        device: torch.device,
+        dtype: torch.dtype,
+        parallelism: Parallelism,
+        gated: bool,
+    ) -> None:
+        self._parts = {part.live_name: part for part in parts}
+        self._device, self._dtype, self._parallelism, self._gated = device, dtype, parallelism, gated
+
+    def load(self, block: Block) -> None:
+        """Allocates the parameters of a block and reads them; those that have memory already are left alone.
+
+        Raises:
+            PtqError: If the checkpoint lacks one of them, or holds it in another shape.
+        """
+        for name, module, own in block.parameters():
+            parameter = module.get_parameter(own)
+            if not parameter.is_meta:
+                continue
+            values = torch.empty(parameter.shape, dtype=self._dtype, device=self._device)
+            self._read(name, values)
+            module.register_parameter(own, torch.nn.Parameter(values, requires_grad=False))
+
+    def drop(self, block: Block) -> None:
+        """Frees the parameters of a block."""
+        for _, module, own in block.parameters():
+            empty = module.get_parameter(own).to("meta")
+            module.register_parameter(own, torch.nn.Parameter(empty, requires_grad=False))
+
+    def _read(self, name: str, values: torch.Tensor) -> None:
+        part = self._parts.get(name) or self._parts.get(_TIED.get(name, ""))
+        if part is None:
+            raise PtqError(f"the checkpoint has no {name}, which the model needs: save or copy the checkpoint again")
+        ranks = self._parallelism.expert_tensor if ".local_experts." in name else self._parallelism.tensor
+        whole = part.read()
+        halves = 2 if self._gated and ".linear_fc1." in name else 1
+        for source, target in zip(whole.chunk(halves), values.chunk(halves), strict=True):
+            _copy_shard(name, source, target, ranks.rank, ranks.size)
+
+
+def _copy_shard(name: str, source: torch.Tensor, target: torch.Tensor, rank: int, ranks: int) -> None:
+    """Copies this rank's share of a whole tensor; rows that only this parallelism pads become zero."""
+    cut = [axis for axis, (size, local) in enumerate(zip(source.shape, target.shape, strict=True)) if size != local]
+    if not cut:
+        target.copy_(source)
+        return
+    axis = cut[0]
+    size, local = source.shape[axis], target.shape[axis]
+    start = min(rank * local, size)
+    stop = min(start + local, size)
+    if len(cut) > 1 or local * ranks < size:
+        shapes = f"{tuple(source.shape)} in the checkpoint, a shard of it {tuple(target.shape)} in the model"
+        raise PtqError(f"{name} has shape {shapes}: the context is of another model than the weights")
+    if stop - start < local:
+        target.zero_()
+    target.narrow(axis, 0, stop - start).copy_(source.narrow(axis, start, stop - start))
+
+
+def parameters_of(blocks: Sequence[Block]) -> Callable[[str], torch.Tensor | None]:
+    """Returns a function that finds a parameter of some blocks by Megatron's name in the whole model.
+
+    It returns the parameter as it is then, None where there is none of this name.
+    """
+    owners = {name: (module, own) for block in blocks for name, module, own in block.parameters()}
+
+    def read(name: str) -> torch.Tensor | None:
+        module, own = owners.get(name, (None, ""))
+        return None if module is None else module.get_parameter(own)
+
+    return read

@@ -1,0 +1,144 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Weights and a calibration state, as exports see a calibrated model's layers.
+
+The weights may be a Megatron model's on this rank, or a checkpoint's files. They are never changed: a layer is smoothed
+and its weight amax computed when it is packed, as ModelOpt does in a model that a state is applied to, bit for bit.
+"""
+
+from collections.abc import Callable, Iterable, Mapping, MutableMapping
+from dataclasses import dataclass, field
+
+import torch
+
+from nemo_ptq.checkpoint.parts import shares_inputs
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.export.layers import Linear, Plain
+from nemo_ptq.parallel.ranks import ALONE, Ranks
+from nemo_ptq.quantization.schemes import UNQUANTIZED, Scheme, scheme_for
+
+_NVFP4_BLOCK = 16
+
+
+def algorithm_scheme(quantization: QuantizationConfig) -> Scheme:
+    """Returns the scheme of the layers that one of our algorithms quantizes."""
+    algorithm = quantization.algorithm_name
+    if algorithm == "no_quant":
+        return UNQUANTIZED
+    blocks = {"int4_awq": quantization.awq_block_size, "w4a8_awq": quantization.awq_block_size, "nvfp4": _NVFP4_BLOCK}
+    return scheme_for(algorithm, blocks.get(algorithm, 0))
+
+
+def smoothed(weight: torch.Tensor, pre_quant_scale: torch.Tensor) -> torch.Tensor:
+    """Divides a weight by the scale that its input is multiplied with.
+
+    Args:
+        weight: (out, in).
+        pre_quant_scale: float32 (in).
+    """
+    return (weight * (1.0 / pre_quant_scale)[None, :]).to(weight.dtype)
+
+
+def weight_amax(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Returns the largest magnitudes of a weight (out, in), as :class:`Linear` has them for a scheme."""
+    magnitudes = weight.abs()
+    if scheme.quant_algo == "W8A8_SQ_PER_CHANNEL":
+        return magnitudes.amax(1)
+    if scheme.quant_algo in ("W4A16_AWQ", "W4A8_AWQ"):
+        return magnitudes.unflatten(1, (-1, scheme.block_size)).amax(-1)
+    return magnitudes.amax()
+
+
+# A weight's amax, as its scheme has it, and the second one of a scheme that rounds twice.
+WeightAmaxes = tuple[torch.Tensor, torch.Tensor | None]
+
+
+@dataclass(frozen=True)
+class CalibratedLayers:
+    """Layers quantized as a state says, by Megatron's names in the whole model.
+
+    Attributes:
+        read: Returns this rank's shard of a parameter, by Megatron's name in the whole model; None where there is none.
+        state: Entries of the calibration state, of whole layers; more may come while blocks are calibrated.
+        schemes: How each quantized layer is stored.
+        zero_centered_norms: Whether gains of norms are stored minus one.
+        is_smoothed: Whether the weights are divided by their pre-quantization scales already.
+        tensor: The ranks that share dense layers.
+        expert_tensor: The ranks that share an expert.
+        weight_amaxes: Those that do not follow from this rank's weight alone.
+    """
+
+    read: Callable[[str], torch.Tensor | None]
+    state: MutableMapping[str, torch.Tensor]
+    schemes: Mapping[str, Scheme]
+    zero_centered_norms: bool
+    is_smoothed: bool = False
+    tensor: Ranks = ALONE
+    expert_tensor: Ranks = ALONE
+    weight_amaxes: dict[str, WeightAmaxes] = field(default_factory=dict)
+
+    def agree_on_weights(self, linears: Iterable[str]) -> None:
+        """Computes the weight amaxes that ranks share; every rank that shares the layers calls it, in one order."""
+        for name in linears:
+            if self.is_quantized(name) and self._ranks(name).size > 1 and name not in self.weight_amaxes:
+                self.weight_amaxes[name] = self._amaxes(name, self._smoothed_weight(name), self._ranks(name))
+
+    def linear(self, name: str) -> Linear:
+        """Returns a linear layer."""
+        bias = self.read(f"{name}.bias")
+        if not self.is_quantized(name):
+            return Linear(self._weight(name), bias)
+        weight = self._smoothed_weight(name)
+        amax, second = self.weight_amaxes.get(name) or self._amaxes(name, weight)
+        input_amax = self._local(name, "amax", weight)
+        return Linear(weight, bias, self.schemes[name], amax, second, input_amax, self.pre_quant_scale(name))
+
+    def _amaxes(self, name: str, weight: torch.Tensor, ranks: Ranks = ALONE) -> WeightAmaxes:
+        """The weight's amaxes, over the ranks where they share the elements of one."""
+        scheme = self.schemes[name]
+        amax = weight_amax(weight, scheme)
+        if amax.dim() == 0 or (amax.dim() == 1 and shares_inputs(name)):
+            ranks.max(amax)
+        return amax, ranks.max(weight.abs().amax()) if scheme.quant_algo == "W4A8_AWQ" else None
+
+    def plain(self, name: str) -> Plain:
+        """Returns a norm, an embedding or a router."""
+        offset = 1.0 if self.zero_centered_norms and name.endswith("layernorm") else 0.0
+        return Plain(self._weight(name), self.read(f"{name}.bias"), offset)
+
+    def kv_cache(self, name: str) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the largest magnitudes of the keys and the values that an attention caches, one element each."""
+        key, value = (self.state[f"{name}.{kind}_bmm_quantizer.amax"] for kind in "kv")
+        return key, value
+
+    def pre_quant_scale(self, name: str) -> torch.Tensor | None:
+        """Returns what the input of a linear layer is multiplied with: (local in), or None."""
+        weight = self.read(f"{name}.weight")
+        scale = None if weight is None else self._local(name, "pre_quant_scale", weight)
+        return None if scale is None or weight is None else scale.to(weight.dtype)
+
+    def is_quantized(self, name: str) -> bool:
+        """Whether a linear layer is quantized."""
+        return name in self.schemes
+
+    def _ranks(self, name: str) -> Ranks:
+        return self.expert_tensor if ".local_experts." in name else self.tensor
+
+    def _weight(self, name: str) -> torch.Tensor:
+        weight = self.read(f"{name}.weight")
+        assert weight is not None, name
+        return weight
+
+    def _smoothed_weight(self, name: str) -> torch.Tensor:
+        weight = self._weight(name)
+        scale = self._local(name, "pre_quant_scale", weight)
+        return weight if scale is None or self.is_smoothed else smoothed(weight, scale)
+
+    def _local(self, name: str, what: str, weight: torch.Tensor) -> torch.Tensor | None:
+        """This rank's share of an entry of the state, where the weight is."""
+        value = self.state.get(f"{name}.input_quantizer.{what}")
+        if value is None:
+            return None
+        if value.numel() > 1 and shares_inputs(name):
+            value = self._ranks(name).shard(value)
+        return value.to(weight.device)

@@ -1,0 +1,123 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""All formats of a job, written side by side while the blocks of the model walk by."""
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+
+import torch
+
+from nemo_ptq.calibration.pipeline import State
+from nemo_ptq.checkpoint.blocks import Block
+from nemo_ptq.checkpoint.parts import is_linear
+from nemo_ptq.errors import PtqError
+from nemo_ptq.export.calibrated import CalibratedLayers
+from nemo_ptq.export.source import PackedExport, Source
+from nemo_ptq.export.stream import LayoutWriter
+from nemo_ptq.export.writers import ADAPTERS, PACKED
+
+
+@dataclass
+class _Format:
+    """One format of a job.
+
+    Attributes:
+        name: Its name.
+        layers: The calibrated layers as the format can hold them.
+        export: What it is made of.
+        writer: Writes its files.
+    """
+
+    name: str
+    layers: CalibratedLayers
+    export: PackedExport
+    writer: LayoutWriter
+
+
+class Exports:
+    """Writes the packed formats of a job: a :class:`~nemo_ptq.calibration.pipeline.BlockVisitor`.
+
+    Every rank has one, and uses it in a ``with`` block, after which the files with tensors are complete.
+
+    Args:
+        source: The model; the state of each block is added to its layers as the walk comes by.
+        directories: An existing directory for each format; those that are not packed are left alone.
+        amax_floor: What activation amaxes are at least.
+        fixed_by: The algorithm that has computed weight amaxes from data, if one has: they hold for its own
+            pre-quantization scales only.
+        resume: Continue the files that are in the directories.
+
+    Raises:
+        PtqError: If a format's readers cannot be told how the model is quantized.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        directories: Mapping[str, Path],
+        amax_floor: float | None,
+        fixed_by: str | None = None,
+        resume: bool = False,
+    ) -> None:
+        self._source, self._amax_floor, self._fixed_by, self._layers = source, amax_floor, fixed_by, source.layers
+        self._open = ExitStack()
+        self._formats: list[_Format] = []
+        for name, directory in directories.items():
+            if name not in PACKED:
+                continue
+            # A format with an adapter has a state of its own, and weight amaxes that follow from it.
+            own = replace(source.layers, state={}, weight_amaxes={}) if name in ADAPTERS else source.layers
+            export = PACKED[name](replace(source, layers=own))
+            writer = LayoutWriter(directory, export.layout, export.pack, source.shard_map, source.rank, resume)
+            self._formats.append(_Format(name, own, export, self._open.enter_context(writer)))
+
+    def visit(self, index: int, block: Block | None, state: State) -> None:
+        """See :meth:`BlockVisitor.visit`."""
+        linears = [name for name in (block.modules if block else {}) if is_linear(name)]
+        self._layers.state.update(state)
+        self._layers.agree_on_weights(linears)
+        for format in self._formats:
+            if format.layers is not self._layers:
+                self._adapt(format, state, linears)
+            format.writer.write(index)
+
+    def _adapt(self, format: _Format, state: State, linears: list[str]) -> None:
+        adapted = ADAPTERS[format.name](state, self._source.shape, self._amax_floor)
+        format.layers.state.update(adapted)
+        for name in linears:
+            scale = f"{name}.input_quantizer.pre_quant_scale"
+            if scale in state and not torch.equal(adapted[scale], state[scale]):
+                if self._fixed_by is not None:
+                    raise PtqError(
+                        f"export_format={format.name} needs other pre-quantization scales than {self._fixed_by} has "
+                        "found, and that algorithm computes weight amaxes from data: use another export_format or "
+                        "algorithm"
+                    )
+            elif name in self._layers.weight_amaxes:
+                format.layers.weight_amaxes[name] = self._layers.weight_amaxes[name]
+        format.layers.agree_on_weights(linears)
+
+    def skip(self, index: int) -> None:
+        """Takes a block for written: an earlier process has done it."""
+        for format in self._formats:
+            format.writer.skip(index)
+
+    def files(self) -> dict[str, list[Path]]:
+        """Returns the files with tensors that this rank writes, by format."""
+        return {format.name: format.writer.files for format in self._formats}
+
+    def write_documents(self, directories: Mapping[str, Path]) -> None:
+        """Writes everything but the tensors; rank 0 calls it."""
+        for format in self._formats:
+            format.export.write_documents(directories[format.name])
+
+    def __enter__(self) -> "Exports":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._open.__exit__(kind, error, trace)

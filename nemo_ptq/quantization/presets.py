@@ -1,0 +1,59 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What each of our algorithms is in ModelOpt's terms, as data: ModelOpt itself takes many seconds to import.
+
+``modelopt_presets.json`` holds ModelOpt's presets (``modelopt.torch.quantization.FP8_DEFAULT_CFG`` and the others); a
+test holds it against the installed ModelOpt.
+"""
+
+import json
+from functools import cache
+from importlib.resources import files
+from typing import Any
+
+from nemo_ptq.config import QuantizationConfig
+
+# Exponents of W4A8 on these decoders are 0 or 1: finer ones overflow in TensorRT-LLM's kernels.
+COARSE_W4A8_DECODERS = ("gemma",)
+
+
+@cache
+def _presets() -> str:
+    return files("nemo_ptq.quantization").joinpath("modelopt_presets.json").read_text(encoding="utf-8")
+
+
+def exponent_step(quantization: QuantizationConfig, decoder: str) -> float:
+    """Returns the distance between the exponents that AWQ tries."""
+    return 1.0 if quantization.algorithm == "w4a8_awq" and decoder in COARSE_W4A8_DECODERS else 0.1
+
+
+def preset_config(quantization: QuantizationConfig, decoder: str) -> dict[str, Any]:
+    """Returns ModelOpt's configuration of one of our algorithms, as JSON has it and free to be changed.
+
+    Args:
+        quantization: What the user asked for.
+        decoder: Decoder type of the model, e.g. "llama".
+    """
+    presets = json.loads(_presets())
+    preset = presets["algorithms"][quantization.algorithm_name]
+    config = {"quant_cfg": preset["quantizers"] + presets["left_alone"], "algorithm": preset["method"]}
+    if quantization.is_awq:
+        _set_block_size(config, quantization.awq_block_size)
+        config["algorithm"] = {"method": "awq_lite", "alpha_step": exponent_step(quantization, decoder)}
+    if quantization.algorithm_name == "int8_sq":
+        config["algorithm"] = {"method": "smoothquant", "alpha": quantization.sq_alpha}
+    if quantization.kv_cache_is_quantized(decoder):
+        config["quant_cfg"] += kv_cache_config(quantization.kv_cache_qformat)
+    return config
+
+
+def kv_cache_config(qformat: str) -> list[dict[str, Any]]:
+    """Returns the entries of ``quant_cfg`` that quantize a KV cache."""
+    return json.loads(_presets())["kv_cache"][qformat]
+
+
+def _set_block_size(config: dict[str, Any], block_size: int) -> None:
+    for entry in config["quant_cfg"]:
+        if entry["quantizer_name"] == "*weight_quantizer":
+            stages = entry["cfg"] if isinstance(entry["cfg"], list) else [entry["cfg"]]
+            stages[0]["block_sizes"]["-1"] = block_size
