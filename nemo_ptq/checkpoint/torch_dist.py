@@ -8,7 +8,8 @@ what ``torch.save`` makes of a tensor.
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -32,12 +33,33 @@ def checkpoint_parts(checkpoint: Path) -> list[TensorPart]:
     Raises:
         PtqError: If its index cannot be read.
     """
-    return [
+    parts = [
         part
         for name, tensor in read_stored(checkpoint).tensors.items()
-        if name.startswith(PREFIX) and not name.endswith("_extra_state")
+        if name.startswith(PREFIX) and not name.endswith("_extra_state") and "_quantizer." not in name
         for part in _parts(checkpoint / "weights", name.removeprefix(PREFIX), tensor)
     ]
+    return list(_with_gated_joined(parts))
+
+
+def _with_gated_joined(parts: Sequence[TensorPart]) -> Iterator[TensorPart]:
+    """Joins the halves of gated layers, which checkpoints with a name for each layer keep apart (``_w``, ``_v``)."""
+    halves = {part.key: part for part in parts if part.key.endswith((".weight_v", ".bias_v"))}
+    for part in parts:
+        if part.key in halves:
+            continue
+        second = halves.get(f"{part.key[:-1]}v") if part.key.endswith((".weight_w", ".bias_w")) else None
+        yield part if second is None else _joined(part, second)
+
+
+def _joined(first: TensorPart, second: TensorPart) -> TensorPart:
+    rows = first.shape[0] + second.shape[0]
+    return replace(
+        first,
+        key=first.key.removesuffix("_w"),
+        shape=(rows, *first.shape[1:]),
+        read=lambda: torch.cat([first.read(), second.read()]),
+    )
 
 
 def _parts(weights: Path, key: str, tensor: StoredTensor) -> Sequence[TensorPart]:
