@@ -108,6 +108,7 @@ class ExportConfig:
         inference_pp: Pipeline parallelism of the exported model.
         generate_sample: Show a few generated tokens after calibration.
         overwrite: Replace `path` if it exists.
+        resume: Continue a run that was killed or has failed, after the last block that it had finished.
     """
 
     path: str
@@ -118,6 +119,7 @@ class ExportConfig:
     inference_pp: int = 1
     generate_sample: bool = False
     overwrite: bool = False
+    resume: bool = False
 
     @property
     def formats(self) -> tuple[str, ...]:

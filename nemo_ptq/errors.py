@@ -6,14 +6,18 @@ from collections.abc import Sequence
 
 
 class PtqError(Exception):
-    """Something the user can mend. The message names the value, the rule and the fix."""
+    """Something the user can fix. The message names the value, the rule and the fix."""
+
+
+class VerificationError(PtqError):
+    """An export that does not pass its own verification. It is removed."""
 
 
 class ConfigError(PtqError):
     """Every problem found in a job's arguments, reported together.
 
     Args:
-        problems: One readable line for each problem, in the order in which the user would mend them.
+        problems: One readable line for each problem, in the order in which the user would fix them.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:

@@ -189,6 +189,7 @@ EXPORT_OPTIONS: Mapping[str, Option] = {
     "inference_pp": Option(_SIZE, "pipeline parallelism of the exported model", 1),
     "generate_sample": Option(_FLAG, "show a few generated tokens after calibration", False),
     "overwrite": Option(_FLAG, "replace an export that stands at export_config.path", False),
+    "resume": Option(_FLAG, "continue a run that was killed or has failed, after its last finished block", False),
 }
 OPTIONS: Mapping[str, Option] = {
     **TASK_OPTIONS,

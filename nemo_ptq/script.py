@@ -72,6 +72,7 @@ FLAGS = (
     Flag("quantization_config.layerwise", ("--resident",), False),
     Flag("export_config.path", ("--export_path", "-out", "--output_path")),
     Flag("export_config.overwrite", ("--overwrite",), True),
+    Flag("export_config.resume", ("--resume",), True),
     Flag("export_config.export_format", ("--export_format",)),
     Flag("export_config.dtype", ("--dtype", "-dt")),
     Flag("export_config.decoder_type", ("--decoder_type",)),

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ptq.console.reporter import Reporter
-from nemo_ptq.errors import PtqError
+from nemo_ptq.errors import VerificationError
 from nemo_ptq.export.publish import publish, staging_path, write_manifest
 from nemo_ptq.job import Job
 from nemo_ptq.report.records import Report
@@ -34,7 +34,7 @@ def finish(
         reporter: Hears of the verification.
 
     Raises:
-        PtqError: If what was written does not verify.
+        VerificationError: If what was written does not verify.
     """
     for name, directory in job.directories(staging_path(job.output)).items():
         write_report(directory, report_of(directory, digests[name]))
@@ -56,5 +56,5 @@ def _verify(directory: Path, reporter: Reporter) -> None:
         reporter.warn(f"verify: {check.name}: {check.detail}")
     if len(failed) > len(doubts):
         reasons = "\n".join(f"{check.name}: {check.detail}" for check in failed if check not in doubts)
-        raise PtqError(f"the export does not pass its own verification, and was removed:\n{reasons}")
+        raise VerificationError(f"the export does not pass its own verification, and was removed:\n{reasons}")
     reporter.say(f"verify: {len(checks) - len(failed)} checks passed")
