@@ -71,8 +71,9 @@ def _parts(step: StepMemory) -> str:
         "AWQ statistics": step.statistics,
         "buffers": step.buffers,
     }
-    shown = [f"{name} {_binary(size)}" for name, size in parts.items() if size]
-    return ", ".join(shown) + (f"; on the host {_binary(step.host)}" if step.host else "")
+    shown = [", ".join(f"{name} {_binary(size)}" for name, size in parts.items() if size)]
+    shown += [f"on the host {_binary(step.host)}"] if step.host else []
+    return "; ".join(part for part in shown if part)
 
 
 def _files(plan: Plan) -> Iterator[Row]:
