@@ -87,7 +87,7 @@ class TensorFile:
         if values.numel():
             with self.path.open("rb", buffering=0) as file:
                 file.seek(self._offsets[name])
-                _fill(memoryview(values.reshape(-1).view(torch.uint8).numpy()), file, self.path)
+                _fill(values.reshape(-1).view(torch.uint8).numpy().data, file, self.path)
         return values
 
 
