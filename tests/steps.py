@@ -20,9 +20,9 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from nemo_ptq.calibration.batches import JobSamples
 from nemo_ptq.calibration.forward import forward_batches
 from nemo_ptq.calibration.methods import method_for
-from nemo_ptq.calibration.pipeline import BlockVisitor, Learner, walk
+from nemo_ptq.calibration.pipeline import BlockVisitor, Learner, State, TokenCounts, walk
 from nemo_ptq.calibration.streams import BlockRunner, Stream
-from nemo_ptq.checkpoint.blocks import parameters_of
+from nemo_ptq.checkpoint.blocks import Block, parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.checkpoint.parts import is_linear
@@ -32,15 +32,17 @@ from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine import run as engine
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.layers import Linear, Plain
+from nemo_ptq.export.layout import Layout
 from nemo_ptq.export.packing import pack_kv_cache, pack_linear, pack_parameters, row_splitter
 from nemo_ptq.export.shard_map import ShardMap, gather_shard_map
+from nemo_ptq.export.source import Source
 from nemo_ptq.export.stream import LayoutWriter
 from nemo_ptq.export.trtllm.trtllm_config import qnemo_config
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.export.trtllm.trtllm_writer import pack_module
 from nemo_ptq.job import Job
 from nemo_ptq.modelopt import algorithms as modelopt
-from nemo_ptq.modelopt.experts import with_idle_experts_covered
+from nemo_ptq.modelopt.experts import gather_counts, with_idle_experts_covered
 from nemo_ptq.modelopt.megatron_layers import global_modules, linear_of
 from nemo_ptq.modelopt.transfer import fingerprint, gather_state
 from nemo_ptq.models.registry import Family, family_of
@@ -51,6 +53,7 @@ from nemo_ptq.plan.rules import check_job
 from nemo_ptq.quantization.schemes import UNQUANTIZED
 from nemo_ptq.quantization.state import CalibrationState
 from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
+from nemo_ptq.report.measure import Measured, Measurement
 from nemo_ptq.verify.dequantize import fake_quantize_nvfp4
 from nemo_ptq.versions import producer
 from tests.families import TOKENS
@@ -115,7 +118,8 @@ def run_job(job: Job, batches: Sequence[torch.Tensor] | None = None) -> None:
         batches: What every data-parallel rank reads, int64 (batch, sequence) each; None takes the usual ones.
     """
     tokens = random_batches() if batches is None else batches
-    job = replace(job, forward_loop=_loop(tokens) if job.is_custom else None)
+    loop = _loop(tokens) if job.is_custom and job.calibration_state is None else None
+    job = replace(job, forward_loop=loop)
     with (
         patch.object(engine, "read_job_samples", lambda *_: JobSamples()),
         patch.object(engine, "calibration_batches", lambda *_: list(tokens)),
@@ -141,6 +145,7 @@ def learn(
     visitors: Sequence[BlockVisitor] = (),
     streams: Sequence[Stream] = (),
     drop: bool = False,
+    counts: TokenCounts | None = None,
 ) -> CalibrationState:
     """Calibrates a model with the block pipeline; its weights stay as they are.
 
@@ -151,6 +156,7 @@ def learn(
         visitors: Use the blocks as well.
         streams: The batches that these walk with.
         drop: Free each block's weights behind the walk.
+        counts: Gets the tokens that each expert of the whole model has seen.
     """
     runner = BlockRunner(model.module, CPU, model.parallelism, CPU)
     learner = None
@@ -161,6 +167,8 @@ def learn(
         learner = Learner(runner, model.parallelism, stream, method, quantizes_kv_cache)
     walking = [*([learner.stream] if learner else []), *streams]
     mine = walk(model, runner, learner, walking, visitors, drop=drop, reporter=Reporter(False))
+    if counts is not None and learner is not None:
+        counts.update(gather_counts(learner.counts))
     everyones: list[Any] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyones, mine)
     tensors = {name: value for part in everyones for name, value in part.items()}
@@ -179,6 +187,36 @@ def calibrated_layers(model: LoadedModel, quantization: QuantizationConfig) -> C
         tensor=model.parallelism.tensor,
         expert_tensor=model.parallelism.expert_tensor,
     )
+
+
+@dataclass(frozen=True)
+class AddState:
+    """A visitor that completes calibrated layers block by block, as exports do."""
+
+    layers: CalibratedLayers
+
+    def visit(self, index: int, block: Block | None, state: State) -> None:
+        """See :meth:`BlockVisitor.visit`."""
+        self.layers.state.update(state)
+        self.layers.agree_on_weights(name for name in (block.modules if block else {}) if is_linear(name))
+
+
+def measure(
+    model: LoadedModel,
+    quantization: QuantizationConfig,
+    layers: CalibratedLayers,
+    texts: Sequence[torch.Tensor],
+    drop: bool = False,
+) -> Measured:
+    """Calibrates ``layers``, which are the model's, and measures what that changes on some texts."""
+    runner = BlockRunner(model.module, CPU, model.parallelism, CPU)
+    reference, quantized = (Stream(texts), Stream(texts)) if texts else (None, None)
+    measurement = Measurement(model, runner, layers, reference, quantized)
+    names = [name for block in model.blocks for name in block.modules]
+    shard_map = gather_shard_map(names, model.parallelism.tensor.rank, layers.schemes, [])
+    streams = [reference, quantized] if reference and quantized else []
+    learn(model, quantization, visitors=[AddState(layers), measurement], streams=streams, drop=drop)
+    return measurement.gather(shard_map)
 
 
 def _decoder(model: LoadedModel) -> str:
@@ -292,16 +330,40 @@ def shard_map_of(model: LoadedModel) -> ShardMap:
     )
 
 
+def source_of(model: LoadedModel, settings: ExportConfig) -> Source:
+    """A model with ModelOpt's quantizers, as the writers of formats see it."""
+    return Source(
+        layers=MegatronLayers.of(model),
+        rank=dist.get_rank(),
+        tensor_rank=model.parallelism.tensor.rank,
+        tensor_ranks=model.parallelism.tensor.size,
+        shard_map=shard_map_of(model),
+        shape=shape_of(model.config, model.vocab_size),
+        family=family(model),
+        config=model.config,
+        has_vocab_size=model.has_vocab_size,
+        tokenizer=model.tokenizer,
+        tokenizer_is_replaced=False,
+        checkpoint=model.checkpoint,
+        settings=settings,
+    )
+
+
+def write(layout: Layout, pack: Callable[[str], Packed], model: LoadedModel, directory: Path) -> None:
+    """Writes all files of a layout; every rank calls it."""
+    directory.mkdir(parents=True, exist_ok=True)
+    with LayoutWriter(directory, layout, pack, shard_map_of(model), dist.get_rank()) as writer:
+        for block in range(writer.num_blocks):
+            writer.write(block)
+
+
 def export(model: LoadedModel, directory: Path, tp: int = 1, pp: int = 1) -> None:
     """Writes the rank files and config.json of a model that ModelOpt has calibrated."""
     shard_map, layers = shard_map_of(model), MegatronLayers.of(model)
     shape = shape_of(model.config, model.vocab_size)
     layout = QnemoLayout(shape, shard_map.schemes, shard_map.kv_cache, torch.bfloat16, tp, pp)
-    directory.mkdir(parents=True, exist_ok=True)
     pack = lambda name: pack_module(layers, name, shape, torch.bfloat16, model.parallelism.tensor.rank)  # noqa: E731
-    with LayoutWriter(directory, layout, pack, shard_map, dist.get_rank()) as writer:
-        for block in range(writer.num_blocks):
-            writer.write(block)
+    write(layout, pack, model, directory)
     if dist.get_rank() == 0:
         config = qnemo_config(layout, family(model), "0")
         (directory / "config.json").write_text(json.dumps(config))

@@ -3,20 +3,17 @@
 """The block pipeline decides what ModelOpt's own calibration does, and the same with one block of weights at a time."""
 
 import math
-from collections import Counter
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from nemo_ptq.calibration.pipeline import expert_of
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.report.records import read_report
 from nemo_ptq.report.write import REPORT
 from tests.conftest import Demo
-from tests.engine.test_run import TIMED, arguments, digests, run_task
+from tests.engine.test_run import arguments, digests, run_task
 from tests.ranks import run_ranks
 
 QUANTIZED = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
