@@ -330,14 +330,16 @@ def shard_map_of(model: LoadedModel) -> ShardMap:
     )
 
 
-def source_of(model: LoadedModel, settings: ExportConfig) -> Source:
-    """A model with ModelOpt's quantizers, as the writers of formats see it."""
+def source_of(
+    model: LoadedModel, settings: ExportConfig, layers: Any = None, shard_map: ShardMap | None = None
+) -> Source:
+    """A model as the writers of formats see it: one with ModelOpt's quantizers, unless it is said otherwise."""
     return Source(
-        layers=MegatronLayers.of(model),
+        layers=layers or MegatronLayers.of(model),
         rank=dist.get_rank(),
         tensor_rank=model.parallelism.tensor.rank,
         tensor_ranks=model.parallelism.tensor.size,
-        shard_map=shard_map_of(model),
+        shard_map=shard_map or shard_map_of(model),
         shape=shape_of(model.config, model.vocab_size),
         family=family(model),
         config=model.config,

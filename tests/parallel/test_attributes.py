@@ -8,10 +8,14 @@ from nemo_ptq.parallel.attributes import replaced
 
 
 class Base:
+    """Has an attribute."""
+
     inherited = "base"
 
 
 class Owner(Base):
+    """Has one and inherits one."""
+
     own = "own"
 
 
