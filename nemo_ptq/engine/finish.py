@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.staging import publish, staging_path
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.publish import publish, staging_path, write_manifest
+from nemo_ptq.export.manifest_writer import write_manifest
 from nemo_ptq.job import Job
 from nemo_ptq.report.records import Report
 from nemo_ptq.report.write import write_report

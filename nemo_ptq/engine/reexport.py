@@ -14,11 +14,12 @@ from typing import Any
 from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.checkpoint.settings import Context, read_context
+from nemo_ptq.checkpoint.staging import discard, prepare, staging_path
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.config import ALGORITHMS
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.finish import finish
-from nemo_ptq.export.publish import discard, prepare, sha256_of, staging_path
+from nemo_ptq.export.manifest_writer import sha256_of
 from nemo_ptq.export.source import Source
 from nemo_ptq.export.stored import StoredLayers
 from nemo_ptq.export.writers import ADAPTERS, CHECKS, WRITERS

@@ -17,14 +17,15 @@ from nemo_ptq.calibration.batches import data_loop, read_job_samples
 from nemo_ptq.calibration.experts import TokenCounts, with_idle_experts_covered
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.checkpoint.metadata import read_metadata
+from nemo_ptq.checkpoint.staging import discard, prepare, staging_path
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.evaluation import sample
 from nemo_ptq.engine.finish import finish
 from nemo_ptq.errors import PtqError
+from nemo_ptq.export.manifest_writer import sha256_of
 from nemo_ptq.export.megatron import source_of
-from nemo_ptq.export.publish import discard, prepare, sha256_of, staging_path
 from nemo_ptq.export.source import Source
 from nemo_ptq.export.writers import ADAPTERS, CHECKS, WRITERS
 from nemo_ptq.job import Job
