@@ -30,7 +30,7 @@ from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.console.quiet import quiet_libraries, quiet_prints
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.modelopt.megatron_layers import MegatronLayers, gather_shard_map, global_modules
-from nemo_ptq.export.publish import sha256_of
+from nemo_ptq.export.manifest_writer import sha256_of
 from nemo_ptq.export.stream import write_files
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.export.trtllm.trtllm_writer import pack_module

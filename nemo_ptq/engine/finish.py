@@ -7,9 +7,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.staging import publish, staging_path
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.errors import VerificationError
-from nemo_ptq.export.publish import publish, staging_path, write_manifest
+from nemo_ptq.export.manifest_writer import write_manifest
 from nemo_ptq.job import Job
 from nemo_ptq.quantization.state import CalibrationState, save_state
 from nemo_ptq.report.records import Report

@@ -22,8 +22,8 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
+from nemo_ptq.checkpoint.staging import staging_path
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.publish import staging_path
 
 _PROGRESS = "progress.json"
 _NOTES = "nemo_ptq.notes"

@@ -22,6 +22,7 @@ from nemo_ptq.calibration.pipeline import Learner, State, TokenCounts, gather_co
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, open_model
+from nemo_ptq.checkpoint.staging import discard, prepare, staging_path
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.evaluation import sample
@@ -32,7 +33,7 @@ from nemo_ptq.engine.walk import WALK_STEPS, JobWalk
 from nemo_ptq.errors import VerificationError
 from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.exports import Exports
-from nemo_ptq.export.publish import discard, prepare, sha256_of, staging_path
+from nemo_ptq.export.manifest_writer import sha256_of
 from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
 from nemo_ptq.export.writers import CHECKS, PACKED
