@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from nemo_ptq.quantization.grids import FP4, FP8, INT4, INT8, Grid
+from nemo_ptq.quantization.rounding import scale_of
 
 GROUP_MULTIPLIERS: Sequence[float] = tuple(torch.linspace(1.0, 0.5, 22, dtype=torch.float64).tolist())
 """What an INT4 group's amax is multiplied with; the first wins a tie."""
@@ -24,7 +25,8 @@ ALPHAS: Sequence[float] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95
 # which clips, and up to 1.75, which puts the amax on a code below 6 (the grid is finer there).
 _NVFP4_STEPS = tuple(range(-8, 7))
 _E4M3_LARGEST_CODE = 126
-# Sums over the values of a bfloat16 without its sign.
+_ELEMENTS_AT_ONCE = 1 << 22
+# Values of a bfloat16 without its sign.
 _MAGNITUDES = 1 << 15
 
 
@@ -73,12 +75,20 @@ def nvfp4_block_scales(
     Returns:
         float8_e4m3fn (out, in / block_size), positive; 1 where a block is all zeros.
     """
-    blocks = weight.float().unflatten(1, (-1, block_size))
+    # All candidates at once, of some rows at a time.
+    at_once = max(1, _ELEMENTS_AT_ONCE // weight.shape[1])
     counts = importance.float().unflatten(0, (-1, block_size))
+    return torch.cat(
+        [_block_scales(rows.unflatten(1, (-1, block_size)), counts, scale_2) for rows in weight.split(at_once)]
+    )
+
+
+def _block_scales(blocks: torch.Tensor, counts: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
+    blocks = blocks.float()
     amax = blocks.abs().amax(-1)
     full = (amax / (FP4.largest * scale_2)).clamp(max=FP8.largest).to(torch.float8_e4m3fn)
     # The codes of positive E4M3 numbers are in the order of the numbers.
-    steps = torch.tensor(_NVFP4_STEPS, dtype=torch.int16, device=weight.device).reshape(-1, 1, 1)
+    steps = torch.tensor(_NVFP4_STEPS, dtype=torch.int16, device=blocks.device).reshape(-1, 1, 1)
     codes = (full.view(torch.uint8).to(torch.int16) + steps).clamp(1, _E4M3_LARGEST_CODE)
     candidates = codes.to(torch.uint8).view(torch.float8_e4m3fn)
     error = _weighted_error(blocks, (candidates.float() * scale_2)[..., None], counts, FP4)
@@ -106,37 +116,6 @@ def smoothing_scale(channel_amax: torch.Tensor, weight_amax: torch.Tensor, alpha
     return torch.where((channel_amax == 0) | (weight_amax == 0), 1.0, scale)
 
 
-def power_sums(inputs: torch.Tensor) -> torch.Tensor:
-    """Sums over tokens from which :func:`typical_power` is made. Sums of batches and of ranks add up.
-
-    Args:
-        inputs: (tokens, in).
-
-    Returns:
-        float64 (in + 2): of x^2 relative to the token's mean square; of the logarithm of the mean square; of tokens.
-        Tokens that are all zeros do not count.
-    """
-    square = inputs.float().square()
-    mean = square.mean(1, keepdim=True)
-    used = mean > 0
-    relative = torch.where(used, square / mean, 0.0).sum(0, dtype=torch.float64)
-    logarithm = torch.where(used, mean, 1.0).log().sum(dtype=torch.float64)
-    return torch.cat([relative, torch.stack([logarithm, used.sum().double()])])
-
-
-def typical_power(sums: torch.Tensor) -> torch.Tensor:
-    """Returns the mean square of each input channel in a token of typical size, float32 (in).
-
-    A plain mean would be that of the few tokens with massive activations, a million times the others' squares, whose
-    errors matter as little as any other token's: a norm follows.
-
-    Args:
-        sums: From :func:`power_sums`.
-    """
-    tokens = sums[-1].clamp(min=1)
-    return (sums[:-2] / tokens * (sums[-2] / tokens).exp()).float()
-
-
 @dataclass(frozen=True)
 class Smoothing:
     """What INT8 needs to know of a layer's inputs.
@@ -145,7 +124,7 @@ class Smoothing:
         alpha: SmoothQuant's migration strength.
         pre_quant_scale: float32 (in).
         input_amax: float32 (1): what the largest code of the scaled input stands for.
-        error: Predicted squared error of the layer's output, per token.
+        error: Mean over tokens of the output's squared error relative to the output's square.
     """
 
     alpha: float
@@ -156,34 +135,39 @@ class Smoothing:
 
 def choose_smoothing(
     weight: torch.Tensor,
-    power: torch.Tensor,
+    inputs: torch.Tensor,
     channel_amax: torch.Tensor,
     held_out_amax: torch.Tensor,
     alphas: Sequence[float] = ALPHAS,
 ) -> Smoothing:
-    """Chooses alpha for one layer by the predicted error of its output, with a limit that unseen samples keep to.
+    """Chooses alpha for one layer by the error of its output, with a limit that unseen samples keep to.
 
     The scale comes from one part of the samples. The limit of the scaled inputs covers the other part as well: with
     alpha near 1 every channel reaches its limit, and any of them exceeds it on samples that the scale has not seen.
 
+    A token's error counts relative to the token's output. Its plain square would be that of the few tokens with massive
+    activations, a million times the others', which matter as little as any other token: a norm follows.
+
     Args:
         weight: (out, in), not smoothed.
-        power: float32 (in): mean of x^2 of each input channel, from :func:`typical_power`.
+        inputs: (tokens, in): some hundreds of tokens, of samples held out.
         channel_amax: float32 (in): largest magnitude of each channel over the samples that give the scale.
         held_out_amax: float32 (in): likewise, over the samples held out.
         alphas: Candidates; the first wins a tie.
     """
-    weight = weight.float()
+    weight, inputs = weight.float(), inputs.float()
     weight_amax = weight.abs().amax(0)
+    exact = inputs @ weight.T
+    size = exact.square().sum(1)
     found = []
     for alpha in alphas:
         scale = smoothing_scale(channel_amax, weight_amax, alpha)
         limit = (torch.maximum(channel_amax, held_out_amax) * scale).amax()
-        smooth_weight, smooth_power = weight / scale, power * scale.square()
-        # Uniform noise of a code's width; an input below half a code is lost, and no more than itself.
-        input_noise = torch.minimum((limit / INT8.largest).square() / 12, smooth_power)
-        weight_noise = (smooth_weight.abs().amax(1) / INT8.largest).square().sum() / 12
-        error = input_noise @ smooth_weight.square().sum(0) + weight_noise * smooth_power.sum()
+        smooth = weight / scale
+        rows, step = scale_of(smooth.abs().amax(1, keepdim=True), INT8.largest), scale_of(limit, INT8.largest)
+        rounded = INT8.nearest(smooth / rows) * rows
+        change = (INT8.nearest(inputs * scale / step) * step) @ rounded.T - exact
+        error = (change.square().sum(1) / size)[size > 0].double().mean()
         found.append(Smoothing(alpha, scale, limit.reshape(1), float(error)))
     return min(found, key=lambda smoothing: smoothing.error)
 
