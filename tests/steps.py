@@ -21,6 +21,11 @@ from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine import run as engine
+from nemo_ptq.export.packing import pack_kv_cache, pack_linear, pack_parameters, row_splitter
+from nemo_ptq.export.stream import write_files
+from nemo_ptq.export.trtllm.trtllm_config import qnemo_config
+from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
+from nemo_ptq.export.trtllm.trtllm_writer import pack_module
 from nemo_ptq.modelopt.megatron_layers import (
     MegatronLayers,
     gather_shard_map,
@@ -30,11 +35,6 @@ from nemo_ptq.modelopt.megatron_layers import (
     plain_of,
     quantizes_kv_cache,
 )
-from nemo_ptq.export.packing import pack_kv_cache, pack_linear, pack_parameters, row_splitter
-from nemo_ptq.export.stream import write_files
-from nemo_ptq.export.trtllm.trtllm_config import qnemo_config
-from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
-from nemo_ptq.export.trtllm.trtllm_writer import pack_module
 from nemo_ptq.models.registry import Family, family_of
 from nemo_ptq.models.spec import ModelShape, shape_of
 from nemo_ptq.parallel.environment import read_launch

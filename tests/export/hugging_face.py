@@ -73,8 +73,8 @@ def _fold(model: Any) -> None:
     from megatron.core import parallel_state
 
     from nemo_ptq.export.folding import follower_of, norm_factor, row_factor
-    from nemo_ptq.modelopt.megatron_layers import global_modules, plain_of, quantizes_kv_cache
     from nemo_ptq.export.packing import pack_plain
+    from nemo_ptq.modelopt.megatron_layers import global_modules, plain_of, quantizes_kv_cache
     from nemo_ptq.models.spec import shape_of
 
     modules = global_modules(model.module)

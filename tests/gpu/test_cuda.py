@@ -92,9 +92,9 @@ def _run_algorithm(demo: Demo, output: Path, algorithm: str, device: torch.devic
 
 def _packed_otherwise(model: Any) -> list[str]:
     """Packs a model on the GPU and on the CPU, and names the tensors that differ."""
-    from nemo_ptq.modelopt.megatron_layers import MegatronLayers, gather_shard_map, global_modules
     from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
     from nemo_ptq.export.trtllm.trtllm_writer import pack_module
+    from nemo_ptq.modelopt.megatron_layers import MegatronLayers, gather_shard_map, global_modules
     from nemo_ptq.models.spec import shape_of
 
     modules = global_modules(model.module)

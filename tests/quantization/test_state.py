@@ -41,8 +41,8 @@ def calibrate_and_export(
 
 def apply_and_export(checkpoint: Path, file: Path, layout: tuple[int, ...], output: Path) -> None:
     """Exports for one rank from a saved state."""
-    from nemo_ptq.quantization.state import check_fits, load_state
     from nemo_ptq.modelopt.transfer import apply_state, fingerprint
+    from nemo_ptq.quantization.state import check_fits, load_state
     from tests import steps
 
     with steps.loaded(checkpoint, *layout) as model:
@@ -167,8 +167,8 @@ def test_the_state_of_a_modelopt_file_does_not_need_the_file(
 
 
 def refusal(checkpoint: Path, file: Path, change: float) -> str:
-    from nemo_ptq.quantization.state import check_fits, load_state
     from nemo_ptq.modelopt.transfer import fingerprint
+    from nemo_ptq.quantization.state import check_fits, load_state
     from tests import steps
 
     with steps.loaded(checkpoint) as model:

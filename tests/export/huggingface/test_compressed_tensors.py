@@ -63,8 +63,8 @@ def export_folded(checkpoint: Path, algorithm: str, directory: Path) -> None:
     from nemo_ptq.export.folding import foldable
     from nemo_ptq.export.huggingface.compressed_tensors import write_compressed_tensors
     from nemo_ptq.modelopt.megatron_layers import source_of
-    from nemo_ptq.plan.rules import check_job
     from nemo_ptq.modelopt.transfer import apply_state
+    from nemo_ptq.plan.rules import check_job
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
