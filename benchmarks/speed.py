@@ -29,15 +29,15 @@ from nemo_ptq.calibration.forward import forward_batches, run_batches
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.console.quiet import quiet_libraries, quiet_prints
 from nemo_ptq.console.reporter import Reporter
-from nemo_ptq.modelopt.megatron_layers import MegatronLayers, gather_shard_map, global_modules
-from nemo_ptq.export.publish import sha256_of
+from nemo_ptq.export.manifest_writer import sha256_of
 from nemo_ptq.export.stream import write_files
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.export.trtllm.trtllm_writer import pack_module
+from nemo_ptq.modelopt.algorithms import calibrate, modelopt_config
+from nemo_ptq.modelopt.megatron_layers import MegatronLayers, gather_shard_map, global_modules
 from nemo_ptq.models.spec import shape_of
 from nemo_ptq.parallel.environment import Launch
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
-from nemo_ptq.modelopt.algorithms import calibrate, modelopt_config
 
 ALGORITHMS = ("fp8", "int8_sq", "int4_awq")
 _DECODER = "llama"

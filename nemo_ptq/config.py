@@ -10,9 +10,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import List, Optional, Union  # noqa: UP035
 
-from nemo_ptq.calibration.text_files import is_text_file
-from nemo_ptq.export.formats import read_formats
-
 NO_QUANT = "no_quant"
 ALGORITHMS = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4", NO_QUANT)
 CUSTOM = "custom"
@@ -20,8 +17,37 @@ CUSTOM = "custom"
 ALGORITHM_FILES = (".json", ".yaml", ".yml")
 KV_CACHE_FORMATS = ("fp8",)
 DATASETS = ("cnn_dailymail", "wikitext")
+DATA_FILES = (".jsonl", ".json", ".txt")
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "16": "float16", "fp16": "float16", "float16": "float16"}
 """The spellings of a data type, and torch's name for it."""
+
+
+def is_text_file(dataset: str) -> bool:
+    """Whether a data set's name is the path of a local file rather than the name of a hub data set."""
+    return dataset.endswith(DATA_FILES) or "/" in dataset
+
+
+def read_formats(value: object) -> tuple[str, ...]:
+    """Reads `export_format`: a name, a list of names, or the text of one.
+
+    Args:
+        value: What the user gave.
+
+    Returns:
+        The names in their order, each once, whether there are such formats or not; empty where it is neither text nor
+        a list of texts.
+
+    Example:
+        >>> read_formats("[trtllm, hf]")
+        ('trtllm', 'hf')
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        value = [name.strip().strip("'\"") for name in inner.split(",")]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        return ()
+    return tuple(dict.fromkeys(value))
 
 
 @dataclass
@@ -108,6 +134,7 @@ class ExportConfig:
         inference_pp: Pipeline parallelism of the exported model.
         generate_sample: Show a few generated tokens after calibration.
         overwrite: Replace `path` if it exists.
+        resume: Continue a run that was killed or has failed, after the last block that it had finished.
     """
 
     path: str
@@ -118,6 +145,7 @@ class ExportConfig:
     inference_pp: int = 1
     generate_sample: bool = False
     overwrite: bool = False
+    resume: bool = False
 
     @property
     def formats(self) -> tuple[str, ...]:

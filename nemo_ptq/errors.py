@@ -2,20 +2,37 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors that are meant for the user: printed as they are, without a traceback."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class PtqError(Exception):
-    """Something the user can mend. The message names the value, the rule and the fix."""
+    """Something the user can fix. The message names the value, the rule and the fix."""
+
+
+class VerificationError(PtqError):
+    """An export that does not pass its own verification. It is removed."""
 
 
 class ConfigError(PtqError):
     """Every problem found in a job's arguments, reported together.
 
     Args:
-        problems: One readable line for each problem, in the order in which the user would mend them.
+        problems: One readable line for each problem, in the order in which the user would fix them.
     """
 
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+def did_you_mean(name: str, known: Mapping[str, str] | Iterable[str]) -> str:
+    """Suggests the known name closest to `name`: ": did you mean X?", or nothing where none is close.
+
+    Args:
+        name: What the user wrote.
+        known: Names that exist; of a mapping, its keys are compared and its values suggested.
+    """
+    suggestions = known if isinstance(known, Mapping) else {candidate: candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), suggestions, n=1)
+    return f": did you mean {suggestions[matches[0]]}?" if matches else ""

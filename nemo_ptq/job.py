@@ -11,6 +11,11 @@ from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 
 
+def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
+    """Leaves out how a job has come to its end: a run that was continued makes what one in a piece makes."""
+    return {name: value for name, value in settings.items() if name != "resume"}
+
+
 @dataclass(frozen=True)
 class Job:
     """One run of the main job. Only :func:`nemo_ptq.plan.rules.check_job` makes these.
@@ -74,7 +79,7 @@ class Job:
             "calibration_state": None if given is None else str(given),
             "legacy_ckpt": self.legacy_ckpt,
             "quantization_config": asdict(self.quantization),
-            "export_config": {**asdict(self.export), "path": str(self.output)},
+            "export_config": {**_lasting(asdict(self.export)), "path": str(self.output)},
         }
 
     @property

@@ -2,29 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every option of the main job: its full name, and which values it takes. All front doors read this one table."""
 
-import difflib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from textwrap import wrap
 from typing import Any
 
-from nemo_ptq.calibration.text_files import is_text_file
-from nemo_ptq.config import ALGORITHM_FILES, ALGORITHMS, DATASETS, DTYPES, KV_CACHE_FORMATS
-from nemo_ptq.export.formats import FORMATS, read_formats
+from nemo_ptq.config import ALGORITHM_FILES, ALGORITHMS, DATASETS, DTYPES, KV_CACHE_FORMATS, is_text_file, read_formats
+from nemo_ptq.errors import did_you_mean
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import ARCHITECTURES
-
-
-def did_you_mean(name: str, known: Mapping[str, str] | Iterable[str]) -> str:
-    """Suggests the known name closest to `name`: ": did you mean X?", or nothing where none is close.
-
-    Args:
-        name: What the user wrote.
-        known: Names that exist; of a mapping, its keys are compared and its values suggested.
-    """
-    suggestions = known if isinstance(known, Mapping) else {candidate: candidate for candidate in known}
-    matches = difflib.get_close_matches(name.lower(), suggestions, n=1)
-    return f": did you mean {suggestions[matches[0]]}?" if matches else ""
 
 
 @dataclass(frozen=True)
@@ -189,6 +176,7 @@ EXPORT_OPTIONS: Mapping[str, Option] = {
     "inference_pp": Option(_SIZE, "pipeline parallelism of the exported model", 1),
     "generate_sample": Option(_FLAG, "show a few generated tokens after calibration", False),
     "overwrite": Option(_FLAG, "replace an export that stands at export_config.path", False),
+    "resume": Option(_FLAG, "continue a run that was killed or has failed, after its last finished block", False),
 }
 OPTIONS: Mapping[str, Option] = {
     **TASK_OPTIONS,

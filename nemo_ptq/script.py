@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from nemo_ptq.config import QuantizationConfig
-from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.errors import ConfigError, PtqError, did_you_mean
 from nemo_ptq.launch.arguments import option_values, read_command_line, task_arguments
 from nemo_ptq.launch.start import start
-from nemo_ptq.options import OPTIONS, below, did_you_mean
+from nemo_ptq.options import OPTIONS, below
 from nemo_ptq.parallel.environment import Launch, read_launch
 from nemo_ptq.plan import plan_job, show_plan
 from nemo_ptq.plan.rules import check_job
@@ -72,6 +72,7 @@ FLAGS = (
     Flag("quantization_config.layerwise", ("--resident",), False),
     Flag("export_config.path", ("--export_path", "-out", "--output_path")),
     Flag("export_config.overwrite", ("--overwrite",), True),
+    Flag("export_config.resume", ("--resume",), True),
     Flag("export_config.export_format", ("--export_format",)),
     Flag("export_config.dtype", ("--dtype", "-dt")),
     Flag("export_config.decoder_type", ("--decoder_type",)),

@@ -20,7 +20,7 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from nemo_ptq.calibration.batches import JobSamples
 from nemo_ptq.calibration.forward import forward_batches
 from nemo_ptq.calibration.methods import method_for
-from nemo_ptq.calibration.pipeline import BlockVisitor, Learner, State, TokenCounts, walk
+from nemo_ptq.calibration.pipeline import BlockVisitor, Learner, State, TokenCounts, gather_counts, walk
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block, parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
@@ -42,7 +42,7 @@ from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.export.trtllm.trtllm_writer import pack_module
 from nemo_ptq.job import Job
 from nemo_ptq.modelopt import algorithms as modelopt
-from nemo_ptq.modelopt.experts import gather_counts, with_idle_experts_covered
+from nemo_ptq.modelopt.experts import with_idle_experts_covered
 from nemo_ptq.modelopt.megatron_layers import global_modules, linear_of
 from nemo_ptq.modelopt.transfer import fingerprint, gather_state
 from nemo_ptq.models.registry import Family, family_of
@@ -166,9 +166,19 @@ def learn(
         method = method_for(quantization, _decoder(model))
         learner = Learner(runner, model.parallelism, stream, method, quantizes_kv_cache)
     walking = [*([learner.stream] if learner else []), *streams]
-    mine = walk(model, runner, learner, walking, visitors, drop=drop, reporter=Reporter(False))
+    mine: dict[str, torch.Tensor] = {}
+    walk(
+        model,
+        runner,
+        learner,
+        walking,
+        visitors,
+        drop=drop,
+        reporter=Reporter(False),
+        finished=lambda _, state: mine.update(state),
+    )
     if counts is not None and learner is not None:
-        counts.update(gather_counts(learner.counts))
+        counts.update(gather_counts(learner.counts, model.parallelism))
     everyones: list[Any] = [mine] * dist.get_world_size()
     dist.all_gather_object(everyones, mine)
     tensors = {name: value for part in everyones for name, value in part.items()}

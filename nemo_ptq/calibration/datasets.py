@@ -9,7 +9,8 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.calibration.text_files import Sample, is_text_file, read_text_file
+from nemo_ptq.calibration.text_files import Sample, read_text_file
+from nemo_ptq.config import is_text_file
 from nemo_ptq.errors import PtqError
 
 

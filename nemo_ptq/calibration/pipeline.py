@@ -12,9 +12,10 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
+import torch.distributed as dist
 
 from nemo_ptq.calibration.methods import LinearShard, Method
 from nemo_ptq.calibration.statistics import Amax
@@ -23,6 +24,9 @@ from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.checkpoint.parts import is_linear, shares_inputs
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.parallel.ranks import Parallelism, Ranks
+
+if TYPE_CHECKING:  # builds Megatron's models, which the decisions here can do without
+    from nemo_ptq.checkpoint.loading import LoadedModel
 
 # Tokens by (layer, expert), both counted through the whole model.
 TokenCounts = Counter[tuple[int, int]]
@@ -123,6 +127,19 @@ def expert_of(name: str) -> tuple[int, int] | None:
     return int(parts[2]), int(parts[parts.index("local_experts") + 1])
 
 
+def gather_counts(counts: TokenCounts, parallelism: Parallelism) -> TokenCounts:
+    """Adds up what all ranks have counted, each token once; every rank calls it."""
+    everyones: list[TokenCounts] = [counts] * dist.get_world_size()
+    dist.all_gather_object(everyones, counts)
+    total: TokenCounts = Counter()
+    for part in everyones:
+        total.update(part)
+    # Ranks that share a layer or its experts read the same tokens, and exchange them all; a shard of an expert counts
+    # what each of the others does.
+    copies = parallelism.expert.size * parallelism.tensor.size**2
+    return Counter({expert: tokens // copies for expert, tokens in total.items()})
+
+
 def _share_among_experts(statistics: Mapping[str, Any], ranks: Ranks) -> None:
     """Gives all experts of a layer the largest amax of any: servers have one input scale for them all.
 
@@ -167,7 +184,7 @@ def _observing_cache(module: torch.nn.Module, amaxes: tuple[Amax, Amax]) -> Iter
 
 
 def walk(
-    model: Any,
+    model: "LoadedModel",
     runner: BlockRunner,
     learner: Learner | None,
     streams: Sequence[Stream],
@@ -176,11 +193,13 @@ def walk(
     drop: bool,
     reporter: Reporter,
     given: Callable[[int], State] | None = None,
-) -> dict[str, torch.Tensor]:
-    """Walks through all blocks of a model; every rank calls it.
+    start: int = 0,
+    finished: Callable[[int, State], None] | None = None,
+) -> None:
+    """Walks through the blocks of a model; every rank calls it.
 
     Args:
-        model: This rank's part of the model, see :class:`~nemo_ptq.checkpoint.loading.LoadedModel`.
+        model: This rank's part of the model.
         runner: Computes its blocks.
         learner: Calibrates them; None takes the calibration that is ``given``.
         streams: All batches that walk along: the learner's and the visitors'.
@@ -188,35 +207,34 @@ def walk(
         drop: Free the weights of a block when the walk leaves it.
         reporter: Follows the blocks.
         given: Returns the calibration state of a block, by its place, where there is one already.
-
-    Returns:
-        The calibration state of this rank's blocks.
+        start: The first block that is not finished yet; the streams stand before it.
+        finished: Called after each block with its place and its calibration state.
     """
     mine = {block.index: block for block in model.blocks}
-    first, last = min(mine), max(mine)
-    head = model.num_blocks - 1
-    whole: dict[str, torch.Tensor] = {}
-    with reporter.progress("blocks", model.num_blocks, "blocks") as progress:
-        for index in range(model.num_blocks):
+    first, last, head = min(mine), max(mine), model.num_blocks - 1
+    if model.is_tied and 0 in mine and start > 0:
+        model.loader.load(mine[0])  # the head needs it again
+    with reporter.progress("blocks", model.num_blocks - start, "blocks") as progress:
+        for index in range(start, model.num_blocks):
+            # At the beginning of a block, so that between two blocks every stream is in one place.
+            if index == last + 1:
+                for stream in streams:
+                    runner.send(stream)
+            if index == first and index > 0:
+                for stream in streams:
+                    runner.receive(stream)
             block = mine.get(index)
             state: State = {} if given is None else given(index)
             if block is not None:
-                if index == first and index > 0:
-                    for stream in streams:
-                        runner.receive(stream)
                 with reporter.part("load"):
                     model.loader.load(block)
                 if learner is not None:
                     with reporter.part("calibrate"):
                         state = learner.learn(block, index == head)
-                whole |= state
             for visitor in visitors:
                 visitor.visit(index, block, state)
-            if block is not None:
-                if drop and not (index == 0 and model.is_tied):
-                    model.loader.drop(block)
-                if index == last and index < head:
-                    for stream in streams:
-                        runner.send(stream)
+            if block is not None and drop and not (index == 0 and model.is_tied):
+                model.loader.drop(block)
+            if finished is not None:
+                finished(index, state)
             progress.advance(1)
-    return whole

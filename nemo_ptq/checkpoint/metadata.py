@@ -95,16 +95,6 @@ def read_metadata(checkpoint: Path) -> CheckpointMetadata:
     return _describe(checkpoint, read_model_yaml(checkpoint), weights.state_dict_metadata)
 
 
-def stored_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every tensor of a NeMo 2.0 checkpoint; of what is no tensor, ().
-
-    Raises:
-        ConfigError: If the index of the weights cannot be read.
-    """
-    entries = read_index(checkpoint).state_dict_metadata
-    return {name: tuple(getattr(entry, "size", ())) for name, entry in entries.items()}
-
-
 def _check_files(checkpoint: Path) -> None:
     name = f"nemo_checkpoint={checkpoint}"
     if not checkpoint.exists():

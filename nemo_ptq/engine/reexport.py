@@ -17,13 +17,14 @@ import torch
 from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize, is_linear
 from nemo_ptq.checkpoint.settings import Context, read_context
+from nemo_ptq.checkpoint.staging import discard, prepare, staging_path
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.config import ALGORITHMS
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.finish import finish
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.exports import Exports
-from nemo_ptq.export.publish import discard, prepare, sha256_of, staging_path
+from nemo_ptq.export.manifest_writer import sha256_of
 from nemo_ptq.export.shard_map import on_one_rank
 from nemo_ptq.export.source import Source
 from nemo_ptq.export.writers import CHECKS

@@ -5,37 +5,39 @@
 What was planned is in the :class:`~nemo_ptq.job.Job`.
 """
 
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
 
-from nemo_ptq.calibration.batches import JobSamples, calibration_batches, data_loop, read_job_samples
+from nemo_ptq.calibration.batches import JobSamples, calibration_batches, read_job_samples
 from nemo_ptq.calibration.fingerprint import Fingerprint
 from nemo_ptq.calibration.methods import method_for
-from nemo_ptq.calibration.pipeline import BlockVisitor, Learner, State, TokenCounts, walk
+from nemo_ptq.calibration.pipeline import Learner, State, TokenCounts, gather_counts
 from nemo_ptq.calibration.streams import BlockRunner, Stream
-from nemo_ptq.checkpoint.blocks import Block, parameters_of
+from nemo_ptq.checkpoint.blocks import parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, open_model
-from nemo_ptq.checkpoint.parts import is_linear
-from nemo_ptq.config import NO_QUANT
+from nemo_ptq.checkpoint.staging import discard, prepare, staging_path
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.evaluation import sample
-from nemo_ptq.engine.finish import finish
-from nemo_ptq.export.calibrated import CalibratedLayers, WeightAmaxes, algorithm_scheme
+from nemo_ptq.engine.finish import calibration_kept, finish
+from nemo_ptq.engine.journal import Journal, discard_journal, finished_blocks, flattened, how_to_go_on, stamp_of
+from nemo_ptq.engine.quantization import Quantization, by_algorithm, by_modelopt
+from nemo_ptq.engine.walk import WALK_STEPS, JobWalk
+from nemo_ptq.errors import VerificationError
+from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.exports import Exports
-from nemo_ptq.export.publish import discard, prepare, sha256_of, staging_path
+from nemo_ptq.export.manifest_writer import sha256_of
 from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
-from nemo_ptq.export.writers import CHECKS
+from nemo_ptq.export.writers import CHECKS, PACKED
 from nemo_ptq.job import Job
-from nemo_ptq.modelopt.experts import gather_counts
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.models.spec import shape_of
 from nemo_ptq.parallel.environment import read_launch
@@ -43,8 +45,7 @@ from nemo_ptq.parallel.memory import fits_in_memory
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
 from nemo_ptq.quantization.floor import amax_floor
 from nemo_ptq.quantization.presets import preset_config
-from nemo_ptq.quantization.schemes import Scheme
-from nemo_ptq.quantization.state import CalibrationState, check_fits, load_state, of_block, save_state
+from nemo_ptq.quantization.state import CalibrationState, check_fits, of_block, save_state
 from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
 from nemo_ptq.report.compose import Observations, describe
 from nemo_ptq.report.measure import Measurement, evaluation_batches
@@ -52,31 +53,8 @@ from nemo_ptq.report.observe import gather_steps, observe, report_of
 from nemo_ptq.report.records import Report
 from nemo_ptq.versions import producer
 
-# Steps whose parts take turns block by block.
-_WALK = ("load", "calibrate", "export", "measure")
-
-
-@dataclass(frozen=True)
-class _Quantization:
-    """How this rank's layers are quantized, as far as it is known before the walk.
-
-    Attributes:
-        schemes: Of each quantized linear layer.
-        caches: Core attention modules whose KV cache is quantized.
-        given: The calibration state's entries, where there is one already; None where the walk calibrates.
-        saved: The state that is written with the export, where there is one already.
-        weight_amaxes: Those that do not follow from the weights.
-        is_smoothed: Whether the checkpoint's weights are divided by the pre-quantization scales already.
-        expert_tokens: Calibration tokens by (layer, expert), where they are known already.
-    """
-
-    schemes: Mapping[str, Scheme]
-    caches: Iterable[str] = ()
-    given: State | None = None
-    saved: CalibrationState | None = None
-    weight_amaxes: Mapping[str, WeightAmaxes] = field(default_factory=dict)
-    is_smoothed: bool = False
-    expert_tokens: TokenCounts = field(default_factory=Counter)
+# Arguments that change how a job runs, and not what comes out.
+_NOT_OF_THE_RESULT = ("export_config.overwrite", "quantization_config.layerwise")
 
 
 def run_job(job: Job) -> None:
@@ -100,10 +78,25 @@ def run_job(job: Job) -> None:
         samples = read_job_samples(job, reporter)
         try:
             _BlockJob(job, samples, device, reporter).run()
-        finally:
+        except VerificationError:
             if launch.is_first:
                 discard(job.output)
+                discard_journal(job.output)
+            raise
+        except BaseException:
+            if launch.is_first:
+                _leave_or_discard(job, reporter)
+            raise
     reporter.say(f"{job.output} is ready")
+
+
+def _leave_or_discard(job: Job, reporter: Reporter) -> None:
+    """Leaves what a failed job has finished for another run to go on from; removes what it cannot go on from."""
+    if blocks := finished_blocks(job.output):
+        reporter.warn(f"{blocks} finished blocks are kept: {how_to_go_on(job.output)}")
+    else:
+        discard(job.output)
+        discard_journal(job.output)
 
 
 def check_exportable(model: LoadedModel, job: Job) -> None:
@@ -116,18 +109,6 @@ def check_exportable(model: LoadedModel, job: Job) -> None:
     family = family_of(type(model.config).__name__, job.export.decoder_type)
     for name in job.export.formats:
         CHECKS[name](shape, family, model.tokenizer)
-
-
-class _Timed:
-    """A visitor whose visits are a part of a step."""
-
-    def __init__(self, step: str, visitor: BlockVisitor, reporter: Reporter) -> None:
-        self._step, self._visitor, self._reporter = step, visitor, reporter
-
-    def visit(self, index: int, block: Block | None, state: State) -> None:
-        """See :meth:`BlockVisitor.visit`."""
-        with self._reporter.part(self._step):
-            self._visitor.visit(index, block, state)
 
 
 class _BlockJob:
@@ -144,84 +125,92 @@ class _BlockJob:
         self.job, self.samples, self.device, self.reporter = job, samples, device, reporter
         self.is_first = dist.get_rank() == 0
         self.directories = job.directories(staging_path(job.output))
+        # Without a finished block there is nothing to go on from.
+        resumes = [job.export.resume and finished_blocks(job.output) > 0]
+        dist.broadcast_object_list(resumes, src=0)
+        self._resumes = resumes[0]
 
     def run(self) -> None:
         """Walks through the model, and finishes the directories."""
         if self.is_first:
-            prepare(self.job.output)
-            for directory in self.directories.values():
-                directory.mkdir(exist_ok=True)
+            self._prepare()
         dist.barrier()
-        calibrated = self._calibrate_with_modelopt()
+        calibrated = by_modelopt(self.job, self.samples, self.device, self.directories.get("nemo"), self.reporter)
         with self.reporter.part("load"):
             model = open_model(self.job.checkpoint, self.device, **self.job.loading_options)
             check_exportable(model, self.job)
-        quantization = calibrated or self._quantization(model)
+        quantization = calibrated or by_algorithm(self.job, model)
         state, observations, files = self._walk(model, quantization)
         size = model.size
         del model
         if "nemo" in self.directories and calibrated is None:
             with self.reporter.part("export"):
                 files["nemo"] = self._write_nemo(state)
-        self.reporter.say_steps(_WALK)
+        self.reporter.say_steps(WALK_STEPS)
         if observations.quality is not None:
             self.reporter.say(describe(observations.quality))
         self._finish(files, state, partial(report_of, size, self.job, observations))
 
-    # --- what is quantized, and how -----------------------------------------------------------------------------------
-
-    @property
-    def _quantizes(self) -> bool:
-        return self.job.quantization.algorithm_name != NO_QUANT
-
-    def _calibrate_with_modelopt(self) -> _Quantization | None:
-        """Has ModelOpt calibrate what the block pipeline does not; None where it does."""
-        job = self.job
-        if not (job.metadata.is_quantized or job.forward_loop is not None or job.is_custom):
-            return None
-        from nemo_ptq.modelopt.job import calibrate_with_modelopt
-
-        with self.reporter.step("calibrate with ModelOpt"):
-            found = calibrate_with_modelopt(
-                job,
-                self.device,
-                lambda model: data_loop(model, job.quantization, self.samples.calibration, self.reporter),
-                self.directories.get("nemo"),
-            )
-        return _Quantization(
-            found.schemes,
-            _caches_in(found.entries),
-            found.entries,
-            found.saved,
-            found.weight_amaxes,
-            found.is_smoothed,
-            found.expert_tokens,
-        )
-
-    def _quantization(self, model: LoadedModel) -> _Quantization:
-        """How one of our own algorithms quantizes the model."""
-        job = self.job
-        if not self._quantizes:
-            return _Quantization({}, given={})
-        scheme = algorithm_scheme(job.quantization)
-        names = [name for block in model.blocks for name in block.modules]
-        schemes = {name: scheme for name in names if is_linear(name)}
-        if job.calibration_state is not None:
-            saved = load_state(job.calibration_state)
-            return _Quantization(schemes, _caches_in(saved.tensors), saved.tensors, saved)
-        caches = [name for name in names if name.endswith("core_attention")] if job.quantizes_kv_cache else []
-        return _Quantization(schemes, caches)
-
-    # --- the walk -----------------------------------------------------------------------------------------------------
+    def _prepare(self) -> None:
+        """Makes the directories that are written to; of an earlier run the files with packed blocks alone are left."""
+        if not self._resumes:
+            discard_journal(self.job.output)
+            prepare(self.job.output)
+        for name, directory in self.directories.items():
+            directory.mkdir(exist_ok=True)
+            for entry in directory.iterdir():
+                if entry.is_dir():
+                    shutil.rmtree(entry)
+                elif name not in PACKED or entry.suffix != ".safetensors":
+                    entry.unlink()
 
     def _walk(
-        self, model: LoadedModel, quantization: _Quantization
+        self, model: LoadedModel, quantization: Quantization
     ) -> tuple[CalibrationState | None, Observations, dict[str, list[Path]]]:
         """Calibrates, writes and measures; returns the state, the figures, and this rank's files by format."""
         job, parallelism = self.job, model.parallelism
         layerwise = self._is_layerwise(model)
         runner = BlockRunner(model.module, self.device, parallelism, torch.device("cpu") if layerwise else self.device)
-        learner = self._learner(model, runner) if quantization.given is None else None
+        source = self._source(model, quantization)
+        texts = evaluation_batches(model, self.samples.evaluation)
+        reference, quantized = (Stream(texts), Stream(texts)) if texts else (None, None)
+        with Exports(
+            source, self.directories, amax_floor(job.quantization, job.decoder), quantization.fixed_by, self._resumes
+        ) as exports:
+            walk = JobWalk(
+                model,
+                runner,
+                self._learner(model, runner) if quantization.given is None else None,
+                exports,
+                Measurement(model, runner, source.layers, reference, quantized, job.export.generate_sample),
+                Fingerprint(parallelism.tensor.rank),
+                Journal(job.output, self._identity(), quantization.is_resumable and not job.export.generate_sample),
+                self.reporter,
+            )
+            walk.run(
+                layerwise,
+                None if quantization.given is None else partial(of_block, quantization.given),
+                self._resumes,
+            )
+        if self.is_first:
+            with self.reporter.part("export"):
+                exports.write_documents(self.directories)
+        state = quantization.saved
+        if walk.learner is not None:
+            state = self._gather_state(walk.state, walk.fingerprint.whole())
+        elif job.calibration_state is not None and not job.metadata.is_quantized:
+            assert state is not None
+            check_fits(state, walk.fingerprint.whole())
+        counts = quantization.expert_tokens if walk.learner is None else gather_counts(walk.expert_tokens, parallelism)
+        self._warn_of_idle_experts(counts)
+        observations = observe(job, self.samples, walk.measurement.gather(source.shard_map), counts)
+        if job.export.generate_sample:
+            self.reporter.say(f"sample after quantization: {sample(model)}")
+        return state, observations, exports.files()
+
+    def _source(self, model: LoadedModel, quantization: Quantization) -> Source:
+        """The model as the formats see it; every rank calls it."""
+        parallelism = model.parallelism
         layers = CalibratedLayers(
             parameters_of(model.blocks),
             {},
@@ -238,55 +227,33 @@ class _BlockJob:
             quantization.schemes,
             quantization.caches,
         )
-        texts = evaluation_batches(model, self.samples.evaluation)
-        reference, quantized = (Stream(texts), Stream(texts)) if texts else (None, None)
-        measurement = Measurement(model, runner, layers, reference, quantized, job.export.generate_sample)
-        fingerprint = Fingerprint(parallelism.tensor.rank)
-        fixed_by = quantization.saved.header.method if quantization.weight_amaxes and quantization.saved else None
-        if quantization.saved is not None and quantization.saved.header.is_repeatable:
-            fixed_by = None
-        source = Source(
+        return Source(
             layers=layers,
             rank=dist.get_rank(),
             tensor_rank=parallelism.tensor.rank,
             tensor_ranks=parallelism.tensor.size,
             shard_map=shard_map,
             shape=shape_of(model.config, model.vocab_size),
-            family=family_of(type(model.config).__name__, job.export.decoder_type),
+            family=family_of(type(model.config).__name__, self.job.export.decoder_type),
             config=model.config,
             has_vocab_size=model.has_vocab_size,
             tokenizer=model.tokenizer,
-            tokenizer_is_replaced=job.tokenizer_path is not None,
-            checkpoint=job.checkpoint,
-            settings=job.export,
+            tokenizer_is_replaced=self.job.tokenizer_path is not None,
+            checkpoint=self.job.checkpoint,
+            settings=self.job.export,
         )
-        floor = amax_floor(job.quantization, job.decoder)
-        with Exports(source, self.directories, floor, fixed_by) as exports:
-            found = walk(
-                model,
-                runner,
-                learner,
-                [*([learner.stream] if learner else []), *([reference, quantized] if reference and quantized else [])],
-                [fingerprint, _Timed("export", exports, self.reporter), _Timed("measure", measurement, self.reporter)],
-                drop=layerwise,
-                reporter=self.reporter,
-                given=None if quantization.given is None else partial(of_block, quantization.given),
-            )
-        if self.is_first:
-            with self.reporter.part("export"):
-                exports.write_documents(self.directories)
-        state = quantization.saved
-        if learner is not None:
-            state = self._gather_state(found, fingerprint.whole())
-        elif job.calibration_state is not None and not job.metadata.is_quantized:
-            assert state is not None
-            check_fits(state, fingerprint.whole())
-        expert_tokens = gather_counts(learner.counts) if learner is not None else quantization.expert_tokens
-        self._warn_of_idle_experts(expert_tokens)
-        observations = observe(job, self.samples, measurement.gather(shard_map), expert_tokens)
-        if job.export.generate_sample:
-            self.reporter.say(f"sample after quantization: {sample(model)}")
-        return state, observations, exports.files()
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be continued."""
+        job = self.job
+        arguments = flattened(job.arguments)
+        return {
+            **{name: value for name, value in arguments.items() if name not in _NOT_OF_THE_RESULT},
+            "checkpoint files": stamp_of(job.checkpoint),
+            "calibration data": None if job.quantization.data_file is None else stamp_of(job.quantization.data_file),
+            "versions": producer(),
+            "processes": dist.get_world_size(),
+        }
 
     def _is_layerwise(self, model: LoadedModel) -> bool:
         """Whether one block of weights is in memory at a time: what the user says, else whether all of them fit."""
@@ -334,8 +301,6 @@ class _BlockJob:
                 "of the other experts of their layer; give more samples, or more varied ones"
             )
 
-    # --- after the walk -----------------------------------------------------------------------------------------------
-
     def _write_nemo(self, state: CalibrationState | None) -> list[Path]:
         """Writes format "nemo", which holds the whole model with ModelOpt's quantizers: weights are read again."""
         from nemo_ptq.checkpoint.loading import load_model
@@ -361,38 +326,8 @@ class _BlockJob:
                 if self.is_first and state is not None:
                     save_state(directory / IN_EXPORT, state)
         steps = gather_steps(self.reporter.steps)
-        with self._calibration_kept(state), self.reporter.step("verify"):
+        with calibration_kept(self.job, state, self.reporter), self.reporter.step("verify"):
             if self.is_first:
                 finish(self.job, digests, partial(report, steps), self.reporter)
+                discard_journal(self.job.output)
             dist.barrier()
-
-    @contextmanager
-    def _calibration_kept(self, state: CalibrationState | None) -> Iterator[None]:
-        """Keeps a fresh calibration in a file beside the output until the ``with`` block ends without an error.
-
-        The file is named ``OUT.calibration.safetensors``. A process that is killed leaves it as well.
-        """
-        output = self.job.output
-        if not self.is_first or state is None or self.job.calibration_state is not None:
-            yield
-            return
-        kept = output.with_name(f"{output.name}.calibration.safetensors")
-        try:
-            save_state(kept, state)
-        except OSError as error:
-            self.reporter.warn(f"the calibration cannot be kept in {kept}: {error.strerror}")
-        try:
-            yield
-        except BaseException:
-            if kept.exists():
-                self.reporter.warn(
-                    f"the calibration is kept in {kept}: `nemo-ptq export {kept} {output}` exports it without "
-                    f"calibrating again, and so does calibration_state={kept} on several ranks"
-                )
-            raise
-        kept.unlink(missing_ok=True)
-
-
-def _caches_in(entries: Iterable[str]) -> list[str]:
-    """Names of the core attention modules whose KV cache a calibration state quantizes."""
-    return [name.partition(".k_bmm_quantizer")[0] for name in entries if ".k_bmm_quantizer" in name]

@@ -105,6 +105,11 @@ class Exports:
         for format in self._formats:
             format.writer.skip(index)
 
+    def sync(self) -> None:
+        """Has the operating system put what is written on the disk."""
+        for format in self._formats:
+            format.writer.sync()
+
     def files(self) -> dict[str, list[Path]]:
         """Returns the files with tensors that this rank writes, by format."""
         return {format.name: format.writer.files for format in self._formats}

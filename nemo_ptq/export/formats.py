@@ -52,26 +52,3 @@ _FORMATS = (
 )
 
 FORMATS: Mapping[str, Format] = {format.name: format for format in _FORMATS}
-
-
-def read_formats(value: object) -> tuple[str, ...]:
-    """Reads `export_format`: a name, a list of names, or the text of one.
-
-    Args:
-        value: What the user gave.
-
-    Returns:
-        The names in their order, each once, whether there are such formats or not; empty where it is neither text nor
-        a list of texts.
-
-    Example:
-        >>> read_formats("[trtllm, hf]")
-        ('trtllm', 'hf')
-    """
-    if isinstance(value, str):
-        text = value.strip()
-        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-        value = [name.strip().strip("'\"") for name in inner.split(",")]
-    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        return ()
-    return tuple(dict.fromkeys(value))

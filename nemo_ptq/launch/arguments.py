@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_ptq.config import ExportConfig, QuantizationConfig
-from nemo_ptq.options import OPTIONS, below, did_you_mean
+from nemo_ptq.errors import did_you_mean
+from nemo_ptq.options import OPTIONS, below
 
 _ARGUMENT = re.compile(r"(?P<name>[\w.\[\]]+)\s*(?P<operation>[-+*/|&]?)=\s*(?P<value>.*)", re.DOTALL)
 # An option is recognised by the last part of its name: prefixes are what people leave out or mix up.

@@ -18,8 +18,8 @@ from nemo_run.cli.api import RunContext
 from nemo_run.cli.cli_parser import parse_value
 from nemo_run.config import get_type_namespace
 
+from nemo_ptq.checkpoint.staging import discard
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.export.publish import discard
 from nemo_ptq.job import Job
 from nemo_ptq.launch.arguments import read_command_line
 from nemo_ptq.launch.executor_settings import make_executor

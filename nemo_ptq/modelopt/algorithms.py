@@ -19,6 +19,7 @@ from modelopt.torch.quantization.config import QuantizeConfig
 from modelopt.torch.quantization.nn import TensorQuantizer
 from modelopt.torch.quantization.utils.core_utils import is_quantized_linear
 
+import nemo_ptq.modelopt.attention  # noqa: F401  (ModelOpt must know it before it inserts quantizers)
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.console.quiet import quiet_prints
 from nemo_ptq.errors import PtqError

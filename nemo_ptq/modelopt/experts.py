@@ -18,8 +18,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from modelopt.torch.quantization.nn import TensorQuantizer
 
-# Tokens by (layer, expert), both counted through the whole model.
-TokenCounts = Counter[tuple[int, int]]
+from nemo_ptq.calibration.pipeline import TokenCounts, gather_counts
+from nemo_ptq.parallel.ranks import this_rank
 
 
 def _mixtures(module: GPTModel) -> Iterator[tuple[int, MoELayer]]:
@@ -47,20 +47,6 @@ def counting_tokens(module: GPTModel) -> Iterator[TokenCounts]:
                 hook = expert.linear_fc1.register_forward_pre_hook(partial(count, key=(layer, index)))
                 stack.callback(hook.remove)
         yield counts
-
-
-def gather_counts(counts: TokenCounts) -> TokenCounts:
-    """Adds up what all ranks have counted, each token once; every rank calls it."""
-    everyones: list[TokenCounts] = [counts] * dist.get_world_size()
-    dist.all_gather_object(everyones, counts)
-    total: TokenCounts = Counter()
-    for part in everyones:
-        total.update(part)
-    # Ranks that share a layer or its experts read the same tokens, and exchange them all; a shard of an expert counts
-    # what each of the others does.
-    tensor_parallel = parallel_state.get_tensor_model_parallel_world_size()
-    copies = parallel_state.get_expert_model_parallel_world_size() * tensor_parallel**2
-    return Counter({expert: tokens // copies for expert, tokens in total.items()})
 
 
 def cover_idle_experts(module: GPTModel) -> None:
@@ -101,6 +87,6 @@ def with_idle_experts_covered(
         with counting_tokens(module) as counts:
             forward_loop(module)
         cover_idle_experts(module)
-        report(gather_counts(counts))
+        report(gather_counts(counts, this_rank()))
 
     return loop

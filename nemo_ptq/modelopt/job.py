@@ -42,6 +42,7 @@ class Calibrated:
         weight_amaxes: Of this rank's quantized linear layers.
         is_smoothed: Whether the checkpoint's weights are divided by the pre-quantization scales already.
         expert_tokens: Calibration tokens by (layer, expert), over all ranks.
+        fixed_by: The algorithm that has computed weight amaxes from data, if one has.
     """
 
     entries: Mapping[str, torch.Tensor]
@@ -50,6 +51,7 @@ class Calibrated:
     weight_amaxes: dict[str, WeightAmaxes]
     is_smoothed: bool = False
     expert_tokens: TokenCounts = field(default_factory=TokenCounts)
+    fixed_by: str | None = None
 
 
 def needs_modelopt(job: Job) -> bool:
@@ -106,7 +108,8 @@ def _of_unquantized(model: LoadedModel, job: Job, loop: Callable[[LoadedModel], 
         run = with_idle_experts_covered(run, counts.update)
     calibrate(model.module, job.quantization, job.decoder, run)
     state = gather_state(model.module, header)
-    return Calibrated(state.tensors, state, *_as_quantized(model), expert_tokens=counts)
+    fixed_by = None if header.is_repeatable else str(header.method)
+    return Calibrated(state.tensors, state, *_as_quantized(model), expert_tokens=counts, fixed_by=fixed_by)
 
 
 def _of_quantized(model: LoadedModel, job: Job) -> Calibrated:

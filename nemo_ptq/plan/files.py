@@ -27,6 +27,9 @@ _QUANT_ALGO = {
     CUSTOM: None,
     NO_QUANT: None,
 }
+# Where a format keeps the context; Hugging Face's have the tokenizer's files among their own.
+_CONTEXTS = {"trtllm": "nemo_context/", "nemo": "context/"}
+_NEMOS_OWN = ("io.json", "model.yaml")
 # The vocabulary of AWQ checkpoints is padded to a multiple of this.
 _AWQ_VOCAB_MULTIPLE = 64
 
@@ -98,7 +101,15 @@ def rank_files(config: Config) -> Iterator[FileSize]:
         yield FileSize(f"rank{rank}.safetensors", size)
 
 
-def context_size(checkpoint: Path) -> FileSize:
-    """The copy of a checkpoint's context, the tokenizer included."""
-    size = sum(path.stat().st_size for path in (checkpoint / "context").rglob("*") if path.is_file())
-    return FileSize("nemo_context/", size, exact=False)
+def context_files(checkpoint: Path, export: ExportConfig) -> Iterator[FileSize]:
+    """Yields what each format has of a NeMo checkpoint's context: all of it, or the tokenizer's files alone."""
+    context = checkpoint / "context"
+    files = {path: path.stat().st_size for path in context.rglob("*") if path.is_file()}
+    tokenizer = sum(size for path, size in files.items() if path.name not in _NEMOS_OWN)
+    for name in export.formats:
+        prefix = f"{name}/" if export.has_subdirectories else ""
+        place, size = _CONTEXTS.get(name), sum(files.values())
+        if place is None:
+            place, size = "tokenizer*", tokenizer
+        if size:
+            yield FileSize(prefix + place, size, exact=False)

@@ -13,7 +13,7 @@ from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.plan.devices import Device, device_named
-from nemo_ptq.plan.files import FileSize, context_size, rank_files, reader_config
+from nemo_ptq.plan.files import FileSize, context_files, rank_files, reader_config
 from nemo_ptq.plan.memory import StepMemory, step_memory
 from nemo_ptq.plan.rules import Rule, findings, gather
 from nemo_ptq.plan.rules.data import positions_suffice
@@ -398,5 +398,6 @@ def plan_job(
         memory = tuple(step for step in plan.memory if step.step not in left_out)
         seconds = {step: time for step, time in plan.seconds.items() if step not in left_out}
         plan = replace(plan, memory=memory, seconds=seconds, flops=0)
-    context = context_size(Path(values["checkpoint"]).expanduser())
-    return replace(plan, files=(*plan.files, context) if plan.files and context.bytes else plan.files)
+    if plan.files:
+        plan = replace(plan, files=(*plan.files, *context_files(Path(values["checkpoint"]).expanduser(), export)))
+    return plan

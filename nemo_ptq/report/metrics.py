@@ -10,7 +10,8 @@ import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -77,6 +78,26 @@ class LinearSums:
     outputs: Sums = field(default_factory=Sums)
     input_amax: float | None = None
     pre_quant_scale: np.ndarray | None = None
+
+
+def as_json(sums: Mapping[str, LinearSums]) -> dict[str, Any]:
+    """Returns sums, by name, in what JSON can hold; :func:`from_json` takes it back."""
+    found = {name: asdict(linear) for name, linear in sums.items()}
+    for linear in found.values():
+        scale = linear["pre_quant_scale"]
+        linear["pre_quant_scale"] = None if scale is None else scale.tolist()
+    return found
+
+
+def from_json(content: Mapping[str, Any]) -> dict[str, LinearSums]:
+    """Returns what :func:`as_json` was called with."""
+    return {name: _linear_sums(**linear) for name, linear in content.items()}
+
+
+def _linear_sums(pre_quant_scale: list[float] | None, **fields: Any) -> LinearSums:
+    weight, inputs, outputs = (Sums(**fields.pop(name)) for name in ("weight", "inputs", "outputs"))
+    scale = None if pre_quant_scale is None else np.array(pre_quant_scale, dtype=np.float32)
+    return LinearSums(weight=weight, inputs=inputs, outputs=outputs, pre_quant_scale=scale, **fields)
 
 
 def join_shards(shards: Sequence[LinearSums]) -> LinearSums:

@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_ptq.checkpoint.metadata import read_metadata, stored_shapes
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify import context, manifest
 from nemo_ptq.verify.huggingface import hf_directory
 from nemo_ptq.verify.model_config import Config
 from nemo_ptq.verify.nemo import nemo_checks
+from nemo_ptq.verify.nemo.sharded_tensors import ShardedTensors
 from nemo_ptq.verify.tensor_file import TensorFile
 from nemo_ptq.verify.trtllm import values
 from nemo_ptq.verify.trtllm.config_rules import LAYOUT_RULES, OTHER_RULES
@@ -121,13 +121,19 @@ def _manifest_checks(directory: Path) -> Iterator[Check]:
 
 
 def _nemo_checks(directory: Path) -> Iterator[Check]:
-    model, stored = read_metadata(directory), stored_shapes(directory)
+    files = ShardedTensors(directory)
+    problems = nemo_checks.missing_files(directory) or files.file_problems()
+    if problems:
+        yield _check("weights", problems, "")
+        return
+    stored = files.shapes
+    model = nemo_checks.read_sizes(directory, stored)
     yield Check("weights", True, f"{len(stored)} entries, all of their shards whole")
     yield _check("shapes", nemo_checks.weight_problems(model, stored), "as context/model.yaml promises")
-    if not model.is_quantized and not (directory / "weights" / "modelopt_state").exists():
+    if not model.has_quantizers and not (directory / "weights" / "modelopt_state").exists():
         yield Check("coverage", True, "no layer is quantized")
         return
-    problems = nemo_checks.quantizer_problems(directory, model, stored)
+    problems = nemo_checks.quantizer_problems(directory, stored)
     yield _check("modelopt_state", problems, f"quantizers of {nemo_checks.quantized_layers(stored)} linear layers")
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from nemo_ptq.config import ALGORITHMS, NO_QUANT, ExportConfig
-from nemo_ptq.export.formats import FORMATS, read_formats
+from nemo_ptq.config import ALGORITHMS, NO_QUANT, ExportConfig, read_formats
+from nemo_ptq.export.formats import FORMATS
 
 
 @pytest.mark.parametrize(

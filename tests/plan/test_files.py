@@ -13,7 +13,7 @@ from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.models.registry import Family
-from nemo_ptq.plan.files import FileSize, context_size, rank_files, reader_config
+from nemo_ptq.plan.files import FileSize, context_files, rank_files, reader_config
 from tests.export.shapes import families_and_layouts
 from tests.plan.models import LLAMA_8B
 
@@ -71,8 +71,19 @@ def test_sizes_are_those_of_the_exporter(
         path.unlink()
 
 
-def test_the_context_is_copied_whole(tmp_path: Path) -> None:
+def test_each_format_has_the_context_in_its_own_place(tmp_path: Path) -> None:
     (tmp_path / "context" / "nemo_tokenizer").mkdir(parents=True)
     (tmp_path / "context" / "io.json").write_bytes(b"x" * 10)
     (tmp_path / "context" / "nemo_tokenizer" / "tokenizer.json").write_bytes(b"x" * 32)
-    assert context_size(tmp_path) == FileSize("nemo_context/", 42, exact=False)
+
+    def planned(formats: str | list[str]) -> list[FileSize]:
+        return list(context_files(tmp_path, ExportConfig("OUT", formats)))
+
+    assert planned("trtllm") == [FileSize("nemo_context/", 42, exact=False)]
+    assert planned("nemo") == [FileSize("context/", 42, exact=False)]
+    assert planned("hf") == [FileSize("tokenizer*", 32, exact=False)]
+    assert planned(["nemo", "compressed_tensors"]) == [
+        FileSize("nemo/context/", 42, exact=False),
+        FileSize("compressed_tensors/tokenizer*", 32, exact=False),
+    ]
+    assert list(context_files(tmp_path / "context", ExportConfig("OUT"))) == []

@@ -24,7 +24,8 @@ from nemo_ptq.checkpoint.huggingface.families import FAMILIES, REFUSED, Dims, Fa
 from nemo_ptq.checkpoint.huggingface.hf_files import read_json
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights, load_generation_config, load_tokenizer
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
-from nemo_ptq.checkpoint.writer import atomic_directory, write_context, write_weights
+from nemo_ptq.checkpoint.staging import atomic_directory
+from nemo_ptq.checkpoint.writer import write_context, write_weights
 from nemo_ptq.errors import PtqError
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}

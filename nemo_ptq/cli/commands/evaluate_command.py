@@ -56,9 +56,9 @@ def evaluate(
 
     from nemo_ptq.console.quiet import quiet_libraries
     from nemo_ptq.console.reporter import Reporter
+    from nemo_ptq.engine.documents import load_documents
     from nemo_ptq.report.compose import quality_of
     from nemo_ptq.report.update import has_report, update_quality
-    from nemo_ptq.verify.documents import load_documents
     from nemo_ptq.verify.evaluate import continue_greedily, document_groups, require_same_model
     from nemo_ptq.verify.evaluate import evaluate as score
     from nemo_ptq.verify.forward import open_model

@@ -1,0 +1,178 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""How far a job has come, beside its staging directory, so that a killed or failed one can be continued.
+
+Between two blocks every rank writes what it needs to go on: the hidden states of its streams, the calibration state so
+far, and what it has measured. The packed blocks are in the staged files already. A journal is written no more often
+than costs one part in twenty of the walk's time.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+from nemo_ptq.checkpoint.staging import staging_path
+from nemo_ptq.errors import PtqError
+
+_PROGRESS = "progress.json"
+_NOTES = "nemo_ptq.notes"
+# Seconds of walking for each second of writing the journal, and between two journals at least.
+_PATIENCE, _LEAST_SECONDS = 20.0, 2.0
+
+
+@dataclass(frozen=True)
+class Progress:
+    """What one rank needs to continue.
+
+    Attributes:
+        next_block: The first block that is not finished.
+        tensors: By name, on the CPU.
+        notes: What JSON can hold.
+    """
+
+    next_block: int
+    tensors: Mapping[str, torch.Tensor]
+    notes: Mapping[str, Any]
+
+
+def journal_path(output: Path) -> Path:
+    """Where the journal of a job is kept while it runs."""
+    return output.with_name(f".{output.name}.journal")
+
+
+def finished_blocks(output: Path) -> int:
+    """Returns how many blocks of an earlier run need not be done again."""
+    try:
+        return int(json.loads((journal_path(output) / _PROGRESS).read_text())["next_block"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
+def how_to_go_on(output: Path) -> str:
+    """Says how an earlier run is continued, and how it is removed."""
+    kept = f"{journal_path(output)} {staging_path(output)}"
+    return f"the same command with export_config.resume=true goes on from there, and `rm -r {kept}` removes them"
+
+
+def discard_journal(output: Path) -> None:
+    """Removes the journal of a job that has ended, or is not to be continued."""
+    shutil.rmtree(journal_path(output), ignore_errors=True)
+
+
+def stamp_of(path: Path) -> str:
+    """Returns a digest of the names, sizes and times of a file or of all files in a directory."""
+    files = sorted(path.rglob("*")) if path.is_dir() else [path]
+    stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files if file.is_file()]
+    listed = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+    return hashlib.sha256(repr(listed).encode()).hexdigest()[:16]
+
+
+def flattened(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Returns nested arguments under their dotted names.
+
+    Example:
+        >>> flattened({"calibration_tp": 2, "export_config": {"path": "OUT"}})
+        {'calibration_tp': 2, 'export_config.path': 'OUT'}
+    """
+    found: dict[str, Any] = {}
+    for name, value in arguments.items():
+        found |= flattened(value, f"{prefix}{name}.") if isinstance(value, dict) else {f"{prefix}{name}": value}
+    return found
+
+
+class Journal:
+    """The journal of one job on one rank; all ranks call its methods together.
+
+    Args:
+        output: The directory that the job makes.
+        identity: What must be the same for a run to be continued, by the name that the user knows it by.
+        enabled: Whether anything is written.
+    """
+
+    def __init__(self, output: Path, identity: Mapping[str, Any], enabled: bool = True) -> None:
+        self._directory, self._enabled = journal_path(output), enabled
+        self._identity = json.loads(json.dumps(identity, default=str))
+        self._rank, self._generation = dist.get_rank(), 0
+        self._last, self._cost = time.monotonic(), 0.0
+
+    def begin(self) -> None:
+        """Makes the directory."""
+        if self._rank == 0:
+            self._directory.mkdir(exist_ok=True)
+        dist.barrier()
+
+    def read(self) -> Progress:
+        """Reads how far an earlier run has come.
+
+        Raises:
+            PtqError: If it was of other arguments, data or versions, or its files are damaged.
+        """
+        try:
+            content = json.loads((self._directory / _PROGRESS).read_text())
+            self._check(content["identity"])
+            self._generation = int(content["generation"])
+            file = self._file(self._generation)
+            with safe_open(file, framework="numpy") as opened:
+                notes = json.loads(opened.metadata()[_NOTES])
+            return Progress(int(content["next_block"]), load_file(file), notes)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PtqError(
+                f"export_config.resume=true, but {self._directory} cannot be read ({error}): remove it and start again"
+            ) from error
+
+    def _check(self, before: Mapping[str, Any]) -> None:
+        changed = [
+            f"{name} was {before.get(name)!r} and is {self._identity.get(name)!r}"
+            for name in sorted(before.keys() | self._identity.keys())
+            if before.get(name) != self._identity.get(name)
+        ]
+        if changed:
+            raise PtqError(
+                f"export_config.resume=true cannot continue {self._directory}: {'; '.join(changed)}. Give what was "
+                "given then, or remove that directory and start again"
+            )
+
+    def is_due(self) -> bool:
+        """Whether the journal is to be written now: rank 0 decides."""
+        waited = time.monotonic() - self._last
+        answer = [self._enabled and waited >= max(_LEAST_SECONDS, _PATIENCE * self._cost)]
+        dist.broadcast_object_list(answer, src=0)
+        return answer[0]
+
+    def write(self, progress: Progress) -> None:
+        """Writes how far this run has come; what was written before is replaced when all ranks are done."""
+        start = time.monotonic()
+        file = self._file(self._generation + 1)
+        save_file(dict(progress.tensors), file, {_NOTES: json.dumps(progress.notes)})
+        dist.barrier()
+        if self._rank == 0:
+            content = {
+                "next_block": progress.next_block,
+                "generation": self._generation + 1,
+                "identity": self._identity,
+            }
+            scratch = self._directory / f"{_PROGRESS}.new"
+            with scratch.open("w", encoding="utf-8") as stream:
+                json.dump(content, stream)
+                stream.flush()
+                os.fsync(stream.fileno())
+            scratch.rename(self._directory / _PROGRESS)
+        dist.barrier()
+        self._file(self._generation).unlink(missing_ok=True)
+        self._generation += 1
+        self._last = time.monotonic()
+        self._cost = self._last - start
+
+    def _file(self, generation: int) -> Path:
+        return self._directory / f"rank{self._rank}.{generation}.safetensors"

@@ -1,0 +1,146 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""One job's walk through the blocks of its model: what walks along, and how a walk that was cut short goes on."""
+
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+from nemo_ptq.calibration.fingerprint import Fingerprint
+from nemo_ptq.calibration.pipeline import BlockVisitor, Learner, State, TokenCounts, walk
+from nemo_ptq.calibration.streams import BlockRunner, Stream
+from nemo_ptq.checkpoint.blocks import Block
+from nemo_ptq.checkpoint.loading import LoadedModel
+from nemo_ptq.console.reporter import Reporter
+from nemo_ptq.engine.journal import Journal, Progress
+from nemo_ptq.export.exports import Exports
+from nemo_ptq.report.measure import Measurement
+from nemo_ptq.report.metrics import as_json, from_json
+
+WALK_STEPS = ("load", "calibrate", "export", "measure")
+"""Steps whose parts take turns, block by block."""
+
+
+class _Timed:
+    """A visitor whose visits are a part of a step."""
+
+    def __init__(self, step: str, visitor: BlockVisitor, reporter: Reporter) -> None:
+        self._step, self._visitor, self._reporter = step, visitor, reporter
+
+    def visit(self, index: int, block: Block | None, state: State) -> None:
+        """See :meth:`BlockVisitor.visit`."""
+        with self._reporter.part(self._step):
+            self._visitor.visit(index, block, state)
+
+
+@dataclass
+class JobWalk:
+    """The walk of one job on one rank.
+
+    Attributes:
+        model: This rank's part of the model.
+        runner: Computes its blocks.
+        learner: Calibrates them; None where there is a calibration already.
+        exports: Writes the formats.
+        measurement: Measures what quantization changes.
+        fingerprint: Sums up the weights.
+        journal: Keeps how far the walk has come.
+        reporter: Follows it.
+        state: What was decided of this rank's blocks so far.
+    """
+
+    model: LoadedModel
+    runner: BlockRunner
+    learner: Learner | None
+    exports: Exports
+    measurement: Measurement
+    fingerprint: Fingerprint
+    journal: Journal
+    reporter: Reporter
+    state: dict[str, torch.Tensor] = field(default_factory=dict)
+
+    def run(self, drop: bool, given: Callable[[int], State] | None, resume: bool) -> None:
+        """Walks to the end; every rank calls it.
+
+        Args:
+            drop: Free the weights of each block when the walk leaves it.
+            given: Returns the calibration state of a block, by its place, where there is one already.
+            resume: Go on where an earlier run was cut short.
+        """
+        start = self._resume() if resume else 0
+        self.journal.begin()
+        walk(
+            self.model,
+            self.runner,
+            self.learner,
+            list(self._streams().values()),
+            [
+                self.fingerprint,
+                _Timed("export", self.exports, self.reporter),
+                _Timed("measure", self.measurement, self.reporter),
+            ],
+            drop=drop,
+            reporter=self.reporter,
+            given=given,
+            start=start,
+            finished=self._finished,
+        )
+
+    @property
+    def expert_tokens(self) -> TokenCounts:
+        """Tokens that each expert of this rank has seen."""
+        return Counter() if self.learner is None else self.learner.counts
+
+    def _streams(self) -> dict[str, Stream]:
+        named = {
+            "calibration": None if self.learner is None else self.learner.stream,
+            "reference": self.measurement.reference,
+            "quantized": self.measurement.quantized,
+        }
+        return {name: stream for name, stream in named.items() if stream is not None}
+
+    def _finished(self, index: int, state: State) -> None:
+        self.state |= state
+        if self.journal.is_due():
+            self.exports.sync()
+            self.journal.write(self._progress(index + 1))
+
+    def _progress(self, next_block: int) -> Progress:
+        hidden = {
+            # A copy: streams may share their states, which the file's format does not allow.
+            f"{name}.{place}": states.to("cpu", copy=True).contiguous()
+            for name, stream in self._streams().items()
+            for place, states in enumerate(stream.hidden)
+        }
+        notes = {
+            "sums": as_json(self.measurement.sums),
+            "fingerprint": self.fingerprint.sums,
+            "experts": [[*expert, tokens] for expert, tokens in self.expert_tokens.items()],
+        }
+        return Progress(next_block, {**hidden, **_prefixed("state.", self.state)}, notes)
+
+    def _resume(self) -> int:
+        """Takes over what an earlier run has left; returns the first block that it has not finished."""
+        progress = self.journal.read()
+        for name, stream in self._streams().items():
+            places = sum(key.startswith(f"{name}.") for key in progress.tensors)
+            stream.hidden = [
+                progress.tensors[f"{name}.{place}"].to(self.runner.states_device) for place in range(places)
+            ]
+        self.state = {
+            name.removeprefix("state."): value for name, value in progress.tensors.items() if name.startswith("state.")
+        }
+        self.measurement.sums = from_json(progress.notes["sums"])
+        self.fingerprint.sums = dict(progress.notes["fingerprint"])
+        if self.learner is not None:
+            self.learner.counts.update({(layer, expert): count for layer, expert, count in progress.notes["experts"]})
+        for index in range(progress.next_block):
+            self.exports.skip(index)
+        self.reporter.say(f"resuming after {progress.next_block} of {self.model.num_blocks} blocks")
+        return progress.next_block
+
+
+def _prefixed(prefix: str, tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {f"{prefix}{name}": value.contiguous() for name, value in tensors.items()}
