@@ -210,7 +210,6 @@ def test_low_nibble_is_the_even_row(checkpoint_of: Callable[[str], Path]) -> Non
 
 def pack_norm(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor]:
     from nemo_ptq.export.packing import pack_parameters
-    from nemo_ptq.modelopt.megatron_layers import plain_of
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
