@@ -85,7 +85,13 @@ def test_the_state_is_modelopts(
             assert found[algorithm]["different"] == [], algorithm
 
 
-def run_layerwise(checkpoint: Path, algorithms: tuple[str, ...], layout: tuple[int, ...], root: Path) -> None:
+def run_layerwise(
+    checkpoint: Path,
+    algorithms: tuple[str, ...],
+    layout: tuple[int, ...],
+    root: Path,
+    formats: dict[str, list[str]] = PACKED,
+) -> None:
     """Exports with each algorithm in all formats that it can go to, layer by layer and not."""
     from tests import steps
 
@@ -93,7 +99,7 @@ def run_layerwise(checkpoint: Path, algorithms: tuple[str, ...], layout: tuple[i
         for layerwise in (True, False):
             quantization = QuantizationConfig(algorithm, layerwise=layerwise)
             output = root / algorithm / str(layerwise)
-            steps.run_job(steps.job_of(checkpoint, quantization, output, layout, formats=PACKED[algorithm]))
+            steps.run_job(steps.job_of(checkpoint, quantization, output, layout, formats=formats[algorithm]))
 
 
 def tensors_of(directory: Path) -> dict[str, str]:
@@ -102,12 +108,12 @@ def tensors_of(directory: Path) -> dict[str, str]:
     return {name: digest for name, digest in found.items() if "/ptq/" not in name or name.endswith(".safetensors")}
 
 
-def assert_same_exports(root: Path, algorithms: tuple[str, ...]) -> None:
+def assert_same_exports(root: Path, algorithms: tuple[str, ...], formats: dict[str, list[str]] = PACKED) -> None:
     for algorithm in algorithms:
         first, second = (tensors_of(root / algorithm / str(layerwise)) for layerwise in (True, False))
         assert first == second, algorithm
         has_state = algorithm != NO_QUANT
-        assert sum(name.endswith(".safetensors") for name in first) >= len(PACKED[algorithm]) * (1 + has_state)
+        assert sum(name.endswith(".safetensors") for name in first) >= len(formats[algorithm]) * (1 + has_state)
 
 
 def test_layer_by_layer_the_bytes_are_the_same(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
@@ -123,10 +129,11 @@ def test_layer_by_layer_over_stages_and_shards(checkpoint_of: Callable[[str], Pa
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("model", ["gemma", "starcoder", "nemotron", "gpt_swiglu", "starcoder2"])
+@pytest.mark.parametrize("model", ["gemma", "starcoder", "nemotron", "gpt_swiglu", "starcoder2", "mixtral"])
 def test_layer_by_layer_in_other_families(model: str, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
-    run_ranks(run_layerwise, 2, checkpoint_of(model), (NO_QUANT,), (1, 2), tmp_path)
-    assert_same_exports(tmp_path, (NO_QUANT,))
+    algorithms, formats = (NO_QUANT, "fp8"), {NO_QUANT: ["trtllm"], "fp8": ["trtllm"]}
+    run_ranks(run_layerwise, 2, checkpoint_of(model), algorithms, (1, 2), tmp_path, formats)
+    assert_same_exports(tmp_path, algorithms, formats)
 
 
 def weights_in_memory(checkpoint: Path, drop: bool) -> dict[str, list[int]]:
