@@ -33,9 +33,10 @@ def test_anything_else_names_none(value: Any) -> None:
 
 
 def test_records_and_writers_go_together() -> None:
-    from nemo_ptq.export.writers import CHECKS, WRITERS
+    from nemo_ptq.export.writers import ADAPTERS, CHECKS, PACKED
 
-    assert FORMATS.keys() == WRITERS.keys() == CHECKS.keys()
+    assert FORMATS.keys() == {*PACKED, "nemo"} == CHECKS.keys()
+    assert ADAPTERS.keys() <= PACKED.keys()
 
 
 def documented() -> dict[str, dict[str, str]]:

@@ -210,12 +210,13 @@ def test_low_nibble_is_the_even_row(checkpoint_of: Callable[[str], Path]) -> Non
 
 def pack_norm(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor]:
     from nemo_ptq.export.packing import pack_parameters
-    from nemo_ptq.modelopt.megatron_layers import plain_of
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
         norm = model.module.decoder.layers[0].input_layernorm
-        return norm.weight.detach(), pack_parameters(plain_of(norm), torch.bfloat16)["", "weight"]
+        layers = steps.calibrated_layers(model, QuantizationConfig(NO_QUANT))
+        plain = layers.plain("decoder.layers.0.input_layernorm")
+        return norm.weight.detach(), pack_parameters(plain, torch.bfloat16)["", "weight"]
 
 
 @pytest.mark.parametrize(("model", "offset"), [("llama2", 0.0), ("gemma", 1.0), ("nemotron", 1.0)])
