@@ -5,9 +5,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-import torch.nn.functional as F
-
 from nemo_ptq.errors import PtqError
+
+# Our name of each activation, by that of NeMo's function.
+ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "openai_gelu": "gelu", "squared_relu": "squared-relu"}
 
 
 @dataclass(frozen=True)
@@ -77,10 +78,9 @@ class ModelShape:
 
 def _activation_name(function: Any) -> str:
     name = getattr(function, "__name__", str(function))
-    known = {F.silu.__name__: "silu", F.gelu.__name__: "gelu", "openai_gelu": "gelu", "squared_relu": "squared-relu"}
-    if name not in known:
-        raise PtqError(f"activation function {name} is not supported; supported: {', '.join(sorted(known))}")
-    return known[name]
+    if name not in ACTIVATIONS:
+        raise PtqError(f"activation function {name} is not supported; supported: {', '.join(sorted(ACTIVATIONS))}")
+    return ACTIVATIONS[name]
 
 
 def shape_of(config: Any, vocab_size: int) -> ModelShape:

@@ -46,11 +46,11 @@ STARCODER = replace(GPT, position_embedding="learned_absolute", tied_embeddings=
 
 SHAPES = {"llama": LLAMA, "mixtral": MIXTRAL, "gemma": GEMMA, "gpt": GPT, "starcoder": STARCODER}
 FAMILIES = {
-    "llama": Family("Llama", "Llama", "Llama", "llama", "silu"),
-    "mixtral": Family("Mixtral", "Mixtral", "Mixtral", "llama", "swiglu"),
-    "gemma": Family("Gemma", "Gemma", "Gemma", "gemma", "openai-gelu"),
-    "gpt": Family("GPT", "GPT", "GPTConfig", "gpt"),
-    "starcoder": Family("StarCoder", "Starcoder", "Starcoder", "gpt"),
+    "llama": Family("Llama", "Llama", "llama", "silu"),
+    "mixtral": Family("Mixtral", "Mixtral", "llama", "swiglu"),
+    "gemma": Family("Gemma", "Gemma", "gemma", "openai-gelu"),
+    "gpt": Family("GPT", "GPTConfig", "gpt"),
+    "starcoder": Family("StarCoder", "Starcoder", "gpt"),
 }
 
 

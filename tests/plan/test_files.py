@@ -31,7 +31,7 @@ def metadata_of(family: Family, layout: QnemoLayout) -> CheckpointMetadata:
     shape = layout.shape
     return replace(
         LLAMA_8B,
-        config_class=f"{family.config_class}Config",
+        config_class=f"{family.nemo_class}Config",
         num_layers=shape.num_layers,
         hidden_size=shape.hidden_size,
         num_attention_heads=shape.num_heads,

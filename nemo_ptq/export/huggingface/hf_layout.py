@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout table of a Hugging Face directory: its tensors, under the names that transformers has for them.
 
-The names are those of the import, read the other way round (:mod:`nemo_ptq.checkpoint.huggingface.families`). How a
+The names are those of the import, read the other way round (:mod:`nemo_ptq.models.mapping`). How a
 linear layer is stored is a table of the format's own: this one serves every format whose files are such a directory.
 """
 
@@ -12,8 +12,6 @@ from functools import cached_property
 
 import torch
 
-from nemo_ptq.checkpoint.huggingface.families import Family, interleave_qkv, stack_gate_up
-from nemo_ptq.checkpoint.parts import live_name
 from nemo_ptq.export.layout import Block, FileTensor, Part, joined, whole
 from nemo_ptq.models.spec import ModelShape
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Field, Scheme, Shape
@@ -22,38 +20,9 @@ from nemo_ptq.quantization.schemes import UNQUANTIZED, Field, Scheme, Shape
 MAX_FILE_BYTES = 5_000_000_000
 BIAS = Field("bias", None, lambda o, i, g: (o,), 0, None)
 _VOCABULARY = ("embedding.word_embeddings", "output_layer")
-# Rows of a fused layer, in the order of the names that a rule of the import combines.
-_ROWS = {interleave_qkv: ("q", "k", "v"), stack_gate_up: ("gate", "up")}
 
 # Hugging Face's name of each group of rows of a module.
 Names = Mapping[str, str]
-
-
-def module_names(family: Family) -> dict[str, Names]:
-    """Returns Hugging Face's names of every Megatron module of a family.
-
-    Returns:
-        By Megatron's name of a module, with "{layer}" and "{expert}" for the numbers: the name of each group of its
-        rows, under the same keys as :attr:`~nemo_ptq.export.layout.Part.rows`.
-
-    Example:
-        >>> module_names(FAMILIES["LlamaForCausalLM"])["decoder.layers.{layer}.mlp.linear_fc1"]
-        {'gate': 'model.layers.{layer}.mlp.gate_proj', 'up': 'model.layers.{layer}.mlp.up_proj'}
-    """
-    names: dict[str, Names] = {"output_layer": {"": "lm_head"}}
-    for rule in family.rules:
-        target = live_name(rule.target, "{layer}", "{expert}")
-        if not target.endswith(".weight"):
-            continue
-        module = target.removesuffix(".weight")
-        sources = [source.removesuffix(".weight") for source in rule.sources]
-        names[module] = dict(zip(_ROWS.get(rule.combine, ("",)), sources, strict=True))
-    return names
-
-
-def splits_qkv(names: Mapping[str, Names]) -> bool:
-    """Whether queries, keys and values are separate layers."""
-    return "q" in names["decoder.layers.{layer}.self_attention.linear_qkv"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +31,8 @@ class HuggingFaceLayout:
 
     Attributes:
         shape: The model.
-        names: Hugging Face's names of its modules, from :func:`module_names`.
+        names: Hugging Face's names of its modules, as
+            :meth:`~nemo_ptq.models.hugging_face.HuggingFaceClass.module_names` gives them.
         schemes: Scheme of each quantized linear layer, by Megatron's name; the others are unquantized.
         fields: Gives the tensors that store a linear layer, from its Megatron name, the group of its rows and its
             scheme. A field's name is both the packed tensor's and the stored one's.
