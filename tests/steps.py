@@ -36,7 +36,7 @@ from nemo_ptq.modelopt.megatron_layers import (
     quantizes_kv_cache,
 )
 from nemo_ptq.models.registry import Family, family_of
-from nemo_ptq.models.spec import ModelShape, shape_of
+from nemo_ptq.models.spec import ModelSpec, spec_of
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.process_groups import process_groups
 from nemo_ptq.verify.dequantize import fake_quantize_nvfp4
@@ -90,7 +90,7 @@ def export(model: LoadedModel, directory: Path, tp: int = 1, pp: int = 1) -> Non
     """Writes the rank files and config.json of a calibrated model."""
     modules = global_modules(model.module)
     shard_map, layers = gather_shard_map(modules), MegatronLayers(model.module, modules)
-    shape = shape_of(model.config, model.vocab_size)
+    shape = spec_of(model.config, model.vocab_size)
     layout = QnemoLayout(shape, shard_map.schemes, shard_map.kv_cache, torch.bfloat16, tp, pp)
     directory.mkdir(parents=True, exist_ok=True)
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()
@@ -119,7 +119,7 @@ def serve(model: LoadedModel, algorithm: str) -> list[str]:
         Where packed weights are not those that the model simulates, one line each.
     """
     in_float32(model)
-    shape = shape_of(model.config, model.vocab_size)
+    shape = spec_of(model.config, model.vocab_size)
     heads = _heads(shape)
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()
     problems = []
@@ -127,7 +127,7 @@ def serve(model: LoadedModel, algorithm: str) -> list[str]:
         if ".linear_" in name:
             packed = pack_linear(linear_of(module), row_splitter(name, shape, tensor_rank), torch.bfloat16)
             problems += [f"{name}: {problem}" for problem in _weight_problems(name, module, packed, algorithm, shape)]
-            groups = rows_of(name, module.weight, heads, shape.gated)
+            groups = rows_of(name, module.weight, heads, shape.gated_mlp)
             rows = {group: dequantize(algorithm, fields_of(packed, group)) for group in groups}
             module.weight.data = joined(name, rows, heads)
             _serve_inputs(module, packed, algorithm)
@@ -148,22 +148,24 @@ def _weigh_output(forward: Callable[..., Any], hidden: torch.Tensor, weight: tor
     return forward(hidden)[0] * weight[:, None], None
 
 
-def _heads(shape: ModelShape) -> Heads:
+def _heads(shape: ModelSpec) -> Heads:
     """The heads of this rank's shard."""
-    heads = (shape.num_heads + 2 * shape.num_kv_heads) // parallel_state.get_tensor_model_parallel_world_size()
+    heads = (
+        shape.num_attention_heads + 2 * shape.num_query_groups
+    ) // parallel_state.get_tensor_model_parallel_world_size()
     first = heads * parallel_state.get_tensor_model_parallel_rank()
-    return Heads(shape.num_heads // shape.num_kv_heads, shape.head_size, first)
+    return Heads(shape.num_attention_heads // shape.num_query_groups, shape.head_size, first)
 
 
-def _weight_problems(name: str, linear: Any, packed: Packed, algorithm: str, shape: ModelShape) -> Iterator[str]:
+def _weight_problems(name: str, linear: Any, packed: Packed, algorithm: str, shape: ModelSpec) -> Iterator[str]:
     heads = _heads(shape)
     simulated = linear.weight
     if algorithm == "nvfp4":
         simulated = fake_quantize_nvfp4(simulated, packed["", "weights_scaling_factor_2"])
     elif algorithm != NO_QUANT:
         simulated = linear.weight_quantizer(simulated)
-    exact = rows_of(name, linear.weight, heads, shape.gated)
-    for group, rows in rows_of(name, simulated, heads, shape.gated).items():
+    exact = rows_of(name, linear.weight, heads, shape.gated_mlp)
+    for group, rows in rows_of(name, simulated, heads, shape.gated_mlp).items():
         problem = weight_problem(algorithm, fields_of(packed, group), rows, exact[group])
         if problem:
             yield problem

@@ -75,10 +75,10 @@ def _fold(model: Any) -> None:
     from nemo_ptq.export.folding import follower_of, norm_factor, row_factor
     from nemo_ptq.export.packing import pack_plain
     from nemo_ptq.modelopt.megatron_layers import global_modules, plain_of, quantizes_kv_cache
-    from nemo_ptq.models.spec import shape_of
+    from nemo_ptq.models.spec import spec_of
 
     modules = global_modules(model.module)
-    shape = shape_of(model.config, model.vocab_size)
+    shape = spec_of(model.config, model.vocab_size)
     rank, ranks = (
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_tensor_model_parallel_world_size(),

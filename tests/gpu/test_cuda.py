@@ -95,11 +95,11 @@ def _packed_otherwise(model: Any) -> list[str]:
     from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
     from nemo_ptq.export.trtllm.trtllm_writer import pack_module
     from nemo_ptq.modelopt.megatron_layers import MegatronLayers, gather_shard_map, global_modules
-    from nemo_ptq.models.spec import shape_of
+    from nemo_ptq.models.spec import spec_of
 
     modules = global_modules(model.module)
     shard_map, layers = gather_shard_map(modules), MegatronLayers(model.module, modules)
-    shape = shape_of(model.config, model.vocab_size)
+    shape = spec_of(model.config, model.vocab_size)
     layout = QnemoLayout(shape, shard_map.schemes, shard_map.kv_cache, torch.bfloat16, 1, 1)
 
     exported = {place.part.module for block in layout.blocks(0) for tensor in block for place in tensor.placements}

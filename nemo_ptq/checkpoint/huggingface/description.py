@@ -9,6 +9,7 @@ from nemo_ptq.checkpoint.huggingface.hf_files import read_json, weight_files
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 from nemo_ptq.models.registry import class_of_architecture
+from nemo_ptq.models.spec import ModelSpec, spec_of
 
 
 def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
@@ -43,8 +44,8 @@ def nemo_arguments(directory: Path, hf_class: HuggingFaceClass, settings: Settin
         raise PtqError(f"{directory / 'config.json'} has a setting that is no size: {error}") from error
 
 
-def describe(directory: Path) -> dict[str, Any]:
-    """Returns the fields of :class:`~nemo_ptq.checkpoint.metadata.CheckpointMetadata` for a Hugging Face directory.
+def describe(directory: Path) -> ModelSpec:
+    """Describes the model that the import of a Hugging Face directory is.
 
     Args:
         directory: Its config.json names the architecture, and its weights are there.
@@ -55,27 +56,10 @@ def describe(directory: Path) -> dict[str, Any]:
     hf_class, settings = read_settings(directory)
     weight_files(directory)
     name, common, special = nemo_arguments(directory, hf_class, settings)
-    nemo = {**hf_class.nemo_fixed, **common, **special}
-    hidden, bias = nemo["hidden_size"], nemo["add_bias_linear"]
-    multiple = nemo.get("make_vocab_size_divisible_by", 1)
-    return {
-        "model_class": hf_class.nemo_model,
-        "config_class": f"{hf_class.nemo_module}.{name}",
-        "num_layers": nemo["num_layers"],
-        "hidden_size": hidden,
-        "num_attention_heads": nemo["num_attention_heads"],
-        "num_query_groups": nemo["num_query_groups"],
-        "head_size": nemo["kv_channels"],
-        "ffn_hidden_size": nemo["ffn_hidden_size"],
-        "gated_mlp": nemo["gated_linear_unit"],
-        "vocab_size": -(-settings["vocab_size"] // multiple) * multiple,
-        "num_experts": nemo.get("num_moe_experts"),
-        "experts_per_token": nemo.get("moe_router_topk", 0),
-        "seq_length": nemo["seq_length"],
-        "position_embedding_type": nemo["position_embedding_type"],
-        "normalization": nemo["normalization"],
-        "tied_embeddings": nemo["share_embeddings_and_output_weights"],
-        "linear_bias": bias,
-        "qkv_bias": bias,
-        "qk_norm": False,
-    }
+    multiple = special.get("make_vocab_size_divisible_by", 1)
+    return spec_of(
+        {**hf_class.nemo_fixed, **common, **special},
+        -(-settings["vocab_size"] // multiple) * multiple,
+        model_class=hf_class.nemo_model,
+        config_class=f"{hf_class.nemo_module}.{name}",
+    )

@@ -11,7 +11,7 @@ from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
 from nemo_ptq.export.source import Source
 from nemo_ptq.models.hugging_face import HuggingFaceClass
 from nemo_ptq.models.registry import Family
-from nemo_ptq.models.spec import ACTIVATIONS, ModelShape
+from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec
 
 
 def hugging_face_class(family: Family) -> HuggingFaceClass:
@@ -25,7 +25,7 @@ def hugging_face_class(family: Family) -> HuggingFaceClass:
     return family.hugging_face
 
 
-def check_exportable(shape: ModelShape, family: Family, tokenizer: Any) -> None:
+def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any) -> None:
     """Refuses a model that its Hugging Face class would compute something else from, and a tokenizer it cannot hold.
 
     Raises:
@@ -35,22 +35,26 @@ def check_exportable(shape: ModelShape, family: Family, tokenizer: Any) -> None:
     fixed = hf_class.nemo_fixed
     expected = {
         "qk_norm": False,
-        "gated": fixed["gated_linear_unit"],
+        "gated_mlp": fixed["gated_linear_unit"],
         "activation": ACTIVATIONS[fixed["activation_func"]],
-        "norm": fixed["normalization"],
+        "normalization": fixed["normalization"],
         "qkv_bias": fixed["add_bias_linear"],
         "linear_bias": fixed["add_bias_linear"],
     }
     wrong = [f"{name} {getattr(shape, name)}" for name, value in expected.items() if getattr(shape, name) != value]
-    if shape.rotary_percent != 1.0 and "rotary_percent" not in hf_class.fields and shape.position_embedding == "rope":
+    if (
+        shape.rotary_percent != 1.0
+        and "rotary_percent" not in hf_class.fields
+        and shape.position_embedding_type == "rope"
+    ):
         wrong.append(f"rotary_percent {shape.rotary_percent}")
     if wrong:
         raise PtqError(
             f"Hugging Face's {hf_class.architecture} cannot have {', '.join(wrong)}, as this model has: "
             "use export_config.export_format=trtllm"
         )
-    if not hf_class.splits_qkv and shape.num_kv_heads not in (1, shape.num_heads):
-        raise PtqError(f"Hugging Face's {hf_class.architecture} cannot have {shape.num_kv_heads} query groups")
+    if not hf_class.splits_qkv and shape.num_query_groups not in (1, shape.num_attention_heads):
+        raise PtqError(f"Hugging Face's {hf_class.architecture} cannot have {shape.num_query_groups} query groups")
     if not hasattr(getattr(tokenizer, "tokenizer", None), "save_pretrained"):
         raise PtqError(
             f"{type(tokenizer).__name__} cannot be saved as a Hugging Face tokenizer: give tokenizer_path= a "
@@ -77,7 +81,7 @@ def model_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
     settings = {
         **{theirs: getattr(nemo, ours) for ours, theirs in hf_class.fields.items()},
         **{name: allowed[0] for name, allowed in hf_class.fixed.items()},
-        "num_key_value_heads": shape.num_kv_heads,
+        "num_key_value_heads": shape.num_query_groups,
         "head_dim": shape.head_size,
         "tie_word_embeddings": shape.tied_embeddings,
         "vocab_size": stored_vocab_size(source),

@@ -13,7 +13,7 @@ from functools import cached_property
 import torch
 
 from nemo_ptq.export.layout import Block, FileTensor, Part, joined, whole
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Field, Scheme, Shape
 
 # A file is closed when it would exceed this, as transformers does; a block is never split.
@@ -44,7 +44,7 @@ class HuggingFaceLayout:
         max_file_bytes: Largest size of a file of several blocks.
     """
 
-    shape: ModelShape
+    shape: ModelSpec
     names: Mapping[str, Names]
     schemes: Mapping[str, Scheme]
     fields: Callable[[str, str, Scheme], Sequence[Field]]
@@ -117,7 +117,7 @@ class HuggingFaceLayout:
 
     def _numbers(self, template: str) -> Iterator[dict[str, int]]:
         layers = range(self.shape.num_layers) if "{layer}" in template else range(1)
-        experts = range(self.shape.num_experts) if "{expert}" in template else range(1)
+        experts = range(self.shape.num_experts or 0) if "{expert}" in template else range(1)
         for layer in layers:
             for expert in experts:
                 yield {"layer": layer, "expert": expert}
@@ -129,17 +129,17 @@ class HuggingFaceLayout:
     def outputs(self, module: str, rows: str) -> int:
         """Out-features of a group of rows of a linear layer."""
         shape = self.shape
-        heads = {"q": shape.num_heads, "k": shape.num_kv_heads, "v": shape.num_kv_heads}
+        heads = {"q": shape.num_attention_heads, "k": shape.num_query_groups, "v": shape.num_query_groups}
         if module.endswith("linear_qkv"):
             return heads.get(rows, sum(heads.values())) * shape.head_size
-        return shape.ffn_size if module.endswith("linear_fc1") else shape.hidden_size
+        return shape.ffn_hidden_size if module.endswith("linear_fc1") else shape.hidden_size
 
     def inputs(self, module: str) -> int:
         """In-features of a linear layer."""
         shape = self.shape
         if module.endswith("linear_proj"):
-            return shape.num_heads * shape.head_size
-        return shape.ffn_size if module.endswith("linear_fc2") else shape.hidden_size
+            return shape.num_attention_heads * shape.head_size
+        return shape.ffn_hidden_size if module.endswith("linear_fc2") else shape.hidden_size
 
     def _plain(
         self, module: str, name: str, shape: Shape, axis: int | None, bias: bool = False
@@ -156,7 +156,7 @@ class HuggingFaceLayout:
         yield from self._plain(words, self.names[words][""], (shape.vocab_size, shape.hidden_size), 0)
         positions = self.names.get("embedding.position_embeddings")
         if positions is not None:
-            size = (shape.max_positions, shape.hidden_size)
+            size = (shape.seq_length, shape.hidden_size)
             yield from self._plain("embedding.position_embeddings", positions[""], size, None)
 
     def _head(self) -> Iterator[FileTensor]:
@@ -167,7 +167,7 @@ class HuggingFaceLayout:
 
     def _norm(self, template: str, module: str, numbers: Mapping[str, int]) -> Iterator[FileTensor]:
         name = self.names[template][""].format(**numbers)
-        yield from self._plain(module, name, (self.shape.hidden_size,), None, self.shape.norm == "LayerNorm")
+        yield from self._plain(module, name, (self.shape.hidden_size,), None, self.shape.normalization == "LayerNorm")
 
     def _layer(self, layer: int) -> Iterator[FileTensor]:
         for template in self.names:
@@ -182,6 +182,7 @@ class HuggingFaceLayout:
         if module.endswith("layernorm"):
             yield from self._norm(template, module, numbers)
         elif module.endswith("router"):
+            assert self.shape.num_experts
             size = (self.shape.num_experts, self.shape.hidden_size)
             yield from self._plain(module, self.names[template][""].format(**numbers), size, None)
         else:

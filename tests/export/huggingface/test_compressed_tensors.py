@@ -81,7 +81,7 @@ def export_folded(checkpoint: Path, algorithm: str, directory: Path) -> None:
     directory.mkdir()
     with steps.loaded(checkpoint) as model, patch.dict(DTYPES, float32="float32"):
         steps.in_float32(model)
-        shape = engine.shape_of(model.config, model.vocab_size)
+        shape = engine.spec_of(model.config, model.vocab_size)
         model.calibration = foldable(state, shape)
         apply_state(model.module, model.calibration)
         for child in model.module.modules():
