@@ -35,7 +35,7 @@ from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.export.trtllm.trtllm_writer import pack_module
 from nemo_ptq.modelopt.algorithms import calibrate, modelopt_config
 from nemo_ptq.modelopt.megatron_layers import MegatronLayers, gather_shard_map, global_modules
-from nemo_ptq.models.spec import shape_of
+from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import Launch
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
 
@@ -154,7 +154,7 @@ class ExportTimer:
         """Exports a calibrated model once, and returns its row in Markdown."""
         modules = global_modules(module)
         shard_map, layers = gather_shard_map(modules), MegatronLayers(module, modules)
-        shape = shape_of(self._config, self._vocab_size)
+        shape = spec_of(self._config, self._vocab_size)
         layout = QnemoLayout(shape, shard_map.schemes, shard_map.kv_cache, torch.bfloat16, 1, 1)
         target = Path(tempfile.mkdtemp(dir=self._directory))
         try:

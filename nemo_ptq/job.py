@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
+from nemo_ptq.models.spec import ModelSpec
 
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +41,7 @@ class Job:
     """
 
     checkpoint: Path
-    metadata: CheckpointMetadata
+    metadata: ModelSpec
     output: Path
     quantization: QuantizationConfig
     export: ExportConfig

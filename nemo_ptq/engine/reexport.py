@@ -30,7 +30,6 @@ from nemo_ptq.export.source import Source
 from nemo_ptq.export.writers import CHECKS
 from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
-from nemo_ptq.models.spec import shape_of
 from nemo_ptq.quantization.floor import amax_floor
 from nemo_ptq.quantization.state import (
     CalibrationState,
@@ -137,7 +136,7 @@ def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequ
         tensor_rank=0,
         tensor_ranks=1,
         shard_map=on_one_rank(modules | caches, schemes, frozenset(caches)),
-        shape=shape_of(context.config, job.metadata.vocab_size),
+        shape=job.metadata,
         family=family_of(context.config_class, job.export.decoder_type),
         config=context.config,
         has_vocab_size=context.has_vocab_size,

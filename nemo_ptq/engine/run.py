@@ -7,7 +7,6 @@ What was planned is in the :class:`~nemo_ptq.job.Job`.
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +38,7 @@ from nemo_ptq.export.source import Source
 from nemo_ptq.export.writers import CHECKS, PACKED
 from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
-from nemo_ptq.models.spec import shape_of
+from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.memory import fits_in_memory
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
@@ -105,7 +104,7 @@ def check_exportable(model: LoadedModel, job: Job) -> None:
     Raises:
         PtqError: If there is such a format among those asked for.
     """
-    shape = shape_of(model.config, model.vocab_size)
+    shape = spec_of(model.config, model.vocab_size)
     family = family_of(type(model.config).__name__, job.export.decoder_type)
     for name in job.export.formats:
         CHECKS[name](shape, family, model.tokenizer)
@@ -233,7 +232,7 @@ class _BlockJob:
             tensor_rank=parallelism.tensor.rank,
             tensor_ranks=parallelism.tensor.size,
             shard_map=shard_map,
-            shape=shape_of(model.config, model.vocab_size),
+            shape=spec_of(model.config, model.vocab_size),
             family=family_of(type(model.config).__name__, self.job.export.decoder_type),
             config=model.config,
             has_vocab_size=model.has_vocab_size,
@@ -284,7 +283,7 @@ class _BlockJob:
         header = StateHeader(
             checkpoint=str(job.checkpoint),
             weights=weights,
-            model=asdict(job.metadata),
+            model=job.metadata.identity,
             decoder=job.decoder,
             quantization=job.quantization,
             modelopt_config=preset_config(job.quantization, job.decoder),

@@ -20,14 +20,14 @@ from nemo_ptq.export.source import PackedExport, Source
 from nemo_ptq.export.trtllm import trtllm_config
 from nemo_ptq.export.trtllm.trtllm_writer import qnemo_export
 from nemo_ptq.models.registry import Family
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.spec import ModelSpec
 
 # Called on every rank with the calibrated model before anything is written.
 Prepare = Callable[[Source], PackedExport]
 
 # Called with the model, its family and NeMo's tokenizer before anything is calibrated: raises PtqError for what the
 # format cannot hold, or what its readers would compute something else from.
-ModelCheck = Callable[[ModelShape, Family, Any], None]
+ModelCheck = Callable[[ModelSpec, Family, Any], None]
 
 
 PACKED: Mapping[str, Prepare] = {
@@ -44,5 +44,5 @@ CHECKS: Mapping[str, ModelCheck] = {
     "nemo": lambda shape, family, tokenizer: None,  # NeMo reads whatever NeMo has built
 }
 # What a format makes of the calibration state before layers are packed; the others take it as it is.
-Adapter = Callable[[Mapping[str, torch.Tensor], ModelShape, float | None], Mapping[str, torch.Tensor]]
+Adapter = Callable[[Mapping[str, torch.Tensor], ModelSpec, float | None], Mapping[str, torch.Tensor]]
 ADAPTERS: Mapping[str, Adapter] = {"compressed_tensors": foldable}

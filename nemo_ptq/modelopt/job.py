@@ -6,7 +6,7 @@ ModelOpt calibrates the whole model at once. What it has found becomes a record 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ def _of_unquantized(model: LoadedModel, job: Job, loop: Callable[[LoadedModel], 
     header = StateHeader(
         checkpoint=str(model.checkpoint),
         weights=fingerprint(model.module),
-        model=asdict(read_metadata(model.checkpoint)),
+        model=read_metadata(model.checkpoint).identity,
         decoder=job.decoder,
         quantization=job.quantization,
         modelopt_config=as_json(modelopt_config(job.quantization, job.decoder)),
@@ -113,7 +113,9 @@ def _of_unquantized(model: LoadedModel, job: Job, loop: Callable[[LoadedModel], 
 
 
 def _of_quantized(model: LoadedModel, job: Job) -> Calibrated:
-    header = StateHeader(str(model.checkpoint), "", asdict(job.metadata), job.decoder, job.quantization, {}, producer())
+    header = StateHeader(
+        str(model.checkpoint), "", job.metadata.identity, job.decoder, job.quantization, {}, producer()
+    )
     entries = gather_state(model.module, header).tensors
     saved = None if job.calibration_state is None else load_state(job.calibration_state)
     return Calibrated(entries, saved, *_as_quantized(model), is_smoothed=True)

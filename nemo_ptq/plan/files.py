@@ -10,10 +10,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import CUSTOM, NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.export.safetensors_header import lay_out
 from nemo_ptq.models.registry import ARCHITECTURES
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.verify.model_config import DEFAULT_EXCLUDE_MODULES, Config, Mapping, Moe, Quantization
 from nemo_ptq.verify.trtllm.expected_tensors import rank_tensors
 
@@ -49,9 +49,7 @@ class FileSize:
     exact: bool = True
 
 
-def reader_config(
-    model: CheckpointMetadata, decoder: str, quantization: QuantizationConfig, export: ExportConfig
-) -> Config:
+def reader_config(model: ModelSpec, decoder: str, quantization: QuantizationConfig, export: ExportConfig) -> Config:
     """What the reader will know of the exported model; only what decides names, types and shapes is true of it."""
     tp, pp = export.inference_tp, export.inference_pp
     vocab = model.vocab_size

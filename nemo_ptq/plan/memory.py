@@ -8,8 +8,8 @@ what does not grow with the model: the libraries' own memory, and fragments that
 
 from dataclasses import dataclass
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.sharding import Linear, Parallelism, Stage, embedding_parameters, layer_linears
 
 _BF16, _FP32 = 2, 4
@@ -82,7 +82,7 @@ class Batches:
         return self.size * self.seq_len
 
 
-def activation_bytes(model: CheckpointMetadata, parallelism: Parallelism, tokens: int) -> int:
+def activation_bytes(model: ModelSpec, parallelism: Parallelism, tokens: int) -> int:
     """What one batch needs at once, at the widest place of a transformer layer.
 
     Args:
@@ -131,7 +131,7 @@ def _observing_bytes(linear: Linear, tokens: int, on_gpu: bool) -> int:
 
 
 def _awq_bytes(
-    model: CheckpointMetadata, linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool
+    model: ModelSpec, linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool
 ) -> tuple[int, int]:
     """Activations and statistics of one layer's AWQ calibration, when they are largest together.
 
@@ -148,14 +148,14 @@ def _awq_bytes(
     return max(phases, key=sum)
 
 
-def compared_documents(model: CheckpointMetadata, quantization: QuantizationConfig) -> int:
+def compared_documents(model: ModelSpec, quantization: QuantizationConfig) -> int:
     """How many samples the quantized model is compared with the unquantized one on."""
     most = max(1, _MOST_LOGITS // (min(_COMPARED_SEQ_LEN, model.seq_length) * model.vocab_size))
     return min(quantization.evaluation_dataset_size, most)
 
 
 def step_memory(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     parallelism: Parallelism,
     stage: Stage,

@@ -8,10 +8,10 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.models.registry import family_of
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.devices import Device, device_named
 from nemo_ptq.plan.files import FileSize, context_files, rank_files, reader_config
 from nemo_ptq.plan.memory import StepMemory, step_memory
@@ -40,7 +40,7 @@ _PIPELINE_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 # A process that has imported torch, Megatron and NeMo.
 _PROCESS_BYTES = 800 * 2**20
 # Rules that say nothing about most jobs are shown only to those that they are about.
-_ONLY_WHERE: Mapping[Rule, Callable[[CheckpointMetadata, QuantizationConfig], bool]] = {
+_ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     awq_blocks_fit_calibration: lambda model, quantization: quantization.is_awq,
     awq_blocks_fit_inference: lambda model, quantization: quantization.is_awq,
     nvfp4_blocks_fit: lambda model, quantization: quantization.algorithm == "nvfp4",
@@ -147,7 +147,7 @@ def _gib(size: int) -> str:
 
 
 def make_plan(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig | None = None,
     export: ExportConfig | None = None,
     *,
@@ -183,8 +183,8 @@ def make_plan(
     Example:
         Does Llama-3 70B fit one node of eight GPUs?
 
-        >>> from nemo_ptq.checkpoint.metadata import CheckpointMetadata
-        >>> llama = CheckpointMetadata(
+        >>> from nemo_ptq.models.spec import ModelSpec
+        >>> llama = ModelSpec(
         ...     model_class="LlamaModel", config_class="Llama3Config70B", num_layers=80, hidden_size=8192,
         ...     num_attention_heads=64, num_query_groups=8, head_size=128, ffn_hidden_size=28672, gated_mlp=True,
         ...     vocab_size=128256, num_experts=None, seq_length=8192, position_embedding_type="rope",
@@ -211,7 +211,7 @@ def make_plan(
 
 
 def _plan(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     export: ExportConfig,
     parallelism: Parallelism,
@@ -255,7 +255,7 @@ def _plan(
 
 
 def _files(
-    model: CheckpointMetadata, decoder: str, quantization: QuantizationConfig, export: ExportConfig
+    model: ModelSpec, decoder: str, quantization: QuantizationConfig, export: ExportConfig
 ) -> Iterator[FileSize]:
     """The files with the weights.
 
@@ -284,7 +284,7 @@ _LAYOUT_RULES: tuple[Rule, ...] = (
 
 
 def _rule_lines(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     export: ExportConfig,
     parallelism: Parallelism,
@@ -312,7 +312,7 @@ def _rule_lines(
 
 
 def _worst_memory(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     export: ExportConfig,
     parallelism: Parallelism,
@@ -326,9 +326,7 @@ def _worst_memory(
     return tuple(max(steps, key=lambda step: step.device) for steps in zip(*of_stages, strict=True))
 
 
-def _suggestions(
-    plan: Plan, model: CheckpointMetadata, quantization: QuantizationConfig, export: ExportConfig
-) -> Iterator[str]:
+def _suggestions(plan: Plan, model: ModelSpec, quantization: QuantizationConfig, export: ExportConfig) -> Iterator[str]:
     """What to change so that a plan fits its device."""
     if plan.fits:
         return

@@ -7,8 +7,8 @@ Operations are counted; the rates are data sheets times what was measured of the
 
 from dataclasses import dataclass
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.devices import Device
 from nemo_ptq.plan.memory import Batches
 from nemo_ptq.plan.sharding import Parallelism, layer_linears
@@ -42,7 +42,7 @@ class Work:
         return self.forward_flops + self.awq_flops
 
 
-def calibration_work(model: CheckpointMetadata, quantization: QuantizationConfig) -> Work:
+def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work:
     """Counts the operations of a calibration: two for each weight and token, and those of attention and AWQ."""
     if quantization.algorithm_name == NO_QUANT:
         return Work(0, 0)
@@ -62,7 +62,7 @@ def calibration_work(model: CheckpointMetadata, quantization: QuantizationConfig
 
 
 def step_seconds(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     parallelism: Parallelism,
     device: Device,

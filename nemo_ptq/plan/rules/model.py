@@ -4,13 +4,13 @@
 
 from collections.abc import Sequence
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.registry import unknown_to_reader
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.gathering import family_of_model
 
 
-def family_is_supported(model: CheckpointMetadata, decoder_type: str | None) -> str | None:
+def family_is_supported(model: ModelSpec, decoder_type: str | None) -> str | None:
     """The model's family has a decoder type, or the user gave one."""
     try:
         family_of_model(model, decoder_type)
@@ -19,7 +19,7 @@ def family_is_supported(model: CheckpointMetadata, decoder_type: str | None) -> 
     return None
 
 
-def norm_fits_decoder(model: CheckpointMetadata, decoder: str, formats: Sequence[str]) -> str | None:
+def norm_fits_decoder(model: ModelSpec, decoder: str, formats: Sequence[str]) -> str | None:
     """TensorRT-LLM's decoder "gpt" has LayerNorm, the others RMSNorm."""
     expected = "LayerNorm" if decoder == "gpt" else "RMSNorm"
     if "trtllm" in formats and model.normalization != expected:
@@ -30,7 +30,7 @@ def norm_fits_decoder(model: CheckpointMetadata, decoder: str, formats: Sequence
     return None
 
 
-def reader_knows_layers(model: CheckpointMetadata, decoder: str, formats: Sequence[str]) -> str | None:
+def reader_knows_layers(model: ModelSpec, decoder: str, formats: Sequence[str]) -> str | None:
     """TensorRT-LLM's readers compute everything that the model does: no norms of queries and keys, no odd biases."""
     if "trtllm" not in formats:
         return None

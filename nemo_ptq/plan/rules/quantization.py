@@ -8,8 +8,8 @@ from typing import Any
 
 import yaml
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.models.spec import ModelSpec
 
 # NVFP4's kernels want multiples of these of each rank's output and input features.
 _NVFP4_OUT, _NVFP4_IN = 128, 64
@@ -40,7 +40,7 @@ def kv_cache_has_algorithm(algorithm: str | None, enable_kv_cache: bool | None) 
 
 
 def awq_blocks_fit_calibration(
-    algorithm: str | None, awq_block_size: int, calibration_tp: int, model: CheckpointMetadata
+    algorithm: str | None, awq_block_size: int, calibration_tp: int, model: ModelSpec
 ) -> str | None:
     """The input features that calibration TP shards are whole blocks on each rank."""
     if not QuantizationConfig(algorithm).is_awq:
@@ -56,7 +56,7 @@ def awq_blocks_fit_calibration(
 
 
 def awq_blocks_fit_inference(
-    algorithm: str | None, awq_block_size: int, formats: Sequence[str], inference_tp: int, model: CheckpointMetadata
+    algorithm: str | None, awq_block_size: int, formats: Sequence[str], inference_tp: int, model: ModelSpec
 ) -> str | None:
     """TensorRT-LLM's kernels take whole blocks, of at least 64 features (128 for w4a8_awq), on each rank."""
     if not QuantizationConfig(algorithm).is_awq or "trtllm" not in formats:
@@ -81,7 +81,7 @@ def awq_blocks_fit_inference(
     return None
 
 
-def nvfp4_blocks_fit(algorithm: str | None, inference_tp: int, model: CheckpointMetadata) -> str | None:
+def nvfp4_blocks_fit(algorithm: str | None, inference_tp: int, model: ModelSpec) -> str | None:
     """NVFP4's kernels take 128 output and 64 input features of each rank at a time."""
     if algorithm != "nvfp4":
         return None
@@ -101,12 +101,12 @@ def nvfp4_blocks_fit(algorithm: str | None, inference_tp: int, model: Checkpoint
     return None
 
 
-def _qkv_rows(model: CheckpointMetadata, tp: int) -> int:
+def _qkv_rows(model: ModelSpec, tp: int) -> int:
     """Output features of the query-key-value projection over all ranks, repeated KV heads included."""
     return (model.num_attention_heads + 2 * max(model.num_query_groups, tp)) * model.head_size
 
 
-def _attention_size(model: CheckpointMetadata) -> int:
+def _attention_size(model: ModelSpec) -> int:
     """Input features of the attention's output projection over all ranks."""
     return model.num_attention_heads * model.head_size
 
