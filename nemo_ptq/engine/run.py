@@ -30,10 +30,10 @@ from nemo_ptq.engine.evaluation import sample
 from nemo_ptq.engine.finish import finish
 from nemo_ptq.export.calibrated import CalibratedLayers, WeightAmaxes, algorithm_scheme
 from nemo_ptq.export.exports import Exports
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.publish import discard, prepare, sha256_of, staging_path
 from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
-from nemo_ptq.export.writers import CHECKS
 from nemo_ptq.job import Job
 from nemo_ptq.modelopt.experts import gather_counts
 from nemo_ptq.models.registry import family_of
@@ -41,7 +41,7 @@ from nemo_ptq.models.spec import shape_of
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.memory import fits_in_memory
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
-from nemo_ptq.quantization.floor import amax_floor
+from nemo_ptq.quantization.algorithms import amax_floor
 from nemo_ptq.quantization.presets import preset_config
 from nemo_ptq.quantization.schemes import Scheme
 from nemo_ptq.quantization.state import CalibrationState, check_fits, load_state, of_block, save_state
@@ -115,7 +115,7 @@ def check_exportable(model: LoadedModel, job: Job) -> None:
     shape = shape_of(model.config, model.vocab_size)
     family = family_of(type(model.config).__name__, job.export.decoder_type)
     for name in job.export.formats:
-        CHECKS[name](shape, family, model.tokenizer)
+        FORMATS[name].check_model(shape, family, model.tokenizer)
 
 
 class _Timed:
@@ -160,9 +160,10 @@ class _BlockJob:
         state, observations, files = self._walk(model, quantization)
         size = model.size
         del model
-        if "nemo" in self.directories and calibrated is None:
-            with self.reporter.part("export"):
-                files["nemo"] = self._write_nemo(state)
+        if calibrated is None:
+            for name in self._unpacked:
+                with self.reporter.part("export"):
+                    files[name] = self._write_model(name, state)
         self.reporter.say_steps(_WALK)
         if observations.quality is not None:
             self.reporter.say(describe(observations.quality))
@@ -186,7 +187,7 @@ class _BlockJob:
                 job,
                 self.device,
                 lambda model: data_loop(model, job.quantization, self.samples.calibration, self.reporter),
-                self.directories.get("nemo"),
+                {name: self.directories[name] for name in self._unpacked},
             )
         return _Quantization(
             found.schemes,
@@ -336,16 +337,20 @@ class _BlockJob:
 
     # --- after the walk -----------------------------------------------------------------------------------------------
 
-    def _write_nemo(self, state: CalibrationState | None) -> list[Path]:
-        """Writes format "nemo", which holds the whole model with ModelOpt's quantizers: weights are read again."""
+    @property
+    def _unpacked(self) -> list[str]:
+        """The formats that hold the whole model with ModelOpt's quantizers."""
+        return [name for name in self.directories if not FORMATS[name].is_packed]
+
+    def _write_model(self, format: str, state: CalibrationState | None) -> list[Path]:
+        """Writes a format that holds the whole model with ModelOpt's quantizers: weights are read again."""
         from nemo_ptq.checkpoint.loading import load_model
-        from nemo_ptq.export.nemo.nemo_writer import write_nemo
         from nemo_ptq.modelopt.transfer import apply_state
 
         model = load_model(self.job.checkpoint, self.device, **self.job.loading_options)
         if state is not None:
             apply_state(model.module, state)
-        return write_nemo(model, self.job, self.directories["nemo"])
+        return FORMATS[format].write_model(model, self.job, self.directories[format])
 
     def _finish(
         self, files: Mapping[str, list[Path]], state: CalibrationState | None, report: Callable[..., Report]

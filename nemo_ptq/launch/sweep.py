@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.errors import ConfigError, PtqError, did_you_mean
 from nemo_ptq.launch.recipes import recipe_names
-from nemo_ptq.options import did_you_mean
 from nemo_ptq.tracking.runs import read_report
 
 # What --algorithms is where neither it nor --model is given.

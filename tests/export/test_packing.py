@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_ptq.config import ALGORITHMS, NO_QUANT, QuantizationConfig
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.verify import dequantize as dq
 from tests.packed import Heads, fields_of, rows_of, weight_problem
 from tests.ranks import run_ranks
@@ -73,8 +74,8 @@ class PackedLinear:
 
 def pack_layer(checkpoint: Path, algorithm: str, file: Path) -> None:
     """Calibrates a model, packs the linear layers of its second layer, and saves them (FP8 tensors do not pickle)."""
-    from nemo_ptq.modelopt.megatron_layers import linear_of
     from nemo_ptq.export.packing import pack_linear, row_splitter
+    from nemo_ptq.modelopt.megatron_layers import linear_of
     from nemo_ptq.models.spec import shape_of
     from tests import steps
 
@@ -189,8 +190,8 @@ def test_queries_keys_and_values_are_separated() -> None:
 
 def pack_known_weight(checkpoint: Path, weight: torch.Tensor) -> torch.Tensor:
     """Packs whole numbers as INT4, with a scale of one."""
-    from nemo_ptq.modelopt.megatron_layers import linear_of
     from nemo_ptq.export.packing import all_rows, pack_linear
+    from nemo_ptq.modelopt.megatron_layers import linear_of
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
@@ -209,8 +210,8 @@ def test_low_nibble_is_the_even_row(checkpoint_of: Callable[[str], Path]) -> Non
 
 
 def pack_norm(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    from nemo_ptq.modelopt.megatron_layers import plain_of
     from nemo_ptq.export.packing import pack_parameters
+    from nemo_ptq.modelopt.megatron_layers import plain_of
     from tests import steps
 
     with steps.loaded(checkpoint) as model:

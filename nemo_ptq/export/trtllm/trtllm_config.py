@@ -33,7 +33,7 @@ def hidden_act(shape: ModelShape, family: Family) -> str:
     return _GATED_ACTIVATIONS[shape.activation] if shape.gated else shape.activation
 
 
-def check_exportable(shape: ModelShape, family: Family) -> None:
+def check_exportable(shape: ModelShape, family: Family, tokenizer: Any = None) -> None:
     """Refuses a model that the readers of its decoder would load and compute something else from.
 
     Raises:

@@ -5,8 +5,9 @@
 from itertools import islice
 from typing import Any
 
-from nemo_ptq.calibration.text_files import is_text_file, read_text_file
+from nemo_ptq.calibration.text_files import read_text_file
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.config import is_text_file
 from nemo_ptq.errors import PtqError
 
 

@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nemo_ptq.checkpoint.metadata import CheckpointMetadata, read_metadata
-from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.config import ExportConfig, QuantizationConfig, read_formats
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.export.formats import read_formats
 from nemo_ptq.models.registry import Family, family_of
 from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
 from nemo_ptq.quantization.state_header import read_header, state_file
