@@ -9,6 +9,7 @@ from typing import Any
 
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.quantization.algorithms import kv_cache_is_quantized
 
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
@@ -99,4 +100,4 @@ class Job:
     @property
     def quantizes_kv_cache(self) -> bool:
         """Whether the KV cache is quantized."""
-        return self.quantization.kv_cache_is_quantized(self.decoder)
+        return kv_cache_is_quantized(self.quantization, self.decoder)

@@ -10,6 +10,7 @@ from typing import Any
 
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.devices import Device, device_named
@@ -33,6 +34,7 @@ from nemo_ptq.plan.rules.quantization import (
 )
 from nemo_ptq.plan.sharding import Parallelism, model_parameters, stages
 from nemo_ptq.plan.work import calibration_work, step_seconds
+from nemo_ptq.quantization.algorithms import algorithm_of
 
 # Parallelism that suggestions try: tensor parallelism stays within a node.
 _TENSOR_SIZES = (1, 2, 4, 8)
@@ -41,9 +43,9 @@ _PIPELINE_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 _PROCESS_BYTES = 800 * 2**20
 # Rules that say nothing about most jobs are shown only to those that they are about.
 _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
-    awq_blocks_fit_calibration: lambda model, quantization: quantization.is_awq,
-    awq_blocks_fit_inference: lambda model, quantization: quantization.is_awq,
-    nvfp4_blocks_fit: lambda model, quantization: quantization.algorithm == "nvfp4",
+    awq_blocks_fit_calibration: lambda model, quantization: algorithm_of(quantization).takes_block_size,
+    awq_blocks_fit_inference: lambda model, quantization: algorithm_of(quantization).takes_block_size,
+    nvfp4_blocks_fit: lambda model, quantization: bool(algorithm_of(quantization).block_size),
     experts_divide: lambda model, quantization: bool(model.num_experts),
     experts_are_sharded_once: lambda model, quantization: bool(model.num_experts),
     experts_have_a_format: lambda model, quantization: bool(model.num_experts),
@@ -263,11 +265,12 @@ def _files(
     """
     for name in export.formats:
         prefix = f"{name}/" if export.has_subdirectories else ""
-        if name == "trtllm":
+        format = FORMATS[name]
+        if format.is_tensorrt_llm:
             for file in rank_files(reader_config(model, decoder, quantization, export)):
                 exact = quantization.algorithm_name != CUSTOM
                 yield replace(file, name=prefix + file.name, exact=exact)
-        elif name == "nemo":
+        elif not format.is_packed:
             yield FileSize(f"{prefix}weights/*.distcp", 2 * model_parameters(model), exact=False)
         else:
             whole = reader_config(model, decoder, quantization, replace(export, inference_tp=1, inference_pp=1))

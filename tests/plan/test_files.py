@@ -12,6 +12,7 @@ from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.models.registry import Family
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.files import FileSize, context_files, rank_files, reader_config
 from tests.export.shapes import families_and_layouts
 

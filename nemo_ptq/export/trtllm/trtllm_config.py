@@ -34,7 +34,7 @@ def hidden_act(shape: ModelSpec, family: Family) -> str:
     return _GATED_ACTIVATIONS[shape.activation] if shape.gated_mlp else shape.activation
 
 
-def check_exportable(shape: ModelSpec, family: Family) -> None:
+def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any = None) -> None:
     """Refuses a model that the readers of its decoder would load and compute something else from.
 
     Raises:

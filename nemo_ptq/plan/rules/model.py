@@ -5,6 +5,7 @@
 from collections.abc import Sequence
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import unknown_to_reader
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.gathering import family_of_model
@@ -22,7 +23,7 @@ def family_is_supported(model: ModelSpec, decoder_type: str | None) -> str | Non
 def norm_fits_decoder(model: ModelSpec, decoder: str, formats: Sequence[str]) -> str | None:
     """TensorRT-LLM's decoder "gpt" has LayerNorm, the others RMSNorm."""
     expected = "LayerNorm" if decoder == "gpt" else "RMSNorm"
-    if "trtllm" in formats and model.normalization != expected:
+    if _has_decoder(formats) and model.normalization != expected:
         return (
             f"the model has {model.normalization} and TensorRT-LLM's decoder {decoder} only {expected}: "
             "set export_config.decoder_type to one that fits the model"
@@ -32,6 +33,11 @@ def norm_fits_decoder(model: ModelSpec, decoder: str, formats: Sequence[str]) ->
 
 def reader_knows_layers(model: ModelSpec, decoder: str, formats: Sequence[str]) -> str | None:
     """TensorRT-LLM's readers compute everything that the model does: no norms of queries and keys, no odd biases."""
-    if "trtllm" not in formats:
+    if not _has_decoder(formats):
         return None
     return unknown_to_reader(decoder, qk_norm=model.qk_norm, qkv_bias=model.qkv_bias, linear_bias=model.linear_bias)
+
+
+def _has_decoder(formats: Sequence[str]) -> bool:
+    """Whether a format's readers build the model from TensorRT-LLM's decoder type."""
+    return any(FORMATS[name].is_tensorrt_llm for name in formats)

@@ -9,10 +9,9 @@ from typing import Any
 import yaml
 
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.spec import ModelSpec
-
-# NVFP4's kernels want multiples of these of each rank's output and input features.
-_NVFP4_OUT, _NVFP4_IN = 128, 64
+from nemo_ptq.quantization.algorithms import algorithm_of
 
 
 def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = None) -> str | None:
@@ -43,7 +42,7 @@ def awq_blocks_fit_calibration(
     algorithm: str | None, awq_block_size: int, calibration_tp: int, model: ModelSpec
 ) -> str | None:
     """The input features that calibration TP shards are whole blocks on each rank."""
-    if not QuantizationConfig(algorithm).is_awq:
+    if not algorithm_of(QuantizationConfig(algorithm)).takes_block_size:
         return None
     multiple = awq_block_size * calibration_tp
     wrong = _misfits({"attention output": _attention_size(model), "ffn_hidden_size": model.ffn_hidden_size}, multiple)
@@ -59,12 +58,13 @@ def awq_blocks_fit_inference(
     algorithm: str | None, awq_block_size: int, formats: Sequence[str], inference_tp: int, model: ModelSpec
 ) -> str | None:
     """TensorRT-LLM's kernels take whole blocks, of at least 64 features (128 for w4a8_awq), on each rank."""
-    if not QuantizationConfig(algorithm).is_awq or "trtllm" not in formats:
+    record = algorithm_of(QuantizationConfig(algorithm))
+    if not record.takes_block_size or not any(FORMATS[name].is_tensorrt_llm for name in formats):
         return None
-    least = 128 if algorithm == "w4a8_awq" else 64
-    if algorithm == "w4a8_awq" and awq_block_size < least:
-        return f"quantization_config.awq_block_size={awq_block_size} is too small for w4a8_awq: use 128"
-    multiple = max(least, awq_block_size) * inference_tp
+    if awq_block_size < record.least_block_size:
+        least = record.least_block_size
+        return f"quantization_config.awq_block_size={awq_block_size} is too small for {algorithm}: use {least}"
+    multiple = max(record.column_multiple, awq_block_size) * inference_tp
     sizes = {
         "hidden_size": model.hidden_size,
         "query-key-value rows": _qkv_rows(model, inference_tp),
@@ -83,19 +83,21 @@ def awq_blocks_fit_inference(
 
 def nvfp4_blocks_fit(algorithm: str | None, inference_tp: int, model: ModelSpec) -> str | None:
     """NVFP4's kernels take 128 output and 64 input features of each rank at a time."""
-    if algorithm != "nvfp4":
+    record = algorithm_of(QuantizationConfig(algorithm))
+    if not record.block_size:
         return None
-    both = max(_NVFP4_OUT, _NVFP4_IN)
+    rows, columns = record.row_multiple, record.column_multiple
+    both = max(rows, columns)
     wrong = [
         _misfits({"hidden_size": model.hidden_size}, both),
-        _misfits({"query-key-value rows": _qkv_rows(model, inference_tp)}, _NVFP4_OUT * inference_tp),
-        _misfits({"attention output": _attention_size(model)}, _NVFP4_IN * inference_tp),
+        _misfits({"query-key-value rows": _qkv_rows(model, inference_tp)}, rows * inference_tp),
+        _misfits({"attention output": _attention_size(model)}, columns * inference_tp),
         _misfits({"ffn_hidden_size": model.ffn_hidden_size}, both * inference_tp),
     ]
     if any(wrong):
         return (
-            f"quantization_config.algorithm=nvfp4 does not fit export_config.inference_tp={inference_tp}: "
-            f"{', '.join(filter(None, wrong))}: each rank needs multiples of {_NVFP4_OUT} output and {_NVFP4_IN} input "
+            f"quantization_config.algorithm={algorithm} does not fit export_config.inference_tp={inference_tp}: "
+            f"{', '.join(filter(None, wrong))}: each rank needs multiples of {rows} output and {columns} input "
             "features; use a smaller inference_tp or another algorithm"
         )
     return None
