@@ -41,7 +41,7 @@ from nemo_ptq.export.stream import LayoutWriter
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.export.trtllm.trtllm_writer import pack_module
 from nemo_ptq.modelopt.algorithms import modelopt_config
-from nemo_ptq.models.spec import shape_of
+from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import Launch
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
 from nemo_ptq.parallel.ranks import this_rank
@@ -166,7 +166,7 @@ class ExportTimer:
         )
         caches = frozenset(name.partition(".k_bmm_quantizer")[0] for name in state if ".k_bmm_quantizer" in name)
         shard_map = on_one_rank(names, layers.schemes, caches)
-        shape = shape_of(self._config, self._vocab_size)
+        shape = spec_of(self._config, self._vocab_size)
         layout = QnemoLayout(shape, layers.schemes, caches, torch.bfloat16, 1, 1)
         target = Path(tempfile.mkdtemp(dir=self._directory))
         files: list[Path] = []

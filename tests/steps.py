@@ -46,7 +46,7 @@ from nemo_ptq.modelopt.experts import with_idle_experts_covered
 from nemo_ptq.modelopt.megatron_layers import global_modules, linear_of
 from nemo_ptq.modelopt.transfer import fingerprint, gather_state
 from nemo_ptq.models.registry import Family, family_of
-from nemo_ptq.models.spec import ModelShape, shape_of
+from nemo_ptq.models.spec import ModelSpec, spec_of
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.process_groups import process_groups
 from nemo_ptq.plan.rules import check_job
@@ -350,7 +350,7 @@ def source_of(
         tensor_rank=model.parallelism.tensor.rank,
         tensor_ranks=model.parallelism.tensor.size,
         shard_map=shard_map or shard_map_of(model),
-        shape=shape_of(model.config, model.vocab_size),
+        shape=spec_of(model.config, model.vocab_size),
         family=family(model),
         config=model.config,
         has_vocab_size=model.has_vocab_size,
@@ -372,7 +372,7 @@ def write(layout: Layout, pack: Callable[[str], Packed], model: LoadedModel, dir
 def export(model: LoadedModel, directory: Path, tp: int = 1, pp: int = 1) -> None:
     """Writes the rank files and config.json of a model that ModelOpt has calibrated."""
     shard_map, layers = shard_map_of(model), MegatronLayers.of(model)
-    shape = shape_of(model.config, model.vocab_size)
+    shape = spec_of(model.config, model.vocab_size)
     layout = QnemoLayout(shape, shard_map.schemes, shard_map.kv_cache, torch.bfloat16, tp, pp)
     pack = lambda name: pack_module(layers, name, shape, torch.bfloat16, model.parallelism.tensor.rank)  # noqa: E731
     write(layout, pack, model, directory)
@@ -399,7 +399,7 @@ def serve(model: LoadedModel, algorithm: str) -> list[str]:
         Where packed weights are not those that the model simulates, one line each.
     """
     in_float32(model)
-    shape = shape_of(model.config, model.vocab_size)
+    shape = spec_of(model.config, model.vocab_size)
     heads = _heads(shape)
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()
     problems = []
@@ -407,7 +407,7 @@ def serve(model: LoadedModel, algorithm: str) -> list[str]:
         if ".linear_" in name:
             packed = pack_linear(linear_of(module), row_splitter(name, shape, tensor_rank), torch.bfloat16)
             problems += [f"{name}: {problem}" for problem in _weight_problems(name, module, packed, algorithm, shape)]
-            groups = rows_of(name, module.weight, heads, shape.gated)
+            groups = rows_of(name, module.weight, heads, shape.gated_mlp)
             rows = {group: dequantize(algorithm, fields_of(packed, group)) for group in groups}
             module.weight.data = joined(name, rows, heads)
             _serve_inputs(module, packed, algorithm)
@@ -428,22 +428,24 @@ def _weigh_output(forward: Callable[..., Any], hidden: torch.Tensor, weight: tor
     return forward(hidden)[0] * weight[:, None], None
 
 
-def _heads(shape: ModelShape) -> Heads:
+def _heads(shape: ModelSpec) -> Heads:
     """The heads of this rank's shard."""
-    heads = (shape.num_heads + 2 * shape.num_kv_heads) // parallel_state.get_tensor_model_parallel_world_size()
+    heads = (
+        shape.num_attention_heads + 2 * shape.num_query_groups
+    ) // parallel_state.get_tensor_model_parallel_world_size()
     first = heads * parallel_state.get_tensor_model_parallel_rank()
-    return Heads(shape.num_heads // shape.num_kv_heads, shape.head_size, first)
+    return Heads(shape.num_attention_heads // shape.num_query_groups, shape.head_size, first)
 
 
-def _weight_problems(name: str, linear: Any, packed: Packed, algorithm: str, shape: ModelShape) -> Iterator[str]:
+def _weight_problems(name: str, linear: Any, packed: Packed, algorithm: str, shape: ModelSpec) -> Iterator[str]:
     heads = _heads(shape)
     simulated = linear.weight
     if algorithm == "nvfp4":
         simulated = fake_quantize_nvfp4(simulated, packed["", "weights_scaling_factor_2"])
     elif algorithm != NO_QUANT:
         simulated = linear.weight_quantizer(simulated)
-    exact = rows_of(name, linear.weight, heads, shape.gated)
-    for group, rows in rows_of(name, simulated, heads, shape.gated).items():
+    exact = rows_of(name, linear.weight, heads, shape.gated_mlp)
+    for group, rows in rows_of(name, simulated, heads, shape.gated_mlp).items():
         problem = weight_problem(algorithm, fields_of(packed, group), rows, exact[group])
         if problem:
             yield problem

@@ -63,7 +63,7 @@ def by_algorithm(job: Job, model: LoadedModel) -> Quantization:
 
 
 def by_modelopt(
-    job: Job, samples: JobSamples, device: torch.device, nemo_directory: Path | None, reporter: Reporter
+    job: Job, samples: JobSamples, device: torch.device, directories: Mapping[str, Path], reporter: Reporter
 ) -> Quantization | None:
     """Has ModelOpt calibrate what the block pipeline does not; every rank calls it.
 
@@ -71,7 +71,7 @@ def by_modelopt(
         job: What was asked for.
         samples: Its text.
         device: Where this rank computes.
-        nemo_directory: Where to write format "nemo", where it is wanted.
+        directories: Where to write each of the formats that hold the whole model with its quantizers.
         reporter: Follows it.
 
     Returns:
@@ -86,7 +86,7 @@ def by_modelopt(
             job,
             device,
             lambda model: data_loop(model, job.quantization, samples.calibration, reporter),
-            nemo_directory,
+            directories,
         )
     return Quantization(
         found.schemes,

@@ -7,7 +7,6 @@ What was planned is in the :class:`~nemo_ptq.job.Job`.
 
 import shutil
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,17 +32,17 @@ from nemo_ptq.engine.walk import WALK_STEPS, JobWalk
 from nemo_ptq.errors import VerificationError
 from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.exports import Exports
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.manifest_writer import sha256_of
 from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
-from nemo_ptq.export.writers import CHECKS, PACKED
 from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
-from nemo_ptq.models.spec import shape_of
+from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.memory import fits_in_memory
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
-from nemo_ptq.quantization.floor import amax_floor
+from nemo_ptq.quantization.algorithms import amax_floor
 from nemo_ptq.quantization.presets import preset_config
 from nemo_ptq.quantization.state import CalibrationState, check_fits, of_block, save_state
 from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
@@ -105,10 +104,10 @@ def check_exportable(model: LoadedModel, job: Job) -> None:
     Raises:
         PtqError: If there is such a format among those asked for.
     """
-    shape = shape_of(model.config, model.vocab_size)
+    shape = spec_of(model.config, model.vocab_size)
     family = family_of(type(model.config).__name__, job.export.decoder_type)
     for name in job.export.formats:
-        CHECKS[name](shape, family, model.tokenizer)
+        FORMATS[name].check_model(shape, family, model.tokenizer)
 
 
 class _BlockJob:
@@ -135,7 +134,8 @@ class _BlockJob:
         if self.is_first:
             self._prepare()
         dist.barrier()
-        calibrated = by_modelopt(self.job, self.samples, self.device, self.directories.get("nemo"), self.reporter)
+        unpacked = {name: self.directories[name] for name in self._unpacked}
+        calibrated = by_modelopt(self.job, self.samples, self.device, unpacked, self.reporter)
         with self.reporter.part("load"):
             model = open_model(self.job.checkpoint, self.device, **self.job.loading_options)
             check_exportable(model, self.job)
@@ -143,9 +143,10 @@ class _BlockJob:
         state, observations, files = self._walk(model, quantization)
         size = model.size
         del model
-        if "nemo" in self.directories and calibrated is None:
-            with self.reporter.part("export"):
-                files["nemo"] = self._write_nemo(state)
+        if calibrated is None:
+            for name in self._unpacked:
+                with self.reporter.part("export"):
+                    files[name] = self._write_model(name, state)
         self.reporter.say_steps(WALK_STEPS)
         if observations.quality is not None:
             self.reporter.say(describe(observations.quality))
@@ -161,7 +162,7 @@ class _BlockJob:
             for entry in directory.iterdir():
                 if entry.is_dir():
                     shutil.rmtree(entry)
-                elif name not in PACKED or entry.suffix != ".safetensors":
+                elif not FORMATS[name].is_packed or entry.suffix != ".safetensors":
                     entry.unlink()
 
     def _walk(
@@ -233,7 +234,7 @@ class _BlockJob:
             tensor_rank=parallelism.tensor.rank,
             tensor_ranks=parallelism.tensor.size,
             shard_map=shard_map,
-            shape=shape_of(model.config, model.vocab_size),
+            shape=spec_of(model.config, model.vocab_size),
             family=family_of(type(model.config).__name__, self.job.export.decoder_type),
             config=model.config,
             has_vocab_size=model.has_vocab_size,
@@ -284,7 +285,7 @@ class _BlockJob:
         header = StateHeader(
             checkpoint=str(job.checkpoint),
             weights=weights,
-            model=asdict(job.metadata),
+            model=job.metadata.identity,
             decoder=job.decoder,
             quantization=job.quantization,
             modelopt_config=preset_config(job.quantization, job.decoder),
@@ -301,16 +302,20 @@ class _BlockJob:
                 "of the other experts of their layer; give more samples, or more varied ones"
             )
 
-    def _write_nemo(self, state: CalibrationState | None) -> list[Path]:
-        """Writes format "nemo", which holds the whole model with ModelOpt's quantizers: weights are read again."""
+    @property
+    def _unpacked(self) -> list[str]:
+        """The formats that hold the whole model with ModelOpt's quantizers."""
+        return [name for name in self.directories if not FORMATS[name].is_packed]
+
+    def _write_model(self, format: str, state: CalibrationState | None) -> list[Path]:
+        """Writes a format that holds the whole model with ModelOpt's quantizers: weights are read again."""
         from nemo_ptq.checkpoint.loading import load_model
-        from nemo_ptq.export.nemo.nemo_writer import write_nemo
         from nemo_ptq.modelopt.transfer import apply_state
 
         model = load_model(self.job.checkpoint, self.device, **self.job.loading_options)
         if state is not None:
             apply_state(model.module, state)
-        return write_nemo(model, self.job, self.directories["nemo"])
+        return FORMATS[format].write_model(model, self.job, self.directories[format])
 
     def _finish(
         self, files: Mapping[str, list[Path]], state: CalibrationState | None, report: Callable[..., Report]

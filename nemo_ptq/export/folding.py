@@ -21,7 +21,7 @@ import torch
 
 from nemo_ptq.calibration.smoothquant import smoothed_amax
 from nemo_ptq.errors import PtqError
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import Scheme
 
 _SCALE = ".input_quantizer.pre_quant_scale"
@@ -49,7 +49,7 @@ def refuse_scaled_experts(module: str, scheme: Scheme) -> None:
 
 
 def foldable(
-    state: Mapping[str, torch.Tensor], shape: ModelShape, amax_floor: float | None
+    state: Mapping[str, torch.Tensor], shape: ModelSpec, amax_floor: float | None
 ) -> Mapping[str, torch.Tensor]:
     """Returns the calibration state whose scales can all be folded, as close to a given one as there is.
 
@@ -80,17 +80,17 @@ def foldable(
 
 
 def _foldable_scale(
-    module: str, scale: torch.Tensor, state: Mapping[str, torch.Tensor], shape: ModelShape
+    module: str, scale: torch.Tensor, state: Mapping[str, torch.Tensor], shape: ModelSpec
 ) -> torch.Tensor:
     if module.endswith("linear_fc2"):
-        return scale if shape.gated or shape.activation == "squared-relu" else torch.ones_like(scale)
+        return scale if shape.gated_mlp or shape.activation == "squared-relu" else torch.ones_like(scale)
     if not module.endswith("linear_proj"):
         return scale
     if module.replace("linear_proj", "core_attention.v_bmm_quantizer.amax") in state:
         return torch.ones_like(scale)
-    if shape.num_heads == shape.num_kv_heads:
+    if shape.num_attention_heads == shape.num_query_groups:
         return scale
-    heads = scale.view(shape.num_kv_heads, -1, shape.head_size)
+    heads = scale.view(shape.num_query_groups, -1, shape.head_size)
     return heads.log().mean(1, keepdim=True).exp().expand_as(heads).reshape(-1)
 
 
@@ -105,7 +105,7 @@ def norm_factor(norm: str, state: Mapping[str, torch.Tensor]) -> torch.Tensor | 
 
 
 def row_factor(
-    linear: str, state: Mapping[str, torch.Tensor], shape: ModelShape, rank: int, ranks: int
+    linear: str, state: Mapping[str, torch.Tensor], shape: ModelSpec, rank: int, ranks: int
 ) -> torch.Tensor | None:
     """Returns what the output rows of this rank's shard of a linear layer are multiplied with.
 
@@ -123,7 +123,7 @@ def row_factor(
         scale = state.get(linear.replace("linear_qkv", "linear_proj") + _SCALE)
         if scale is None:
             return None
-        heads = scale.view(shape.num_kv_heads, -1, shape.head_size)
+        heads = scale.view(shape.num_query_groups, -1, shape.head_size)
         unchanged = torch.ones(heads.shape[0], heads.shape[1] + 1, shape.head_size, device=scale.device)
         return torch.cat([unchanged, heads[:, :1]], dim=1).flatten().chunk(ranks)[rank]
     if linear.endswith("linear_fc1"):
@@ -131,7 +131,7 @@ def row_factor(
         if scale is None:
             return None
         local = scale.chunk(ranks)[rank]
-        if shape.gated:
+        if shape.gated_mlp:
             return torch.cat([torch.ones_like(local), local])
         return local.sqrt() if shape.activation == "squared-relu" else None
     return None

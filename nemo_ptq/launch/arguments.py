@@ -89,6 +89,17 @@ def option_values(line: CommandLine) -> tuple[dict[str, Any], list[str]]:
     return values, problems
 
 
+def read_pairs(arguments: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """Reads the arguments of a job, as `name=value`, without NeMo-Run.
+
+    Returns:
+        The arguments of :func:`nemo_ptq.task.ptq`, right or not, and a line for each word that is no argument.
+    """
+    line = read_command_line(arguments, ())
+    values, foreign = option_values(line)
+    return task_arguments(values), [*line.problems, *foreign]
+
+
 def task_arguments(values: Mapping[str, Any]) -> dict[str, Any]:
     """Makes the arguments of :func:`nemo_ptq.plan.rules.check_job` of options.
 

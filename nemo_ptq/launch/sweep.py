@@ -5,9 +5,9 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from nemo_ptq.config import ALGORITHMS
 from nemo_ptq.errors import ConfigError, PtqError, did_you_mean
 from nemo_ptq.launch.recipes import recipe_names
+from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.report.outcomes import Outcome
 from nemo_ptq.tracking.runs import read_report
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The core attention on plain torch, with ModelOpt's quantizers of the KV cache. Importing it makes ModelOpt know it."""
+"""ModelOpt's half of the core attention on plain torch: quantizers of the KV cache. Importing this registers it."""
 
 from typing import Any
 

@@ -8,9 +8,10 @@ what does not grow with the model: the libraries' own memory, and fragments that
 
 from dataclasses import dataclass
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
-from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.sharding import Linear, Parallelism, Stage, embedding_parameters, layer_linears
+from nemo_ptq.quantization.algorithms import algorithm_of
 
 _BF16, _FP32 = 2, 4
 # Copies of the activated half that a gated MLP makes: both halves of fc1's output, the activation, the other half with
@@ -24,10 +25,6 @@ _MOST_LOGITS, _COMPARED_BATCH, _COMPARED_SEQ_LEN = 1 << 28, 4, 256
 _ROUNDING_BYTES = 10
 # Values that verify looks at together, and the wider types that it looks at them in: see verify/trtllm/values.py.
 _VERIFY_CHUNK = (1 << 22) * 16
-# What torch needs to pack a weight beside the weight, in bytes for each of its elements.
-_PACKING_BYTES = {"fp8": 5, "int8_sq": 7, "int4_awq": 14, "w4a8_awq": 14, "nvfp4": 40}
-# Bytes of a packed weight, scales included, for each of its elements.
-_PACKED_BYTES = {"fp8": 1.0, "int8_sq": 1.0, "int4_awq": 0.54, "w4a8_awq": 0.54, "nvfp4": 0.57}
 
 
 @dataclass(frozen=True)
@@ -82,7 +79,7 @@ class Batches:
         return self.size * self.seq_len
 
 
-def activation_bytes(model: CheckpointMetadata, parallelism: Parallelism, tokens: int) -> int:
+def activation_bytes(model: ModelSpec, parallelism: Parallelism, tokens: int) -> int:
     """What one batch needs at once, at the widest place of a transformer layer.
 
     Args:
@@ -131,7 +128,7 @@ def _observing_bytes(linear: Linear, tokens: int, on_gpu: bool) -> int:
 
 
 def _awq_bytes(
-    model: CheckpointMetadata, linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool
+    model: ModelSpec, linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool
 ) -> tuple[int, int]:
     """Activations and statistics of one layer's AWQ calibration, when they are largest together.
 
@@ -148,14 +145,14 @@ def _awq_bytes(
     return max(phases, key=sum)
 
 
-def compared_documents(model: CheckpointMetadata, quantization: QuantizationConfig) -> int:
+def compared_documents(model: ModelSpec, quantization: QuantizationConfig) -> int:
     """How many samples the quantized model is compared with the unquantized one on."""
     most = max(1, _MOST_LOGITS // (min(_COMPARED_SEQ_LEN, model.seq_length) * model.vocab_size))
     return min(quantization.evaluation_dataset_size, most)
 
 
 def step_memory(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     parallelism: Parallelism,
     stage: Stage,
@@ -173,7 +170,7 @@ def step_memory(
         inference_tp: Tensor parallelism of the files.
         is_cpu: Whether the device's memory is the host's.
     """
-    name = quantization.algorithm_name
+    algorithm = algorithm_of(quantization)
     weights = stage.parameters * _BF16
     linears = layer_linears(model, parallelism.tp, parallelism.ep)
     batches = Batches.of(quantization, parallelism)
@@ -190,7 +187,7 @@ def step_memory(
     steps = [step("load", host=stored * _BF16)]
 
     kept = 0
-    if name != NO_QUANT:
+    if algorithm.quantizes:
         compared = compared_documents(model, quantization)
         seq_len = min(_COMPARED_SEQ_LEN, model.seq_length)
         tokens = min(compared, _COMPARED_BATCH) * seq_len
@@ -203,7 +200,7 @@ def step_memory(
             steps.append(step("baseline", max(passing, logits), host=kept))
 
         activations, statistics = activation_bytes(model, parallelism, batches.tokens), 0
-        if quantization.is_awq:
+        if algorithm.gram_candidates:
             activations, statistics = _awq_bytes(model, linears, activations, batches.tokens, not is_cpu)
             activations += batches.samples * batches.seq_len * model.hidden_size * _BF16
         # SmoothQuant looks at the magnitude of one weight at a time, when the activations are gone.
@@ -218,9 +215,9 @@ def step_memory(
             steps.append(step("measure", device=rounding))
 
     # Blocks, the embedding, a layer or the head, are packed one by one; the one before is still being let go.
-    packed = int(layer * _PACKED_BYTES.get(name, _BF16))
+    packed = int(layer * algorithm.packed_bytes)
     table = stage.largest_table * _BF16
-    steps.append(step("export", device=widest * _PACKING_BYTES.get(name, 0), host=kept + packed + max(packed, table)))
+    steps.append(step("export", device=widest * algorithm.packing_bytes, host=kept + packed + max(packed, table)))
 
     # Tensors are looked at whole: those that the files cut are joined first.
     joined = embedding_parameters(model) * _BF16 if inference_tp > 1 else 0

@@ -5,7 +5,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class Linear:
         return self.rows * self.columns
 
 
-def layer_linears(model: CheckpointMetadata, tp: int = 1, ep: int = 1) -> tuple[Linear, ...]:
+def layer_linears(model: ModelSpec, tp: int = 1, ep: int = 1) -> tuple[Linear, ...]:
     """The linear layers of one transformer layer, as one rank holds them.
 
     Args:
@@ -98,18 +98,18 @@ def layer_linears(model: CheckpointMetadata, tp: int = 1, ep: int = 1) -> tuple[
     )
 
 
-def layer_parameters(model: CheckpointMetadata, tp: int = 1, ep: int = 1) -> int:
+def layer_parameters(model: ModelSpec, tp: int = 1, ep: int = 1) -> int:
     """Parameters of one transformer layer on one rank."""
     linears = sum((linear.weights + linear.bias) * linear.count for linear in layer_linears(model, tp, ep))
     router = (model.num_experts or 0) * model.hidden_size
     return linears + 2 * _norm(model) + router
 
 
-def _norm(model: CheckpointMetadata) -> int:
+def _norm(model: ModelSpec) -> int:
     return model.hidden_size * (2 if model.normalization == "LayerNorm" else 1)
 
 
-def embedding_parameters(model: CheckpointMetadata, tp: int = 1) -> int:
+def embedding_parameters(model: ModelSpec, tp: int = 1) -> int:
     """Parameters of the word embedding, or of an output layer, on one rank."""
     return -(-model.vocab_size // tp) * model.hidden_size
 
@@ -133,7 +133,7 @@ class Stage:
     is_last: bool
 
 
-def stages(model: CheckpointMetadata, parallelism: Parallelism) -> Iterator[Stage]:
+def stages(model: ModelSpec, parallelism: Parallelism) -> Iterator[Stage]:
     """Yields the pipeline stages of a calibration."""
     table = embedding_parameters(model, parallelism.tp)
     layer = layer_parameters(model, parallelism.tp, parallelism.ep)
@@ -151,6 +151,6 @@ def stages(model: CheckpointMetadata, parallelism: Parallelism) -> Iterator[Stag
         yield Stage(index, num_layers, parameters + tables * table, table if tables else 0, is_last)
 
 
-def model_parameters(model: CheckpointMetadata) -> int:
+def model_parameters(model: ModelSpec) -> int:
     """Parameters of the whole model, a tied embedding counted once."""
     return next(stages(model, Parallelism())).parameters

@@ -7,11 +7,12 @@ Operations are counted; the rates are data sheets times what was measured of the
 
 from dataclasses import dataclass
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
-from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.devices import Device
 from nemo_ptq.plan.memory import Batches
 from nemo_ptq.plan.sharding import Parallelism, layer_linears
+from nemo_ptq.quantization.algorithms import algorithm_of
 
 # Share of a data sheet's rate that a forward pass, and AWQ's statistics and search, were seen to reach on an H100.
 _FORWARD_SHARE, _AWQ_SHARE = 0.5, 0.25
@@ -19,7 +20,6 @@ _FORWARD_SHARE, _AWQ_SHARE = 0.5, 0.25
 _CPU_FLOAT32_SHARE = 0.35
 # Share of D G D^T that is computed: the upper triangle of G is folded into the lower, in eight stripes.
 _SEARCH_SHARE = 0.5 + 0.5 / 8
-_EXPONENTS = 11
 # One core of a host, in 10^9 bytes a second: packing and writing, SHA-256, the reader's checks.
 _PACK_RATE, _HASH_RATE, _VERIFY_RATE = 2.0, 1.0, 0.4
 
@@ -42,9 +42,10 @@ class Work:
         return self.forward_flops + self.awq_flops
 
 
-def calibration_work(model: CheckpointMetadata, quantization: QuantizationConfig) -> Work:
+def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work:
     """Counts the operations of a calibration: two for each weight and token, and those of attention and AWQ."""
-    if quantization.algorithm_name == NO_QUANT:
+    algorithm = algorithm_of(quantization)
+    if not algorithm.quantizes:
         return Work(0, 0)
     tokens = quantization.calibration_dataset_size * quantization.calibration_seq_len
     linears = layer_linears(model)
@@ -54,15 +55,15 @@ def calibration_work(model: CheckpointMetadata, quantization: QuantizationConfig
     attention = 2 * quantization.calibration_seq_len * model.num_attention_heads * model.head_size
     forward = model.num_layers * tokens * (2 * weights + attention)
     awq = 0
-    if quantization.is_awq:
+    if algorithm.gram_candidates:
         grams = sum(2 * tokens * linear.columns**2 * active[linear.name] for linear in linears)
         search = sum(2 * linear.weights * linear.columns * linear.count for linear in linears)
-        awq = model.num_layers * (grams + int(_EXPONENTS * _SEARCH_SHARE * search))
+        awq = model.num_layers * (grams + int(algorithm.gram_candidates * _SEARCH_SHARE * search))
     return Work(forward, awq)
 
 
 def step_seconds(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     parallelism: Parallelism,
     device: Device,
@@ -82,7 +83,7 @@ def step_seconds(
         written_bytes: Size of all rank files.
         files: How many rank files there are.
     """
-    work, is_awq = calibration_work(model, quantization), quantization.is_awq
+    work = calibration_work(model, quantization)
     # Stages wait for one another while the first batch goes through them, and the last one passes.
     batches = Batches.of(quantization, parallelism)
     rounds = -(-batches.samples // batches.size)
@@ -92,8 +93,8 @@ def step_seconds(
     awq_rate = rate * (_CPU_FLOAT32_SHARE if device.is_cpu else _AWQ_SHARE)
     forward_rate = rate * (1.0 if device.is_cpu else _FORWARD_SHARE)
     seconds = {"load": read_bytes / (device.disk_bandwidth * 1e9)}
-    if quantization.algorithm_name != NO_QUANT:
-        seconds["calibrate"] = work.forward_flops / forward_rate + (work.awq_flops / awq_rate if is_awq else 0.0)
+    if work.flops:
+        seconds["calibrate"] = work.forward_flops / forward_rate + work.awq_flops / awq_rate
     writers = max(1, min(files, parallelism.ranks))
     at_once = 1e9 * (1 if device.is_cpu else writers)
     disk = written_bytes / (device.disk_bandwidth * 1e9)

@@ -4,11 +4,11 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify import context, manifest
+from nemo_ptq.verify.formats import REGISTERED, Check, Reader
 from nemo_ptq.verify.huggingface import hf_directory
 from nemo_ptq.verify.model_config import Config
 from nemo_ptq.verify.nemo import nemo_checks
@@ -26,21 +26,6 @@ _SPELLED_OUT = 4
 RANK_METADATA = "rank"
 
 
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What was looked at, unique within one run.
-        ok: Whether it is as it must be.
-        detail: One line: what was found, or what is wrong.
-    """
-
-    name: str
-    ok: bool
-    detail: str
-
-
 def verify(path: Path | str, load_tokenizer: bool = False) -> list[Check]:
     """Checks an exported directory without NeMo, a GPU or a server, and without running anything that it names.
 
@@ -55,22 +40,33 @@ def verify(path: Path | str, load_tokenizer: bool = False) -> list[Check]:
     directory = Path(path)
     if not directory.is_dir():
         return [Check("directory", False, f"{directory} is not a directory")]
-    if hf_directory.is_hugging_face(directory):
-        return [
-            *_guarded("manifest", _manifest_checks(directory)),
-            *_guarded("config.json", _hugging_face_checks(hf_directory.HuggingFaceDirectory(directory))),
-        ]
-    if nemo_checks.is_nemo(directory):
-        return [
-            *_guarded("manifest", _manifest_checks(directory)),
-            *_guarded("weights", _nemo_checks(directory)),
-            *_guarded("tokenizer", _nemo_tokenizer_checks(directory, load_tokenizer)),
-        ]
+    reader = next(reader for reader in (*REGISTERED, *_READERS) if reader.recognises(directory))
     return [
         *_guarded("manifest", _manifest_checks(directory)),
-        *_guarded("config.json", _config_and_tensor_checks(directory)),
-        *_guarded("tokenizer", _context_checks(directory, load_tokenizer)),
+        *_guarded(reader.name, reader.checks(directory, load_tokenizer)),
     ]
+
+
+def _hugging_face(path: Path, load_tokenizer: bool) -> Iterator[Check]:
+    return _guarded("config.json", _hugging_face_checks(hf_directory.HuggingFaceDirectory(path)))
+
+
+def _nemo(path: Path, load_tokenizer: bool) -> Iterator[Check]:
+    yield from _guarded("weights", _nemo_checks(path))
+    yield from _guarded("tokenizer", _nemo_tokenizer_checks(path, load_tokenizer))
+
+
+def _qnemo(path: Path, load_tokenizer: bool) -> Iterator[Check]:
+    yield from _guarded("config.json", _config_and_tensor_checks(path))
+    yield from _guarded("tokenizer", _context_checks(path, load_tokenizer))
+
+
+# A directory that is nothing else is checked as the first format that there was.
+_READERS = (
+    Reader("huggingface", hf_directory.is_hugging_face, _hugging_face),
+    Reader("nemo", nemo_checks.is_nemo, _nemo),
+    Reader("trtllm", lambda directory: True, _qnemo),
+)
 
 
 def _hugging_face_checks(directory: hf_directory.HuggingFaceDirectory) -> Iterator[Check]:

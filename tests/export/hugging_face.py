@@ -49,7 +49,7 @@ def _adapted(model: Any, format: str, decoder: str) -> Any:
     """A model that ModelOpt has calibrated, as a format can hold it: loaded and quantized again where that differs."""
     from nemo_ptq.export.writers import ADAPTERS
     from nemo_ptq.modelopt.transfer import apply_state
-    from nemo_ptq.models.spec import shape_of
+    from nemo_ptq.models.spec import spec_of
     from nemo_ptq.quantization.floor import amax_floor
     from nemo_ptq.quantization.state import CalibrationState
     from tests import steps
@@ -57,7 +57,7 @@ def _adapted(model: Any, format: str, decoder: str) -> Any:
     if model.calibration is None or format not in ADAPTERS:
         return model
     header, tensors = model.calibration.header, model.calibration.tensors
-    shape, floor = shape_of(model.config, model.vocab_size), amax_floor(header.quantization, decoder)
+    shape, floor = spec_of(model.config, model.vocab_size), amax_floor(header.quantization, decoder)
     adapted = CalibrationState(header, ADAPTERS[format](tensors, shape, floor))
     again = steps.load_model(model.checkpoint, steps.CPU)
     apply_state(again.module, adapted)
@@ -75,12 +75,12 @@ def _fold(model: Any) -> None:
     from nemo_ptq.export.folding import follower_of, norm_factor, row_factor
     from nemo_ptq.export.packing import pack_plain
     from nemo_ptq.modelopt.megatron_layers import global_modules
-    from nemo_ptq.models.spec import shape_of
+    from nemo_ptq.models.spec import spec_of
     from tests.steps import plain_of, quantizes_kv_cache
 
     state = model.calibration.tensors
     modules = global_modules(model.module)
-    shape = shape_of(model.config, model.vocab_size)
+    shape = spec_of(model.config, model.vocab_size)
     rank, ranks = (
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_tensor_model_parallel_world_size(),

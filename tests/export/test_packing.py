@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_ptq.config import ALGORITHMS, NO_QUANT, QuantizationConfig
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.verify import dequantize as dq
 from tests.packed import Heads, fields_of, rows_of, weight_problem
 from tests.ranks import run_ranks
@@ -75,12 +76,12 @@ def pack_layer(checkpoint: Path, algorithm: str, file: Path) -> None:
     """Calibrates a model, packs the linear layers of its second layer, and saves them (FP8 tensors do not pickle)."""
     from nemo_ptq.export.packing import pack_linear, row_splitter
     from nemo_ptq.modelopt.megatron_layers import linear_of
-    from nemo_ptq.models.spec import shape_of
+    from nemo_ptq.models.spec import spec_of
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
         steps.calibrate(model, QuantizationConfig(algorithm, awq_block_size=GROUP, enable_kv_cache=False))
-        shape = shape_of(model.config, model.vocab_size)
+        shape = spec_of(model.config, model.vocab_size)
         layers = {}
         for name, linear in model.module.decoder.layers[1].named_modules():
             if not name.endswith(("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")):

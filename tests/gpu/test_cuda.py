@@ -97,7 +97,7 @@ def _packed_otherwise(model: Any, exported: Path) -> list[str]:
     """Packs a model, as an export of it was calibrated, on the GPU and on the CPU; names the tensors that differ."""
     from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
     from nemo_ptq.export.trtllm.trtllm_writer import pack_module
-    from nemo_ptq.models.spec import shape_of
+    from nemo_ptq.models.spec import spec_of
     from nemo_ptq.quantization.state import load_state
     from nemo_ptq.quantization.state_header import state_file
     from tests import steps
@@ -106,7 +106,7 @@ def _packed_otherwise(model: Any, exported: Path) -> list[str]:
     layers = steps.calibrated_layers(model, state.header.quantization)
     layers.state.update(state.tensors)
     caches = frozenset(name.partition(".k_bmm")[0] for name in state.tensors if ".k_bmm" in name)
-    shape = shape_of(model.config, model.vocab_size)
+    shape = spec_of(model.config, model.vocab_size)
     layout = QnemoLayout(shape, layers.schemes, caches, torch.bfloat16, 1, 1)
     modules = {place.part.module for block in layout.blocks(0) for tensor in block for place in tensor.placements}
 

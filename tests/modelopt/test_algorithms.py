@@ -13,8 +13,9 @@ import pytest
 import torch
 import yaml
 
-from nemo_ptq.config import ALGORITHMS, NO_QUANT, QuantizationConfig
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.errors import PtqError
+from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint
 from tests.ranks import run_ranks

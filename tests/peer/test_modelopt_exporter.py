@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_ptq.config import ALGORITHMS, NO_QUANT, QuantizationConfig
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.verify.tensor_file import TensorFile
 from nemo_ptq.verify.trtllm.trtllm_reader import same_bytes
 from tests.conftest import Demo

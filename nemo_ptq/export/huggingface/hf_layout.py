@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout table of a Hugging Face directory: its tensors, under the names that transformers has for them.
 
-The names are those of the import, read the other way round (:mod:`nemo_ptq.checkpoint.huggingface.families`). How a
+The names are those of the import, read the other way round (:mod:`nemo_ptq.models.mapping`). How a
 linear layer is stored is a table of the format's own: this one serves every format whose files are such a directory.
 """
 
@@ -12,48 +12,17 @@ from functools import cached_property
 
 import torch
 
-from nemo_ptq.checkpoint.huggingface.families import Family, interleave_qkv, stack_gate_up
-from nemo_ptq.checkpoint.parts import live_name
 from nemo_ptq.export.layout import Block, FileTensor, Part, joined, whole
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Field, Scheme, Shape
 
 # A file is closed when it would exceed this, as transformers does; a block is never split.
 MAX_FILE_BYTES = 5_000_000_000
 BIAS = Field("bias", None, lambda o, i, g: (o,), 0, None)
 _VOCABULARY = ("embedding.word_embeddings", "output_layer")
-# Rows of a fused layer, in the order of the names that a rule of the import combines.
-_ROWS = {interleave_qkv: ("q", "k", "v"), stack_gate_up: ("gate", "up")}
 
 # Hugging Face's name of each group of rows of a module.
 Names = Mapping[str, str]
-
-
-def module_names(family: Family) -> dict[str, Names]:
-    """Returns Hugging Face's names of every Megatron module of a family.
-
-    Returns:
-        By Megatron's name of a module, with "{layer}" and "{expert}" for the numbers: the name of each group of its
-        rows, under the same keys as :attr:`~nemo_ptq.export.layout.Part.rows`.
-
-    Example:
-        >>> module_names(FAMILIES["LlamaForCausalLM"])["decoder.layers.{layer}.mlp.linear_fc1"]
-        {'gate': 'model.layers.{layer}.mlp.gate_proj', 'up': 'model.layers.{layer}.mlp.up_proj'}
-    """
-    names: dict[str, Names] = {"output_layer": {"": "lm_head"}}
-    for rule in family.rules:
-        target = live_name(rule.target, "{layer}", "{expert}")
-        if not target.endswith(".weight"):
-            continue
-        module = target.removesuffix(".weight")
-        sources = [source.removesuffix(".weight") for source in rule.sources]
-        names[module] = dict(zip(_ROWS.get(rule.combine, ("",)), sources, strict=True))
-    return names
-
-
-def splits_qkv(names: Mapping[str, Names]) -> bool:
-    """Whether queries, keys and values are separate layers."""
-    return "q" in names["decoder.layers.{layer}.self_attention.linear_qkv"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +31,8 @@ class HuggingFaceLayout:
 
     Attributes:
         shape: The model.
-        names: Hugging Face's names of its modules, from :func:`module_names`.
+        names: Hugging Face's names of its modules, as
+            :meth:`~nemo_ptq.models.hugging_face.HuggingFaceClass.module_names` gives them.
         schemes: Scheme of each quantized linear layer, by Megatron's name; the others are unquantized.
         fields: Gives the tensors that store a linear layer, from its Megatron name, the group of its rows and its
             scheme. A field's name is both the packed tensor's and the stored one's.
@@ -74,7 +44,7 @@ class HuggingFaceLayout:
         max_file_bytes: Largest size of a file of several blocks.
     """
 
-    shape: ModelShape
+    shape: ModelSpec
     names: Mapping[str, Names]
     schemes: Mapping[str, Scheme]
     fields: Callable[[str, str, Scheme], Sequence[Field]]
@@ -147,7 +117,7 @@ class HuggingFaceLayout:
 
     def _numbers(self, template: str) -> Iterator[dict[str, int]]:
         layers = range(self.shape.num_layers) if "{layer}" in template else range(1)
-        experts = range(self.shape.num_experts) if "{expert}" in template else range(1)
+        experts = range(self.shape.num_experts or 0) if "{expert}" in template else range(1)
         for layer in layers:
             for expert in experts:
                 yield {"layer": layer, "expert": expert}
@@ -159,17 +129,17 @@ class HuggingFaceLayout:
     def outputs(self, module: str, rows: str) -> int:
         """Out-features of a group of rows of a linear layer."""
         shape = self.shape
-        heads = {"q": shape.num_heads, "k": shape.num_kv_heads, "v": shape.num_kv_heads}
+        heads = {"q": shape.num_attention_heads, "k": shape.num_query_groups, "v": shape.num_query_groups}
         if module.endswith("linear_qkv"):
             return heads.get(rows, sum(heads.values())) * shape.head_size
-        return shape.ffn_size if module.endswith("linear_fc1") else shape.hidden_size
+        return shape.ffn_hidden_size if module.endswith("linear_fc1") else shape.hidden_size
 
     def inputs(self, module: str) -> int:
         """In-features of a linear layer."""
         shape = self.shape
         if module.endswith("linear_proj"):
-            return shape.num_heads * shape.head_size
-        return shape.ffn_size if module.endswith("linear_fc2") else shape.hidden_size
+            return shape.num_attention_heads * shape.head_size
+        return shape.ffn_hidden_size if module.endswith("linear_fc2") else shape.hidden_size
 
     def _plain(
         self, module: str, name: str, shape: Shape, axis: int | None, bias: bool = False
@@ -186,7 +156,7 @@ class HuggingFaceLayout:
         yield from self._plain(words, self.names[words][""], (shape.vocab_size, shape.hidden_size), 0)
         positions = self.names.get("embedding.position_embeddings")
         if positions is not None:
-            size = (shape.max_positions, shape.hidden_size)
+            size = (shape.seq_length, shape.hidden_size)
             yield from self._plain("embedding.position_embeddings", positions[""], size, None)
 
     def _head(self) -> Iterator[FileTensor]:
@@ -197,7 +167,7 @@ class HuggingFaceLayout:
 
     def _norm(self, template: str, module: str, numbers: Mapping[str, int]) -> Iterator[FileTensor]:
         name = self.names[template][""].format(**numbers)
-        yield from self._plain(module, name, (self.shape.hidden_size,), None, self.shape.norm == "LayerNorm")
+        yield from self._plain(module, name, (self.shape.hidden_size,), None, self.shape.normalization == "LayerNorm")
 
     def _layer(self, layer: int) -> Iterator[FileTensor]:
         for template in self.names:
@@ -212,6 +182,7 @@ class HuggingFaceLayout:
         if module.endswith("layernorm"):
             yield from self._norm(template, module, numbers)
         elif module.endswith("router"):
+            assert self.shape.num_experts
             size = (self.shape.num_experts, self.shape.hidden_size)
             yield from self._plain(module, self.names[template][""].format(**numbers), size, None)
         else:

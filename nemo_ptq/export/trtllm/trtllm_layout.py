@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 
 from nemo_ptq.export.layout import Block, FileTensor, Part, Placement, joined, share, whole
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Field, Scheme
 
 # Vocabulary sizes that AWQ's readers take are multiples of this.
@@ -30,7 +30,7 @@ class QnemoLayout:
         pipeline_parallel: Pipeline parallelism of the files.
     """
 
-    shape: ModelShape
+    shape: ModelSpec
     schemes: Mapping[str, Scheme]
     kv_cache: frozenset[str]
     dtype: torch.dtype
@@ -86,12 +86,10 @@ class QnemoLayout:
         shape = self.shape
         words = Part("embedding.word_embeddings", "", "weight", (shape.vocab_size, shape.hidden_size), 0)
         yield self._vocab(words, "transformer.vocab_embedding.weight", rank)
-        if shape.position_embedding == "learned_absolute":
-            rows = math.ceil(shape.max_positions / self.tensor_parallel)
-            start, stop = (min(bound, shape.max_positions) for bound in (rank * rows, (rank + 1) * rows))
-            positions = Part(
-                "embedding.position_embeddings", "", "weight", (shape.max_positions, shape.hidden_size), None
-            )
+        if shape.position_embedding_type == "learned_absolute":
+            rows = math.ceil(shape.seq_length / self.tensor_parallel)
+            start, stop = (min(bound, shape.seq_length) for bound in (rank * rows, (rank + 1) * rows))
+            positions = Part("embedding.position_embeddings", "", "weight", (shape.seq_length, shape.hidden_size), None)
             yield FileTensor(
                 "transformer.position_embedding.weight",
                 self.dtype,
@@ -110,14 +108,14 @@ class QnemoLayout:
             yield self._vocab(Part("embedding.word_embeddings", "", "weight", size, 0), "lm_head.weight", rank)
 
     def _norm(self, module: str, name: str, size: int) -> Iterator[FileTensor]:
-        fields = ("weight", "bias") if self.shape.norm == "LayerNorm" else ("weight",)
+        fields = ("weight", "bias") if self.shape.normalization == "LayerNorm" else ("weight",)
         for field in fields:
             yield whole(Part(module, "", field, (size,), None), f"{name}.{field}", self.dtype)
 
     def _layer(self, layer: int, rank: int) -> Iterator[FileTensor]:
         shape, module = self.shape, f"decoder.layers.{layer}."
         name = f"transformer.layers.{layer % (shape.num_layers // self.pipeline_parallel)}."
-        heads, kv, head = shape.num_heads, shape.num_kv_heads, shape.head_size
+        heads, kv, head = shape.num_attention_heads, shape.num_query_groups, shape.head_size
         yield from self._norm(module + "input_layernorm", name + "input_layernorm", shape.hidden_size)
         yield from self._norm(module + "pre_mlp_layernorm", name + "post_layernorm", shape.hidden_size)
         yield from self._column(
@@ -143,11 +141,16 @@ class QnemoLayout:
     def _dense_mlp(self, module: str, name: str, rank: int) -> Iterator[FileTensor]:
         shape = self.shape
         # The activated half is fc, whatever the model's own names say.
-        for target, rows in (("fc", "gate"), ("gate", "up")) if shape.gated else (("fc", ""),):
+        for target, rows in (("fc", "gate"), ("gate", "up")) if shape.gated_mlp else (("fc", ""),):
             yield from self._column(
-                module + "linear_fc1", name + target, {rows: shape.ffn_size}, shape.hidden_size, rank, shape.linear_bias
+                module + "linear_fc1",
+                name + target,
+                {rows: shape.ffn_hidden_size},
+                shape.hidden_size,
+                rank,
+                shape.linear_bias,
             )
-        yield from self._row(module + "linear_fc2", name + "proj", shape.hidden_size, shape.ffn_size, rank)
+        yield from self._row(module + "linear_fc2", name + "proj", shape.hidden_size, shape.ffn_hidden_size, rank)
 
     def _column(
         self, module: str, name: str, rows: dict[str, int], inputs: int, rank: int, bias: bool
@@ -179,7 +182,7 @@ class QnemoLayout:
 
     def _row_share(self, group: str, extent: int, rank: int) -> tuple[int, int]:
         """Which rows of a group a file has; KV heads are repeated where there are more files than heads."""
-        kv, ranks = self.shape.num_kv_heads, self.tensor_parallel
+        kv, ranks = self.shape.num_query_groups, self.tensor_parallel
         if group in ("k", "v") and ranks > kv:
             return share(extent, rank * kv // ranks, kv)
         return share(extent, rank, ranks)
@@ -200,10 +203,15 @@ class QnemoLayout:
 
     def _experts(self, module: str, name: str, rank: int) -> Iterator[FileTensor]:
         """A mixture of experts: the experts' tensors are stacked, and the activated half of fc comes second."""
-        shape = self.shape
+        shape, inner = self.shape, self.shape.ffn_hidden_size
+        assert shape.num_experts
         router = Part(module + "router", "", "weight", (shape.num_experts, shape.hidden_size), None)
         yield whole(router, name + "router.weight", torch.float32)
-        gated = {"up": shape.ffn_size, "gate": shape.ffn_size} if shape.gated else {"": shape.ffn_size}
+        gated = (
+            {"up": shape.ffn_hidden_size, "gate": shape.ffn_hidden_size}
+            if shape.gated_mlp
+            else {"": shape.ffn_hidden_size}
+        )
         for expert_part, target in (("linear_fc1", "fc"), ("linear_fc2", "proj")):
             experts = []
             for expert in range(shape.num_experts):
@@ -211,7 +219,7 @@ class QnemoLayout:
                 if target == "fc":
                     experts.append(list(self._column(source, name + target, gated, shape.hidden_size, rank, False)))
                 else:
-                    experts.append(list(self._row(source, name + target, shape.hidden_size, shape.ffn_size, rank)))
+                    experts.append(list(self._row(source, name + target, shape.hidden_size, inner, rank)))
             for same_field in zip(*experts, strict=True):
                 yield _stacked(same_field)
 

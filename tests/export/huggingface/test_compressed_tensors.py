@@ -61,7 +61,7 @@ def export_folded(checkpoint: Path, algorithm: str, directory: Path) -> None:
     from nemo_ptq.export.folding import foldable
     from nemo_ptq.export.huggingface.compressed_tensors import compressed_tensors_export
     from nemo_ptq.modelopt.transfer import apply_state
-    from nemo_ptq.models.spec import shape_of
+    from nemo_ptq.models.spec import spec_of
     from nemo_ptq.quantization.state import CalibrationState
     from tests import steps
 
@@ -71,7 +71,7 @@ def export_folded(checkpoint: Path, algorithm: str, directory: Path) -> None:
         state = steps.learn(model, quantization)
     with steps.loaded(checkpoint) as model, patch.dict(DTYPES, float32="float32"):
         steps.in_float32(model)
-        shape = shape_of(model.config, model.vocab_size)
+        shape = spec_of(model.config, model.vocab_size)
         model.calibration = CalibrationState(state.header, foldable(state.tensors, shape, None))
         apply_state(model.module, model.calibration)
         for child in model.module.modules():
