@@ -45,6 +45,7 @@ from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import Launch
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
 from nemo_ptq.parallel.ranks import this_rank
+from nemo_ptq.quantization.algorithms import kv_cache_is_quantized
 
 ALGORITHMS = ("fp8", "int8_sq", "int4_awq")
 _DECODER = "llama"
@@ -133,7 +134,7 @@ def our_step(algorithm: str, batches: Sequence[torch.Tensor], found: dict[str, S
     def run(module: GPTModel) -> None:
         device, parallelism = next(module.parameters()).device, this_rank()
         runner, method = BlockRunner(module, device, parallelism, device), method_for(quantization, _DECODER)
-        quantizes_kv_cache = quantization.kv_cache_is_quantized(_DECODER)
+        quantizes_kv_cache = kv_cache_is_quantized(quantization, _DECODER)
         learner = Learner(runner, parallelism, Stream(batches), method, quantizes_kv_cache)
         state: dict[str, torch.Tensor] = {}
         *blocks, _ = split_into_blocks(module, module.config.num_layers)

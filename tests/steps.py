@@ -5,7 +5,7 @@
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -50,6 +50,7 @@ from nemo_ptq.models.spec import ModelSpec, spec_of
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.process_groups import process_groups
 from nemo_ptq.plan.rules import check_job
+from nemo_ptq.quantization.algorithms import kv_cache_is_quantized
 from nemo_ptq.quantization.schemes import UNQUANTIZED
 from nemo_ptq.quantization.state import CalibrationState
 from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
@@ -162,7 +163,7 @@ def learn(
     learner = None
     if quantization.algorithm_name != NO_QUANT:
         stream = Stream(random_batches() if batches is None else batches)
-        quantizes_kv_cache = quantization.kv_cache_is_quantized(_decoder(model))
+        quantizes_kv_cache = kv_cache_is_quantized(quantization, _decoder(model))
         method = method_for(quantization, _decoder(model))
         learner = Learner(runner, model.parallelism, stream, method, quantizes_kv_cache)
     walking = [*([learner.stream] if learner else []), *streams]
@@ -239,7 +240,7 @@ def _header(model: LoadedModel, quantization: QuantizationConfig, weights: str) 
     return StateHeader(
         checkpoint=str(model.checkpoint),
         weights=weights,
-        model=asdict(read_metadata(model.checkpoint)),
+        model=read_metadata(model.checkpoint).identity,
         decoder=_decoder(model),
         quantization=quantization,
         modelopt_config=modelopt.as_json(modelopt.modelopt_config(quantization, _decoder(model))),

@@ -137,7 +137,7 @@ class BlockLoader:
 
 
 def _copy_shard(name: str, source: torch.Tensor, target: torch.Tensor, rank: int, ranks: int) -> None:
-    """Copies this rank's share of a whole tensor; rows that only this parallelism pads a vocabulary with become zero."""
+    """Copies this rank's share of a whole tensor; rows that only this parallelism pads become zero."""
     cut = [axis for axis, (size, local) in enumerate(zip(source.shape, target.shape, strict=True)) if size != local]
     if not cut:
         target.copy_(source)

@@ -47,18 +47,18 @@ def export_cells(
 
 def _adapted(model: Any, format: str, decoder: str) -> Any:
     """A model that ModelOpt has calibrated, as a format can hold it: loaded and quantized again where that differs."""
-    from nemo_ptq.export.writers import ADAPTERS
+    from nemo_ptq.export.formats import FORMATS
     from nemo_ptq.modelopt.transfer import apply_state
     from nemo_ptq.models.spec import spec_of
-    from nemo_ptq.quantization.floor import amax_floor
+    from nemo_ptq.quantization.algorithms import amax_floor
     from nemo_ptq.quantization.state import CalibrationState
     from tests import steps
 
-    if model.calibration is None or format not in ADAPTERS:
+    if model.calibration is None or not FORMATS[format].adapts_state:
         return model
     header, tensors = model.calibration.header, model.calibration.tensors
     shape, floor = spec_of(model.config, model.vocab_size), amax_floor(header.quantization, decoder)
-    adapted = CalibrationState(header, ADAPTERS[format](tensors, shape, floor))
+    adapted = CalibrationState(header, FORMATS[format].adapt(tensors, shape, floor))
     again = steps.load_model(model.checkpoint, steps.CPU)
     apply_state(again.module, adapted)
     again.calibration = adapted

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_ptq.config import ALGORITHMS, NO_QUANT, QuantizationConfig
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme, smoothed, weight_amax
 from nemo_ptq.parallel.ranks import Ranks
+from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.quantization.schemes import UNQUANTIZED
 from tests.ranks import run_ranks
 
