@@ -25,7 +25,7 @@ from nemo_ptq.plan.rules.parallelism import (
     inference_pp_divides,
     inference_tp_divides,
 )
-from nemo_ptq.plan.rules.quantization import (
+from nemo_ptq.plan.rules.quantization_limits import (
     algorithm_file_is_config,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
