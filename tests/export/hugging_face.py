@@ -48,9 +48,10 @@ def export_cells(
 def _adapted(model: Any, format: str, decoder: str) -> Any:
     """A model that ModelOpt has calibrated, as a format can hold it: loaded and quantized again where that differs."""
     from nemo_ptq.export.writers import ADAPTERS
+    from nemo_ptq.quantization.floor import amax_floor
+
     from nemo_ptq.modelopt.transfer import apply_state
     from nemo_ptq.models.spec import spec_of
-    from nemo_ptq.quantization.floor import amax_floor
     from nemo_ptq.quantization.state import CalibrationState
     from tests import steps
 

@@ -155,7 +155,9 @@ class HuggingFaceLayout:
         has_bias = shape.normalization == "LayerNorm"
         yield from self._plain(norm, self.names[norm][""], (shape.hidden_size,), None, has_bias)
         if not shape.tied_embeddings:
-            yield from self._plain("output_layer", "lm_head", (shape.vocab_size, shape.hidden_size), 0)
+            yield from self._plain(
+                "output_layer", self.names["output_layer"][""], (shape.vocab_size, shape.hidden_size), 0
+            )
 
     def _layer(self, layer: int) -> Iterator[FileTensor]:
         for template in self.names:
