@@ -97,7 +97,7 @@ def gpt_layer(model: "ModelSpec") -> LayerSpec:
         ModuleSpec("self_attention.linear_proj", "linear", {"": hidden}, heads, 1, model.linear_bias),
         ModuleSpec(before_mlp, "norm", {"": hidden}, has_bias=has_norm_bias),
     ]
-    if model.num_experts is None:
+    if not model.num_experts:
         return LayerSpec(
             (
                 *modules,
