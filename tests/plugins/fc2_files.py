@@ -42,7 +42,7 @@ class Fc2Layout:
 
     def blocks(self, file: int) -> Iterator[Block]:
         """See :class:`nemo_ptq.export.layout.Layout`."""
-        outputs, inputs = self.shape.hidden_size, self.shape.ffn_size
+        outputs, inputs = self.shape.hidden_size, self.shape.ffn_hidden_size
         yield []
         for layer in range(self.shape.num_layers):
             module = f"decoder.layers.{layer}.mlp.linear_fc2"
