@@ -36,10 +36,11 @@ support-matrix: checkpoint ## run every cell of the support matrix, and write do
 	@$(IN_VENV) python -m pytest -m matrix --junitxml build/support_matrix.xml
 	@$(IN_VENV) python -m tests.matrix build/support_matrix.xml
 
-lint: .venv/installed ## check style and types
+lint: .venv/installed ## check style, types and which module imports which
 	@$(IN_VENV) ruff check .
 	@$(IN_VENV) ruff format --check .
 	@$(IN_VENV) mypy
+	@$(IN_VENV) lint-imports --no-logo --no-cache
 
 clean: ## remove everything that was made, except .venv
 	@rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

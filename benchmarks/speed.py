@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 
@@ -25,19 +26,26 @@ import torch
 from megatron.core.models.gpt import GPTModel
 
 from benchmarks.models import MODELS, build, random_tokens
-from nemo_ptq.calibration.forward import forward_batches, run_batches
+from nemo_ptq.calibration.forward import forward_batches
+from nemo_ptq.calibration.methods import method_for
+from nemo_ptq.calibration.pipeline import Learner, State
+from nemo_ptq.calibration.streams import BlockRunner, Stream
+from nemo_ptq.checkpoint.blocks import parameters_of, split_into_blocks
+from nemo_ptq.checkpoint.parts import is_linear
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.console.quiet import quiet_libraries, quiet_prints
-from nemo_ptq.console.reporter import Reporter
-from nemo_ptq.modelopt.megatron_layers import MegatronLayers, gather_shard_map, global_modules
-from nemo_ptq.export.publish import sha256_of
-from nemo_ptq.export.stream import write_files
+from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
+from nemo_ptq.export.manifest_writer import sha256_of
+from nemo_ptq.export.shard_map import on_one_rank
+from nemo_ptq.export.stream import LayoutWriter
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.export.trtllm.trtllm_writer import pack_module
-from nemo_ptq.models.spec import shape_of
+from nemo_ptq.modelopt.algorithms import modelopt_config
+from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import Launch
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
-from nemo_ptq.modelopt.algorithms import calibrate, modelopt_config
+from nemo_ptq.parallel.ranks import this_rank
+from nemo_ptq.quantization.algorithms import kv_cache_is_quantized
 
 ALGORITHMS = ("fp8", "int8_sq", "int4_awq")
 _DECODER = "llama"
@@ -108,16 +116,6 @@ def logits_step(batches: Sequence[torch.Tensor]) -> Step:
     return run
 
 
-def statistics_step(batches: Sequence[torch.Tensor]) -> Step:
-    """The forward pass that our calibration makes: it stops before the output layer, which has no quantizer."""
-
-    def run(module: GPTModel) -> None:
-        for _ in run_batches(module, batches):
-            pass
-
-    return run
-
-
 def modelopt_step(algorithm: str, forward: Step) -> Step:
     """ModelOpt's own calibration, with the configuration that ours uses."""
     config = modelopt_config(QuantizationConfig(algorithm=algorithm), _DECODER)
@@ -129,11 +127,20 @@ def modelopt_step(algorithm: str, forward: Step) -> Step:
     return run
 
 
-def our_step(algorithm: str, forward: Step) -> Step:
-    """Our calibration."""
+def our_step(algorithm: str, batches: Sequence[torch.Tensor], found: dict[str, State]) -> Step:
+    """Our calibration; its state is put into ``found``, by the algorithm's name."""
+    quantization = QuantizationConfig(algorithm=algorithm)
 
     def run(module: GPTModel) -> None:
-        calibrate(module, QuantizationConfig(algorithm=algorithm), _DECODER, forward)
+        device, parallelism = next(module.parameters()).device, this_rank()
+        runner, method = BlockRunner(module, device, parallelism, device), method_for(quantization, _DECODER)
+        quantizes_kv_cache = kv_cache_is_quantized(quantization, _DECODER)
+        learner = Learner(runner, parallelism, Stream(batches), method, quantizes_kv_cache)
+        state: dict[str, torch.Tensor] = {}
+        *blocks, _ = split_into_blocks(module, module.config.num_layers)
+        for block in blocks:
+            state |= learner.learn(block, is_head=False)
+        found[algorithm] = state
 
     return run
 
@@ -150,19 +157,30 @@ class ExportTimer:
     def __init__(self, config: object, vocab_size: int, directory: Path) -> None:
         self._config, self._vocab_size, self._directory = config, vocab_size, directory
 
-    def line(self, algorithm: str, module: GPTModel, device: torch.device) -> str:
+    def line(self, algorithm: str, state: State, module: GPTModel, device: torch.device) -> str:
         """Exports a calibrated model once, and returns its row in Markdown."""
-        modules = global_modules(module)
-        shard_map, layers = gather_shard_map(modules), MegatronLayers(module, modules)
-        shape = shape_of(self._config, self._vocab_size)
-        layout = QnemoLayout(shape, shard_map.schemes, shard_map.kv_cache, torch.bfloat16, 1, 1)
+        blocks = split_into_blocks(module, module.config.num_layers)
+        names = [name for block in blocks for name in block.modules]
+        scheme = algorithm_scheme(QuantizationConfig(algorithm=algorithm))
+        layers = CalibratedLayers(
+            parameters_of(blocks), dict(state), {name: scheme for name in names if is_linear(name)}, False
+        )
+        caches = frozenset(name.partition(".k_bmm_quantizer")[0] for name in state if ".k_bmm_quantizer" in name)
+        shard_map = on_one_rank(names, layers.schemes, caches)
+        shape = spec_of(self._config, self._vocab_size)
+        layout = QnemoLayout(shape, layers.schemes, caches, torch.bfloat16, 1, 1)
         target = Path(tempfile.mkdtemp(dir=self._directory))
+        files: list[Path] = []
+
+        def write() -> None:
+            pack = partial(pack_module, layers, shape=shape, dtype=torch.bfloat16)
+            with LayoutWriter(target, layout, pack, shard_map, 0) as writer:
+                for block in range(writer.num_blocks):
+                    writer.write(block)
+            files.extend(writer.files)
+
         try:
-            files: list[Path] = []
-            pack = lambda name: pack_module(layers, name, shape, torch.bfloat16)  # noqa: E731
-            writing = measure(
-                lambda: files.extend(write_files(target, layout, pack, shard_map, Reporter(False), 0)), device
-            )
+            writing = measure(write, device)
             hashing = measure(lambda: files.sort(key=sha256_of), device)
             gigabytes = sum(file.stat().st_size for file in files) / 1e9
         finally:
@@ -173,13 +191,13 @@ class ExportTimer:
         )
 
 
-def _steps(batches: Sequence[torch.Tensor]) -> Iterator[tuple[str, str | None, Step]]:
+def _steps(batches: Sequence[torch.Tensor], found: dict[str, State]) -> Iterator[tuple[str, str | None, Step]]:
     """Name, algorithm whose export is timed afterwards, and step."""
-    logits, ours = logits_step(batches), statistics_step(batches)
+    logits = logits_step(batches)
     yield "forward pass", None, logits
     for algorithm in ALGORITHMS:
         yield f"{algorithm}, ModelOpt", None, modelopt_step(algorithm, logits)
-        yield f"{algorithm}, nemo_ptq", algorithm, our_step(algorithm, ours)
+        yield f"{algorithm}, nemo_ptq", algorithm, our_step(algorithm, batches, found)
 
 
 @contextmanager
@@ -197,17 +215,19 @@ def run(arguments: argparse.Namespace) -> None:
         vocab_size = MODELS[arguments.model]["vocab_size"]
         batches = random_tokens(vocab_size, arguments.samples, arguments.seq_len, arguments.batch_size)
         # One layer and one batch of everything: what is compiled or set up once is not counted.
-        for _, _, step in _steps(batches[:1]):
+        for _, _, step in _steps(batches[:1], {}):
             step(build(arguments.model, device, _WARM_UP_LAYERS)[0])
 
         rows, exports = [], []
-        for name, exported, step in _steps(batches):
+        found: dict[str, State] = {}
+        for name, exported, step in _steps(batches, found):
             costs = []
             for repetition in range(arguments.repeats):
                 module, config = build(arguments.model, device)
                 costs.append(measure(lambda step=step, module=module: step(module), device))  # type: ignore[misc]
                 if exported and repetition == arguments.repeats - 1:
-                    exports.append(ExportTimer(config, vocab_size, arguments.directory).line(exported, module, device))
+                    timer = ExportTimer(config, vocab_size, arguments.directory)
+                    exports.append(timer.line(exported, found[exported], module, device))
                 parameters = sum(parameter.numel() for parameter in module.parameters())
                 del module
             rows.append(Row(name, tuple(costs)))

@@ -14,7 +14,8 @@ from nemo_ptq.console.quiet import quiet_imports, quiet_libraries
 
 with quiet_imports():
     from nemo_ptq.calibration.batches import data_loop
-    from nemo_ptq.calibration.datasets import make_batches, read_samples, tokenize
+    from nemo_ptq.calibration.datasets import read_samples
+    from nemo_ptq.calibration.tokens import make_batches, tokenize
     from nemo_ptq.checkpoint.loading import load_model
     from nemo_ptq.config import NO_QUANT, QuantizationConfig
     from nemo_ptq.console.reporter import Reporter

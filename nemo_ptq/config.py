@@ -4,24 +4,70 @@
 
 NeMo-Run serialises both dataclasses and parses their fields from the command line. They therefore hold exactly what
 the user gave; what that means is answered by their properties, and whether it is right by :mod:`nemo_ptq.plan.rules`.
+Each field declares how it is set from a command line, from which :mod:`nemo_ptq.options` makes its tables.
 """
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, field
 from pathlib import Path
-from typing import List, Optional, Union  # noqa: UP035
-
-from nemo_ptq.calibration.text_files import is_text_file
-from nemo_ptq.export.formats import read_formats
+from typing import Any, List, Optional, Union  # noqa: UP035
 
 NO_QUANT = "no_quant"
-ALGORITHMS = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4", NO_QUANT)
 CUSTOM = "custom"
 """What :attr:`QuantizationConfig.algorithm_name` says where the user gave a file."""
 ALGORITHM_FILES = (".json", ".yaml", ".yml")
 KV_CACHE_FORMATS = ("fp8",)
-DATASETS = ("cnn_dailymail", "wikitext")
+DATA_FILES = (".jsonl", ".json", ".txt")
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "16": "float16", "fp16": "float16", "float16": "float16"}
 """The spellings of a data type, and torch's name for it."""
+
+
+def is_text_file(dataset: str) -> bool:
+    """Whether a data set's name is the path of a local file rather than the name of a hub data set."""
+    return dataset.endswith(DATA_FILES) or "/" in dataset
+
+
+def read_formats(value: object) -> tuple[str, ...]:
+    """Reads `export_format`: a name, a list of names, or the text of one.
+
+    Args:
+        value: What the user gave.
+
+    Returns:
+        The names in their order, each once, whether there are such formats or not; empty where it is neither text nor
+        a list of texts.
+
+    Example:
+        >>> read_formats("[trtllm, hf]")
+        ('trtllm', 'hf')
+    """
+    if isinstance(value, str):
+        text = value.strip()
+        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
+        value = [name.strip().strip("'\"") for name in inner.split(",")]
+    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
+        return ()
+    return tuple(dict.fromkeys(value))
+
+
+@dataclass(frozen=True)
+class Setting:
+    """How a field is set from a command line: the `setting` of its metadata.
+
+    Attributes:
+        kind: Which values it takes, by the names of :mod:`nemo_ptq.options`.
+        help: What it is for; {names} stands for the values that have names.
+        flags: Its flags in :mod:`nemo_ptq.script`, of which the first is what messages call it.
+        off_flags: Flags that set it to false, where `flags` set it to true.
+    """
+
+    kind: str
+    help: str
+    flags: tuple[str, ...]
+    off_flags: tuple[str, ...] = ()
+
+
+def _setting(kind: str, help: str, *flags: str, off: tuple[str, ...] = (), default: Any = MISSING) -> Any:
+    return field(default=default, metadata={"setting": Setting(kind, help, flags, off)})
 
 
 @dataclass
@@ -48,17 +94,48 @@ class QuantizationConfig:
             weights do not fit.
     """
 
-    algorithm: Optional[str] = "fp8"
-    awq_block_size: int = 128
-    sq_alpha: float = 0.5
-    enable_kv_cache: Optional[bool] = None
-    kv_cache_qformat: str = "fp8"
-    calibration_dataset: str = "cnn_dailymail"
-    calibration_dataset_size: int = 512
-    calibration_batch_size: int = 64
-    calibration_seq_len: int = 128
-    evaluation_dataset_size: int = 8
-    layerwise: Optional[bool] = None
+    algorithm: Optional[str] = _setting(
+        "algorithm", "{names}, or a JSON or YAML file with a ModelOpt config", "--algorithm", "-algo", default="fp8"
+    )
+    awq_block_size: int = _setting(
+        "size", "input features that share a weight scale in AWQ", "--awq_block_size", "-awq_bs", default=128
+    )
+    sq_alpha: float = _setting("fraction", "SmoothQuant's migration strength, from 0 to 1", "--sq_alpha", default=0.5)
+    enable_kv_cache: Optional[bool] = _setting(
+        "switch",
+        "quantize the KV cache; if not set, fp8 does except on decoder gpt",
+        "--enable_kv_cache",
+        off=("--disable_kv_cache",),
+        default=None,
+    )
+    kv_cache_qformat: str = _setting(
+        "KV cache format", "format of a quantized KV cache", "--kv_cache_qformat", default="fp8"
+    )
+    calibration_dataset: str = _setting(
+        "data set",
+        "{names}, or a local .jsonl, .json or .txt file",
+        "--calibration_dataset",
+        "-calib_ds",
+        default="cnn_dailymail",
+    )
+    calibration_dataset_size: int = _setting(
+        "size", "samples to calibrate on", "--calibration_dataset_size", "-calib_size", default=512
+    )
+    calibration_batch_size: int = _setting("size", "samples in a batch", "--batch_size", "-bs", default=64)
+    calibration_seq_len: int = _setting("size", "tokens at which a sample is cut", "--seq_len", "-sl", default=128)
+    evaluation_dataset_size: int = _setting(
+        "count",
+        "further samples on which the report compares with the unquantized model; 0 for none",
+        "--evaluation_dataset_size",
+        default=8,
+    )
+    layerwise: Optional[bool] = _setting(
+        "switch",
+        "keep one block of weights in memory at a time; if not set, where the weights do not fit",
+        "--layerwise",
+        off=("--resident",),
+        default=None,
+    )
 
     @property
     def algorithm_file(self) -> Optional[Path]:
@@ -69,29 +146,15 @@ class QuantizationConfig:
 
     @property
     def algorithm_name(self) -> str:
-        """One of :data:`ALGORITHMS`, or :data:`CUSTOM` where `algorithm` is a file."""
+        """Name of an algorithm, or :data:`CUSTOM` where `algorithm` is a file."""
         if self.algorithm is None:
             return NO_QUANT
         return CUSTOM if self.algorithm_file else self.algorithm
 
     @property
-    def is_awq(self) -> bool:
-        """Whether weights are 4-bit integers in blocks of `awq_block_size`."""
-        return self.algorithm_name.endswith("_awq")
-
-    @property
     def data_file(self) -> Optional[Path]:
         """The local file with the calibration data, where `calibration_dataset` names one."""
         return Path(self.calibration_dataset).expanduser() if is_text_file(self.calibration_dataset) else None
-
-    def kv_cache_is_quantized(self, decoder: str) -> bool:
-        """Whether the KV cache of a model of this decoder type is quantized.
-
-        As in NeMo, an unset `enable_kv_cache` leaves "gpt" decoders alone.
-        """
-        if self.enable_kv_cache is None:
-            return self.algorithm_name == "fp8" and decoder != "gpt"
-        return self.enable_kv_cache
 
 
 @dataclass
@@ -111,15 +174,44 @@ class ExportConfig:
         resume: Continue a run that was killed or has failed, after the last block that it had finished.
     """
 
-    path: str
-    export_format: Union[str, List[str]] = "trtllm"  # noqa: UP006
-    dtype: str = "bf16"
-    decoder_type: Optional[str] = None
-    inference_tp: int = 1
-    inference_pp: int = 1
-    generate_sample: bool = False
-    overwrite: bool = False
-    resume: bool = False
+    path: str = _setting("path", "directory to make; required", "--export_path", "-out", "--output_path")
+    export_format: Union[str, List[str]] = _setting(  # noqa: RUF009, UP006
+        "formats", "{names}, or a list of them", "--export_format", default="trtllm"
+    )
+    dtype: str = _setting(
+        "data type", "data type of what stays unquantized: bf16 or fp16", "--dtype", "-dt", default="bf16"
+    )
+    decoder_type: Optional[str] = _setting(
+        "decoder", "{names}; if not set, that of the model's family", "--decoder_type", default=None
+    )
+    inference_tp: int = _setting(
+        "size",
+        "tensor parallelism of the exported model",
+        "--inference_tp",
+        "-itp",
+        "--tensor_parallelism_size",
+        default=1,
+    )
+    inference_pp: int = _setting(
+        "size",
+        "pipeline parallelism of the exported model",
+        "--inference_pp",
+        "-ipp",
+        "--pipeline_parallelism_size",
+        default=1,
+    )
+    generate_sample: bool = _setting(
+        "switch", "show a few generated tokens after calibration", "--generate_sample", default=False
+    )
+    overwrite: bool = _setting(
+        "switch", "replace an export that stands at export_config.path", "--overwrite", default=False
+    )
+    resume: bool = _setting(
+        "switch",
+        "continue a run that was killed or has failed, after its last finished block",
+        "--resume",
+        default=False,
+    )
 
     @property
     def formats(self) -> tuple[str, ...]:

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Errors that are meant for the user: printed as they are, without a traceback."""
 
-from collections.abc import Sequence
+import difflib
+from collections.abc import Iterable, Mapping, Sequence
 
 
 class PtqError(Exception):
@@ -23,3 +24,15 @@ class ConfigError(PtqError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(problems)
         super().__init__("\n".join(self.problems))
+
+
+def did_you_mean(name: str, known: Mapping[str, str] | Iterable[str]) -> str:
+    """Suggests the known name closest to `name`: ": did you mean X?", or nothing where none is close.
+
+    Args:
+        name: What the user wrote.
+        known: Names that exist; of a mapping, its keys are compared and its values suggested.
+    """
+    suggestions = known if isinstance(known, Mapping) else {candidate: candidate for candidate in known}
+    matches = difflib.get_close_matches(name.lower(), suggestions, n=1)
+    return f": did you mean {suggestions[matches[0]]}?" if matches else ""

@@ -7,8 +7,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
+from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.quantization.algorithms import kv_cache_is_quantized
 
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
@@ -41,7 +42,7 @@ class Job:
     """
 
     checkpoint: Path
-    metadata: CheckpointMetadata
+    metadata: ModelSpec
     output: Path
     quantization: QuantizationConfig
     export: ExportConfig
@@ -99,4 +100,4 @@ class Job:
     @property
     def quantizes_kv_cache(self) -> bool:
         """Whether the KV cache is quantized."""
-        return self.quantization.kv_cache_is_quantized(self.decoder)
+        return kv_cache_is_quantized(self.quantization, self.decoder)

@@ -1,30 +1,32 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Every option of the main job: its full name, and which values it takes. All front doors read this one table."""
+"""Every option of the main job: its full name, and which values it takes. All front doors read this one table.
 
-import difflib
+Those of the two configs are declared by their fields (:class:`nemo_ptq.config.Setting`), and those of the task here:
+NeMo-Run, which the task needs, takes seconds to import.
+"""
+
 import os
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import MISSING, dataclass, fields, replace
 from textwrap import wrap
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
-from nemo_ptq.calibration.text_files import is_text_file
-from nemo_ptq.config import ALGORITHM_FILES, ALGORITHMS, DATASETS, DTYPES, KV_CACHE_FORMATS
-from nemo_ptq.export.formats import FORMATS, read_formats
+from nemo_ptq.calibration.datasets import DATASETS
+from nemo_ptq.config import (
+    ALGORITHM_FILES,
+    DTYPES,
+    KV_CACHE_FORMATS,
+    ExportConfig,
+    QuantizationConfig,
+    Setting,
+    is_text_file,
+    read_formats,
+)
+from nemo_ptq.errors import did_you_mean
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import ARCHITECTURES
-
-
-def did_you_mean(name: str, known: Mapping[str, str] | Iterable[str]) -> str:
-    """Suggests the known name closest to `name`: ": did you mean X?", or nothing where none is close.
-
-    Args:
-        name: What the user wrote.
-        known: Names that exist; of a mapping, its keys are compared and its values suggested.
-    """
-    suggestions = known if isinstance(known, Mapping) else {candidate: candidate for candidate in known}
-    matches = difflib.get_close_matches(name.lower(), suggestions, n=1)
-    return f": did you mean {suggestions[matches[0]]}?" if matches else ""
+from nemo_ptq.quantization.algorithms import ALGORITHMS
 
 
 @dataclass(frozen=True)
@@ -32,18 +34,27 @@ class Kind:
     """A kind of value.
 
     Attributes:
-        words: What a value must be, to follow "must be".
+        rule: What a value must be, to follow "must be"; {names} stands for the names.
         accepts: Whether a value is one.
         convert: Makes a value of its text, or raises ValueError.
-        names: The values that have names.
+        known: The values that have names. A registry is looked at when it is asked for: plugins add to it.
         optional: Whether None is a value.
     """
 
-    words: str
+    rule: str
     accepts: Callable[[Any], bool]
     convert: Callable[[str], Any] = str
-    names: tuple[str, ...] = ()
+    known: Collection[str] = ()
     optional: bool = False
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The values that have names."""
+        return tuple(self.known)
+
+    def with_names(self, text: str) -> str:
+        """Puts the names into a text, with commas between."""
+        return text.replace("{names}", ", ".join(self.known))
 
     def read(self, text: str) -> Any:
         """Makes a value of what stood on a command line; text that is no such value stays as it is."""
@@ -58,14 +69,15 @@ class Kind:
         """Says in one line what is wrong with an option's value, if anything is."""
         if (value is None and self.optional) or self.accepts(value):
             return None
-        shown = repr(value) if isinstance(value, str) and not self.names else value
-        hint = did_you_mean(value, self.names) if isinstance(value, str) else ""
+        shown = repr(value) if isinstance(value, str) and not self.known else value
+        hint = did_you_mean(value, self.known) if isinstance(value, str) else ""
+        rule = self.with_names(self.rule)
         if hint:
-            return f"{option}={shown} is not known{hint} It must be {self.words}"
-        return f"{option}={shown} is not valid: it must be {self.words}"
+            return f"{option}={shown} is not known{hint} It must be {rule}"
+        return f"{option}={shown} is not valid: it must be {rule}"
 
 
-def _flag(text: str) -> bool:
+def _truth(text: str) -> bool:
     values = {"true": True, "yes": True, "1": True, "on": True, "false": False, "no": False, "0": False, "off": False}
     if text.lower() not in values:
         raise ValueError
@@ -84,40 +96,44 @@ def _is_path(value: Any) -> bool:
     return isinstance(value, (str, os.PathLike)) and bool(str(value))
 
 
-def _one_of(names: Iterable[str], optional: bool = False) -> Kind:
-    names = tuple(names)
-    return Kind(f"one of {', '.join(names)}", lambda value: value in names, names=names, optional=optional)
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
 
 
-_SIZE = Kind("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1, int)
-_COUNT = Kind("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0, int)
-_OPTIONAL_SIZE = replace(_SIZE, optional=True)
-_FRACTION = Kind("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1, float)
-_FLAG = Kind("true or false", lambda value: isinstance(value, bool), _flag)
-_OPTIONAL_FLAG = replace(_FLAG, optional=True)
-_PATH = Kind("a path", _is_path)
-_OPTIONAL_PATH = replace(_PATH, optional=True)
-_OPTIONAL_TEXT = Kind("a text", lambda value: isinstance(value, str), optional=True)
-_DEVICE = Kind("the name of a device, such as H100 or CPU", lambda value: isinstance(value, str) and bool(value))
-_FUNCTION = Kind("a function, which only Python can give", callable, optional=True)
-_ALGORITHM = Kind(
-    f"one of {', '.join(ALGORITHMS)}, or the path of a JSON or YAML file with a ModelOpt config",
-    lambda value: value in ALGORITHMS or (isinstance(value, str) and value.lower().endswith(ALGORITHM_FILES)),
-    names=ALGORITHMS,
-    optional=True,
-)
-_DATA = Kind(
-    f"{' or '.join(DATASETS)}, or the path of a local .jsonl, .json or .txt file",
-    lambda value: value in DATASETS or (isinstance(value, str) and is_text_file(value)),
-    names=DATASETS,
-)
-_FORMATS = Kind(
-    f"one of {', '.join(FORMATS)}, or a list of them such as [{','.join(FORMATS)}]",
-    lambda value: bool(read_formats(value)) and FORMATS.keys() >= set(read_formats(value)),
-    names=tuple(FORMATS),
-)
-# NeMo's own configuration allows the number 16.
-_DTYPE = Kind("one of bf16, fp16", lambda value: str(value) in DTYPES, names=tuple(DTYPES))
+def _are_formats(value: Any) -> bool:
+    names = read_formats(value)
+    return bool(names) and FORMATS.keys() >= set(names)
+
+
+def _one_of(known: Collection[str]) -> Kind:
+    return Kind("one of {names}", lambda value: _is_text(value) and value in known, known=known)
+
+
+_KINDS: Mapping[str, Kind] = {
+    "size": Kind("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1, int),
+    "count": Kind("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0, int),
+    "fraction": Kind("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1, float),
+    "switch": Kind("true or false", lambda value: isinstance(value, bool), _truth),
+    "path": Kind("a path", _is_path),
+    "text": Kind("a text", _is_text),
+    "device": Kind("the name of a device, such as H100 or CPU", lambda value: _is_text(value) and bool(value)),
+    "function": Kind("a function, which only Python can give", callable),
+    "algorithm": Kind(
+        "one of {names}, or the path of a JSON or YAML file with a ModelOpt config",
+        lambda value: _is_text(value) and (value in ALGORITHMS or value.lower().endswith(ALGORITHM_FILES)),
+        known=ALGORITHMS.keys(),
+    ),
+    "KV cache format": _one_of(KV_CACHE_FORMATS),
+    "data set": Kind(
+        "one of {names}, or the path of a local .jsonl, .json or .txt file",
+        lambda value: _is_text(value) and (value in DATASETS or is_text_file(value)),
+        known=DATASETS.keys(),
+    ),
+    "formats": Kind("one of {names}, or a list of them such as [trtllm,hf]", _are_formats, known=FORMATS.keys()),
+    # NeMo's own configuration allows the number 16.
+    "data type": Kind("one of bf16, fp16", lambda value: str(value) in DTYPES, known=DTYPES.keys()),
+    "decoder": _one_of(ARCHITECTURES.keys()),
+}
 
 
 @dataclass(frozen=True)
@@ -126,71 +142,94 @@ class Option:
 
     Attributes:
         kind: The values that it takes.
-        help: What it is for.
+        help: What it is for; {names} stands for the kind's names.
         default: Its value where the user gives none.
+        flags: Its flags in :mod:`nemo_ptq.script`; the first is what messages call it.
+        off_flags: Flags that set it to false, where `flags` set it to true.
     """
 
     kind: Kind
     help: str
     default: Any = None
+    flags: tuple[str, ...] = ()
+    off_flags: tuple[str, ...] = ()
+
+    @property
+    def is_switch(self) -> bool:
+        """Whether its flags have no value."""
+        return self.kind.convert is _truth
 
     def describe(self) -> str:
         """What it is for, and its default in parentheses."""
-        return self.help if self.default is None else f"{self.help} ({str(self.default).lower()})"
+        text = self.kind.with_names(self.help)
+        return text if self.default is None else f"{text} ({str(self.default).lower()})"
+
+
+def _task_option(kind: str, help: str, *flags: str, default: Any = None) -> Option:
+    return Option(replace(_KINDS[kind], optional=default is None), help, default, flags)
+
+
+def _options_of(config: type) -> Mapping[str, Option]:
+    hints = get_type_hints(config)
+    options = {}
+    for field in fields(config):
+        setting: Setting = field.metadata["setting"]
+        kind = replace(_KINDS[setting.kind], optional=type(None) in get_args(hints[field.name]))
+        default = None if field.default is MISSING else field.default
+        options[field.name] = Option(kind, setting.help, default, setting.flags, setting.off_flags)
+    return options
 
 
 TASK_OPTIONS: Mapping[str, Option] = {
-    "nemo_checkpoint": Option(
-        _OPTIONAL_PATH, "directory of a NeMo 2.0 checkpoint, or of a Hugging Face model; required"
+    "nemo_checkpoint": _task_option(
+        "path",
+        "directory of a NeMo 2.0 checkpoint, or of a Hugging Face model; required",
+        "--nemo_checkpoint",
+        "-nc",
+        "--model_path",
+        "-mp",
     ),
-    "model_path": Option(_OPTIONAL_PATH, "another name for nemo_checkpoint"),
-    "calibration_tp": Option(_SIZE, "tensor parallelism of the calibration", 1),
-    "calibration_pp": Option(_SIZE, "pipeline parallelism of the calibration", 1),
-    "calibration_ep": Option(_SIZE, "expert parallelism of the calibration", 1),
-    "num_layers_in_first_pipeline_stage": Option(_OPTIONAL_SIZE, "layers of the first stage, if stages are uneven"),
-    "num_layers_in_last_pipeline_stage": Option(_OPTIONAL_SIZE, "layers of the last stage, if stages are uneven"),
-    "devices": Option(_OPTIONAL_SIZE, "processes on each node, to be checked against the launcher's"),
-    "num_nodes": Option(_OPTIONAL_SIZE, "nodes, to be checked against the launcher's"),
-    "forward_loop": Option(_FUNCTION, "calibration loop of your own, from Python"),
-    "tokenizer_path": Option(_OPTIONAL_PATH, "tokenizer to use in place of the checkpoint's"),
-    "calibration_state": Option(_OPTIONAL_PATH, "export, or its ptq/calibration.safetensors, to export again from"),
-    "tracking": Option(_OPTIONAL_TEXT, "where figures go: mlflow:http://HOST:PORT, tensorboard:DIR or wandb:PROJECT"),
-    "legacy_ckpt": Option(_FLAG, "accept a checkpoint of another Transformer Engine", False),
-    "plan_only": Option(_FLAG, "print what the job would need, and start nothing", False),
-    "plan_device": Option(_DEVICE, "what plan_only takes each rank to run on, as `nemo-ptq plan --device`", "H100"),
+    "model_path": _task_option("path", "another name for nemo_checkpoint"),
+    "calibration_tp": _task_option(
+        "size", "tensor parallelism of the calibration", "--calibration_tp", "-ctp", "--calib_tp", default=1
+    ),
+    "calibration_pp": _task_option(
+        "size", "pipeline parallelism of the calibration", "--calibration_pp", "-cpp", "--calib_pp", default=1
+    ),
+    "calibration_ep": _task_option(
+        "size", "expert parallelism of the calibration", "--calibration_ep", "-cep", default=1
+    ),
+    "num_layers_in_first_pipeline_stage": _task_option(
+        "size", "layers of the first stage, if stages are uneven", "--num_layers_in_first_pipeline_stage"
+    ),
+    "num_layers_in_last_pipeline_stage": _task_option(
+        "size", "layers of the last stage, if stages are uneven", "--num_layers_in_last_pipeline_stage"
+    ),
+    "devices": _task_option("size", "processes on each node, to be checked against the launcher's", "--devices"),
+    "num_nodes": _task_option("size", "nodes, to be checked against the launcher's", "--num_nodes", "-nodes"),
+    "forward_loop": _task_option("function", "calibration loop of your own, from Python"),
+    "tokenizer_path": _task_option("path", "tokenizer to use in place of the checkpoint's", "--tokenizer"),
+    "calibration_state": _task_option(
+        "path", "export, or its ptq/calibration.safetensors, to export again from", "--calibration_state"
+    ),
+    "tracking": _task_option(
+        "text", "where figures go: mlflow:http://HOST:PORT, tensorboard:DIR or wandb:PROJECT", "--tracking"
+    ),
+    "legacy_ckpt": _task_option(
+        "switch", "accept a checkpoint of another Transformer Engine", "--legacy_ckpt", default=False
+    ),
+    "plan_only": _task_option(
+        "switch", "print what the job would need, and start nothing", "--plan_only", default=False
+    ),
+    "plan_device": _task_option(
+        "device",
+        "what plan_only takes each rank to run on, as `nemo-ptq plan --device`",
+        "--plan_device",
+        default="H100",
+    ),
 }
-QUANTIZATION_OPTIONS: Mapping[str, Option] = {
-    "algorithm": Option(
-        _ALGORITHM, f"{', '.join(ALGORITHMS)}, or a JSON or YAML file with a ModelOpt config", ALGORITHMS[0]
-    ),
-    "awq_block_size": Option(_SIZE, "input features that share a weight scale in AWQ", 128),
-    "sq_alpha": Option(_FRACTION, "SmoothQuant's migration strength, from 0 to 1", 0.5),
-    "enable_kv_cache": Option(_OPTIONAL_FLAG, "quantize the KV cache; if not set, fp8 does except on decoder gpt"),
-    "kv_cache_qformat": Option(_one_of(KV_CACHE_FORMATS), "format of a quantized KV cache", KV_CACHE_FORMATS[0]),
-    "calibration_dataset": Option(_DATA, f"{', '.join(DATASETS)}, or a local .jsonl, .json or .txt file", DATASETS[0]),
-    "calibration_dataset_size": Option(_SIZE, "samples to calibrate on", 512),
-    "calibration_batch_size": Option(_SIZE, "samples in a batch", 64),
-    "calibration_seq_len": Option(_SIZE, "tokens at which a sample is cut", 128),
-    "evaluation_dataset_size": Option(
-        _COUNT, "further samples on which the report compares with the unquantized model; 0 for none", 8
-    ),
-    "layerwise": Option(
-        _OPTIONAL_FLAG, "keep one block of weights in memory at a time; if not set, where the weights do not fit"
-    ),
-}
-EXPORT_OPTIONS: Mapping[str, Option] = {
-    "path": Option(_PATH, "directory to make; required"),
-    "export_format": Option(_FORMATS, f"{', '.join(FORMATS)}, or a list of them", next(iter(FORMATS))),
-    "dtype": Option(_DTYPE, "data type of what stays unquantized: bf16 or fp16", "bf16"),
-    "decoder_type": Option(
-        _one_of(ARCHITECTURES, optional=True), f"{', '.join(ARCHITECTURES)}; if not set, that of the model's family"
-    ),
-    "inference_tp": Option(_SIZE, "tensor parallelism of the exported model", 1),
-    "inference_pp": Option(_SIZE, "pipeline parallelism of the exported model", 1),
-    "generate_sample": Option(_FLAG, "show a few generated tokens after calibration", False),
-    "overwrite": Option(_FLAG, "replace an export that stands at export_config.path", False),
-    "resume": Option(_FLAG, "continue a run that was killed or has failed, after its last finished block", False),
-}
+QUANTIZATION_OPTIONS: Mapping[str, Option] = _options_of(QuantizationConfig)
+EXPORT_OPTIONS: Mapping[str, Option] = _options_of(ExportConfig)
 OPTIONS: Mapping[str, Option] = {
     **TASK_OPTIONS,
     **{f"quantization_config.{name}": option for name, option in QUANTIZATION_OPTIONS.items()},

@@ -76,20 +76,16 @@ def ptq(
     arguments = {**locals()}  # by name, before there is anything else that is local
 
     from nemo_ptq.errors import ConfigError
+    from nemo_ptq.launch import front
     from nemo_ptq.launch.start import start
     from nemo_ptq.parallel.environment import read_launch
-    from nemo_ptq.plan import plan_job, show_plan
-    from nemo_ptq.plan.rules import check_job
 
     launch = read_launch()
-    if plan_only is True:
-        plan = plan_job(arguments, world_size=launch.world_size, launcher=launch.launcher)
-        if launch.is_first:
-            show_plan(plan)
-        if not plan.ok:
-            raise ConfigError(plan.problems)
+    try:
+        job = front.check(arguments, world_size=launch.world_size, launcher=launch.launcher, speaks=launch.is_first)
+    except front.Planned as planned:
+        if not planned.plan.ok:
+            raise ConfigError(planned.plan.problems) from None
         return str(export_config.path) if export_config else ""
-    job = check_job(**arguments, world_size=launch.world_size, launcher=launch.launcher)
-
     start(job)
     return str(job.output)

@@ -11,9 +11,9 @@ import nemo_run as run
 import pytest
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
-from nemo_ptq.calibration.datasets import HUB_DATASETS
-from nemo_ptq.config import ALGORITHMS, CUSTOM, DATASETS, ExportConfig, QuantizationConfig
+from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 from nemo_ptq.options import EXPORT_OPTIONS, OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, describe_options
+from nemo_ptq.quantization.algorithms import ALGORITHMS, algorithm_of, kv_cache_is_quantized
 from nemo_ptq.task import ptq
 
 
@@ -46,14 +46,14 @@ def test_algorithm_has_a_name_or_a_file(algorithm, name, file):
     ],
 )
 def test_kv_cache_is_on_by_default_for_fp8_only(algorithm, enable, decoder, expected):
-    assert QuantizationConfig(algorithm, enable_kv_cache=enable).kv_cache_is_quantized(decoder) is expected
+    assert kv_cache_is_quantized(QuantizationConfig(algorithm, enable_kv_cache=enable), decoder) is expected
 
 
 @pytest.mark.parametrize(
     ("algorithm", "expected"), [("int4_awq", True), ("w4a8_awq", True), ("fp8", False), (None, False), ("nvfp4", False)]
 )
-def test_awq_algorithms_are_known(algorithm, expected):
-    assert QuantizationConfig(algorithm).is_awq is expected
+def test_awq_algorithms_have_blocks_of_the_users_size(algorithm, expected):
+    assert algorithm_of(QuantizationConfig(algorithm)).takes_block_size is expected
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,6 @@ def test_data_file_is_told_from_a_hub_name(dataset, file):
 @pytest.mark.parametrize(("dtype", "expected"), [("bf16", "bfloat16"), ("16", "float16"), (16, "float16")])
 def test_dtype_has_torchs_name(dtype, expected):
     assert ExportConfig("out", dtype=dtype).torch_dtype_name == expected
-
-
-def test_hub_datasets_are_those_that_can_be_read():
-    assert set(DATASETS) == set(HUB_DATASETS)
 
 
 @pytest.mark.parametrize(

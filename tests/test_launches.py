@@ -48,7 +48,7 @@ def start(command: list[str], home: Path, **variables: str) -> "subprocess.Popen
 
 def finish(*processes: "subprocess.Popen[str]") -> None:
     for process in processes:
-        output, _ = process.communicate(timeout=200)
+        output, _ = process.communicate()  # a busy machine takes what it takes; the test's own limit is pytest's
         assert process.returncode == 0, output
 
 
@@ -114,7 +114,7 @@ def what_must_be_equal(output: Path) -> dict[str, Any]:
     return {**files, "manifest": manifest, "report": report, "steps": steps}
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(3600)
 def test_all_launches_write_the_same_bytes(demo: Demo, tmp_path: Path) -> None:
     written = []
     for launch in (nemo_command, nemo_ptq_run, torchrun, srun, python):

@@ -16,7 +16,7 @@ from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.plan.rules import check_job
-from nemo_ptq.verify.forward import logits
+from nemo_ptq.verify.forward_pass import logits
 from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint, same_bytes
 from tests.families import TOKENS as VOCABULARY
 from tests.matrix import (
@@ -74,37 +74,24 @@ def run_cells(
         For each algorithm, what is wrong with the packed weights, and the calibrated model's logits in float32 with
         those weights; None but on the last stage.
     """
-    from nemo_ptq.calibration.forward import run_batches
-    from nemo_ptq.console.reporter import Reporter
-    from nemo_ptq.engine import run as engine
-    from nemo_ptq.parallel.process_groups import process_groups
     from nemo_ptq.plan.rules import check_job
     from tests import steps
 
     tp, pp = calibration
-    silent, batches = Reporter(enabled=False), steps.random_batches()
-
-    def loop(module: torch.nn.Module) -> None:
-        for _ in run_batches(module, batches):
-            pass
-
     results = {}
-    steps.quiet_libraries()
-    with process_groups(steps.read_launch(), steps.CPU, tensor_parallel=tp, pipeline_parallel=pp):
-        for algorithm in algorithms:
-            jobs = [
-                check_job(
-                    world_size=tp * pp,
-                    calibration_tp=tp,
-                    calibration_pp=pp,
-                    **cell_arguments(checkpoint, algorithm, kv_cache, directory / f"{algorithm}-{i}x{j}", (i, j)),
-                )
-                for i, j in LAYOUTS
-            ]
-            model = engine.load(jobs[0], steps.CPU)
-            engine.calibrate(model, jobs[0].quantization, jobs[0].decoder, loop, silent)
-            for job in jobs:
-                engine.export(model, job, silent)
+    for algorithm in algorithms:
+        jobs = [
+            check_job(
+                world_size=tp * pp,
+                calibration_tp=tp,
+                calibration_pp=pp,
+                **cell_arguments(checkpoint, algorithm, kv_cache, directory / f"{algorithm}-{i}x{j}", (i, j)),
+            )
+            for i, j in LAYOUTS
+        ]
+        steps.run_jobs(jobs)
+        with steps.loaded(checkpoint, tp, pp) as model:
+            steps.calibrate(model, jobs[0].quantization)
             results[algorithm] = (steps.serve(model, algorithm), steps.logits(model, TOKENS))
     return results
 

@@ -15,8 +15,8 @@ from pathlib import Path
 import pytest
 
 from nemo_ptq.cli.app import app
+from nemo_ptq.launch.flags import read_arguments
 from nemo_ptq.plan.rules import check_job
-from nemo_ptq.script import read_arguments
 from tests.conftest import Demo
 
 ROOT = Path(__file__).parent.parent

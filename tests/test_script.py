@@ -14,8 +14,9 @@ from nemo_ptq import script
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.job import Job
+from nemo_ptq.launch.flags import FLAGS, in_flags, read_arguments, read_flags
 from nemo_ptq.options import OPTIONS
-from nemo_ptq.script import FLAGS, in_flags, main, read_arguments, read_flags
+from nemo_ptq.script import main
 from tests.conftest import Demo
 
 

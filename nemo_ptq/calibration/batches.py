@@ -8,9 +8,10 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.calibration.datasets import make_batches, read_samples, share, tokenize
+from nemo_ptq.calibration.datasets import read_samples
 from nemo_ptq.calibration.forward import run_batches
 from nemo_ptq.calibration.text_files import Sample
+from nemo_ptq.calibration.tokens import make_batches, share, tokenize
 from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console.reporter import Reporter

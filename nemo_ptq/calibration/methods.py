@@ -16,8 +16,8 @@ from nemo_ptq.calibration.smoothquant import smoothed_amax, smoothing_scale
 from nemo_ptq.calibration.statistics import Amax, ChannelAmax, Moments
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.parallel.ranks import ALONE, Ranks
-from nemo_ptq.quantization.floor import amax_floor
-from nemo_ptq.quantization.presets import exponent_step
+from nemo_ptq.plugins import locate
+from nemo_ptq.quantization.algorithms import algorithm_of
 
 # The entries of one layer in a calibration state: "amax", "pre_quant_scale", "channel_amax".
 Entries = Mapping[str, torch.Tensor]
@@ -156,10 +156,6 @@ def method_for(quantization: QuantizationConfig, decoder: str) -> Method:
         quantization: What the user asked for.
         decoder: Decoder type of the model, e.g. "llama".
     """
-    algorithm, floor = quantization.algorithm_name, amax_floor(quantization, decoder)
-    if algorithm == "int8_sq":
-        return SmoothQuant(quantization.sq_alpha, floor)
-    if quantization.is_awq:
-        step = exponent_step(quantization, decoder)
-        return Awq(quantization.awq_block_size, step, rounds_inputs=algorithm == "w4a8_awq")
-    return Max(floor)
+    algorithm = algorithm_of(quantization)
+    assert algorithm.method is not None, algorithm.name
+    return locate(algorithm.method)(**algorithm.settings(quantization, decoder))

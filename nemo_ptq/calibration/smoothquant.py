@@ -21,6 +21,7 @@ def smoothing_scale(channel_amax: torch.Tensor, weight_amax: torch.Tensor, alpha
         float32 (in-features).
     """
     scale = weight_amax.pow(1 - alpha) / channel_amax.pow(alpha)
+    scale[scale.isnan()] = 1  # neither activations nor weights: 0 / 0, which ModelOpt leaves
     if scale.min() <= _TINY:
         scale[channel_amax <= _TINY] = 1
     return scale.clamp(*_SCALE_RANGE)

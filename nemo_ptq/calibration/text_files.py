@@ -7,17 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Union
 
+from nemo_ptq.config import DATA_FILES
 from nemo_ptq.errors import PtqError
 
 # A text, or a chat: a list of messages with "role" and "content".
 Sample = Union[str, list[dict[str, Any]]]
-
-SUFFIXES = (".jsonl", ".json", ".txt")
-
-
-def is_text_file(dataset: str) -> bool:
-    """Whether a data set's name is the path of a local file rather than the name of a hub data set."""
-    return dataset.endswith(SUFFIXES) or "/" in dataset
 
 
 def read_text_file(path: str) -> Iterator[Sample]:
@@ -31,8 +25,8 @@ def read_text_file(path: str) -> Iterator[Sample]:
             gives the line's number.
     """
     source = Path(path)
-    if source.suffix not in SUFFIXES:
-        raise PtqError(f"calibration_dataset={path}: the file's ending must be one of {', '.join(SUFFIXES)}")
+    if source.suffix not in DATA_FILES:
+        raise PtqError(f"calibration_dataset={path}: the file's ending must be one of {', '.join(DATA_FILES)}")
     empty = True
     try:
         for sample in _READERS[source.suffix](source):

@@ -20,6 +20,8 @@ from nemo_ptq.parallel.ranks import Parallelism
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")
 _EXPERT = re.compile(r"(.*local_experts\.)(\d+)(.*)")
 _TIED = {"output_layer.weight": "embedding.word_embeddings.weight"}
+# The tensors whose rows a tensor parallelism may pad.
+_VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,8 @@ def _copy_shard(name: str, source: torch.Tensor, target: torch.Tensor, rank: int
     size, local = source.shape[axis], target.shape[axis]
     start = min(rank * local, size)
     stop = min(start + local, size)
-    if len(cut) > 1 or local * ranks < size:
+    fits = local * ranks >= size if name in _VOCABULARY else local * ranks == size
+    if len(cut) > 1 or not fits:
         shapes = f"{tuple(source.shape)} in the checkpoint, a shard of it {tuple(target.shape)} in the model"
         raise PtqError(f"{name} has shape {shapes}: the context is of another model than the weights")
     if stop - start < local:

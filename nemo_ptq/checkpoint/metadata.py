@@ -4,7 +4,6 @@
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import yaml
 from nemo_ptq.checkpoint.huggingface.description import describe
 from nemo_ptq.checkpoint.index import read_index
 from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.models.spec import ModelSpec, spec_of
 
 EMBEDDING = "module.embedding.word_embeddings.weight"
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml")
@@ -22,56 +22,7 @@ _FILES = _CONTEXT_FILES + _WEIGHTS_FILES
 _NAMES_SHOWN = 6
 
 
-@dataclass(frozen=True)
-class CheckpointMetadata:
-    """The model that a checkpoint holds.
-
-    Attributes:
-        model_class: NeMo's model class, e.g. "nemo.collections.llm.gpt.model.llama.LlamaModel".
-        config_class: NeMo's config class, e.g. "nemo.collections.llm.gpt.model.llama.Llama31Config8B".
-        num_layers: Transformer layers.
-        hidden_size: Features between layers.
-        num_attention_heads: Query heads.
-        num_query_groups: Key/value heads.
-        head_size: Features of one head; not always hidden_size / num_attention_heads.
-        ffn_hidden_size: Features inside the MLP, of one expert where there are experts.
-        gated_mlp: Whether the MLP multiplies its activation with a gate, so that fc1 has twice the rows.
-        vocab_size: Rows of the embedding as stored, padding included.
-        num_experts: Experts in a layer; None without mixture of experts.
-        seq_length: Positions that the model was made for.
-        position_embedding_type: "rope" or "learned_absolute".
-        normalization: "RMSNorm" or "LayerNorm".
-        tied_embeddings: Whether the output layer is the embedding.
-        linear_bias: Whether every linear layer has a bias.
-        qkv_bias: Whether the query-key-value projection has one.
-        qk_norm: Whether queries and keys are normalised.
-        experts_per_token: Experts that each token goes through; 0 without mixture of experts.
-        is_quantized: Whether the checkpoint holds ModelOpt's quantizers and their ranges.
-    """
-
-    model_class: str
-    config_class: str
-    num_layers: int
-    hidden_size: int
-    num_attention_heads: int
-    num_query_groups: int
-    head_size: int
-    ffn_hidden_size: int
-    gated_mlp: bool
-    vocab_size: int
-    num_experts: int | None
-    seq_length: int
-    position_embedding_type: str
-    normalization: str
-    tied_embeddings: bool
-    linear_bias: bool = False
-    qkv_bias: bool = False
-    qk_norm: bool = False
-    experts_per_token: int = 0
-    is_quantized: bool = False
-
-
-def read_metadata(checkpoint: Path) -> CheckpointMetadata:
+def read_metadata(checkpoint: Path) -> ModelSpec:
     """Reads what a checkpoint's files say about its model, and checks that all of its files are there.
 
     Args:
@@ -82,7 +33,7 @@ def read_metadata(checkpoint: Path) -> CheckpointMetadata:
     """
     try:
         if is_hugging_face(checkpoint):
-            return CheckpointMetadata(**describe(checkpoint))
+            return describe(checkpoint)
         _check_files(checkpoint)
     except OSError as error:
         raise ConfigError([f"nemo_checkpoint={checkpoint} cannot be read: {error.strerror}"]) from error
@@ -93,16 +44,6 @@ def read_metadata(checkpoint: Path) -> CheckpointMetadata:
     weights = read_index(checkpoint)
     _check_shards(checkpoint, weights.storage_data.values())
     return _describe(checkpoint, read_model_yaml(checkpoint), weights.state_dict_metadata)
-
-
-def stored_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    """Returns the shape of every tensor of a NeMo 2.0 checkpoint; of what is no tensor, ().
-
-    Raises:
-        ConfigError: If the index of the weights cannot be read.
-    """
-    entries = read_index(checkpoint).state_dict_metadata
-    return {name: tuple(getattr(entry, "size", ())) for name, entry in entries.items()}
 
 
 def _check_files(checkpoint: Path) -> None:
@@ -188,7 +129,7 @@ def read_model_yaml(checkpoint: Path) -> dict[str, Any]:
         ) from error
 
 
-def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> CheckpointMetadata:
+def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelSpec:
     if EMBEDDING not in tensors:
         raise ConfigError(
             [
@@ -197,27 +138,11 @@ def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str,
             ]
         )
     try:
-        heads, hidden = config["num_attention_heads"], config["hidden_size"]
-        return CheckpointMetadata(
+        return spec_of(
+            config,
+            tensors[EMBEDDING].size[0],
             model_class=config["model_class"],
             config_class=config["_target_"],
-            num_layers=config["num_layers"],
-            hidden_size=hidden,
-            num_attention_heads=heads,
-            num_query_groups=config.get("num_query_groups") or heads,
-            head_size=config.get("kv_channels") or hidden // heads,
-            ffn_hidden_size=config.get("moe_ffn_hidden_size") or config.get("ffn_hidden_size") or 4 * hidden,
-            gated_mlp=config.get("gated_linear_unit", False),
-            vocab_size=tensors[EMBEDDING].size[0],
-            num_experts=config.get("num_moe_experts"),
-            seq_length=config["seq_length"],
-            position_embedding_type=config["position_embedding_type"],
-            normalization=config["normalization"],
-            tied_embeddings=config["share_embeddings_and_output_weights"],
-            linear_bias=bool(config.get("add_bias_linear")),
-            qkv_bias=bool(config.get("add_bias_linear") or config.get("add_qkv_bias")),
-            qk_norm=bool(config.get("qk_layernorm")),
-            experts_per_token=config.get("moe_router_topk", 0) if config.get("num_moe_experts") else 0,
             is_quantized=any("weight_quantizer." in name for name in tensors),
         )
     except (KeyError, TypeError) as error:

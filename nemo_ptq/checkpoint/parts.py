@@ -3,11 +3,12 @@
 """A checkpoint's tensors in the parts that layers own."""
 
 import math
-import re
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
+
+from nemo_ptq.models.mapping import live_name
 
 # NeMo wraps Megatron's model in a LightningModule, whose attribute `module` it is.
 PREFIX = "module."
@@ -58,31 +59,6 @@ class TensorPart:
     def live_name(self) -> str:
         """Megatron's name of the parameter, its layer and its expert counted through the whole model."""
         return live_name(self.key, *(index for index, _ in self.position))
-
-
-# Checkpoints keep a norm with the linear layer that follows it.
-_NORMS = {
-    "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
-    "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
-}
-
-
-def live_name(key: str, layer: object = "", expert: object = "") -> str:
-    """Returns Megatron's name of a parameter in a model, from its name in a checkpoint.
-
-    Args:
-        key: Without the "module." prefix.
-        layer: Its layer's number, or what stands for it.
-        expert: Its expert's.
-
-    Example:
-        >>> live_name("decoder.layers.mlp.experts.experts.linear_fc1.weight", 3, 5)
-        'decoder.layers.3.mlp.experts.local_experts.5.linear_fc1.weight'
-    """
-    for stored, live in _NORMS.items():
-        key = key.replace(stored, live)
-    key = re.sub(r"^decoder\.layers\.(?=\D)", f"decoder.layers.{layer}.", key)
-    return key.replace(".experts.experts.", f".experts.local_experts.{expert}.")
 
 
 def is_linear(name: str) -> bool:

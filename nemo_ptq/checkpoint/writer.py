@@ -3,14 +3,10 @@
 """Write a NeMo 2.0 checkpoint: `context/` and `weights/`, one tensor in memory at a time."""
 
 import io
-import os
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
-from uuid import uuid4
 
 import fiddle as fdl
 import torch
@@ -83,34 +79,6 @@ def write_context(directory: Path, model: fdl.Config) -> None:
     context.io_dump(directory, yaml_attrs=["model"])
 
 
-@contextmanager
-def atomic_directory(path: Path) -> Iterator[Path]:
-    """Fill a directory that appears whole or not at all.
-
-    Args:
-        path: Where the directory shall appear; one that stands there is replaced.
-
-    Yields:
-        A hidden, empty sibling to fill. It takes the place of `path` when the block ends, and is removed when it fails.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    staging = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
-    staging.mkdir()
-    try:
-        yield staging
-        _sync(staging)
-        if path.exists():
-            replaced = path.with_name(f"{staging.name}.replaced")
-            path.rename(replaced)
-            staging.rename(path)
-            shutil.rmtree(replaced)
-        else:
-            staging.rename(path)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-
-
 class _LazyPlanner(dcp.DefaultSavePlanner):
     """Plans a save from shapes alone; a tensor is made when it is written, and dropped when the next one has been."""
 
@@ -178,12 +146,3 @@ def _serialized(data: Any) -> bytes:
 
 # Megatron stores the objects of one key as a list; None stands for "no FP8 metadata".
 _EMPTY_STATE = _serialized([None])
-
-
-def _sync(directory: Path) -> None:
-    for path in (directory, *directory.rglob("*")):
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)

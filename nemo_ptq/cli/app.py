@@ -11,33 +11,40 @@ from nemo_ptq.cli.commands.doctor_command import doctor
 from nemo_ptq.cli.commands.evaluate_command import evaluate
 from nemo_ptq.cli.commands.export_command import export
 from nemo_ptq.cli.commands.import_hf_command import import_hf
-from nemo_ptq.cli.commands.plan_command import EPILOG, SETTINGS, plan
+from nemo_ptq.cli.commands.plan_command import SETTINGS, epilog, plan
 from nemo_ptq.cli.commands.recipes_command import recipes
 from nemo_ptq.cli.commands.run_command import run
 from nemo_ptq.cli.commands.runs_command import runs
 from nemo_ptq.cli.commands.sweep_command import sweep
 from nemo_ptq.cli.commands.verify_command import verify
 from nemo_ptq.errors import PtqError
+from nemo_ptq.plugins import load_plugins
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 for command in (doctor, recipes, runs, import_hf, export, verify, evaluate):
     app.command()(command)
 # What looks like an option may be a misspelt argument: our own checks say so.
-for job_command in (plan, run, sweep):
-    app.command(context_settings=SETTINGS, epilog=EPILOG)(job_command)
+_JOB_COMMANDS = (plan, run, sweep)
+for job_command in _JOB_COMMANDS:
+    app.command(context_settings=SETTINGS)(job_command)
 
 
 @app.callback()
-def nemo_ptq() -> None:
+def nemo_ptq(context: typer.Context) -> None:
     """Post-training quantization of NeMo checkpoints."""
+    load_plugins()
+    commands: dict[str, typer.core.TyperCommand] = getattr(context.command, "commands", {})
+    for command in _JOB_COMMANDS:
+        commands[command.__name__].epilog = epilog()
 
 
 def main() -> None:
-    """Runs the command line; what the user can mend is one line and exit status 1."""
+    """Runs the command line; what the user can fix is one line each, and the exit status tells whose fault it is."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of the libraries, about what they would rather have installed
     try:
         app()
     except PtqError as error:
-        typer.echo(f"Error: {error}", err=True)
-        sys.exit(1)
+        from nemo_ptq.launch.front import end_with  # what only an error needs
+
+        end_with(error)

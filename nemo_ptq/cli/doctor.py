@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-from nemo_ptq.config import DATASETS
+from nemo_ptq.calibration.datasets import DATASETS
 from nemo_ptq.tracking.runs import nemo_run_home
 
 # The versions of constraints.txt that decide whether a job works.

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from megatron.core import parallel_state
 from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
-from nemo_ptq.calibration.datasets import tokenize
 from nemo_ptq.calibration.forward import forward_batches
+from nemo_ptq.calibration.tokens import tokenize
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.parallel.environment import Launch
 from nemo_ptq.parallel.process_groups import pick_device, process_groups

@@ -2,14 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """From written files to a finished directory: its report, its manifest, its verification, and then its name."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.staging import publish, staging_path
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.errors import VerificationError
-from nemo_ptq.export.publish import publish, staging_path, write_manifest
+from nemo_ptq.export.manifest_writer import write_manifest
 from nemo_ptq.job import Job
+from nemo_ptq.quantization.state import CalibrationState, save_state
 from nemo_ptq.report.records import Report
 from nemo_ptq.report.write import write_report
 from nemo_ptq.verify.checks import verify
@@ -58,3 +61,34 @@ def _verify(directory: Path, reporter: Reporter) -> None:
         reasons = "\n".join(f"{check.name}: {check.detail}" for check in failed if check not in doubts)
         raise VerificationError(f"the export does not pass its own verification, and was removed:\n{reasons}")
     reporter.say(f"verify: {len(checks) - len(failed)} checks passed")
+
+
+@contextmanager
+def calibration_kept(job: Job, state: CalibrationState | None, reporter: Reporter) -> Iterator[None]:
+    """Keeps a fresh calibration in a file beside the output until the ``with`` block ends without an error.
+
+    The file is named ``OUT.calibration.safetensors``. A process that is killed leaves it as well.
+
+    Args:
+        job: What was asked for.
+        state: Its calibration, None where nothing is quantized.
+        reporter: Hears where it is kept, if it is; of any other rank than the first it keeps nothing.
+    """
+    if not reporter.enabled or state is None or job.calibration_state is not None:
+        yield
+        return
+    kept = job.output.with_name(f"{job.output.name}.calibration.safetensors")
+    try:
+        save_state(kept, state)
+    except OSError as error:
+        reporter.warn(f"the calibration cannot be kept in {kept}: {error.strerror}")
+    try:
+        yield
+    except BaseException:
+        if kept.exists():
+            reporter.warn(
+                f"the calibration is kept in {kept}: `nemo-ptq export {kept} {job.output}` exports it without "
+                f"calibrating again, and so does calibration_state={kept} on several ranks"
+            )
+        raise
+    kept.unlink(missing_ok=True)

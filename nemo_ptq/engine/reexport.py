@@ -17,20 +17,19 @@ import torch
 from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize, is_linear
 from nemo_ptq.checkpoint.settings import Context, read_context
+from nemo_ptq.checkpoint.staging import discard, prepare, staging_path
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
-from nemo_ptq.config import ALGORITHMS
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.finish import finish
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.exports import Exports
-from nemo_ptq.export.publish import discard, prepare, sha256_of, staging_path
+from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.export.manifest_writer import sha256_of
 from nemo_ptq.export.shard_map import on_one_rank
 from nemo_ptq.export.source import Source
-from nemo_ptq.export.writers import CHECKS
 from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
-from nemo_ptq.models.spec import shape_of
-from nemo_ptq.quantization.floor import amax_floor
+from nemo_ptq.quantization.algorithms import ALGORITHMS, amax_floor
 from nemo_ptq.quantization.state import (
     CalibrationState,
     check_fits,
@@ -71,7 +70,7 @@ def is_possible(job: Job, world_size: int) -> bool:
         job.calibration_state is not None
         and world_size == 1
         and job.quantization.algorithm_name in ALGORITHMS
-        and "nemo" not in job.export.formats
+        and all(FORMATS[name].is_packed for name in job.export.formats)
         and not job.metadata.is_quantized
         and not job.legacy_ckpt
         and job.tokenizer_path is None
@@ -95,7 +94,7 @@ def run_reexport(job: Job) -> None:
         context, parts = read_context(job.checkpoint), checkpoint_parts(job.checkpoint)
         source = _open(job, calibration, context, parts)
         for name in job.export.formats:
-            CHECKS[name](source.shape, source.family, source.tokenizer)
+            FORMATS[name].check_model(source.shape, source.family, source.tokenizer)
         check_fits(calibration, _fingerprint(parts))
     with reporter.step("measure"):
         missing = {"quality": FROM_A_FILE, "activations": FROM_A_FILE}
@@ -116,7 +115,7 @@ def run_reexport(job: Job) -> None:
 
 
 def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequence[TensorPart]) -> Source:
-    if any(name != "trtllm" for name in job.export.formats):
+    if any(FORMATS[name].is_hugging_face for name in job.export.formats):
         # Only a Hugging Face directory has one, and only transformers can read it.
         context.config.generation_config = context.load_generation_config()
     by_name = {part.live_name: part for part in parts}
@@ -136,7 +135,7 @@ def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequ
         tensor_rank=0,
         tensor_ranks=1,
         shard_map=on_one_rank(modules | caches, schemes, frozenset(caches)),
-        shape=shape_of(context.config, job.metadata.vocab_size),
+        shape=job.metadata,
         family=family_of(context.config_class, job.export.decoder_type),
         config=context.config,
         has_vocab_size=context.has_vocab_size,

@@ -6,10 +6,7 @@ What was planned is in the :class:`~nemo_ptq.job.Job`.
 """
 
 import shutil
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,42 +14,41 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from nemo_ptq.calibration.batches import JobSamples, calibration_batches, data_loop, read_job_samples
+from nemo_ptq.calibration.batches import JobSamples, calibration_batches, read_job_samples
 from nemo_ptq.calibration.fingerprint import Fingerprint
 from nemo_ptq.calibration.methods import method_for
 from nemo_ptq.calibration.pipeline import Learner, State, TokenCounts, gather_counts
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, open_model
-from nemo_ptq.checkpoint.parts import is_linear
-from nemo_ptq.config import NO_QUANT
+from nemo_ptq.checkpoint.staging import discard, prepare, staging_path
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.evaluation import sample
-from nemo_ptq.engine.finish import finish
+from nemo_ptq.engine.finish import calibration_kept, finish
 from nemo_ptq.engine.journal import Journal, discard_journal, flattened, stamp_of
+from nemo_ptq.engine.quantization import Quantization, by_algorithm, by_modelopt
 from nemo_ptq.engine.walk import WALK_STEPS, JobWalk
 from nemo_ptq.errors import VerificationError
-from nemo_ptq.export.calibrated import CalibratedLayers, WeightAmaxes, algorithm_scheme
+from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.exports import Exports
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.leftover import finished_blocks, how_to_go_on
-from nemo_ptq.export.publish import discard, prepare, sha256_of, staging_path
+from nemo_ptq.export.manifest_writer import sha256_of
 from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
-from nemo_ptq.export.writers import CHECKS, PACKED
 from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
-from nemo_ptq.models.spec import shape_of
+from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.memory import usable_memory
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
 from nemo_ptq.plan.memory import without_data, worst_memory
 from nemo_ptq.plan.residence import runs_layerwise, whole_model_needs
 from nemo_ptq.plan.sharding import Parallelism as Spread
-from nemo_ptq.quantization.floor import amax_floor
+from nemo_ptq.quantization.algorithms import amax_floor
 from nemo_ptq.quantization.presets import preset_config
-from nemo_ptq.quantization.schemes import Scheme
-from nemo_ptq.quantization.state import CalibrationState, check_fits, load_state, of_block, save_state
+from nemo_ptq.quantization.state import CalibrationState, check_fits, of_block, save_state
 from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
 from nemo_ptq.report.compose import Observations, describe
 from nemo_ptq.report.measure import Measurement, evaluation_batches
@@ -62,31 +58,6 @@ from nemo_ptq.versions import producer
 
 # Arguments that change how a job runs, and not what comes out.
 _NOT_OF_THE_RESULT = ("export_config.overwrite", "quantization_config.layerwise")
-
-
-@dataclass(frozen=True)
-class _Quantization:
-    """How this rank's layers are quantized, as far as it is known before the walk.
-
-    Attributes:
-        schemes: Of each quantized linear layer.
-        caches: Core attention modules whose KV cache is quantized.
-        given: The calibration state's entries, where there is one already; None where the walk calibrates.
-        saved: The state that is written with the export, where there is one already.
-        weight_amaxes: Those that do not follow from the weights.
-        is_smoothed: Whether the checkpoint's weights are divided by the pre-quantization scales already.
-        expert_tokens: Calibration tokens by (layer, expert), where they are known already.
-        fixed_by: The algorithm that has computed weight amaxes from data, if one has.
-    """
-
-    schemes: Mapping[str, Scheme]
-    caches: Iterable[str] = ()
-    given: State | None = None
-    saved: CalibrationState | None = None
-    weight_amaxes: Mapping[str, WeightAmaxes] = field(default_factory=dict)
-    is_smoothed: bool = False
-    expert_tokens: TokenCounts = field(default_factory=Counter)
-    fixed_by: str | None = None
 
 
 def run_job(job: Job) -> None:
@@ -137,10 +108,10 @@ def check_exportable(model: LoadedModel, job: Job) -> None:
     Raises:
         PtqError: If there is such a format among those asked for.
     """
-    shape = shape_of(model.config, model.vocab_size)
+    shape = spec_of(model.config, model.vocab_size)
     family = family_of(type(model.config).__name__, job.export.decoder_type)
     for name in job.export.formats:
-        CHECKS[name](shape, family, model.tokenizer)
+        FORMATS[name].check_model(shape, family, model.tokenizer)
 
 
 class _BlockJob:
@@ -167,20 +138,22 @@ class _BlockJob:
         if self.is_first:
             self._prepare()
         dist.barrier()
-        calibrated = self._calibrate_with_modelopt()
+        unpacked = {name: self.directories[name] for name in self._unpacked}
+        calibrated = by_modelopt(self.job, self.samples, self.device, unpacked, self.reporter)
         with self.reporter.part("load"):
             model = open_model(self.job.checkpoint, self.device, **self.job.loading_options)
             check_exportable(model, self.job)
-        quantization = calibrated or self._quantization(model)
+        quantization = calibrated or by_algorithm(self.job, model)
         state, observations, files = self._walk(model, quantization)
         size = model.size
         for block in model.blocks:
             # Now, and not when Python finds the model's circles: another one may be loaded in a moment.
             model.loader.drop(block)
         del model
-        if "nemo" in self.directories and calibrated is None:
-            with self.reporter.part("export"):
-                files["nemo"] = self._write_nemo(state)
+        if calibrated is None:
+            for name in self._unpacked:
+                with self.reporter.part("export"):
+                    files[name] = self._write_model(name, state)
         self.reporter.say_steps(WALK_STEPS)
         if observations.quality is not None:
             self.reporter.say(describe(observations.quality))
@@ -196,58 +169,11 @@ class _BlockJob:
             for entry in directory.iterdir():
                 if entry.is_dir():
                     shutil.rmtree(entry)
-                elif name not in PACKED or entry.suffix != ".safetensors":
+                elif not FORMATS[name].is_packed or entry.suffix != ".safetensors":
                     entry.unlink()
 
-    # --- what is quantized, and how -----------------------------------------------------------------------------------
-
-    @property
-    def _quantizes(self) -> bool:
-        return self.job.quantization.algorithm_name != NO_QUANT
-
-    def _calibrate_with_modelopt(self) -> _Quantization | None:
-        """Has ModelOpt calibrate what the block pipeline does not; None where it does."""
-        job = self.job
-        if not (job.metadata.is_quantized or job.forward_loop is not None or job.is_custom):
-            return None
-        from nemo_ptq.modelopt.job import calibrate_with_modelopt
-
-        with self.reporter.step("calibrate with ModelOpt"):
-            found = calibrate_with_modelopt(
-                job,
-                self.device,
-                lambda model: data_loop(model, job.quantization, self.samples.calibration, self.reporter),
-                self.directories.get("nemo"),
-            )
-        return _Quantization(
-            found.schemes,
-            _caches_in(found.entries),
-            found.entries,
-            found.saved,
-            found.weight_amaxes,
-            found.is_smoothed,
-            found.expert_tokens,
-            found.fixed_by,
-        )
-
-    def _quantization(self, model: LoadedModel) -> _Quantization:
-        """How one of our own algorithms quantizes the model."""
-        job = self.job
-        if not self._quantizes:
-            return _Quantization({}, given={})
-        scheme = algorithm_scheme(job.quantization)
-        names = [name for block in model.blocks for name in block.modules]
-        schemes = {name: scheme for name in names if is_linear(name)}
-        if job.calibration_state is not None:
-            saved = load_state(job.calibration_state)
-            return _Quantization(schemes, _caches_in(saved.tensors), saved.tensors, saved)
-        caches = [name for name in names if name.endswith("core_attention")] if job.quantizes_kv_cache else []
-        return _Quantization(schemes, caches)
-
-    # --- the walk -----------------------------------------------------------------------------------------------------
-
     def _walk(
-        self, model: LoadedModel, quantization: _Quantization
+        self, model: LoadedModel, quantization: Quantization
     ) -> tuple[CalibrationState | None, Observations, dict[str, list[Path]]]:
         """Calibrates, writes and measures; returns the state, the figures, and this rank's files by format."""
         job, parallelism = self.job, model.parallelism
@@ -266,8 +192,7 @@ class _BlockJob:
                 exports,
                 Measurement(model, runner, source.layers, reference, quantized, job.export.generate_sample),
                 Fingerprint(parallelism.tensor.rank),
-                # A sample of text needs all blocks in memory.
-                Journal(job.output, self._identity(), enabled=not job.export.generate_sample),
+                Journal(job.output, self._identity(), quantization.is_resumable and not job.export.generate_sample),
                 self.reporter,
             )
             walk.run(
@@ -291,7 +216,7 @@ class _BlockJob:
             self.reporter.say(f"sample after quantization: {sample(model)}")
         return state, observations, exports.files()
 
-    def _source(self, model: LoadedModel, quantization: _Quantization) -> Source:
+    def _source(self, model: LoadedModel, quantization: Quantization) -> Source:
         """The model as the formats see it; every rank calls it."""
         parallelism = model.parallelism
         layers = CalibratedLayers(
@@ -316,7 +241,7 @@ class _BlockJob:
             tensor_rank=parallelism.tensor.rank,
             tensor_ranks=parallelism.tensor.size,
             shard_map=shard_map,
-            shape=shape_of(model.config, model.vocab_size),
+            shape=spec_of(model.config, model.vocab_size),
             family=family_of(type(model.config).__name__, self.job.export.decoder_type),
             config=model.config,
             has_vocab_size=model.has_vocab_size,
@@ -394,7 +319,7 @@ class _BlockJob:
         header = StateHeader(
             checkpoint=str(job.checkpoint),
             weights=weights,
-            model=asdict(job.metadata),
+            model=job.metadata.identity,
             decoder=job.decoder,
             quantization=job.quantization,
             modelopt_config=preset_config(job.quantization, job.decoder),
@@ -411,18 +336,20 @@ class _BlockJob:
                 "of the other experts of their layer; give more samples, or more varied ones"
             )
 
-    # --- after the walk -----------------------------------------------------------------------------------------------
+    @property
+    def _unpacked(self) -> list[str]:
+        """The formats that hold the whole model with ModelOpt's quantizers."""
+        return [name for name in self.directories if not FORMATS[name].is_packed]
 
-    def _write_nemo(self, state: CalibrationState | None) -> list[Path]:
-        """Writes format "nemo", which holds the whole model with ModelOpt's quantizers: weights are read again."""
+    def _write_model(self, format: str, state: CalibrationState | None) -> list[Path]:
+        """Writes a format that holds the whole model with ModelOpt's quantizers: weights are read again."""
         from nemo_ptq.checkpoint.loading import load_model
-        from nemo_ptq.export.nemo.nemo_writer import write_nemo
         from nemo_ptq.modelopt.transfer import apply_state
 
         model = load_model(self.job.checkpoint, self.device, **self.job.loading_options)
         if state is not None:
             apply_state(model.module, state)
-        return write_nemo(model, self.job, self.directories["nemo"])
+        return FORMATS[format].write_model(model, self.job, self.directories[format])
 
     def _finish(
         self, files: Mapping[str, list[Path]], state: CalibrationState | None, report: Callable[..., Report]
@@ -438,39 +365,8 @@ class _BlockJob:
                 if self.is_first and state is not None:
                     save_state(directory / IN_EXPORT, state)
         steps = gather_steps(self.reporter.steps)
-        with self._calibration_kept(state), self.reporter.step("verify"):
+        with calibration_kept(self.job, state, self.reporter), self.reporter.step("verify"):
             if self.is_first:
                 finish(self.job, digests, partial(report, steps), self.reporter)
                 discard_journal(self.job.output)
             dist.barrier()
-
-    @contextmanager
-    def _calibration_kept(self, state: CalibrationState | None) -> Iterator[None]:
-        """Keeps a fresh calibration in a file beside the output until the ``with`` block ends without an error.
-
-        The file is named ``OUT.calibration.safetensors``. A process that is killed leaves it as well.
-        """
-        output = self.job.output
-        if not self.is_first or state is None or self.job.calibration_state is not None:
-            yield
-            return
-        kept = output.with_name(f"{output.name}.calibration.safetensors")
-        try:
-            save_state(kept, state)
-        except OSError as error:
-            self.reporter.warn(f"the calibration cannot be kept in {kept}: {error.strerror}")
-        try:
-            yield
-        except BaseException:
-            if kept.exists():
-                self.reporter.warn(
-                    f"the calibration is kept in {kept}: `nemo-ptq export {kept} {output}` exports it without "
-                    f"calibrating again, and so does calibration_state={kept} on several ranks"
-                )
-            raise
-        kept.unlink(missing_ok=True)
-
-
-def _caches_in(entries: Iterable[str]) -> list[str]:
-    """Names of the core attention modules whose KV cache a calibration state quantizes."""
-    return [name.partition(".k_bmm_quantizer")[0] for name in entries if ".k_bmm_quantizer" in name]

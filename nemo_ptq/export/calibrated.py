@@ -15,18 +15,14 @@ from nemo_ptq.checkpoint.parts import shares_inputs
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.export.layers import Linear, Plain
 from nemo_ptq.parallel.ranks import ALONE, Ranks
-from nemo_ptq.quantization.schemes import UNQUANTIZED, Scheme, scheme_for
-
-_NVFP4_BLOCK = 16
+from nemo_ptq.quantization.algorithms import algorithm_of
+from nemo_ptq.quantization.schemes import Scheme, scheme_for
 
 
 def algorithm_scheme(quantization: QuantizationConfig) -> Scheme:
     """Returns the scheme of the layers that one of our algorithms quantizes."""
-    algorithm = quantization.algorithm_name
-    if algorithm == "no_quant":
-        return UNQUANTIZED
-    blocks = {"int4_awq": quantization.awq_block_size, "w4a8_awq": quantization.awq_block_size, "nvfp4": _NVFP4_BLOCK}
-    return scheme_for(algorithm, blocks.get(algorithm, 0))
+    algorithm = algorithm_of(quantization)
+    return scheme_for(algorithm.scheme, algorithm.block_size_of(quantization))
 
 
 def smoothed(weight: torch.Tensor, pre_quant_scale: torch.Tensor) -> torch.Tensor:

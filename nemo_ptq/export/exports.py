@@ -15,9 +15,9 @@ from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.checkpoint.parts import is_linear
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.calibrated import CalibratedLayers
+from nemo_ptq.export.formats import FORMATS, Format
 from nemo_ptq.export.source import PackedExport, Source
 from nemo_ptq.export.stream import LayoutWriter
-from nemo_ptq.export.writers import ADAPTERS, PACKED
 
 
 @dataclass
@@ -25,13 +25,13 @@ class _Format:
     """One format of a job.
 
     Attributes:
-        name: Its name.
+        record: What it is.
         layers: The calibrated layers as the format can hold them.
         export: What it is made of.
         writer: Writes its files.
     """
 
-    name: str
+    record: Format
     layers: CalibratedLayers
     export: PackedExport
     writer: LayoutWriter
@@ -66,13 +66,14 @@ class Exports:
         self._open = ExitStack()
         self._formats: list[_Format] = []
         for name, directory in directories.items():
-            if name not in PACKED:
+            record = FORMATS[name]
+            if not record.is_packed:
                 continue
             # A format with an adapter has a state of its own, and weight amaxes that follow from it.
-            own = replace(source.layers, state={}, weight_amaxes={}) if name in ADAPTERS else source.layers
-            export = PACKED[name](replace(source, layers=own))
+            own = replace(source.layers, state={}, weight_amaxes={}) if record.adapts_state else source.layers
+            export = record.prepare(replace(source, layers=own))
             writer = LayoutWriter(directory, export.layout, export.pack, source.shard_map, source.rank, resume)
-            self._formats.append(_Format(name, own, export, self._open.enter_context(writer)))
+            self._formats.append(_Format(record, own, export, self._open.enter_context(writer)))
 
     def visit(self, index: int, block: Block | None, state: State) -> None:
         """See :meth:`BlockVisitor.visit`."""
@@ -85,15 +86,15 @@ class Exports:
             format.writer.write(index)
 
     def _adapt(self, format: _Format, state: State, linears: list[str]) -> None:
-        adapted = ADAPTERS[format.name](state, self._source.shape, self._amax_floor)
+        adapted = format.record.adapt(state, self._source.shape, self._amax_floor)
         format.layers.state.update(adapted)
         for name in linears:
             scale = f"{name}.input_quantizer.pre_quant_scale"
             if scale in state and not torch.equal(adapted[scale], state[scale]):
                 if self._fixed_by is not None:
                     raise PtqError(
-                        f"export_format={format.name} needs other pre-quantization scales than {self._fixed_by} has "
-                        "found, and that algorithm computes weight amaxes from data: use another export_format or "
+                        f"export_format={format.record.name} needs other pre-quantization scales than {self._fixed_by} "
+                        "has found, and that algorithm computes weight amaxes from data: use another export_format or "
                         "algorithm"
                     )
             elif name in self._layers.weight_amaxes:
@@ -112,12 +113,12 @@ class Exports:
 
     def files(self) -> dict[str, list[Path]]:
         """Returns the files with tensors that this rank writes, by format."""
-        return {format.name: format.writer.files for format in self._formats}
+        return {format.record.name: format.writer.files for format in self._formats}
 
     def write_documents(self, directories: Mapping[str, Path]) -> None:
         """Writes everything but the tensors; rank 0 calls it."""
         for format in self._formats:
-            format.export.write_documents(directories[format.name])
+            format.export.write_documents(directories[format.record.name])
 
     def __enter__(self) -> "Exports":
         return self

@@ -21,18 +21,27 @@ import torch
 
 from nemo_ptq.calibration.smoothquant import smoothed_amax
 from nemo_ptq.errors import PtqError
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import Scheme
 
 _SCALE = ".input_quantizer.pre_quant_scale"
-# The layer that a norm's output enters.
-_FOLLOWS = {"input_layernorm": "self_attention.linear_qkv", "pre_mlp_layernorm": "mlp.linear_fc1"}
 
 
-def follower_of(norm: str) -> str | None:
-    """Returns Megatron's name of the linear layer that a norm's output enters; None of any other module."""
-    layer, _, kind = norm.rpartition(".")
-    return f"{layer}.{_FOLLOWS[kind]}" if kind in _FOLLOWS else None
+def follower_of(module: str, shape: ModelSpec) -> str | None:
+    """Returns Megatron's name of the linear layer that a norm's output enters, if it is the only one.
+
+    Args:
+        module: Megatron's name of a module that is no linear layer.
+        shape: The model.
+
+    Returns:
+        None of what is no norm of a transformer layer, and where the output enters experts.
+    """
+    prefix, _, own = module.removeprefix("decoder.layers.").partition(".")
+    if not prefix.isdigit():
+        return None
+    follower = shape.layers[int(prefix)].after(own)
+    return None if follower is None else f"decoder.layers.{prefix}.{follower.name}"
 
 
 def refuse_scaled_experts(module: str, scheme: Scheme) -> None:
@@ -49,7 +58,7 @@ def refuse_scaled_experts(module: str, scheme: Scheme) -> None:
 
 
 def foldable(
-    state: Mapping[str, torch.Tensor], shape: ModelShape, amax_floor: float | None
+    state: Mapping[str, torch.Tensor], shape: ModelSpec, amax_floor: float | None
 ) -> Mapping[str, torch.Tensor]:
     """Returns the calibration state whose scales can all be folded, as close to a given one as there is.
 
@@ -80,32 +89,33 @@ def foldable(
 
 
 def _foldable_scale(
-    module: str, scale: torch.Tensor, state: Mapping[str, torch.Tensor], shape: ModelShape
+    module: str, scale: torch.Tensor, state: Mapping[str, torch.Tensor], shape: ModelSpec
 ) -> torch.Tensor:
     if module.endswith("linear_fc2"):
-        return scale if shape.gated or shape.activation == "squared-relu" else torch.ones_like(scale)
+        return scale if shape.gated_mlp or shape.activation == "squared-relu" else torch.ones_like(scale)
     if not module.endswith("linear_proj"):
         return scale
     if module.replace("linear_proj", "core_attention.v_bmm_quantizer.amax") in state:
         return torch.ones_like(scale)
-    if shape.num_heads == shape.num_kv_heads:
+    if shape.num_attention_heads == shape.num_query_groups:
         return scale
-    heads = scale.view(shape.num_kv_heads, -1, shape.head_size)
+    heads = scale.view(shape.num_query_groups, -1, shape.head_size)
     return heads.log().mean(1, keepdim=True).exp().expand_as(heads).reshape(-1)
 
 
-def norm_factor(norm: str, state: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+def norm_factor(norm: str, state: Mapping[str, torch.Tensor], shape: ModelSpec) -> torch.Tensor | None:
     """Returns what the output of a norm is multiplied with: float32 (hidden size), or None.
 
     Args:
         norm: Megatron's name of it, or of any other module.
         state: The calibration state's entries.
+        shape: The model.
     """
-    return state.get(f"{follower_of(norm)}{_SCALE}")
+    return state.get(f"{follower_of(norm, shape)}{_SCALE}")
 
 
 def row_factor(
-    linear: str, state: Mapping[str, torch.Tensor], shape: ModelShape, rank: int, ranks: int
+    linear: str, state: Mapping[str, torch.Tensor], shape: ModelSpec, rank: int, ranks: int
 ) -> torch.Tensor | None:
     """Returns what the output rows of this rank's shard of a linear layer are multiplied with.
 
@@ -123,7 +133,7 @@ def row_factor(
         scale = state.get(linear.replace("linear_qkv", "linear_proj") + _SCALE)
         if scale is None:
             return None
-        heads = scale.view(shape.num_kv_heads, -1, shape.head_size)
+        heads = scale.view(shape.num_query_groups, -1, shape.head_size)
         unchanged = torch.ones(heads.shape[0], heads.shape[1] + 1, shape.head_size, device=scale.device)
         return torch.cat([unchanged, heads[:, :1]], dim=1).flatten().chunk(ranks)[rank]
     if linear.endswith("linear_fc1"):
@@ -131,7 +141,7 @@ def row_factor(
         if scale is None:
             return None
         local = scale.chunk(ranks)[rank]
-        if shape.gated:
+        if shape.gated_mlp:
             return torch.cat([torch.ones_like(local), local])
         return local.sqrt() if shape.activation == "squared-relu" else None
     return None

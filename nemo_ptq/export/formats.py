@@ -1,12 +1,29 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The export formats: what each can carry. What writes them is in :mod:`nemo_ptq.export.writers`.
+"""The export formats: one record each, with what it can carry and what writes it.
 
-Imports nothing heavy: the command line reads this table.
+A format of packed tensors is a record that is given to :func:`register`, a layout table
+(:class:`~nemo_ptq.export.layout.Layout`) that :class:`~nemo_ptq.export.stream.LayoutWriter` streams, and the documents
+beside the tensors. Imports nothing heavy, since the command line reads this table: records name code by dotted path.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.plugins import locate
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    import torch
+
+    from nemo_ptq.checkpoint.loading import LoadedModel
+    from nemo_ptq.export.source import PackedExport, Source
+    from nemo_ptq.job import Job
+    from nemo_ptq.models.registry import Family
+    from nemo_ptq.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -16,62 +33,139 @@ class Format:
     Attributes:
         name: What users call it.
         summary: What it is, in a few words.
-        refused: Algorithms that it cannot carry, with the reason and what to do instead.
+        packed_export: Dotted path of what makes a :class:`~nemo_ptq.export.source.PackedExport` of a
+            :class:`~nemo_ptq.export.source.Source`; None where it is not made of packed tensors, block by block.
+        model_check: Dotted path of what refuses a model with a PtqError, called with its shape, its family and NeMo's
+            tokenizer; None where its readers load whatever NeMo has built.
+        state_adapter: Dotted path of what makes the calibration state that the format can hold of a state, the model's
+            shape and the least activation amax; None where that is the state as it is.
+        model_writer: Dotted path of what writes the whole calibrated model, where it is not packed.
+        refused: Schemes of algorithms that it cannot carry, with the reason and what to do instead.
+        experts: Schemes that it carries for a mixture of experts.
+        only_dtype: The data type that unquantized tensors must have, by torch's name; None if the user may choose.
+        is_tensorrt_llm: Whether its readers are TensorRT-LLM's, with a decoder type and kernels of its own.
         has_parallelism: Whether its files are cut for the tensor and pipeline parallelism of the server.
         is_hugging_face: Whether it is a Hugging Face directory, for a family that has a class there.
-        experts: Algorithms that it carries for a mixture of experts, besides no_quant.
     """
 
     name: str
     summary: str
+    packed_export: str | None = None
+    model_check: str | None = None
+    state_adapter: str | None = None
+    model_writer: str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
+    experts: tuple[str, ...] = ("fp8",)
+    only_dtype: str | None = None
+    is_tensorrt_llm: bool = False
     has_parallelism: bool = False
     is_hugging_face: bool = False
-    experts: tuple[str, ...] = ("fp8",)
+
+    @property
+    def is_packed(self) -> bool:
+        """Whether it is made of packed tensors, while the blocks of the model walk by."""
+        return self.packed_export is not None
+
+    @property
+    def adapts_state(self) -> bool:
+        """Whether it has a calibration state of its own."""
+        return self.state_adapter is not None
+
+    def prepare(self, source: "Source") -> "PackedExport":
+        """Returns what the directory is made of; every rank calls it with the calibrated model.
+
+        Raises:
+            PtqError: If its readers cannot be told how the model is quantized.
+        """
+        assert self.packed_export is not None, self.name
+        return locate(self.packed_export)(source)
+
+    def check_model(self, shape: "ModelSpec", family: "Family", tokenizer: Any) -> None:
+        """Refuses a model before anything is calibrated.
+
+        Raises:
+            PtqError: If the format cannot hold it, or its readers would compute something else from it.
+        """
+        if self.model_check is not None:
+            locate(self.model_check)(shape, family, tokenizer)
+
+    def write_model(self, model: "LoadedModel", job: "Job", directory: "Path") -> "list[Path]":
+        """Writes the whole model; every rank calls it.
+
+        Args:
+            model: This rank's part of it, with ModelOpt's quantizers.
+            job: What it is exported for.
+            directory: An existing directory that all ranks see.
+
+        Returns:
+            The files that this rank has written.
+        """
+        assert self.model_writer is not None, self.name
+        return locate(self.model_writer)(model, job, directory)
+
+    def adapt(
+        self, state: "Mapping[str, torch.Tensor]", shape: "ModelSpec", amax_floor: float | None
+    ) -> "Mapping[str, torch.Tensor]":
+        """Returns the calibration state that the format can hold.
+
+        Args:
+            state: Entries of one or more whole layers.
+            shape: The model.
+            amax_floor: What an activation amax is at least.
+        """
+        return state if self.state_adapter is None else locate(self.state_adapter)(state, shape, amax_floor)
 
 
-_FORMATS = (
-    Format("trtllm", "a qnemo directory: a TensorRT-LLM checkpoint and NeMo's tokenizer", has_parallelism=True),
+_BUILT_IN = (
+    Format(
+        "trtllm",
+        "a qnemo directory: a TensorRT-LLM checkpoint and NeMo's tokenizer",
+        packed_export="nemo_ptq.export.trtllm.trtllm_writer:qnemo_export",
+        model_check="nemo_ptq.export.trtllm.trtllm_config:check_exportable",
+        is_tensorrt_llm=True,
+        has_parallelism=True,
+    ),
     Format(
         "hf",
         "ModelOpt's unified Hugging Face checkpoint",
-        {"int8_sq": "ModelOpt's unified checkpoint has no SmoothQuant; use export_format=compressed_tensors"},
-        is_hugging_face=True,
+        packed_export="nemo_ptq.export.huggingface.unified:unified_export",
+        model_check="nemo_ptq.export.huggingface.hf_documents:check_exportable",
+        refused={"int8_sq": "ModelOpt's unified checkpoint has no SmoothQuant; use export_format=compressed_tensors"},
         experts=("fp8", "nvfp4"),
+        is_hugging_face=True,
     ),
     Format(
         "compressed_tensors",
         "a Hugging Face directory in the format of the compressed-tensors library",
-        {
+        packed_export="nemo_ptq.export.huggingface.compressed_tensors:compressed_tensors_export",
+        model_check="nemo_ptq.export.huggingface.hf_documents:check_exportable",
+        state_adapter="nemo_ptq.export.folding:foldable",
+        refused={
             "w4a8_awq": "its readers have no INT4 weights with FP8 activations; use export_format=hf",
             "nvfp4": "it is written for fp8, int8_sq and int4_awq only; use export_format=hf",
         },
         is_hugging_face=True,
     ),
-    Format("nemo", "a NeMo 2.0 checkpoint with ModelOpt's quantizers, for training or another export"),
+    Format(
+        "nemo",
+        "a NeMo 2.0 checkpoint with ModelOpt's quantizers, for training or another export",
+        model_writer="nemo_ptq.export.nemo.nemo_writer:write_nemo",
+        only_dtype="bfloat16",
+    ),
 )
 
-FORMATS: Mapping[str, Format] = {format.name: format for format in _FORMATS}
+FORMATS: dict[str, Format] = {format.name: format for format in _BUILT_IN}
+"""The formats that `export_config.export_format` names, in the order in which messages list them."""
 
 
-def read_formats(value: object) -> tuple[str, ...]:
-    """Reads `export_format`: a name, a list of names, or the text of one.
+def register(format: Format) -> None:
+    """Adds a format; a plugin (:mod:`nemo_ptq.plugins`) calls it when it is imported.
 
-    Args:
-        value: What the user gave.
+    What the files hold is checked by :mod:`nemo_ptq.verify`, which has a table of its own.
 
-    Returns:
-        The names in their order, each once, whether there are such formats or not; empty where it is neither text nor
-        a list of texts.
-
-    Example:
-        >>> read_formats("[trtllm, hf]")
-        ('trtllm', 'hf')
+    Raises:
+        PtqError: If there is a format of that name.
     """
-    if isinstance(value, str):
-        text = value.strip()
-        inner = text[1:-1] if text.startswith("[") and text.endswith("]") else text
-        value = [name.strip().strip("'\"") for name in inner.split(",")]
-    if not isinstance(value, (list, tuple)) or not all(isinstance(name, str) for name in value):
-        return ()
-    return tuple(dict.fromkeys(value))
+    if format.name in FORMATS:
+        raise PtqError(f"there is an export format {format.name} already: give yours another name")
+    FORMATS[format.name] = format

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import torch
 
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import Shape
 
 
@@ -108,7 +108,7 @@ class Layout(Protocol):
     """The layout table of one format for one model."""
 
     @property
-    def shape(self) -> ModelShape:
+    def shape(self) -> ModelSpec:
         """The model."""
 
     @property

@@ -5,7 +5,7 @@
 import json
 from pathlib import Path
 
-from nemo_ptq.export.publish import staging_path
+from nemo_ptq.checkpoint.staging import staging_path
 
 PROGRESS = "progress.json"
 """The file of a journal that says how far the job has come."""

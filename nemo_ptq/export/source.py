@@ -19,7 +19,7 @@ from nemo_ptq.export.layout import Layout
 from nemo_ptq.export.packing import Packed
 from nemo_ptq.export.shard_map import ShardMap
 from nemo_ptq.models.registry import Family
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.spec import ModelSpec
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Source:
     tensor_rank: int
     tensor_ranks: int
     shard_map: ShardMap
-    shape: ModelShape
+    shape: ModelSpec
     family: Family
     config: Any
     has_vocab_size: bool

@@ -23,20 +23,20 @@ from nemo_ptq.export.packing import Packed
 from nemo_ptq.export.reshard import Shard, Transfer, equal_shards, qkv_shards, transfers
 from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
 from nemo_ptq.export.shard_map import ShardMap
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.spec import ModelSpec
 
 # Packs one of this rank's modules, by its name in the whole model.
 PackModule = Callable[[str], Packed]
 
 
-def holders(part: Part, shard_map: ShardMap, shape: ModelShape) -> list[Shard]:
+def holders(part: Part, shard_map: ShardMap, shape: ModelSpec) -> list[Shard]:
     """Returns the shards of a part: one for each tensor-parallel rank, or one whole where it is not sharded."""
     owners = shard_map.owners[part.module]
     if part.axis is None:
         return [Shard(owners[0], 0, part.shape[0] if part.shape else 1)]
     if part.rows in ("q", "k", "v"):
         extent = part.shape[part.axis]
-        return qkv_shards(part.rows, extent, owners, shape.num_heads, shape.num_kv_heads, shape.head_size)
+        return qkv_shards(part.rows, extent, owners, shape.num_attention_heads, shape.num_query_groups, shape.head_size)
     return equal_shards(part.shape[part.axis], owners)
 
 
@@ -78,7 +78,7 @@ def assemble(tensor: FileTensor, pieces: Sequence[tuple[Transfer, torch.Tensor]]
 class _BlockExchange:
     """The traffic of one block: what each rank sends to each writer, in an order that all ranks agree on."""
 
-    def __init__(self, blocks: list[Block], writers: list[int], shard_map: ShardMap, shape: ModelShape) -> None:
+    def __init__(self, blocks: list[Block], writers: list[int], shard_map: ShardMap, shape: ModelSpec) -> None:
         find = partial(holders, shard_map=shard_map, shape=shape)
         self.wanted = [
             (file, tensor, list(transfers(tensor, find))) for file, block in enumerate(blocks) for tensor in block

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from nemo_ptq.config import ExportConfig, QuantizationConfig
-from nemo_ptq.options import OPTIONS, below, did_you_mean
+from nemo_ptq.errors import did_you_mean
+from nemo_ptq.options import OPTIONS, below
 
 _ARGUMENT = re.compile(r"(?P<name>[\w.\[\]]+)\s*(?P<operation>[-+*/|&]?)=\s*(?P<value>.*)", re.DOTALL)
 # An option is recognised by the last part of its name: prefixes are what people leave out or mix up.
@@ -86,6 +87,17 @@ def option_values(line: CommandLine) -> tuple[dict[str, Any], list[str]]:
         else:
             problems.append(f"{argument} is for `nemo llm ptq`, whose parser is NeMo-Run's: write name=value")
     return values, problems
+
+
+def read_pairs(arguments: Iterable[str]) -> tuple[dict[str, Any], list[str]]:
+    """Reads the arguments of a job, as `name=value`, without NeMo-Run.
+
+    Returns:
+        The arguments of :func:`nemo_ptq.task.ptq`, right or not, and a line for each word that is no argument.
+    """
+    line = read_command_line(arguments, ())
+    values, foreign = option_values(line)
+    return task_arguments(values), [*line.problems, *foreign]
 
 
 def task_arguments(values: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,9 +14,8 @@ from nemo_run.cli.api import EXECUTOR_CLASSES, RunContext
 from nemo_run.cli.cli_parser import parse_cli_args, parse_factory
 from nemo_run.config import get_type_namespace
 
-from nemo_ptq.errors import ConfigError
+from nemo_ptq.errors import ConfigError, did_you_mean
 from nemo_ptq.launch.parsing import collecting
-from nemo_ptq.options import did_you_mean
 
 
 def make_executor(name: str, arguments: Sequence[str]) -> run.Config:

@@ -17,7 +17,10 @@ with suppress(Exception), quiet_imports():
 from nemo_ptq.launch import executors
 from nemo_ptq.launch.run_context import PtqRunContext
 from nemo_ptq.options import describe_options
+from nemo_ptq.plugins import load_plugins
 from nemo_ptq.task import ptq
+
+load_plugins()  # which add to what the help lists
 
 # NeMo-Run's help shows a task's own arguments, and leaves out those of its configs.
 HELP = (

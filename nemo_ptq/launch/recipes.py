@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
-from nemo_ptq.errors import ConfigError
-from nemo_ptq.options import OPTIONS, did_you_mean
+from nemo_ptq.errors import ConfigError, did_you_mean
+from nemo_ptq.options import OPTIONS
 
 # NeMo-Run imports torch, which takes seconds: it is imported where it is needed.
 if TYPE_CHECKING:

@@ -8,19 +8,19 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 import catalogue
 import fiddle as fdl
 import nemo_run as run
-import typer
 from nemo_run.cli.api import RunContext
 from nemo_run.cli.cli_parser import parse_value
 from nemo_run.config import get_type_namespace
 
+from nemo_ptq.checkpoint.staging import discard
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.export.publish import discard
 from nemo_ptq.job import Job
+from nemo_ptq.launch import front
 from nemo_ptq.launch.arguments import read_command_line
 from nemo_ptq.launch.executor_settings import make_executor
 from nemo_ptq.launch.executors import fit, launcher_name, unmounted, world_size
@@ -28,8 +28,6 @@ from nemo_ptq.launch.experiment import JobFailed, processes_needed, run_experime
 from nemo_ptq.launch.parsing import collecting
 from nemo_ptq.launch.recipes import find_file, override, read_arguments, recipe_file
 from nemo_ptq.parallel.environment import read_launch
-from nemo_ptq.plan import plan_job, show_plan
-from nemo_ptq.plan.rules import check_job
 from nemo_ptq.tracking.plugin import RunRecord
 
 _RUN_OPTIONS = ("executor", "plugins", *(field.name for field in fields(RunContext) if field.init))
@@ -60,9 +58,7 @@ class PtqRunContext(RunContext):
         try:
             self._execute(fn, args)
         except PtqError as error:
-            for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
-                typer.echo(f"Error: {line}", err=True)
-            sys.exit(2 if isinstance(error, ConfigError) else 1)
+            front.end_with(error)
 
     def _execute(self, fn: Callable[..., Any], args: list[str]) -> None:
         task, job, args = self.prepare(fn, args)
@@ -143,22 +139,21 @@ class PtqRunContext(RunContext):
             executor_is_known = not line.run_problems
         # The cache holds configs, which two command lines in one process would then share.
         parse_value.cache_clear()
+        task, arguments = None, {}
+        processes, launcher = None, None
         with collecting(problems):
             task = self.parse_fn(fn, list(line.task))
             for option, value in line.mistyped.items():
                 _set(task, option, value)
             arguments = _values(task)
-            processes, launcher = None, None
             if executor_is_known:
                 with collecting(problems):
                     processes, launcher = self._processes(arguments)
-            if arguments.get("plan_only") is True and not problems:
-                _plan(arguments, processes, launcher)
-            job = check_job(**arguments, world_size=processes, launcher=launcher)
-            if executor_is_known:
-                problems.extend(unmounted(self.executor, _files(job)))
-        if problems:
+        if task is None or not arguments:
             raise ConfigError(problems)
+        job = front.check(arguments, problems, world_size=processes, launcher=launcher)
+        if hidden := unmounted(self.executor, _files(job)):
+            raise ConfigError(hidden)
         _make_absolute(task, job)
         return task, job
 
@@ -192,13 +187,6 @@ class PtqRunContext(RunContext):
                 ["--detach needs an executor that can be left, such as slurm: this one ends with the command"]
             )
         return world_size(self.executor), launcher_name(self.executor)
-
-
-def _plan(arguments: dict[str, Any], processes: int | None, launcher: str | None) -> NoReturn:
-    """Prints the plan of a job in place of running it, and ends the command with status 0 if the job can run."""
-    plan = plan_job(arguments, world_size=processes, launcher=launcher)
-    show_plan(plan)
-    sys.exit(0 if plan.ok else 1)
 
 
 def _is_nemo_runs_factory(fn: Callable[..., Any], name: str) -> bool:

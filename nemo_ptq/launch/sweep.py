@@ -2,69 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several algorithms over one checkpoint, as one NeMo-Run experiment, and what to compare of them."""
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.errors import ConfigError, PtqError, did_you_mean
 from nemo_ptq.launch.recipes import recipe_names
-from nemo_ptq.options import did_you_mean
+from nemo_ptq.quantization.algorithms import ALGORITHMS
+from nemo_ptq.report.outcomes import Outcome
 from nemo_ptq.tracking.runs import read_report
 
 # What --algorithms is where neither it nor --model is given.
-ALGORITHMS = ("fp8", "int8_sq", "int4_awq")
+DEFAULT_ALGORITHMS = ("fp8", "int8_sq", "int4_awq")
 # What an outcome has from the summary of a report.
 _FIGURES = ("export_bytes", "compression", "perplexity", "recovery", "kl_divergence")
 _EXECUTOR = "run.executor=torchrun"
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """One algorithm of a sweep.
-
-    Attributes:
-        algorithm: Its name.
-        path: The exported directory.
-        failure: Why there is none.
-        export_bytes: Size of its weights and scales.
-        compression: Size of the checkpoint's weights over that.
-        perplexity: Of the quantized model; None where it was not measured, as below.
-        recovery: Perplexity of the unquantized model over that.
-        kl_divergence: Against the unquantized model, in nats per token.
-        seconds: All steps together.
-        peak_memory_bytes: Of the step and the rank that needed most.
-    """
-
-    algorithm: str
-    path: str
-    failure: str | None = None
-    export_bytes: int | None = None
-    compression: float | None = None
-    perplexity: float | None = None
-    recovery: float | None = None
-    kl_divergence: float | None = None
-    seconds: float | None = None
-    peak_memory_bytes: int | None = None
-
-    def texts(self) -> list[str]:
-        """What stands in each of :data:`COLUMNS`."""
-        if self.failure is not None:
-            return ["FAILED", *[""] * (len(COLUMNS) - 1)]
-        values = [(getattr(self, field), write) for field, write in COLUMNS.values()]
-        return ["" if value is None else write(value) for value, write in values]
-
-
-COLUMNS: Mapping[str, tuple[str, Callable[[Any], str]]] = {
-    "size, GB": ("export_bytes", lambda value: f"{value / 1e9:.3g}"),
-    "times smaller": ("compression", lambda value: f"{value:.2f}"),
-    "perplexity": ("perplexity", lambda value: f"{value:.3f}"),
-    "recovery": ("recovery", lambda value: f"{value:.4f}"),
-    "KL, nats": ("kl_divergence", lambda value: f"{value:.4f}"),
-    "seconds": ("seconds", lambda value: f"{value:.1f}"),
-    "peak GB": ("peak_memory_bytes", lambda value: f"{value / 1e9:.3g}"),
-}
-"""The comparison: for each column's head the field of an outcome, and how it is written."""
 
 
 def recipes_of(model: str) -> dict[str, str]:
@@ -79,10 +30,9 @@ def recipes_of(model: str) -> dict[str, str]:
     # The name's last part is an algorithm of one or two words.
     models: dict[str, dict[str, str]] = {}
     for name in recipe_names():
-        of_model, algorithm = next(
-            (name.removesuffix(f"_{end}"), end) for end in ALGORITHMS if name.endswith(f"_{end}")
-        )
-        models.setdefault(of_model, {})[algorithm] = name
+        algorithm = next((end for end in ALGORITHMS if name.endswith(f"_{end}")), None)
+        if algorithm is not None:
+            models.setdefault(name.removesuffix(f"_{algorithm}"), {})[algorithm] = name
     if model not in models:
         raise ConfigError([f"--model {model} has no recipes{did_you_mean(model, list(models))}"])
     return {algorithm: models[model][algorithm] for algorithm in ALGORITHMS if algorithm in models[model]}

@@ -19,13 +19,14 @@ from modelopt.torch.quantization.config import QuantizeConfig
 from modelopt.torch.quantization.nn import TensorQuantizer
 from modelopt.torch.quantization.utils.core_utils import is_quantized_linear
 
+import nemo_ptq.modelopt.attention  # noqa: F401  (ModelOpt must know it before it inserts quantizers)
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.console.quiet import quiet_prints
 from nemo_ptq.errors import PtqError
 from nemo_ptq.modelopt.gram_awq import calibrate_awq
 from nemo_ptq.modelopt.megatron_layers import scheme_of
 from nemo_ptq.modelopt.smoothing import modelopt_keeps_scales
-from nemo_ptq.quantization.floor import amax_floor
+from nemo_ptq.quantization.algorithms import amax_floor, kv_cache_is_quantized
 from nemo_ptq.quantization.presets import kv_cache_config, preset_config
 
 # The calibration methods that give layers a pre-quantization scale, by which ModelOpt tells formats apart.
@@ -46,7 +47,7 @@ def modelopt_config(quantization: QuantizationConfig, decoder: str) -> dict[str,
     if file is None:
         return _from_json(preset_config(quantization, decoder))
     config = _read_modelopt_config(file)
-    if quantization.kv_cache_is_quantized(decoder):
+    if kv_cache_is_quantized(quantization, decoder):
         config["quant_cfg"] += _from_json(kv_cache_config(quantization.kv_cache_qformat))
     return config
 

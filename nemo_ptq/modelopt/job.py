@@ -6,7 +6,7 @@ ModelOpt calibrates the whole model at once. What it has found becomes a record 
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.config import CUSTOM
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.calibrated import WeightAmaxes
-from nemo_ptq.export.nemo.nemo_writer import write_nemo
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.job import Job
 from nemo_ptq.modelopt.algorithms import as_json, calibrate, modelopt_config
 from nemo_ptq.modelopt.experts import with_idle_experts_covered
@@ -64,7 +64,7 @@ def calibrate_with_modelopt(
     job: Job,
     device: torch.device,
     loop: Callable[[LoadedModel], Callable[[Any], Any]],
-    nemo_directory: Path | None,
+    directories: Mapping[str, Path],
 ) -> Calibrated:
     """Calibrates a job's whole model; every rank calls it.
 
@@ -72,7 +72,7 @@ def calibrate_with_modelopt(
         job: What was asked for.
         device: Where this rank computes.
         loop: Returns the loop that runs the calibration data through Megatron's model.
-        nemo_directory: Where to write format "nemo", where it is wanted.
+        directories: Where to write each of the formats that hold the whole model with its quantizers.
 
     Raises:
         PtqError: If the configuration quantizes a layer as no export can hold it.
@@ -83,8 +83,8 @@ def calibrate_with_modelopt(
         found = _of_quantized(model, job)
     else:
         found = _of_unquantized(model, job, loop)
-    if nemo_directory is not None:
-        write_nemo(model, job, nemo_directory)
+    for name, directory in directories.items():
+        FORMATS[name].write_model(model, job, directory)
     return found
 
 
@@ -97,7 +97,7 @@ def _of_unquantized(model: LoadedModel, job: Job, loop: Callable[[LoadedModel], 
     header = StateHeader(
         checkpoint=str(model.checkpoint),
         weights=fingerprint(model.module),
-        model=asdict(read_metadata(model.checkpoint)),
+        model=read_metadata(model.checkpoint).identity,
         decoder=job.decoder,
         quantization=job.quantization,
         modelopt_config=as_json(modelopt_config(job.quantization, job.decoder)),
@@ -113,7 +113,9 @@ def _of_unquantized(model: LoadedModel, job: Job, loop: Callable[[LoadedModel], 
 
 
 def _of_quantized(model: LoadedModel, job: Job) -> Calibrated:
-    header = StateHeader(str(model.checkpoint), "", asdict(job.metadata), job.decoder, job.quantization, {}, producer())
+    header = StateHeader(
+        str(model.checkpoint), "", job.metadata.identity, job.decoder, job.quantization, {}, producer()
+    )
     entries = gather_state(model.module, header).tensors
     saved = None if job.calibration_state is None else load_state(job.calibration_state)
     return Calibrated(entries, saved, *_as_quantized(model), is_smoothed=True)

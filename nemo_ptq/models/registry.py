@@ -1,17 +1,24 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The model families, and what TensorRT-LLM calls them. Supporting another family begins with one record here."""
+"""The registry of model families. Imports nothing heavy, and the families' modules once one is asked for.
+
+A family is one module, such as :mod:`nemo_ptq.models.llama`. A plugin (:mod:`nemo_ptq.plugins`) adds one of its own by
+calling :func:`register` when it is imported, which must not take long: every command imports it.
+"""
 
 import difflib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.hugging_face import HuggingFaceClass
 
 # TensorRT-LLM's architecture of each decoder type.
 ARCHITECTURES = {"gpt": "GPTForCausalLM", "llama": "LlamaForCausalLM", "gemma": "GemmaForCausalLM"}
-
-# Hugging Face's classes in which queries, keys and values are one layer.
-FUSED_QKV = ("GPTBigCodeForCausalLM",)
+# In the order in which messages name them.
+_OWN = ("llama", "mistral", "mixtral", "gemma", "starcoder", "starcoder2", "nemotron", "falcon", "gpt")
 
 
 @dataclass(frozen=True)
@@ -20,46 +27,66 @@ class Family:
 
     Attributes:
         name: What users call it.
-        model_class: NeMo's model class, or the beginning of its name.
-        config_class: NeMo's config class, or the beginning of its name: ``LlamaConfig``, ``Llama31Config8B`` and so on
-            all begin with "Llama".
+        nemo_class: The beginning of the names of NeMo's config classes: ``LlamaConfig``, ``Llama31Config8B`` and so on
+            all begin with "Llama". Of several families the one with the longest beginning counts.
         decoder: TensorRT-LLM's decoder type, None where the family cannot be exported.
         hidden_act: TensorRT-LLM's name of the activation, where it is the decoder's and not the model's to say.
-        architecture: Hugging Face's model class, None where there is none.
+        hugging_face: Hugging Face's model class, None where there is none.
+        refused: Why the family cannot be quantized, None where it can.
+        refused_architectures: Hugging Face's classes of a family that cannot.
     """
 
     name: str
-    model_class: str
-    config_class: str
+    nemo_class: str
     decoder: str | None
     hidden_act: str | None = None
-    architecture: str | None = None
+    hugging_face: HuggingFaceClass | None = None
+    refused: str | None = None
+    refused_architectures: tuple[str, ...] = ()
+
+    @property
+    def without_hugging_face(self) -> str | None:
+        """Why the family cannot become a Hugging Face directory, None where it can."""
+        if self.hugging_face is None:
+            return f"Hugging Face has no model class for {self.name}"
+        return None
 
 
-# The first match counts, so a class that is the beginning of another comes after it.
-FAMILIES = (
-    Family("Llama 4", "Llama4", "Llama4", None),
-    Family("Llama", "Llama", "Llama", "llama", "silu", "LlamaForCausalLM"),
-    Family("CodeLlama", "CodeLlama", "CodeLlama", "llama", "silu", "LlamaForCausalLM"),
-    Family("Mistral", "Mistral", "Mistral", "llama", "silu", "MistralForCausalLM"),
-    Family("Mixtral", "Mixtral", "Mixtral", "llama", "swiglu", "MixtralForCausalLM"),
-    Family("Gemma 2", "Gemma2", "Gemma2", None),
-    Family("Gemma 3", "Gemma3", "Gemma3", None),
-    Family("Gemma", "Gemma", "Gemma", "gemma", "openai-gelu", "GemmaForCausalLM"),
-    Family("Nemotron-H", "NemotronH", "NemotronH", None),
-    Family("Nemotron", "Nemotron", "Nemotron", "gpt", architecture="NemotronForCausalLM"),
-    Family("StarCoder 2", "Starcoder2", "Starcoder2", "gpt", architecture="Starcoder2ForCausalLM"),
-    Family("StarCoder", "Starcoder", "Starcoder", "gpt", architecture="GPTBigCodeForCausalLM"),
-    Family("GPT-OSS", "GPTOSS", "GPTOSS", None),
-    Family("Falcon", "Falcon", "Falcon", None),
-    Family("GPT", "GPT", "GPTConfig", "gpt"),
-)
+# Plugins', by NeMo's class.
+_registered: dict[str, Family] = {}
+
+
+def register(family: Family) -> None:
+    """Adds a family; a plugin calls it when it is imported.
+
+    Raises:
+        PtqError: If there is one with the same NeMo class.
+    """
+    for known in families():
+        if known.nemo_class == family.nemo_class:
+            raise PtqError(
+                f"the model family {family.name} has nemo_class {family.nemo_class}, which is that of {known.name}: "
+                "give it another"
+            )
+    _registered[family.nemo_class] = family
+
+
+@cache
+def _own_families() -> dict[str, Family]:
+    modules = [import_module(f"nemo_ptq.models.{name}") for name in _OWN]
+    return {family.nemo_class: family for module in modules for family in module.FAMILIES}
+
+
+def families() -> Sequence[Family]:
+    """Returns all families, this package's first."""
+    return tuple({**_own_families(), **_registered}.values())
+
 
 # What a class of the user's own is taken for, by the decoder type that the user gives.
 _DECODER_FAMILIES = {
-    "llama": Family("like Llama", "", "", "llama", "silu"),
-    "gemma": Family("like Gemma", "", "", "gemma", "openai-gelu"),
-    "gpt": Family("like GPT", "", "", "gpt"),
+    "llama": Family("like Llama", "", "llama", "silu"),
+    "gemma": Family("like Gemma", "", "gemma", "openai-gelu"),
+    "gpt": Family("like GPT", "", "gpt"),
 }
 
 
@@ -88,7 +115,7 @@ def unknown_to_reader(decoder: str, *, qk_norm: bool, qkv_bias: bool, linear_bia
 
 def supported_families() -> str:
     """Names the families that can be exported, for messages."""
-    return ", ".join(family.name for family in FAMILIES if family.decoder)
+    return ", ".join(family.name for family in families() if family.decoder)
 
 
 def family_of(config_class: str, decoder: str | None = None) -> Family:
@@ -105,21 +132,51 @@ def family_of(config_class: str, decoder: str | None = None) -> Family:
         >>> family_of("Starcoder2Config15B").decoder
         'gpt'
     """
-    for family in FAMILIES:
-        if config_class.startswith(family.config_class):
-            if decoder not in (None, family.decoder):
-                return _DECODER_FAMILIES[decoder]
-            if family.decoder is None:
-                raise PtqError(
-                    f"{family.name} ({config_class}) is not supported for quantization; "
-                    f"supported: {supported_families()}"
-                )
-            return family
+    found = [family for family in families() if config_class.startswith(family.nemo_class)]
+    if found:
+        family = max(found, key=lambda family: len(family.nemo_class))
+        if decoder not in (None, family.decoder):
+            return _DECODER_FAMILIES[decoder]
+        if family.refused is not None:
+            raise PtqError(
+                f"{family.name} ({config_class}) is not supported for quantization; supported: {supported_families()}; "
+                f"{family.refused}"
+            )
+        return family
     if decoder is not None:
         return _DECODER_FAMILIES[decoder]
-    nearest = difflib.get_close_matches(config_class, [family.config_class for family in FAMILIES], n=1, cutoff=0.3)
+    nearest = difflib.get_close_matches(config_class, [family.nemo_class for family in families()], n=1, cutoff=0.3)
     hint = f" (nearest: {nearest[0]}...)" if nearest else ""
     raise PtqError(
         f"model config class {config_class} is not known{hint}; supported: {supported_families()}; "
         "for a class of your own that is like one of them, set export_config.decoder_type=llama, gpt or gemma"
     )
+
+
+def hugging_face_classes() -> dict[str, HuggingFaceClass]:
+    """Returns the classes of Hugging Face's that can be read, by name; where families share one, once."""
+    return {
+        family.hugging_face.architecture: family.hugging_face
+        for family in families()
+        if family.hugging_face is not None
+    }
+
+
+def class_of_architecture(name: str) -> HuggingFaceClass:
+    """Finds the class that a config.json names.
+
+    Args:
+        name: Such as "LlamaForCausalLM".
+
+    Raises:
+        PtqError: If no family has it, or the family cannot be quantized.
+    """
+    classes = hugging_face_classes()
+    if name in classes:
+        return classes[name]
+    known = ", ".join(classes)
+    for family in families():
+        if name in family.refused_architectures:
+            raise PtqError(f"{name} is not supported for quantization; supported: {known}; {family.refused}")
+    nearest = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)[0]
+    raise PtqError(f"unknown architecture {name} in config.json; nearest: {nearest}; known: {known}")

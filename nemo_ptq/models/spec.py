@@ -1,13 +1,43 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The sizes and options of a model that decide how its tensors are laid out."""
+"""The one description of a model: its sizes, and the options that decide what its tensors are and what it computes.
 
-from dataclasses import dataclass
+It is read from the fields of NeMo's configuration, wherever those come from: a built model, a checkpoint's context, or
+a config.json of Hugging Face's. Imports nothing heavy.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
-import torch.nn.functional as F
+from nemo_ptq.models.layers import LayerSpec, ModuleSpec, gpt_layer
 
-from nemo_ptq.errors import PtqError
+# Our name of each activation, by that of NeMo's function.
+ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "openai_gelu": "gelu", "squared_relu": "squared-relu"}
+# What a saved calibration says of its model, in the order of its header: files hold these names.
+_IDENTITY = (
+    "model_class",
+    "config_class",
+    "num_layers",
+    "hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "head_size",
+    "ffn_hidden_size",
+    "gated_mlp",
+    "vocab_size",
+    "num_experts",
+    "seq_length",
+    "position_embedding_type",
+    "normalization",
+    "tied_embeddings",
+    "linear_bias",
+    "qkv_bias",
+    "qk_norm",
+    "experts_per_token",
+    "is_quantized",
+)
 
 
 @dataclass(frozen=True)
@@ -20,107 +50,152 @@ class RotaryScaling:
     original_max_position_embeddings: int
 
 
-@dataclass(frozen=True)
-class ModelShape:
-    """A GPT-like model as a whole, whatever its parallelism.
+def gpt_layers(model: "ModelSpec") -> Sequence[LayerSpec]:
+    """Describes the layers of Megatron's GPT, which are all alike."""
+    return (gpt_layer(model),) * model.num_layers
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A GPT-like model as a whole, whatever its parallelism. Names are NeMo's, where it has one.
 
     Attributes:
+        model_class: NeMo's model class, e.g. "nemo.collections.llm.gpt.model.llama.LlamaModel"; "" where not known.
+        config_class: NeMo's config class, e.g. "nemo.collections.llm.gpt.model.llama.Llama31Config8B".
         num_layers: Transformer layers.
         hidden_size: Width of the residual stream.
-        num_heads: Query heads.
-        num_kv_heads: Key and value heads (query groups).
-        head_size: Width of one head; not always hidden_size / num_heads.
-        ffn_size: Inner width of one MLP, or of one expert.
-        vocab_size: Rows of the embedding in the checkpoint.
-        max_positions: Longest sequence.
-        norm: "LayerNorm" or "RMSNorm".
-        norm_epsilon: Added to the variance.
-        activation: "gelu", "silu" or "squared-relu".
-        gated: Whether the activation's output is multiplied with a second projection.
-        linear_bias: Whether every linear layer has a bias.
+        num_attention_heads: Query heads.
+        num_query_groups: Key and value heads.
+        head_size: Width of one head; not always hidden_size / num_attention_heads.
+        ffn_hidden_size: Inner width of one MLP, or of one expert.
+        gated_mlp: Whether the MLP multiplies its activation with a gate, so that fc1 has twice the rows.
+        vocab_size: Rows of the embedding as stored, padding included.
+        num_experts: Experts of each MLP; None where it is dense.
+        seq_length: Positions that the model was made for.
+        position_embedding_type: "rope" or "learned_absolute".
+        normalization: "RMSNorm" or "LayerNorm".
+        tied_embeddings: Whether the output layer is the embedding.
+        linear_bias: Whether every linear layer has a bias; experts have none.
         qkv_bias: Whether the query-key-value projection has one.
         qk_norm: Whether queries and keys are normalised.
-        tied_embeddings: Whether the output projection is the embedding.
-        position_embedding: "rope" or "learned_absolute".
+        experts_per_token: Experts that each token goes through; 0 without mixture of experts.
+        is_quantized: Whether the checkpoint holds ModelOpt's quantizers and their amaxes.
+        norm_epsilon: Added to the variance.
+        activation: "gelu", "silu" or "squared-relu"; of another activation NeMo's name.
         rotary_percent: Share of a head that is rotated.
         rotary_base: Base of the rotary frequencies.
         rotary_linear_factor: Factor by which positions are interpolated, or None.
         rotary_scaling: Llama 3.1's scaling, or None.
-        num_experts: Experts of each MLP, 0 where it is dense.
-        experts_per_token: Experts that each token goes through.
+        make_layers: Describes the transformer layers, in their order; they may differ.
     """
 
+    model_class: str = ""
+    config_class: str = ""
     num_layers: int
     hidden_size: int
-    num_heads: int
-    num_kv_heads: int
+    num_attention_heads: int
+    num_query_groups: int
     head_size: int
-    ffn_size: int
+    ffn_hidden_size: int
+    gated_mlp: bool
     vocab_size: int
-    max_positions: int
-    norm: str
-    norm_epsilon: float
-    activation: str
-    gated: bool
-    linear_bias: bool
-    qkv_bias: bool
-    qk_norm: bool
+    num_experts: int | None
+    seq_length: int
+    position_embedding_type: str
+    normalization: str
     tied_embeddings: bool
-    position_embedding: str
-    rotary_percent: float
-    rotary_base: float
-    rotary_linear_factor: float | None
-    rotary_scaling: RotaryScaling | None
-    num_experts: int
-    experts_per_token: int
+    linear_bias: bool = False
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    experts_per_token: int = 0
+    is_quantized: bool = False
+    norm_epsilon: float = 1e-5
+    activation: str = "gelu"
+    rotary_percent: float = 1.0
+    rotary_base: float = 10000.0
+    rotary_linear_factor: float | None = None
+    rotary_scaling: RotaryScaling | None = None
+    make_layers: Callable[["ModelSpec"], Sequence[LayerSpec]] = field(default=gpt_layers, compare=False, repr=False)
+
+    @cached_property
+    def layers(self) -> Sequence[LayerSpec]:
+        """The transformer layers."""
+        return self.make_layers(self)
+
+    def module(self, name: str) -> ModuleSpec:
+        """Describes a module of a transformer layer.
+
+        Args:
+            name: Megatron's name in the whole model, such as "decoder.layers.3.mlp.linear_fc1".
+
+        Raises:
+            KeyError: If the layer has no such module with weights.
+        """
+        layer, _, own = name.removeprefix("decoder.layers.").partition(".")
+        return self.layers[int(layer)][own]
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What a saved calibration says of the model that it was made of, by the names above."""
+        return {name: getattr(self, name) for name in _IDENTITY}
 
 
-def _activation_name(function: Any) -> str:
-    name = getattr(function, "__name__", str(function))
-    known = {F.silu.__name__: "silu", F.gelu.__name__: "gelu", "openai_gelu": "gelu", "squared_relu": "squared-relu"}
-    if name not in known:
-        raise PtqError(f"activation function {name} is not supported; supported: {', '.join(sorted(known))}")
-    return known[name]
-
-
-def shape_of(config: Any, vocab_size: int) -> ModelShape:
-    """Reads a model's shape from the NeMo config that built it.
+def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
+    """Reads a model's description from NeMo's configuration.
 
     Args:
-        config: A built NeMo ``GPTConfig``.
+        config: A built NeMo ``GPTConfig``, or a mapping with such fields. What a mapping leaves out is as in
+            Megatron.
         vocab_size: Rows of the embedding in the checkpoint.
+        known: Fields of :class:`ModelSpec` that the configuration does not say.
 
     Raises:
-        PtqError: If the model's activation function has no name in the export formats.
+        KeyError: If the configuration lacks a field that every GPT-like model has.
     """
-    scaling = None
-    if getattr(config, "scale_factor", None) is not None and hasattr(config, "old_context_len"):
-        scaling = RotaryScaling(
-            config.scale_factor, config.low_freq_factor, config.high_freq_factor, config.old_context_len
-        )
-    interpolation = config.seq_len_interpolation_factor
-    return ModelShape(
-        num_layers=config.num_layers,
-        hidden_size=config.hidden_size,
-        num_heads=config.num_attention_heads,
-        num_kv_heads=config.num_query_groups or config.num_attention_heads,
-        head_size=config.kv_channels,
-        ffn_size=config.ffn_hidden_size,
+    if not isinstance(config, Mapping):
+        name = f"{type(config).__module__}.{type(config).__qualname__}"
+        return spec_of(vars(config), vocab_size, **{"config_class": name, **known})
+    heads, hidden, experts = config["num_attention_heads"], config["hidden_size"], config.get("num_moe_experts")
+    interpolation = config.get("seq_len_interpolation_factor")
+    return ModelSpec(
+        num_layers=config["num_layers"],
+        hidden_size=hidden,
+        num_attention_heads=heads,
+        num_query_groups=config.get("num_query_groups") or heads,
+        head_size=config.get("kv_channels") or hidden // heads,
+        ffn_hidden_size=config.get("moe_ffn_hidden_size") or config.get("ffn_hidden_size") or 4 * hidden,
+        gated_mlp=config.get("gated_linear_unit", False),
         vocab_size=vocab_size,
-        max_positions=config.seq_length,
-        norm=config.normalization,
-        norm_epsilon=config.layernorm_epsilon,
-        activation=_activation_name(config.activation_func),
-        gated=config.gated_linear_unit,
-        linear_bias=config.add_bias_linear,
-        qkv_bias=config.add_bias_linear or config.add_qkv_bias,
-        qk_norm=config.qk_layernorm,
-        tied_embeddings=config.share_embeddings_and_output_weights,
-        position_embedding=config.position_embedding_type,
-        rotary_percent=config.rotary_percent,
-        rotary_base=config.rotary_base,
+        num_experts=experts,
+        seq_length=config["seq_length"],
+        position_embedding_type=config["position_embedding_type"],
+        normalization=config["normalization"],
+        tied_embeddings=config["share_embeddings_and_output_weights"],
+        linear_bias=bool(config.get("add_bias_linear")),
+        qkv_bias=bool(config.get("add_bias_linear") or config.get("add_qkv_bias")),
+        qk_norm=bool(config.get("qk_layernorm")),
+        experts_per_token=config.get("moe_router_topk", 0) if experts else 0,
+        norm_epsilon=config.get("layernorm_epsilon", 1e-5),
+        activation=_activation(config.get("activation_func", "gelu")),
+        rotary_percent=config.get("rotary_percent", 1.0),
+        rotary_base=config.get("rotary_base", 10000.0),
         rotary_linear_factor=None if interpolation in (None, 1, 1.0) else float(interpolation),
-        rotary_scaling=scaling,
-        num_experts=config.num_moe_experts or 0,
-        experts_per_token=config.moe_router_topk if config.num_moe_experts else 0,
+        rotary_scaling=_rotary_scaling(config),
+        **known,
+    )
+
+
+def _activation(function: Any) -> str:
+    """Our name of a function, of what a context says of one, or of NeMo's name."""
+    if isinstance(function, Mapping):
+        function = str(function["_target_"]).rpartition(".")[2]
+    name = getattr(function, "__name__", str(function))
+    return ACTIVATIONS.get(name, name)
+
+
+def _rotary_scaling(config: Mapping[str, Any]) -> RotaryScaling | None:
+    if config.get("scale_factor") is None or "old_context_len" not in config:
+        return None
+    return RotaryScaling(
+        config["scale_factor"], config["low_freq_factor"], config["high_freq_factor"], config["old_context_len"]
     )

@@ -5,8 +5,7 @@
 import os
 from dataclasses import dataclass
 
-from nemo_ptq.errors import ConfigError
-from nemo_ptq.options import did_you_mean
+from nemo_ptq.errors import ConfigError, did_you_mean
 
 _GIB = 2**30
 # Of bfloat16 multiplications on one core of a server's processor, measured: see docs/benchmarks.md.

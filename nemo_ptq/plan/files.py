@@ -10,25 +10,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
-from nemo_ptq.config import CUSTOM, NO_QUANT, ExportConfig, QuantizationConfig
+from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.export.safetensors_header import lay_out
 from nemo_ptq.models.registry import ARCHITECTURES
+from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
 from nemo_ptq.verify.model_config import DEFAULT_EXCLUDE_MODULES, Config, Mapping, Moe, Quantization
 from nemo_ptq.verify.trtllm.expected_tensors import rank_tensors
 
-_QUANT_ALGO = {
-    "fp8": "FP8",
-    "int8_sq": "W8A8_SQ_PER_CHANNEL",
-    "int4_awq": "W4A16_AWQ",
-    "w4a8_awq": "W4A8_AWQ",
-    "nvfp4": "NVFP4",
-    # A ModelOpt config of the user's own says in its own language what it quantizes: nothing is taken for granted.
-    CUSTOM: None,
-    NO_QUANT: None,
-}
-# The vocabulary of AWQ checkpoints is padded to a multiple of this.
-_AWQ_VOCAB_MULTIPLE = 64
+# Where a format keeps the context; Hugging Face's have the tokenizer's files among their own.
+_CONTEXTS = {"trtllm": "nemo_context/", "nemo": "context/"}
+_NEMOS_OWN = ("io.json", "model.yaml")
 
 
 @dataclass(frozen=True)
@@ -46,14 +38,10 @@ class FileSize:
     exact: bool = True
 
 
-def reader_config(
-    model: CheckpointMetadata, decoder: str, quantization: QuantizationConfig, export: ExportConfig
-) -> Config:
+def reader_config(model: ModelSpec, decoder: str, quantization: QuantizationConfig, export: ExportConfig) -> Config:
     """What the reader will know of the exported model; only what decides names, types and shapes is true of it."""
-    tp, pp = export.inference_tp, export.inference_pp
-    vocab = model.vocab_size
-    if quantization.is_awq:
-        vocab = -(-vocab // _AWQ_VOCAB_MULTIPLE) * _AWQ_VOCAB_MULTIPLE
+    tp, pp, algorithm = export.inference_tp, export.inference_pp, algorithm_of(quantization)
+    vocab = -(-model.vocab_size // algorithm.vocab_multiple) * algorithm.vocab_multiple
     return Config(
         architecture=ARCHITECTURES[decoder],
         decoder=decoder,
@@ -80,8 +68,8 @@ def reader_config(
         mlp_bias=model.linear_bias,
         mapping=Mapping(tp * pp, tp, pp, tp, 1),
         quantization=Quantization(
-            algorithm=_QUANT_ALGO[quantization.algorithm_name],
-            kv_cache_algorithm="FP8" if quantization.kv_cache_is_quantized(decoder) else None,
+            algorithm=algorithm.quant_algo,
+            kv_cache_algorithm="FP8" if kv_cache_is_quantized(quantization, decoder) else None,
             group_size=quantization.awq_block_size,
             exclude_modules=DEFAULT_EXCLUDE_MODULES,
         ),
@@ -98,7 +86,15 @@ def rank_files(config: Config) -> Iterator[FileSize]:
         yield FileSize(f"rank{rank}.safetensors", size)
 
 
-def context_size(checkpoint: Path) -> FileSize:
-    """The copy of a checkpoint's context, the tokenizer included."""
-    size = sum(path.stat().st_size for path in (checkpoint / "context").rglob("*") if path.is_file())
-    return FileSize("nemo_context/", size, exact=False)
+def context_files(checkpoint: Path, export: ExportConfig) -> Iterator[FileSize]:
+    """Yields what each format has of a NeMo checkpoint's context: all of it, or the tokenizer's files alone."""
+    context = checkpoint / "context"
+    files = {path: path.stat().st_size for path in context.rglob("*") if path.is_file()}
+    tokenizer = sum(size for path, size in files.items() if path.name not in _NEMOS_OWN)
+    for name in export.formats:
+        prefix = f"{name}/" if export.has_subdirectories else ""
+        place, size = _CONTEXTS.get(name), sum(files.values())
+        if place is None:
+            place, size = "tokenizer*", tokenizer
+        if size:
+            yield FileSize(prefix + place, size, exact=False)

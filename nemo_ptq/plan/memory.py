@@ -8,9 +8,10 @@ what does not grow with the model: the libraries' own memory, and fragments that
 
 from dataclasses import dataclass, replace
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
-from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.sharding import Blocks, Linear, Parallelism, Stage, embedding_parameters, layer_linears, stages
+from nemo_ptq.quantization.algorithms import Algorithm, algorithm_of
 
 _BF16, _FP32 = 2, 4
 # Copies of the activated half that a gated MLP makes: both halves of fc1's output, the activation, the other half with
@@ -24,12 +25,8 @@ _MOST_LOGITS, _COMPARED_BATCH, COMPARED_SEQ_LEN = 1 << 28, 4, 256
 _SCORED_AT_ONCE, _SCORING_COPIES = 128, 6
 # Values that verify looks at together, and the wider types that it looks at them in: see verify/trtllm/values.py.
 _VERIFY_CHUNK = (1 << 22) * 16
-# What torch needs to pack a weight beside the weight, in bytes for each of its elements.
-_PACKING_BYTES = {"fp8": 5, "int8_sq": 7, "int4_awq": 14, "w4a8_awq": 14, "nvfp4": 40}
-# What it needs to read the codes back in float32, the weight that is measured.
+# What torch needs to read the codes of a weight back in float32, in bytes for each of its elements.
 _ROUNDING_BYTES = 10
-# Bytes of a packed weight, scales included, for each of its elements.
-_PACKED_BYTES = {"fp8": 1.0, "int8_sq": 1.0, "int4_awq": 0.54, "w4a8_awq": 0.54, "nvfp4": 0.57}
 
 
 @dataclass(frozen=True)
@@ -86,7 +83,7 @@ class Batches:
         return self.size * self.seq_len
 
 
-def activation_bytes(model: CheckpointMetadata, parallelism: Parallelism, tokens: int) -> int:
+def activation_bytes(model: ModelSpec, parallelism: Parallelism, tokens: int) -> int:
     """What one batch needs at once, at the widest place of a transformer layer.
 
     Args:
@@ -135,7 +132,7 @@ def _observing_bytes(linear: Linear, tokens: int, on_gpu: bool) -> int:
 
 
 def _awq_bytes(
-    model: CheckpointMetadata, linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool
+    model: ModelSpec, linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool
 ) -> tuple[int, int]:
     """Activations and statistics of one layer's AWQ calibration, when they are largest together.
 
@@ -152,13 +149,13 @@ def _awq_bytes(
     return max(phases, key=sum)
 
 
-def compared_documents(model: CheckpointMetadata, quantization: QuantizationConfig) -> int:
+def compared_documents(model: ModelSpec, quantization: QuantizationConfig) -> int:
     """How many samples the quantized model is compared with the unquantized one on."""
     most = max(1, _MOST_LOGITS // (min(COMPARED_SEQ_LEN, model.seq_length) * model.vocab_size))
     return min(quantization.evaluation_dataset_size, most)
 
 
-def waiting_states(model: CheckpointMetadata, quantization: QuantizationConfig, parallelism: Parallelism) -> int:
+def waiting_states(model: ModelSpec, quantization: QuantizationConfig, parallelism: Parallelism) -> int:
     """Bytes of the hidden states between two blocks: of all calibration batches, and of the compared ones twice."""
     batches = Batches.of(quantization, parallelism)
     compared = compared_documents(model, quantization) * min(COMPARED_SEQ_LEN, model.seq_length)
@@ -169,7 +166,7 @@ def waiting_states(model: CheckpointMetadata, quantization: QuantizationConfig, 
 class _Rank:
     """One rank of a job, and what it holds beside weights and waiting states while a block is in memory."""
 
-    model: CheckpointMetadata
+    model: ModelSpec
     quantization: QuantizationConfig
     parallelism: Parallelism
     on_gpu: bool
@@ -183,9 +180,8 @@ class _Rank:
         return max(self.linears, key=lambda linear: linear.weights)
 
     @property
-    def smooths(self) -> bool:
-        """Whether weights are divided by a pre-quantization scale before they are packed."""
-        return self.quantization.is_awq or self.quantization.algorithm_name == "int8_sq"
+    def algorithm(self) -> Algorithm:
+        return algorithm_of(self.quantization)
 
     def read(self, block: Blocks) -> int:
         """A stored tensor is read whole, whatever part of it this rank wants."""
@@ -197,25 +193,24 @@ class _Rank:
         """Activations and statistics of a layer, when they are largest together."""
         batches = Batches.of(self.quantization, self.parallelism)
         activations = activation_bytes(self.model, self.parallelism, batches.tokens)
-        if self.quantization.is_awq:
+        if self.algorithm.gram_candidates:
             return _awq_bytes(self.model, self.linears, activations, batches.tokens, self.on_gpu)
         # SmoothQuant looks at the magnitude of one weight at a time, when the activations are gone.
-        magnitudes = self.largest.weights * _BF16 if self.smooths else 0
+        magnitudes = self.largest.weights * _BF16 if self.algorithm.smooths else 0
         return max((activations, 0), (0, magnitudes), key=sum)
 
     def pack(self) -> int:
         """What the device needs to pack the largest weight: the halves of a gated layer go one after the other."""
         whole = self.largest.weights
         half = whole // 2 if self.largest.name == "fc1" and self.model.gated_mlp else whole
-        packing = half * _PACKING_BYTES.get(self.quantization.algorithm_name, 0)
+        packing = half * self.algorithm.packing_bytes
         # Smoothed in float32, then kept in bfloat16 while it is packed.
-        return max(whole * (_FP32 + _BF16), whole * _BF16 + packing) if self.smooths else packing
+        return max(whole * (_FP32 + _BF16), whole * _BF16 + packing) if self.algorithm.smooths else packing
 
     def packed(self, block: Blocks) -> int:
         """A packed block, on the host."""
         if block.kind == "layer":
-            size = _PACKED_BYTES.get(self.quantization.algorithm_name, _BF16)
-            return int(sum(linear.weights * linear.count for linear in self.linears) * size)
+            return int(sum(linear.weights * linear.count for linear in self.linears) * self.algorithm.packed_bytes)
         return block.parameters * _BF16
 
     def round(self, kept: int) -> int:
@@ -224,8 +219,7 @@ class _Rank:
         Args:
             kept: Bytes that stay of each element.
         """
-        packing = _PACKING_BYTES.get(self.quantization.algorithm_name, 0)
-        each = max(_ROUNDING_BYTES, packing) + (_BF16 if self.smooths else 0)
+        each = max(_ROUNDING_BYTES, self.algorithm.packing_bytes) + (_BF16 if self.algorithm.smooths else 0)
         held, most = 0, 0
         for linear in (self.linears[1], self.linears[0], *self.linears[2:]):
             most = max(most, held + (linear.count - 1) * linear.weights * kept + linear.weights * each)
@@ -255,7 +249,7 @@ class _Rank:
 
 
 def step_memory(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     parallelism: Parallelism,
     stage: Stage,
@@ -278,7 +272,7 @@ def step_memory(
         is_cpu: Whether the device's memory is the host's.
     """
     rank = _Rank(model, quantization, parallelism, not is_cpu)
-    calibrates = quantization.algorithm_name != NO_QUANT
+    calibrates = rank.algorithm.quantizes
     all_states = waiting_states(model, quantization, parallelism) if calibrates else 0
 
     def step(
@@ -317,7 +311,7 @@ def step_memory(
 
 
 def worst_memory(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     parallelism: Parallelism,
     *,

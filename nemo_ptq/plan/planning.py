@@ -8,12 +8,13 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import family_of
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.devices import Device, device_named
-from nemo_ptq.plan.files import FileSize, context_size, rank_files, reader_config
+from nemo_ptq.plan.files import FileSize, context_files, rank_files, reader_config
 from nemo_ptq.plan.memory import StepMemory, without_data, worst_memory
 from nemo_ptq.plan.residence import LAYERWISE, RESIDENT, runs_layerwise, whole_model_needs
 from nemo_ptq.plan.rules import Rule, findings, gather
@@ -26,7 +27,7 @@ from nemo_ptq.plan.rules.parallelism import (
     inference_pp_divides,
     inference_tp_divides,
 )
-from nemo_ptq.plan.rules.quantization import (
+from nemo_ptq.plan.rules.quantization_limits import (
     algorithm_file_is_config,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
@@ -35,6 +36,7 @@ from nemo_ptq.plan.rules.quantization import (
 )
 from nemo_ptq.plan.sharding import Parallelism, model_parameters
 from nemo_ptq.plan.work import calibration_work, step_seconds
+from nemo_ptq.quantization.algorithms import algorithm_of
 
 # Parallelism that suggestions try: tensor parallelism stays within a node.
 _TENSOR_SIZES = (1, 2, 4, 8)
@@ -42,10 +44,10 @@ _PIPELINE_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 # A process that has imported torch, Megatron and NeMo.
 _PROCESS_BYTES = 800 * 2**20
 # Rules that say nothing about most jobs are shown only to those that they are about.
-_ONLY_WHERE: Mapping[Rule, Callable[[CheckpointMetadata, QuantizationConfig], bool]] = {
-    awq_blocks_fit_calibration: lambda model, quantization: quantization.is_awq,
-    awq_blocks_fit_inference: lambda model, quantization: quantization.is_awq,
-    nvfp4_blocks_fit: lambda model, quantization: quantization.algorithm == "nvfp4",
+_ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
+    awq_blocks_fit_calibration: lambda model, quantization: algorithm_of(quantization).takes_block_size,
+    awq_blocks_fit_inference: lambda model, quantization: algorithm_of(quantization).takes_block_size,
+    nvfp4_blocks_fit: lambda model, quantization: bool(algorithm_of(quantization).block_size),
     experts_divide: lambda model, quantization: bool(model.num_experts),
     experts_are_sharded_once: lambda model, quantization: bool(model.num_experts),
     experts_have_a_format: lambda model, quantization: bool(model.num_experts),
@@ -190,7 +192,7 @@ def _gib(size: int) -> str:
 
 
 def make_plan(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig | None = None,
     export: ExportConfig | None = None,
     *,
@@ -226,8 +228,8 @@ def make_plan(
     Example:
         Does Llama-3 70B fit one node of eight GPUs?
 
-        >>> from nemo_ptq.checkpoint.metadata import CheckpointMetadata
-        >>> llama = CheckpointMetadata(
+        >>> from nemo_ptq.models.spec import ModelSpec
+        >>> llama = ModelSpec(
         ...     model_class="LlamaModel", config_class="Llama3Config70B", num_layers=80, hidden_size=8192,
         ...     num_attention_heads=64, num_query_groups=8, head_size=128, ffn_hidden_size=28672, gated_mlp=True,
         ...     vocab_size=128256, num_experts=None, seq_length=8192, position_embedding_type="rope",
@@ -254,7 +256,7 @@ def make_plan(
 
 
 def _plan(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     export: ExportConfig,
     parallelism: Parallelism,
@@ -300,7 +302,7 @@ def _plan(
 
 def _mode(
     name: str,
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     export: ExportConfig,
     parallelism: Parallelism,
@@ -340,7 +342,7 @@ def _needs(memory: tuple[StepMemory, ...], parallelism: Parallelism, device: Dev
 
 
 def _files(
-    model: CheckpointMetadata, decoder: str, quantization: QuantizationConfig, export: ExportConfig
+    model: ModelSpec, decoder: str, quantization: QuantizationConfig, export: ExportConfig
 ) -> Iterator[FileSize]:
     """The files with the weights.
 
@@ -348,11 +350,12 @@ def _files(
     """
     for name in export.formats:
         prefix = f"{name}/" if export.has_subdirectories else ""
-        if name == "trtllm":
+        format = FORMATS[name]
+        if format.is_tensorrt_llm:
             for file in rank_files(reader_config(model, decoder, quantization, export)):
                 exact = quantization.algorithm_name != CUSTOM
                 yield replace(file, name=prefix + file.name, exact=exact)
-        elif name == "nemo":
+        elif not format.is_packed:
             yield FileSize(f"{prefix}weights/*.distcp", 2 * model_parameters(model), exact=False)
         else:
             whole = reader_config(model, decoder, quantization, replace(export, inference_tp=1, inference_pp=1))
@@ -369,7 +372,7 @@ _LAYOUT_RULES: tuple[Rule, ...] = (
 
 
 def _rule_lines(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     export: ExportConfig,
     parallelism: Parallelism,
@@ -396,9 +399,7 @@ def _rule_lines(
             yield RuleLine(rule.__name__, says, problem)
 
 
-def _suggestions(
-    plan: Plan, model: CheckpointMetadata, quantization: QuantizationConfig, export: ExportConfig
-) -> Iterator[str]:
+def _suggestions(plan: Plan, model: ModelSpec, quantization: QuantizationConfig, export: ExportConfig) -> Iterator[str]:
     """What to change so that a plan fits its device, or fits it with all weights in memory."""
     if plan.mode == LAYERWISE and plan.fits and quantization.layerwise is None:
         needed = f"{_gib(plan.modes[0].needs)} are needed with all weights in memory"
@@ -479,5 +480,6 @@ def plan_job(
         device=device or device_named(values["plan_device"], "plan_device"),
         further=values,
     )
-    context = context_size(Path(values["checkpoint"]).expanduser())
-    return replace(plan, files=(*plan.files, context) if plan.files and context.bytes else plan.files)
+    if plan.files:
+        plan = replace(plan, files=(*plan.files, *context_files(Path(values["checkpoint"]).expanduser(), export)))
+    return plan

@@ -5,6 +5,7 @@
 from collections.abc import Mapping, Sequence
 
 from nemo_ptq.config import CUSTOM, QuantizationConfig
+from nemo_ptq.export.formats import FORMATS
 
 RESIDENT, LAYERWISE = "resident", "layer-wise"
 """All of a rank's weights in memory, or one block of them at a time."""
@@ -23,12 +24,13 @@ def whole_model_needs(
         formats: The export formats.
     """
     is_custom = QuantizationConfig(algorithm).algorithm_name == CUSTOM
+    whole = [name for name in formats if not FORMATS[name].is_packed]
     reasons = {
         "generate_sample": (generate_sample, "export_config.generate_sample=true runs all of them for each token"),
         "algorithm": (is_custom, f"quantization_config.algorithm={algorithm} has ModelOpt calibrate the whole model"),
         "forward_loop": (has_loop, "forward_loop runs the whole model"),
         "checkpoint": (is_quantized, "ModelOpt restores a quantized checkpoint's whole model"),
-        "formats": ("nemo" in formats, "export_format=nemo is written from the whole model"),
+        "formats": (bool(whole), f"export_format={', '.join(whole)} is written from the whole model"),
     }
     return {what: why for what, (asked, why) in reasons.items() if asked}
 

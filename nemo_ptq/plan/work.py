@@ -7,11 +7,12 @@ Operations are counted; the rates are data sheets times what was measured of the
 
 from dataclasses import dataclass
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
-from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.devices import Device
 from nemo_ptq.plan.memory import COMPARED_SEQ_LEN, Batches, compared_documents, waiting_states
 from nemo_ptq.plan.sharding import Linear, Parallelism, layer_linears
+from nemo_ptq.quantization.algorithms import algorithm_of
 
 # Share of a data sheet's rate that a forward pass, and AWQ's statistics and search, were seen to reach on an H100.
 _FORWARD_SHARE, _AWQ_SHARE = 0.5, 0.25
@@ -19,7 +20,6 @@ _FORWARD_SHARE, _AWQ_SHARE = 0.5, 0.25
 _CPU_FLOAT32_SHARE = 0.35
 # Share of D G D^T that is computed: the upper triangle of G is folded into the lower, in eight stripes.
 _SEARCH_SHARE = 0.5 + 0.5 / 8
-_EXPONENTS = 11
 # One core of a host, in 10^9 bytes a second: packing and writing, SHA-256, the reader's checks.
 _PACK_RATE, _HASH_RATE, _VERIFY_RATE = 2.0, 1.0, 0.4
 # Between a GPU and memory that is not page-locked, in 10^9 bytes a second: hidden states that wait on the host.
@@ -46,28 +46,29 @@ class Work:
         return self.forward_flops + self.awq_flops
 
 
-def calibration_work(model: CheckpointMetadata, quantization: QuantizationConfig) -> Work:
+def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work:
     """Counts the operations of a calibration: two for each weight and token, and those of attention and AWQ."""
-    if quantization.algorithm_name == NO_QUANT or not quantization.calibration_dataset_size:
+    algorithm = algorithm_of(quantization)
+    if not algorithm.quantizes or not quantization.calibration_dataset_size:
         return Work(0, 0)
     tokens = quantization.calibration_dataset_size * quantization.calibration_seq_len
     linears, active = _active_linears(model)
     forward = _forward_flops(model, tokens, quantization.calibration_seq_len)
     awq = 0
-    if quantization.is_awq:
+    if algorithm.gram_candidates:
         grams = sum(2 * tokens * linear.columns**2 * active[linear.name] for linear in linears)
         search = sum(2 * linear.weights * linear.columns * linear.count for linear in linears)
-        awq = model.num_layers * (grams + int(_EXPONENTS * _SEARCH_SHARE * search))
+        awq = model.num_layers * (grams + int(algorithm.gram_candidates * _SEARCH_SHARE * search))
     return Work(forward, awq)
 
 
-def _active_linears(model: CheckpointMetadata) -> tuple[tuple[Linear, ...], dict[str, int]]:
+def _active_linears(model: ModelSpec) -> tuple[tuple[Linear, ...], dict[str, int]]:
     """The linear layers of a layer, and how many of each a token goes through."""
     linears = layer_linears(model)
     return linears, {linear.name: min(linear.count, max(1, model.experts_per_token)) for linear in linears}
 
 
-def _forward_flops(model: CheckpointMetadata, tokens: int, seq_len: int) -> int:
+def _forward_flops(model: ModelSpec, tokens: int, seq_len: int) -> int:
     linears, active = _active_linears(model)
     weights = sum(linear.weights * active[linear.name] for linear in linears)
     # Scores and their product with the values, half of which causality leaves out.
@@ -76,7 +77,7 @@ def _forward_flops(model: CheckpointMetadata, tokens: int, seq_len: int) -> int:
 
 
 def step_seconds(
-    model: CheckpointMetadata,
+    model: ModelSpec,
     quantization: QuantizationConfig,
     parallelism: Parallelism,
     device: Device,
@@ -98,7 +99,7 @@ def step_seconds(
         written_bytes: Size of all rank files.
         files: How many rank files there are.
     """
-    work, is_awq = calibration_work(model, quantization), quantization.is_awq
+    work = calibration_work(model, quantization)
     # Stages wait for one another while the first batch goes through them, and the last one passes.
     batches = Batches.of(quantization, parallelism)
     rounds = -(-batches.samples // max(1, batches.size))
@@ -108,8 +109,8 @@ def step_seconds(
     awq_rate = rate * (_CPU_FLOAT32_SHARE if device.is_cpu else _AWQ_SHARE)
     forward_rate = rate * (1.0 if device.is_cpu else _FORWARD_SHARE)
     seconds = {"load": read_bytes / (device.disk_bandwidth * 1e9)}
-    if quantization.algorithm_name != NO_QUANT and quantization.calibration_dataset_size:
-        seconds["calibrate"] = work.forward_flops / forward_rate + (work.awq_flops / awq_rate if is_awq else 0.0)
+    if work.flops:
+        seconds["calibrate"] = work.forward_flops / forward_rate + work.awq_flops / awq_rate
         if layerwise and not device.is_cpu:
             # There and back, for each layer.
             copied = 2 * waiting_states(model, quantization, parallelism) * model.num_layers / parallelism.pp
@@ -118,7 +119,7 @@ def step_seconds(
     at_once = 1e9 * (1 if device.is_cpu else writers)
     disk = written_bytes / (device.disk_bandwidth * 1e9)
     seconds["export"] = disk + written_bytes / at_once * (1 / _PACK_RATE + 1 / _HASH_RATE)
-    if quantization.algorithm_name != NO_QUANT:
+    if algorithm_of(quantization).quantizes:
         seq_len = min(COMPARED_SEQ_LEN, model.seq_length)
         passes = _MEASURE_PASSES * _forward_flops(model, compared_documents(model, quantization) * seq_len, seq_len)
         seconds["measure"] = passes / forward_rate + written_bytes / (at_once * _PACK_RATE)

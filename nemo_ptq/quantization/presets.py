@@ -12,19 +12,12 @@ from importlib.resources import files
 from typing import Any
 
 from nemo_ptq.config import QuantizationConfig
-
-# Exponents of W4A8 on these decoders are 0 or 1: finer ones overflow in TensorRT-LLM's kernels.
-COARSE_W4A8_DECODERS = ("gemma",)
+from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
 
 
 @cache
 def _presets() -> str:
     return files("nemo_ptq.quantization").joinpath("modelopt_presets.json").read_text(encoding="utf-8")
-
-
-def exponent_step(quantization: QuantizationConfig, decoder: str) -> float:
-    """Returns the distance between the exponents that AWQ tries."""
-    return 1.0 if quantization.algorithm == "w4a8_awq" and decoder in COARSE_W4A8_DECODERS else 0.1
 
 
 def preset_config(quantization: QuantizationConfig, decoder: str) -> dict[str, Any]:
@@ -34,15 +27,14 @@ def preset_config(quantization: QuantizationConfig, decoder: str) -> dict[str, A
         quantization: What the user asked for.
         decoder: Decoder type of the model, e.g. "llama".
     """
-    presets = json.loads(_presets())
-    preset = presets["algorithms"][quantization.algorithm_name]
+    presets, algorithm = json.loads(_presets()), algorithm_of(quantization)
+    preset = presets["algorithms"][algorithm.preset]
     config = {"quant_cfg": preset["quantizers"] + presets["left_alone"], "algorithm": preset["method"]}
-    if quantization.is_awq:
+    if algorithm.takes_block_size:
         _set_block_size(config, quantization.awq_block_size)
-        config["algorithm"] = {"method": "awq_lite", "alpha_step": exponent_step(quantization, decoder)}
-    if quantization.algorithm_name == "int8_sq":
-        config["algorithm"] = {"method": "smoothquant", "alpha": quantization.sq_alpha}
-    if quantization.kv_cache_is_quantized(decoder):
+    if algorithm.preset_method is not None:
+        config["algorithm"] = algorithm.preset_method(quantization, decoder)
+    if kv_cache_is_quantized(quantization, decoder):
         config["quant_cfg"] += kv_cache_config(quantization.kv_cache_qformat)
     return config
 

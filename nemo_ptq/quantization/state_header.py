@@ -33,7 +33,7 @@ class StateHeader:
         checkpoint: Path of the checkpoint, as it was when the state was made.
         weights: Fingerprint of the unquantized weights, from :func:`nemo_ptq.quantization.state.fingerprint`.
         model: What the checkpoint's files say about the model: fields of
-            :class:`~nemo_ptq.checkpoint.metadata.CheckpointMetadata`.
+            :class:`~nemo_ptq.models.spec.ModelSpec`.
         decoder: TensorRT-LLM's decoder type.
         quantization: What the user asked for.
         modelopt_config: What ModelOpt was asked for, as JSON has it.

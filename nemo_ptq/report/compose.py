@@ -6,24 +6,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nemo_ptq.config import CUSTOM, NO_QUANT
 from nemo_ptq.console.stopwatch import Step
 from nemo_ptq.job import Job
+from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.report.advice import findings_of
 from nemo_ptq.report.command import reproducing_command
 from nemo_ptq.report.metrics import expert_records
 from nemo_ptq.report.records import Layer, Quality, Report, Summary
 from nemo_ptq.verify.evaluate import DocumentScore, summarize
-
-REQUIRED_RECOVERY: Mapping[str, float] = {
-    "fp8": 0.99,
-    "int8_sq": 0.98,
-    "int4_awq": 0.95,
-    "w4a8_awq": 0.95,
-    "nvfp4": 0.95,
-    CUSTOM: 0.95,
-}
-"""The least recovery with which an algorithm passes: baseline perplexity / perplexity."""
 
 
 @dataclass(frozen=True)
@@ -78,18 +68,18 @@ def compose(
         files: Size and SHA-256 of the files written so far, by relative path.
         world_size: How many processes shared the work.
     """
-    name = job.quantization.algorithm_name
+    algorithm = algorithm_of(job.quantization)
     summary = Summary(
         model=job.metadata.config_class.rpartition(".")[2],
         checkpoint=str(job.checkpoint),
         parameters=sizes.parameters,
         layers=job.metadata.num_layers,
-        algorithm=name,
-        kv_cache=job.quantization.kv_cache_qformat if job.quantizes_kv_cache and name != NO_QUANT else None,
+        algorithm=algorithm.name,
+        kv_cache=job.quantization.kv_cache_qformat if job.quantizes_kv_cache and algorithm.quantizes else None,
         checkpoint_bytes=sizes.checkpoint_bytes,
         export_bytes=sizes.export_bytes,
         compression=sizes.checkpoint_bytes / sizes.export_bytes,
-        required_recovery=REQUIRED_RECOVERY.get(name),
+        required_recovery=algorithm.required_recovery,
     )
     report = Report(
         summary=summary,
@@ -97,7 +87,7 @@ def compose(
         missing=observations.missing,
         layers=observations.layers,
         experts=expert_records(observations.expert_tokens),
-        findings=findings_of(observations.layers, name),
+        findings=findings_of(observations.layers, algorithm.name),
         steps=tuple(steps),
         command=reproducing_command(job.arguments, world_size),
         arguments=job.arguments,

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.config import NO_QUANT
 from nemo_ptq.console.stopwatch import Step, slowest
-from nemo_ptq.export.publish import file_entries
+from nemo_ptq.export.manifest_writer import file_entries
 from nemo_ptq.job import Job
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.report.compose import Observations, Sizes, compose, quality_of

@@ -12,18 +12,12 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
+from nemo_ptq.config import NO_QUANT
+from nemo_ptq.errors import PtqError
+from nemo_ptq.quantization.algorithms import algorithm_named
 from nemo_ptq.report import plots, words
 from nemo_ptq.report.records import Finding, Layer, Report, Summary
 
-_ALGORITHMS = {
-    "fp8": "FP8",
-    "int8_sq": "INT8 SmoothQuant",
-    "int4_awq": "INT4 AWQ",
-    "w4a8_awq": "W4A8 AWQ",
-    "nvfp4": "NVFP4",
-    "no_quant": "16 bits, unquantized",
-    "custom": "a ModelOpt configuration",
-}
 _FIGURES = {
     "weight_sqnr_db": "weights",
     "input_sqnr_db": "inputs",
@@ -77,7 +71,7 @@ def is_bad(report: Report, layer: Layer, figure: str) -> bool:
 
 def headline(summary: Summary) -> str:
     """The outcome in one sentence."""
-    if summary.algorithm == "no_quant":
+    if summary.algorithm == NO_QUANT:
         return "Exported unquantized: nothing is lost, and nothing is saved."
     size = f"{summary.compression:.2f} times smaller" if summary.compression > 1 else "no smaller"
     if summary.recovery is None or summary.perplexity is None:
@@ -117,13 +111,21 @@ def make_chart(name: str, figure: Figure | None, label: str) -> Markup:
     return Markup(plots.to_svg(figure, name).replace("<svg", opening, 1))
 
 
+def _label(algorithm: str) -> str:
+    try:
+        return algorithm_named(algorithm).label
+    except PtqError:  # the report is of a plugin's algorithm, which is not loaded now
+        return algorithm
+
+
 def _context(report: Report) -> dict[str, Any]:
     word, fails = words.verdict(report.summary)
     return {
         "report": report,
         "summary": report.summary,
         "quality": report.quality,
-        "algorithm": _ALGORITHMS.get(report.summary.algorithm, report.summary.algorithm),
+        "algorithm": _label(report.summary.algorithm),
+        "quantizes": report.summary.algorithm != NO_QUANT,
         "verdict": word,
         "fails": fails,
         "headline": headline(report.summary),

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.launch.sweep import COLUMNS, Outcome
 from nemo_ptq.report import words
+from nemo_ptq.report.outcomes import COLUMNS, Outcome
 from nemo_ptq.report.page import make_chart, make_environment
 from nemo_ptq.report.plots import comparison_chart
 

@@ -6,8 +6,9 @@ import json
 import os
 from pathlib import Path
 
+from nemo_ptq.checkpoint.staging import discard, prepare, publish
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.publish import MANIFEST, discard, prepare, publish, write_manifest
+from nemo_ptq.export.manifest_writer import MANIFEST, write_manifest
 from nemo_ptq.report.compose import with_quality
 from nemo_ptq.report.records import Quality, read_report
 from nemo_ptq.report.write import FILES, REPORT, write_report

@@ -4,15 +4,15 @@
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_ptq.checkpoint.metadata import read_metadata, stored_shapes
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify import context, manifest
+from nemo_ptq.verify.formats import REGISTERED, Check, Reader
 from nemo_ptq.verify.huggingface import hf_directory
 from nemo_ptq.verify.model_config import Config
 from nemo_ptq.verify.nemo import nemo_checks
+from nemo_ptq.verify.nemo.sharded_tensors import ShardedTensors
 from nemo_ptq.verify.tensor_file import TensorFile
 from nemo_ptq.verify.trtllm import values
 from nemo_ptq.verify.trtllm.config_rules import LAYOUT_RULES, OTHER_RULES
@@ -24,21 +24,6 @@ _SPELLED_OUT = 4
 
 # Key of the free-form header metadata under which a rank file may say which rank it belongs to.
 RANK_METADATA = "rank"
-
-
-@dataclass(frozen=True)
-class Check:
-    """One thing that was looked at.
-
-    Attributes:
-        name: What was looked at, unique within one run.
-        ok: Whether it is as it must be.
-        detail: One line: what was found, or what is wrong.
-    """
-
-    name: str
-    ok: bool
-    detail: str
 
 
 def verify(path: Path | str, load_tokenizer: bool = False) -> list[Check]:
@@ -55,22 +40,33 @@ def verify(path: Path | str, load_tokenizer: bool = False) -> list[Check]:
     directory = Path(path)
     if not directory.is_dir():
         return [Check("directory", False, f"{directory} is not a directory")]
-    if hf_directory.is_hugging_face(directory):
-        return [
-            *_guarded("manifest", _manifest_checks(directory)),
-            *_guarded("config.json", _hugging_face_checks(hf_directory.HuggingFaceDirectory(directory))),
-        ]
-    if nemo_checks.is_nemo(directory):
-        return [
-            *_guarded("manifest", _manifest_checks(directory)),
-            *_guarded("weights", _nemo_checks(directory)),
-            *_guarded("tokenizer", _nemo_tokenizer_checks(directory, load_tokenizer)),
-        ]
+    reader = next(reader for reader in (*REGISTERED, *_READERS) if reader.recognises(directory))
     return [
         *_guarded("manifest", _manifest_checks(directory)),
-        *_guarded("config.json", _config_and_tensor_checks(directory)),
-        *_guarded("tokenizer", _context_checks(directory, load_tokenizer)),
+        *_guarded(reader.name, reader.checks(directory, load_tokenizer)),
     ]
+
+
+def _hugging_face(path: Path, load_tokenizer: bool) -> Iterator[Check]:
+    return _guarded("config.json", _hugging_face_checks(hf_directory.HuggingFaceDirectory(path)))
+
+
+def _nemo(path: Path, load_tokenizer: bool) -> Iterator[Check]:
+    yield from _guarded("weights", _nemo_checks(path))
+    yield from _guarded("tokenizer", _nemo_tokenizer_checks(path, load_tokenizer))
+
+
+def _qnemo(path: Path, load_tokenizer: bool) -> Iterator[Check]:
+    yield from _guarded("config.json", _config_and_tensor_checks(path))
+    yield from _guarded("tokenizer", _context_checks(path, load_tokenizer))
+
+
+# A directory that is nothing else is checked as the first format that there was.
+_READERS = (
+    Reader("huggingface", hf_directory.is_hugging_face, _hugging_face),
+    Reader("nemo", nemo_checks.is_nemo, _nemo),
+    Reader("trtllm", lambda directory: True, _qnemo),
+)
 
 
 def _hugging_face_checks(directory: hf_directory.HuggingFaceDirectory) -> Iterator[Check]:
@@ -121,13 +117,19 @@ def _manifest_checks(directory: Path) -> Iterator[Check]:
 
 
 def _nemo_checks(directory: Path) -> Iterator[Check]:
-    model, stored = read_metadata(directory), stored_shapes(directory)
+    files = ShardedTensors(directory)
+    problems = nemo_checks.missing_files(directory) or files.file_problems()
+    if problems:
+        yield _check("weights", problems, "")
+        return
+    stored = files.shapes
+    model = nemo_checks.read_sizes(directory, stored)
     yield Check("weights", True, f"{len(stored)} entries, all of their shards whole")
     yield _check("shapes", nemo_checks.weight_problems(model, stored), "as context/model.yaml promises")
-    if not model.is_quantized and not (directory / "weights" / "modelopt_state").exists():
+    if not model.has_quantizers and not (directory / "weights" / "modelopt_state").exists():
         yield Check("coverage", True, "no layer is quantized")
         return
-    problems = nemo_checks.quantizer_problems(directory, model, stored)
+    problems = nemo_checks.quantizer_problems(directory, stored)
     yield _check("modelopt_state", problems, f"quantizers of {nemo_checks.quantized_layers(stored)} linear layers")
 
 

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from nemo_ptq.config import QuantizationConfig
-from nemo_ptq.errors import PtqError
 from tests.ranks import run_ranks
 
 BLOCK = 128
@@ -53,9 +52,9 @@ def search(
     """
     from unittest.mock import patch
 
-    from megatron.core import parallel_state
-
-    from nemo_ptq.calibration.awq import _AwqLinear
+    from nemo_ptq.calibration.awq import _Search
+    from nemo_ptq.modelopt.transfer import apply_state
+    from nemo_ptq.quantization.rounding import fake_quantize_int4
     from tests import steps
 
     with steps.loaded(checkpoint, tp) as model:
@@ -64,27 +63,36 @@ def search(
             for name, linear in model.module.named_modules()
             if name.rpartition(".")[2].startswith("linear_")
         }
-        found = {linear: Search(linear.weight.detach().clone()) for linear in linears.values()}
-        observe, loss = _AwqLinear.observe, _AwqLinear._loss
+        found = {name: Search(linear.weight.detach().clone()) for name, linear in linears.items()}
+        names = {linear.weight.data_ptr(): name for name, linear in linears.items()}
+        loss = _Search._loss
 
-        def record_input(self: Any, module: Any, inputs: tuple[torch.Tensor, ...]) -> None:
-            found[self.linear].inputs.append(inputs[0].flatten(0, -2))
-            observe(self, module, inputs)
+        def record_inputs(name: str) -> Callable[..., None]:
+            def hook(_: Any, inputs: tuple[torch.Tensor, ...]) -> None:
+                found[name].inputs.append(inputs[0].flatten(0, -2))
+
+            return hook
 
         def record_loss(self: Any, scale: torch.Tensor, *rest: Any) -> float:
-            weight, result = self.linear.weight, found[self.linear]
+            result = found[names[self.weight.data_ptr()]]
+            rounded = fake_quantize_int4((self.weight * scale).bfloat16(), BLOCK)
             result.scales.append(scale)
-            result.candidates.append(self.rounding((weight * scale).bfloat16()).float() * (1 / scale).bfloat16())
+            result.candidates.append(rounded.float() * (1 / scale).bfloat16())
             result.losses.append(loss(self, scale, *rest))
             return result.losses[-1]
 
-        mine = None if batches is None else [batches[parallel_state.get_data_parallel_rank()]]
-        with patch.object(_AwqLinear, "observe", record_input), patch.object(_AwqLinear, "_loss", record_loss):
-            steps.calibrate(model, QuantizationConfig(algorithm, awq_block_size=BLOCK, enable_kv_cache=False), mine)
-        for linear, result in found.items():
-            result.smoothing = linear.input_quantizer.pre_quant_scale.float()
-            result.rounded = linear.weight_quantizer(linear.weight).detach()
-        return {name: found[linear] for name, linear in linears.items()}
+        hooks = [linear.register_forward_pre_hook(record_inputs(name)) for name, linear in linears.items()]
+        mine = None if batches is None else [batches[model.parallelism.data.rank]]
+        quantization = QuantizationConfig(algorithm, awq_block_size=BLOCK, enable_kv_cache=False)
+        with patch.object(_Search, "_loss", record_loss):
+            state = steps.learn(model, quantization, mine)
+        for hook in hooks:
+            hook.remove()
+        apply_state(model.module, state)
+        for name, linear in linears.items():
+            found[name].smoothing = linear.input_quantizer.pre_quant_scale.float()
+            found[name].rounded = linear.weight_quantizer(linear.weight).detach()
+        return found
 
 
 @pytest.fixture(scope="module")
@@ -159,12 +167,11 @@ def calibrate_experts(checkpoint: Path, algorithm: str) -> dict[str, tuple[int, 
 
             return hook
 
-        hooks = [child.register_forward_pre_hook(count(name)) for name, child in experts.items()]
+        for name, child in experts.items():
+            child.register_forward_pre_hook(count(name))
         quantization = QuantizationConfig(algorithm, awq_block_size=BLOCK, enable_kv_cache=False)
-        steps.calibrate(model, quantization, [torch.tensor([[5, 6]])])
-        for hook in hooks:
-            hook.remove()
-        return {name: (tokens[name], child.input_quantizer.pre_quant_scale) for name, child in experts.items()}
+        state = steps.learn(model, quantization, [torch.tensor([[5, 6]])]).tensors
+        return {name: (tokens[name], state[f"{name}.input_quantizer.pre_quant_scale"]) for name in experts}
 
 
 def test_experts_without_tokens_are_not_smoothed(checkpoint_of: Callable[[str], Path]) -> None:
@@ -173,27 +180,3 @@ def test_experts_without_tokens_are_not_smoothed(checkpoint_of: Callable[[str], 
     assert idle and idle != experts.keys()
     for name, (_, smoothing) in experts.items():
         assert bool((smoothing == 1).all()) == (name in idle), name
-
-
-def calibrate_output_layer(checkpoint: Path) -> str:
-    import modelopt.torch.quantization as mtq
-
-    from nemo_ptq.calibration.awq import calibrate_awq
-    from nemo_ptq.modelopt.algorithms import modelopt_config
-    from tests import steps
-
-    config = modelopt_config(QuantizationConfig("int4_awq"), "llama")
-    entries = [entry for entry in config["quant_cfg"] if "output_layer" not in entry["quantizer_name"]]
-    entries = [entry for entry in entries if "lm_head" not in entry["quantizer_name"]]
-    with steps.loaded(checkpoint) as model:
-        mtq.quantize(model.module, {"quant_cfg": entries, "algorithm": None})
-        try:
-            calibrate_awq(model.module, lambda _: None)
-        except PtqError as error:
-            return str(error)
-    return "calibrated"
-
-
-def test_output_layer_is_refused(checkpoint_of: Callable[[str], Path]) -> None:
-    (message,) = run_ranks(calibrate_output_layer, 1, checkpoint_of("llama2"))
-    assert "disable those of output_layer" in message

@@ -12,9 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_ptq.calibration.datasets import make_batches, read_samples, share, tokenize
+from nemo_ptq.calibration.datasets import DATASETS, read_samples
 from nemo_ptq.calibration.text_files import Sample
-from nemo_ptq.config import DATASETS
+from nemo_ptq.calibration.tokens import make_batches, share, tokenize
 from nemo_ptq.errors import PtqError
 from tests.families import make_tokenizer
 from tests.ranks import run_ranks

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from nemo_ptq.calibration.text_files import is_text_file, read_text_file
+from nemo_ptq.calibration.text_files import read_text_file
+from nemo_ptq.config import is_text_file
 from nemo_ptq.errors import PtqError
 
 CHAT = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]

@@ -27,10 +27,10 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_ptq.checkpoint.huggingface import importer as importer_module
-from nemo_ptq.checkpoint.huggingface.families import Dims, interleave_qkv
 from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel, import_hf
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.mapping import interleave_qkv
 from tests.families import FAMILIES, TOKENS, VOCAB, make_hf, make_tokenizer
 
 IMPORTERS = {
@@ -243,13 +243,12 @@ def test_qkv_rows_are_ordered_by_query_group(groups: int, per_group: int, size: 
         expected += [[0, group * per_group + head, row] for head in range(per_group) for row in range(size)]
         expected += [[1, group, row] for row in range(size)]
         expected += [[2, group, row] for row in range(size)]
-    dims = Dims(query_groups=groups, padded_vocab=0)
     if bias:
         codes = torch.tensor([100, 10, 1])
-        merged = interleave_qkv(dims, q @ codes, k @ codes, v @ codes)
+        merged = interleave_qkv(groups, q @ codes, k @ codes, v @ codes)
         assert merged.tolist() == (torch.tensor(expected) @ codes).tolist()
     else:
-        assert interleave_qkv(dims, q, k, v).tolist() == expected
+        assert interleave_qkv(groups, q, k, v).tolist() == expected
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -385,7 +384,7 @@ DAMAGE = {
     ),
     "incomplete rope": (
         _change_config(rope_scaling={"rope_type": "llama3", "factor": 8.0}),
-        "not a LlamaConfig.*low_freq_factor",
+        "rope_scaling of type 'llama3' without low_freq_factor",
     ),
 }
 

@@ -108,7 +108,7 @@ def test_another_tokenizer_can_be_given(tmp_path: Path) -> None:
 def test_loading_leaves_the_checkpoint_alone(tmp_path: Path) -> None:
     make_nemo("llama2", tmp_path / "nemo")
     before = digests(tmp_path / "nemo")
-    run_ranks(load_with, 1, tmp_path / "nemo", {"legacy_ckpt": True})
+    run_ranks(load_with, 1, tmp_path / "nemo", {"tokenizer_path": None})
     assert digests(tmp_path / "nemo") == before
 
 

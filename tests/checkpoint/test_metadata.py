@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo_ptq.checkpoint.huggingface.families import FAMILIES as HF_FAMILIES
 from nemo_ptq.checkpoint.metadata import EMBEDDING, read_metadata
 from nemo_ptq.errors import ConfigError
+from nemo_ptq.models.registry import class_of_architecture, hugging_face_classes
 from tests.conftest import Demo
 from tests.families import FAMILIES
 
@@ -132,11 +132,11 @@ def test_a_hugging_face_directory_is_described_as_its_import_is(
     assert read_metadata(imported.with_name(f"{name}.hf")) == read_metadata(imported)
 
 
-@pytest.mark.parametrize("architecture", sorted(HF_FAMILIES))
+@pytest.mark.parametrize("architecture", sorted(hugging_face_classes()))
 def test_settings_that_a_config_leaves_out_are_those_of_transformers(architecture: str, tmp_path: Path) -> None:
     import transformers
 
-    full = getattr(transformers, HF_FAMILIES[architecture].hf_config)(architectures=[architecture])
+    full = getattr(transformers, class_of_architecture(architecture).config_class)(architectures=[architecture])
     (tmp_path / "model.safetensors").touch()
     found = []
     for content in (full.to_dict(), {"architectures": [architecture], "model_type": full.model_type}):
@@ -154,7 +154,7 @@ def test_a_hugging_face_directory_must_be_whole(checkpoint_of: Callable[[str], P
     (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
     assert "is quantized already" in problem_of(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Unheard"]}))
-    assert "is of architecture Unheard, not one of LlamaForCausalLM, " in problem_of(tmp_path)
+    assert "unknown architecture Unheard in config.json; nearest: " in problem_of(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": None, "head_dim": None}))
     assert "has a setting that is no size: " in problem_of(tmp_path)
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 
 from nemo_ptq.checkpoint.index import Stored, read_stored
-from nemo_ptq.checkpoint.parts import live_name
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.mapping import live_name
 from tests.ranks import run_ranks
 
 

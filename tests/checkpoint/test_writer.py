@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The checkpoint writer: what Megatron reads back, bounded memory, all or nothing."""
+"""The checkpoint writer: what Megatron reads back, bounded memory."""
 
 import weakref
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
 
 from nemo_ptq.checkpoint.parts import TensorPart
-from nemo_ptq.checkpoint.writer import atomic_directory, write_weights
+from nemo_ptq.checkpoint.writer import write_weights
 from nemo_ptq.parallel.process_groups import Launch, process_groups
 
 
@@ -116,30 +116,3 @@ def test_a_tensor_that_is_not_as_planned_is_an_error(tmp_path: Path) -> None:
     part = TensorPart("decoder.final_layernorm.weight", (2,), torch.bfloat16, lambda: torch.ones(2))
     with pytest.raises(ValueError, match=r"decoder\.final_layernorm\.weight: planned"):
         write_weights(tmp_path / "weights", [part])
-
-
-def test_atomic_directory_appears_when_it_is_full(tmp_path: Path) -> None:
-    with atomic_directory(tmp_path / "deep" / "out") as staging:
-        (staging / "file").write_text("whole")
-        assert not (tmp_path / "deep" / "out").exists()
-    assert (tmp_path / "deep" / "out" / "file").read_text() == "whole"
-    assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["out"]
-
-
-def test_atomic_directory_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").touch()
-    with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "out") as staging:
-        (staging / "new").touch()
-        raise KeyboardInterrupt
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
-    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["old"]
-
-
-def test_atomic_directory_replaces_what_was_there(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old").touch()
-    with atomic_directory(tmp_path / "out") as staging:
-        (staging / "new").touch()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
-    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["new"]

@@ -52,29 +52,18 @@ def arguments(checkpoint: Path, algorithm: str, formats: list[str], output: Path
 
 def export_twice(checkpoint: Path, algorithms: tuple[str, ...], directory: Path) -> list[str]:
     """Calibrates and exports with the engine, then again from the state. Returns the files that differ."""
-    from nemo_ptq.calibration.forward import forward_batches
-    from nemo_ptq.console.reporter import Reporter
-    from nemo_ptq.engine import run as engine
     from nemo_ptq.engine.reexport import is_possible, run_reexport
-    from nemo_ptq.parallel.process_groups import process_groups
     from tests import steps
     from tests.engine.test_run import digests
 
-    def loop(module: Any) -> None:
-        for _ in forward_batches(module, steps.random_batches()):
-            pass
-
-    different, silent = [], Reporter(enabled=False)
+    different = []
     for algorithm in algorithms:
         output, again = directory / algorithm, directory / f"{algorithm}-again"
         formats = possible_formats(checkpoint, algorithm, output)
         if not formats:
             continue
         job = check_job(world_size=1, **arguments(checkpoint, algorithm, formats, output))
-        with process_groups(steps.read_launch(), steps.CPU, tensor_parallel=1, pipeline_parallel=1):
-            model = engine.load(job, steps.CPU)
-            engine.calibrate(model, job.quantization, job.decoder, loop, silent)
-            engine.export(model, job, silent)
+        steps.run_job(job)
         export = ExportConfig(path=str(again), export_format=formats)
         repeated = check_job(world_size=1, calibration_state=output, export_config=export)
         assert is_possible(repeated, 1)

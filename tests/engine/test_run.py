@@ -13,8 +13,9 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.quantization.state_header import IN_EXPORT
 from nemo_ptq.report.records import read_report
 from nemo_ptq.report.write import FILES, REPORT
 from nemo_ptq.verify.checks import verify
@@ -50,22 +51,17 @@ def arguments(
 
 def export_all(tasks: list[dict[str, Any]]) -> None:
     """Calibrates once, for the first task, and exports for every one."""
-    from nemo_ptq.console.reporter import Reporter
-    from nemo_ptq.engine import run as engine
+    from dataclasses import replace
+
+    from nemo_ptq.engine.run import run_job
     from nemo_ptq.parallel.environment import read_launch
-    from nemo_ptq.parallel.process_groups import pick_device, process_groups
     from nemo_ptq.plan.rules import check_job
 
-    launch, silent = read_launch(), Reporter(enabled=False)
-    device = pick_device(launch)
-    first, *_ = jobs = [check_job(**task, world_size=launch.world_size) for task in tasks]
-    sizes = {"tensor_parallel": first.calibration_tp, "pipeline_parallel": first.calibration_pp}
-    with process_groups(launch, device, **sizes):
-        model = engine.load(first, device)
-        loop = engine.data_loop(model, first.quantization, engine.read_job_samples(first, silent).calibration, silent)
-        engine.calibrate(model, first.quantization, first.decoder, loop, silent)
-        for job in jobs:
-            engine.export(model, job, silent)
+    first, *others = [check_job(**task, world_size=read_launch().world_size) for task in tasks]
+    run_job(first)
+    is_calibrated = first.quantization.algorithm_name != NO_QUANT
+    for job in others:
+        run_job(replace(job, calibration_state=first.output / IN_EXPORT if is_calibrated else None))
 
 
 # Files of the report with times and memory in them: of all, only they differ between runs on the same inputs.
@@ -143,7 +139,7 @@ def test_more_ranks_than_samples(demo: Demo, tmp_path: Path) -> None:
     assert report.quality is None
     assert report.missing["quality"] == "turned off: quantization_config.evaluation_dataset_size=0"
     assert all(layer.weight_sqnr_db and layer.input_sqnr_db is None for layer in report.layers)
-    assert [step.name for step in report.steps] == ["load", "calibrate", "measure", "export"]
+    assert [step.name for step in report.steps] == ["load", "calibrate", "export", "measure"]
 
 
 def test_kv_cache_can_be_turned_off(demo: Demo, tmp_path: Path) -> None:
@@ -242,7 +238,7 @@ def die_during_export(arguments: dict[str, Any]) -> None:
         os._exit(3)
 
     if os.environ["RANK"] == "1":
-        with patch("nemo_ptq.export.trtllm.trtllm_writer.write_files", die):
+        with patch("nemo_ptq.export.stream.LayoutWriter.write", die):
             ptq(**arguments)
     ptq(**arguments)
 

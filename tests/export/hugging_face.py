@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from tests.families import TOKENS as VOCABULARY
 
 TOKENS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(5))
@@ -22,36 +22,16 @@ def export_cells(
     Returns:
         For each algorithm the float32 logits of the model that was exported, as a server would compute them.
     """
-    from nemo_ptq.calibration.forward import run_batches
-    from nemo_ptq.console.reporter import Reporter
-    from nemo_ptq.engine import run as engine
-    from nemo_ptq.parallel.process_groups import process_groups
-    from nemo_ptq.plan.rules import check_job
     from tests import steps
 
-    silent, batches = Reporter(enabled=False), steps.random_batches()
-
-    def loop(module: torch.nn.Module) -> None:
-        for _ in run_batches(module, batches):
-            pass
-
     found = {}
-    steps.quiet_libraries()
-    with process_groups(steps.read_launch(), steps.CPU, tensor_parallel=tp, pipeline_parallel=1):
-        for algorithm in algorithms:
-            job = check_job(
-                world_size=tp,
-                calibration_tp=tp,
-                nemo_checkpoint=str(checkpoint),
-                export_config=ExportConfig(str(directory / algorithm), export_format=format),
-                quantization_config=QuantizationConfig(algorithm, enable_kv_cache=kv_cache and algorithm != NO_QUANT),
-                forward_loop=print,
-            )
-            model = engine.load(job, steps.CPU)
-            engine.check_exportable(model, job)
-            engine.calibrate(model, job.quantization, job.decoder, loop, silent)
-            engine.export(model, job, silent)
-            adapted = engine.adapted(format, model, job)
+    for algorithm in algorithms:
+        quantization = QuantizationConfig(algorithm, enable_kv_cache=kv_cache and algorithm != NO_QUANT)
+        job = steps.job_of(checkpoint, quantization, directory / algorithm, (tp, 1), formats=format)
+        steps.run_job(job)
+        with steps.loaded(checkpoint, tp) as model:
+            steps.calibrate(model, quantization)
+            adapted = _adapted(model, format, job.decoder)
             norms = [module for module in adapted.module.modules() if hasattr(module, "zero_centered_gamma")]
             gains = [norm.weight.clone() for norm in norms]
             steps.serve(adapted, algorithm)
@@ -65,6 +45,26 @@ def export_cells(
     return found
 
 
+def _adapted(model: Any, format: str, decoder: str) -> Any:
+    """A model that ModelOpt has calibrated, as a format can hold it: loaded and quantized again where that differs."""
+    from nemo_ptq.export.formats import FORMATS
+    from nemo_ptq.modelopt.transfer import apply_state
+    from nemo_ptq.models.spec import spec_of
+    from nemo_ptq.quantization.algorithms import amax_floor
+    from nemo_ptq.quantization.state import CalibrationState
+    from tests import steps
+
+    if model.calibration is None or not FORMATS[format].adapts_state:
+        return model
+    header, tensors = model.calibration.header, model.calibration.tensors
+    shape, floor = spec_of(model.config, model.vocab_size), amax_floor(header.quantization, decoder)
+    adapted = CalibrationState(header, FORMATS[format].adapt(tensors, shape, floor))
+    again = steps.load_model(model.checkpoint, steps.CPU)
+    apply_state(again.module, adapted)
+    again.calibration = adapted
+    return again
+
+
 def _fold(model: Any) -> None:
     """Turns what a server of a qnemo directory computes into what one of a folded directory does.
 
@@ -73,12 +73,14 @@ def _fold(model: Any) -> None:
     from megatron.core import parallel_state
 
     from nemo_ptq.export.folding import follower_of, norm_factor, row_factor
-    from nemo_ptq.modelopt.megatron_layers import global_modules, plain_of, quantizes_kv_cache
     from nemo_ptq.export.packing import pack_plain
-    from nemo_ptq.models.spec import shape_of
+    from nemo_ptq.modelopt.megatron_layers import global_modules
+    from nemo_ptq.models.spec import spec_of
+    from tests.steps import plain_of, quantizes_kv_cache
 
+    state = model.calibration.tensors
     modules = global_modules(model.module)
-    shape = shape_of(model.config, model.vocab_size)
+    shape = spec_of(model.config, model.vocab_size)
     rank, ranks = (
         parallel_state.get_tensor_model_parallel_rank(),
         parallel_state.get_tensor_model_parallel_world_size(),
@@ -88,19 +90,19 @@ def _fold(model: Any) -> None:
         if scale is not None:
             module.input_quantizer.pre_quant_scale = scale
     for name, module in modules.items():
-        factor = norm_factor(name, model.calibration)
+        factor = norm_factor(name, state, shape)
         if factor is not None:
             folded = pack_plain(plain_of(module), torch.bfloat16, factor)
             module.weight.data = folded["", "weight"].float()
             if ("", "bias") in folded:
                 module.bias.data = folded["", "bias"].float()
-            modules[str(follower_of(name))].input_quantizer.pre_quant_scale = torch.ones_like(factor)
-        rows = row_factor(name, model.calibration, shape, rank, ranks)
+            modules[str(follower_of(name, shape))].input_quantizer.pre_quant_scale = torch.ones_like(factor)
+        rows = row_factor(name, state, shape, rank, ranks)
         if rows is not None and module.bias is not None:
             module.bias.data = (module.bias.float() * rows).bfloat16().float() / rows
         if name.endswith("core_attention") and quantizes_kv_cache(module):
             for kind in ("k", "v"):
-                amax = model.calibration.tensors[f"{name}.{kind}_bmm_quantizer.amax"].float()
+                amax = state[f"{name}.{kind}_bmm_quantizer.amax"].float()
                 quantizer = getattr(module, f"{kind}_bmm_quantizer")
                 quantizer.amax = amax.reshape(quantizer.amax.shape)
 

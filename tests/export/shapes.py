@@ -11,46 +11,46 @@ from hypothesis import strategies as st
 
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.models.registry import Family
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import SCHEMES, UNQUANTIZED, Scheme
 
-LLAMA = ModelShape(
+LLAMA = ModelSpec(
     num_layers=4,
     hidden_size=32,
-    num_heads=4,
-    num_kv_heads=2,
+    num_attention_heads=4,
+    num_query_groups=2,
     head_size=16,
-    ffn_size=64,
+    ffn_hidden_size=64,
     vocab_size=37,
-    max_positions=50,
-    norm="RMSNorm",
+    seq_length=50,
+    normalization="RMSNorm",
     norm_epsilon=1e-5,
     activation="silu",
-    gated=True,
+    gated_mlp=True,
     linear_bias=False,
     qkv_bias=False,
     qk_norm=False,
     tied_embeddings=False,
-    position_embedding="rope",
+    position_embedding_type="rope",
     rotary_percent=1.0,
     rotary_base=10000.0,
     rotary_linear_factor=None,
     rotary_scaling=None,
-    num_experts=0,
+    num_experts=None,
     experts_per_token=0,
 )
 MIXTRAL = replace(LLAMA, num_experts=3, experts_per_token=2)
 GEMMA = replace(LLAMA, activation="gelu", tied_embeddings=True)
-GPT = replace(LLAMA, norm="LayerNorm", activation="gelu", gated=False, linear_bias=True, qkv_bias=True)
-STARCODER = replace(GPT, position_embedding="learned_absolute", tied_embeddings=True, num_kv_heads=1)
+GPT = replace(LLAMA, normalization="LayerNorm", activation="gelu", gated_mlp=False, linear_bias=True, qkv_bias=True)
+STARCODER = replace(GPT, position_embedding_type="learned_absolute", tied_embeddings=True, num_query_groups=1)
 
 SHAPES = {"llama": LLAMA, "mixtral": MIXTRAL, "gemma": GEMMA, "gpt": GPT, "starcoder": STARCODER}
 FAMILIES = {
-    "llama": Family("Llama", "Llama", "Llama", "llama", "silu"),
-    "mixtral": Family("Mixtral", "Mixtral", "Mixtral", "llama", "swiglu"),
-    "gemma": Family("Gemma", "Gemma", "Gemma", "gemma", "openai-gelu"),
-    "gpt": Family("GPT", "GPT", "GPTConfig", "gpt"),
-    "starcoder": Family("StarCoder", "Starcoder", "Starcoder", "gpt"),
+    "llama": Family("Llama", "Llama", "llama", "silu"),
+    "mixtral": Family("Mixtral", "Mixtral", "llama", "swiglu"),
+    "gemma": Family("Gemma", "Gemma", "gemma", "openai-gelu"),
+    "gpt": Family("GPT", "GPTConfig", "gpt"),
+    "starcoder": Family("StarCoder", "Starcoder", "gpt"),
 }
 
 
@@ -60,16 +60,16 @@ def scheme_named(quant_algo: str | None) -> Scheme:
     return replace(scheme, block_size=16) if quant_algo in ("W4A16_AWQ", "W4A8_AWQ", "NVFP4") else scheme
 
 
-def linear_names(shape: ModelShape) -> list[str]:
+def linear_names(shape: ModelSpec) -> list[str]:
     """Megatron's names of a model's linear layers that are quantized."""
-    mlp = [f"experts.local_experts.{expert}." for expert in range(shape.num_experts)] or [""]
+    mlp = [f"experts.local_experts.{expert}." for expert in range(shape.num_experts or 0)] or [""]
     parts = ["self_attention.linear_qkv", "self_attention.linear_proj"]
     parts += [f"mlp.{prefix}linear_fc{number}" for prefix in mlp for number in (1, 2)]
     return [f"decoder.layers.{layer}.{part}" for layer in range(shape.num_layers) for part in parts]
 
 
 def layout(
-    shape: ModelShape, quant_algo: str | None = None, tp: int = 1, pp: int = 1, kv_cache: bool = False
+    shape: ModelSpec, quant_algo: str | None = None, tp: int = 1, pp: int = 1, kv_cache: bool = False
 ) -> QnemoLayout:
     """The layout of a model whose linear layers are all quantized in one way."""
     scheme = scheme_named(quant_algo)
@@ -88,17 +88,17 @@ def families_and_layouts(draw: st.DrawFn) -> tuple[Family, QnemoLayout]:
     assume(heads % tp == 0 and (kv % tp == 0 or tp % kv == 0))
     sizes: dict[str, Any] = {
         "num_layers": pp * draw(st.integers(1, 2)),
-        "num_heads": heads,
-        "num_kv_heads": kv,
+        "num_attention_heads": heads,
+        "num_query_groups": kv,
         "hidden_size": 16 * draw(st.integers(1, 3)),
-        "ffn_size": 16 * tp * draw(st.integers(1, 3)),
+        "ffn_hidden_size": 16 * tp * draw(st.integers(1, 3)),
         "vocab_size": draw(st.integers(20, 150)),
-        "max_positions": draw(st.integers(20, 70)),
+        "seq_length": draw(st.integers(20, 70)),
     }
     if name in ("llama", "gpt"):
         sizes["tied_embeddings"] = draw(st.booleans())
     if name == "gpt":
-        sizes["gated"] = draw(st.booleans())
+        sizes["gated_mlp"] = draw(st.booleans())
     algorithms = (None, "FP8") if name == "mixtral" else [scheme.quant_algo for scheme in SCHEMES]
     algorithm = draw(st.sampled_from(algorithms))
     drawn = layout(replace(SHAPES[name], **sizes), algorithm, tp, pp, draw(st.booleans()))

@@ -7,8 +7,11 @@ from typing import Any
 
 import pytest
 
-from nemo_ptq.config import ALGORITHMS, NO_QUANT, ExportConfig
-from nemo_ptq.export.formats import FORMATS, read_formats
+from nemo_ptq.config import NO_QUANT, ExportConfig, read_formats
+from nemo_ptq.errors import PtqError
+from nemo_ptq.export.formats import FORMATS, Format, register
+from nemo_ptq.plugins import locate
+from nemo_ptq.quantization.algorithms import ALGORITHMS
 
 
 @pytest.mark.parametrize(
@@ -32,10 +35,16 @@ def test_anything_else_names_none(value: Any) -> None:
     assert read_formats(value) == ()
 
 
-def test_records_and_writers_go_together() -> None:
-    from nemo_ptq.export.writers import CHECKS, WRITERS
+@pytest.mark.parametrize("format", FORMATS.values(), ids=lambda format: format.name)
+def test_what_a_record_names_is_there(format: Format) -> None:
+    paths = (format.packed_export, format.model_check, format.state_adapter, format.model_writer)
+    assert all(callable(locate(path)) for path in paths if path is not None)
+    assert format.is_packed == (format.model_writer is None)
 
-    assert FORMATS.keys() == WRITERS.keys() == CHECKS.keys()
+
+def test_a_name_is_taken_once() -> None:
+    with pytest.raises(PtqError, match="there is an export format hf already"):
+        register(Format("hf", "another"))
 
 
 def documented() -> dict[str, dict[str, str]]:

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_ptq.config import ALGORITHMS, NO_QUANT, QuantizationConfig
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.verify import dequantize as dq
 from tests.packed import Heads, fields_of, rows_of, weight_problem
 from tests.ranks import run_ranks
@@ -73,19 +74,19 @@ class PackedLinear:
 
 def pack_layer(checkpoint: Path, algorithm: str, file: Path) -> None:
     """Calibrates a model, packs the linear layers of its second layer, and saves them (FP8 tensors do not pickle)."""
-    from nemo_ptq.modelopt.megatron_layers import linear_of
     from nemo_ptq.export.packing import pack_linear, row_splitter
-    from nemo_ptq.models.spec import shape_of
+    from nemo_ptq.modelopt.megatron_layers import linear_of
+    from nemo_ptq.models.spec import spec_of
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
         steps.calibrate(model, QuantizationConfig(algorithm, awq_block_size=GROUP, enable_kv_cache=False))
-        shape = shape_of(model.config, model.vocab_size)
+        shape = spec_of(model.config, model.vocab_size)
         layers = {}
         for name, linear in model.module.decoder.layers[1].named_modules():
             if not name.endswith(("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")):
                 continue
-            packed = pack_linear(linear_of(linear), row_splitter(name, shape), torch.bfloat16)
+            packed = pack_linear(linear_of(linear), row_splitter(f"decoder.layers.1.{name}", shape), torch.bfloat16)
             exact = weight = linear.weight.float()
             if algorithm == "nvfp4":  # ModelOpt simulates this one on GPUs only
                 weight = dq.fake_quantize_nvfp4(weight, packed["", "weights_scaling_factor_2"])
@@ -189,8 +190,8 @@ def test_queries_keys_and_values_are_separated() -> None:
 
 def pack_known_weight(checkpoint: Path, weight: torch.Tensor) -> torch.Tensor:
     """Packs whole numbers as INT4, with a scale of one."""
-    from nemo_ptq.modelopt.megatron_layers import linear_of
     from nemo_ptq.export.packing import all_rows, pack_linear
+    from nemo_ptq.modelopt.megatron_layers import linear_of
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
@@ -209,13 +210,14 @@ def test_low_nibble_is_the_even_row(checkpoint_of: Callable[[str], Path]) -> Non
 
 
 def pack_norm(checkpoint: Path) -> tuple[torch.Tensor, torch.Tensor]:
-    from nemo_ptq.modelopt.megatron_layers import plain_of
     from nemo_ptq.export.packing import pack_parameters
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
         norm = model.module.decoder.layers[0].input_layernorm
-        return norm.weight.detach(), pack_parameters(plain_of(norm), torch.bfloat16)["", "weight"]
+        layers = steps.calibrated_layers(model, QuantizationConfig(NO_QUANT))
+        plain = layers.plain("decoder.layers.0.input_layernorm")
+        return norm.weight.detach(), pack_parameters(plain, torch.bfloat16)["", "weight"]
 
 
 @pytest.mark.parametrize(("model", "offset"), [("llama2", 0.0), ("gemma", 1.0), ("nemotron", 1.0)])

@@ -55,23 +55,23 @@ def heldout(demo: Demo) -> list[torch.Tensor]:
 
 def run_job(demo: Demo, root: Path, on_gpu: bool) -> dict[str, Outcome]:
     """Calibrates and exports the demo model with every algorithm, on the first GPU or, if all are hidden, the CPU."""
+    return {algorithm: _run_algorithm(demo, root / algorithm, algorithm, on_gpu) for algorithm in ALGORITHMS}
+
+
+def _run_algorithm(demo: Demo, output: Path, algorithm: str, on_gpu: bool) -> Outcome:
+    from nemo_ptq.calibration.batches import data_loop, read_job_samples
+    from nemo_ptq.checkpoint.loading import load_model
+    from nemo_ptq.console.reporter import Reporter
+    from nemo_ptq.engine.evaluation import perplexity
+    from nemo_ptq.engine.run import run_job
+    from nemo_ptq.modelopt.algorithms import calibrate
     from nemo_ptq.parallel.environment import read_launch
     from nemo_ptq.parallel.process_groups import pick_device, process_groups
-
-    launch = read_launch()
-    device = pick_device(launch)
-    assert (device.type == "cuda") == on_gpu
-    with process_groups(launch, device):
-        return {algorithm: _run_algorithm(demo, root / algorithm, algorithm, device) for algorithm in ALGORITHMS}
-
-
-def _run_algorithm(demo: Demo, output: Path, algorithm: str, device: torch.device) -> Outcome:
-    from nemo_ptq.console.reporter import Reporter
-    from nemo_ptq.engine import run as engine
-    from nemo_ptq.engine.evaluation import perplexity
     from nemo_ptq.plan.rules import check_job
 
-    silent = Reporter(enabled=False)
+    silent, launch = Reporter(enabled=False), read_launch()
+    device = pick_device(launch)
+    assert (device.type == "cuda") == on_gpu
     job = check_job(
         world_size=1,
         nemo_checkpoint=demo.checkpoint,
@@ -80,34 +80,40 @@ def _run_algorithm(demo: Demo, output: Path, algorithm: str, device: torch.devic
         ),
         export_config=ExportConfig(path=str(output)),
     )
-    model = engine.load(job, device)
-    samples = engine.read_job_samples(job, silent).calibration
-    loop = engine.data_loop(model, job.quantization, samples, silent)
-    engine.calibrate(model, job.quantization, job.decoder, loop, silent)
-    engine.export(model, job, silent)
-    # ModelOpt rounds activations to NVFP4 on a GPU only.
-    simulated = perplexity(model, heldout(demo)) if device.type == "cuda" or algorithm != "nvfp4" else None
-    return Outcome(output, simulated, _packed_otherwise(model) if device.type == "cuda" else [])
+    run_job(job)
+    with process_groups(launch, device):
+        # ModelOpt rounds activations to NVFP4 on a GPU only.
+        simulated = None
+        if on_gpu or algorithm != "nvfp4":
+            model = load_model(job.checkpoint, device)
+            loop = data_loop(model, job.quantization, read_job_samples(job, silent).calibration, silent)
+            calibrate(model.module, job.quantization, job.decoder, loop)
+            simulated = perplexity(model, heldout(demo))
+        otherwise = _packed_otherwise(load_model(job.checkpoint, device), output) if on_gpu else []
+    return Outcome(output, simulated, otherwise)
 
 
-def _packed_otherwise(model: Any) -> list[str]:
-    """Packs a model on the GPU and on the CPU, and names the tensors that differ."""
-    from nemo_ptq.modelopt.megatron_layers import MegatronLayers, gather_shard_map, global_modules
+def _packed_otherwise(model: Any, exported: Path) -> list[str]:
+    """Packs a model, as an export of it was calibrated, on the GPU and on the CPU; names the tensors that differ."""
     from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
     from nemo_ptq.export.trtllm.trtllm_writer import pack_module
-    from nemo_ptq.models.spec import shape_of
+    from nemo_ptq.models.spec import spec_of
+    from nemo_ptq.quantization.state import load_state
+    from nemo_ptq.quantization.state_header import state_file
+    from tests import steps
 
-    modules = global_modules(model.module)
-    shard_map, layers = gather_shard_map(modules), MegatronLayers(model.module, modules)
-    shape = shape_of(model.config, model.vocab_size)
-    layout = QnemoLayout(shape, shard_map.schemes, shard_map.kv_cache, torch.bfloat16, 1, 1)
-
-    exported = {place.part.module for block in layout.blocks(0) for tensor in block for place in tensor.placements}
+    state = load_state(state_file(exported))
+    layers = steps.calibrated_layers(model, state.header.quantization)
+    layers.state.update(state.tensors)
+    caches = frozenset(name.partition(".k_bmm")[0] for name in state.tensors if ".k_bmm" in name)
+    shape = spec_of(model.config, model.vocab_size)
+    layout = QnemoLayout(shape, layers.schemes, caches, torch.bfloat16, 1, 1)
+    modules = {place.part.module for block in layout.blocks(0) for tensor in block for place in tensor.placements}
 
     def pack() -> dict[str, torch.Tensor]:
         return {
             f"{name}.{rows}.{field}": tensor
-            for name in exported
+            for name in modules
             for (rows, field), tensor in pack_module(layers, name, shape, torch.bfloat16).items()
         }
 

@@ -5,7 +5,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.models.spec import ModelSpec
 
 # NeMo's config class, and the vocabulary of the model's tokenizer, by the beginning of a recipe's name.
 MODELS: Mapping[str, tuple[str, int]] = {
@@ -40,16 +40,16 @@ def model_of(recipe: str) -> str:
     return next(model for model in MODELS if recipe.startswith(f"{model}_"))
 
 
-def true_shapes() -> dict[str, CheckpointMetadata]:
+def true_shapes() -> dict[str, ModelSpec]:
     """Describes each model as a checkpoint of it would. Runs where NeMo is imported: on a rank."""
     from nemo.collections import llm
 
     return {name: _describe(getattr(llm, config), vocabulary) for name, (config, vocabulary) in MODELS.items()}
 
 
-def _describe(config: Any, vocabulary: int) -> CheckpointMetadata:
+def _describe(config: Any, vocabulary: int) -> ModelSpec:
     # The class's defaults: without Transformer Engine most cannot be built.
-    return CheckpointMetadata(
+    return ModelSpec(
         model_class="nemo.collections.llm.gpt.model.base.GPTModel",
         config_class=f"{config.__module__}.{config.__name__}",
         num_layers=config.num_layers,

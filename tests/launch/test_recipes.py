@@ -12,12 +12,12 @@ import fiddle as fdl
 import nemo_run as run
 import pytest
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.errors import ConfigError
 from nemo_ptq.job import Job
 from nemo_ptq.launch import executors, run_context
 from nemo_ptq.launch.recipes import load_recipe, override, read_arguments, read_recipe, recipe_file, recipe_names
 from nemo_ptq.launch.run_context import PtqRunContext
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.options import OPTIONS
 from nemo_ptq.plan import make_plan, rules
 from nemo_ptq.task import ptq
@@ -33,7 +33,7 @@ OPTIONS_OF_NEMO_RUN = {"run.executor"}
 
 
 @pytest.fixture(scope="session")
-def shapes() -> Mapping[str, CheckpointMetadata]:
+def shapes() -> Mapping[str, ModelSpec]:
     (found,) = run_ranks(true_shapes, 1)
     return found
 
@@ -57,7 +57,7 @@ def job_of(arguments: Mapping[str, Any]) -> Job:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_it_works_three_ways(
-    name: str, shapes: Mapping[str, CheckpointMetadata], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, shapes: Mapping[str, ModelSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = shapes[model_of(name)]
     monkeypatch.setattr(rules.gathering, "read_metadata", lambda _: model)
@@ -81,7 +81,7 @@ def test_it_works_three_ways(
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_it_fits_its_hardware(name: str, shapes: Mapping[str, CheckpointMetadata]) -> None:
+def test_it_fits_its_hardware(name: str, shapes: Mapping[str, ModelSpec]) -> None:
     recipe, task = read_recipe(name), load_recipe(name)
     task.export_config.path = "OUT"
     quantization, export = fdl.build(task.quantization_config), fdl.build(task.export_config)
@@ -127,7 +127,7 @@ def test_no_recipe_is_called_like_a_value() -> None:
 
 
 def test_a_recipe_runs_on_as_many_ranks_as_it_needs(
-    shapes: Mapping[str, CheckpointMetadata], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: Mapping[str, ModelSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = shapes["llama3_70b"]
     monkeypatch.setattr(rules.gathering, "read_metadata", lambda _: model)
@@ -208,7 +208,7 @@ def test_a_file_that_is_no_recipe(content: str, problem: str, tmp_path: Path) ->
 
 
 def test_a_file_that_nemo_run_wrote_gives_the_same_job(
-    shapes: Mapping[str, CheckpointMetadata], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    shapes: Mapping[str, ModelSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = replace(shapes["llama3_8b"])
     monkeypatch.setattr(rules.gathering, "read_metadata", lambda _: model)

@@ -4,7 +4,7 @@
 
 import sys
 from collections.abc import Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,13 +14,14 @@ import nemo_run as run
 import pytest
 from safetensors.numpy import save_file
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata, read_metadata
+from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.job import Job
 from nemo_ptq.launch import executors, run_context
 from nemo_ptq.launch.experiment import JobFailed
 from nemo_ptq.launch.run_context import PtqRunContext
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan import rules
 from nemo_ptq.plan.rules import check_job
 from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
@@ -167,9 +168,9 @@ def test_a_job_goes_to_its_executor_with_absolute_paths(
     assert executors.world_size(executor) == 4  # as many as the calibration needs
 
 
-def write_state(directory: Path, metadata: CheckpointMetadata) -> Path:
+def write_state(directory: Path, metadata: ModelSpec) -> Path:
     """The calibration of an fp8 export of a checkpoint, without its tensors."""
-    header = StateHeader("/then", "", asdict(metadata), "llama", QuantizationConfig(), {"algorithm": "max"}, {})
+    header = StateHeader("/then", "", metadata.identity, "llama", QuantizationConfig(), {"algorithm": "max"}, {})
     file = directory / IN_EXPORT
     file.parent.mkdir(parents=True)
     save_file({}, file, header.to_metadata())

@@ -142,3 +142,9 @@ def test_a_real_sweep(demo: Demo, tmp_path: Path) -> None:
     runs = read_runs(home)
     assert [(run.job, run.state) for run in runs] == [("fp8", SUCCEEDED), ("int8_sq", SUCCEEDED)]
     assert len({run.id for run in runs}) == 1
+
+
+def test_a_recipe_of_another_name_is_of_no_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    names = ["llama3_8b_fp8", "llama3_8b_int4_awq", "llama3_8b_nvfp4", "llama3_8b_of_mine"]
+    monkeypatch.setattr("nemo_ptq.launch.sweep.recipe_names", lambda: names)
+    assert list(recipes_of("llama3_8b")) == ["fp8", "int4_awq", "nvfp4"]

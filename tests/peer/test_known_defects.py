@@ -34,26 +34,12 @@ class Request:
     directory: Path
 
 
-def export_all(checkpoint: Path, calibration: tuple[int, int], requests: Sequence[Request]) -> dict[str, float]:
-    """Makes exports on this rank.
-
-    Returns:
-        The amax of the last calibrated model's quantizers on this rank, by name, where it is a single number.
-    """
+def export_all(checkpoint: Path, calibration: tuple[int, int], requests: Sequence[Request]) -> None:
+    """Makes exports on this rank."""
     from tests import steps
 
-    amax: dict[str, float] = {}
-    with steps.loaded(checkpoint, *calibration):
-        for request in requests:
-            model = steps.load_model(checkpoint, steps.CPU)
-            steps.calibrate(model, request.quantization)
-            steps.export(model, request.directory, *request.layout)
-            amax = {
-                name: float(module.amax)
-                for name, module in model.module.named_modules()
-                if getattr(module, "amax", None) is not None and module.amax.numel() == 1
-            }
-    return amax
+    for request in requests:
+        steps.run_job(steps.job_of(checkpoint, request.quantization, request.directory, calibration, request.layout))
 
 
 def export(
@@ -64,10 +50,22 @@ def export(
     calibration: tuple[int, int] = (1, 1),
     layout: tuple[int, int] = (1, 1),
     kv_cache: bool = False,
-) -> dict[str, float]:
+) -> None:
     request = Request(QuantizationConfig(algorithm, enable_kv_cache=kv_cache), layout, directory)
-    (first, *_) = run_ranks(export_all, calibration[0] * calibration[1], checkpoint, calibration, [request])
-    return first
+    run_ranks(export_all, calibration[0] * calibration[1], checkpoint, calibration, [request])
+
+
+def amax_by_modelopt(checkpoint: Path, quantization: QuantizationConfig) -> dict[str, float]:
+    """The amax of the quantizers of a model that ModelOpt has calibrated, where it is a single number."""
+    from tests import steps
+
+    with steps.loaded(checkpoint) as model:
+        steps.calibrate(model, quantization)
+        return {
+            name: float(module.amax)
+            for name, module in model.module.named_modules()
+            if getattr(module, "amax", None) is not None and module.amax.numel() == 1
+        }
 
 
 def config_of(directory: Path) -> dict[str, Any]:
@@ -99,7 +97,9 @@ def test_1_rotary_scaling_is_told_with_every_number(
 
 
 def test_2_kv_cache_scales_are_written(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
-    amax = export(checkpoint_of("llama2"), "fp8", tmp_path / "out", kv_cache=True)
+    export(checkpoint_of("llama2"), "fp8", tmp_path / "out", kv_cache=True)
+    quantization = QuantizationConfig("fp8", enable_kv_cache=True)
+    (amax,) = run_ranks(amax_by_modelopt, 1, checkpoint_of("llama2"), quantization)
     assert config_of(tmp_path / "out")["quantization"]["kv_cache_quant_algo"] == "FP8"
     file = rank_file(tmp_path / "out", 0)
     for layer in range(2):
@@ -135,13 +135,13 @@ def weights_only(path: Path, weights: dict[str, Any]) -> Path:
 
 def calibrate_with(checkpoint: Path, config: Path) -> tuple[str, bool]:
     """Returns what a job with a user's configuration raises, and whether it has read data by then."""
-    from nemo_ptq.quantization import modelopt
+    from nemo_ptq.modelopt import algorithms
     from tests import steps
 
     data_was_read: list[Any] = []
     with steps.loaded(checkpoint) as model:
         try:
-            modelopt.calibrate(model.module, QuantizationConfig(str(config)), "llama", data_was_read.append)
+            algorithms.calibrate(model.module, QuantizationConfig(str(config)), "llama", data_was_read.append)
         except PtqError as error:
             return str(error), bool(data_was_read)
     return "", bool(data_was_read)

@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_ptq.config import ALGORITHMS, NO_QUANT, QuantizationConfig
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.verify.tensor_file import TensorFile
 from nemo_ptq.verify.trtllm.trtllm_reader import same_bytes
 from tests.conftest import Demo
@@ -79,14 +80,15 @@ class Comparison:
 
 
 def compare(checkpoint: Path, directory: Path, algorithms: list[str]) -> dict[str, Comparison]:
-    """Exports a checkpoint with every algorithm in both ways."""
+    """Exports a checkpoint with every algorithm in both ways: a job of ours, and ModelOpt's calibration and export."""
     from tests import steps
 
     results = {}
     for algorithm in algorithms:
+        quantization = QuantizationConfig(algorithm, enable_kv_cache=algorithm != NO_QUANT)
+        steps.run_job(steps.job_of(checkpoint, quantization, directory / algorithm))
         with steps.loaded(checkpoint) as model:
-            steps.calibrate(model, QuantizationConfig(algorithm, enable_kv_cache=True))
-            steps.export(model, directory / algorithm)
+            steps.calibrate(model, quantization)
             results[algorithm] = compare_one(model, directory / algorithm)
     return results
 

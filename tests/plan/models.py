@@ -4,9 +4,9 @@
 
 from dataclasses import replace
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.models.spec import ModelSpec
 
-LLAMA_8B = CheckpointMetadata(
+LLAMA_8B = ModelSpec(
     model_class="nemo.collections.llm.gpt.model.llama.LlamaModel",
     config_class="nemo.collections.llm.gpt.model.llama.Llama3Config8B",
     num_layers=32,

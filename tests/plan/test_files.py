@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 from hypothesis import given
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.models.registry import Family
-from nemo_ptq.plan.files import FileSize, context_size, rank_files, reader_config
+from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.plan.files import FileSize, context_files, rank_files, reader_config
 from tests.export.shapes import families_and_layouts
-from tests.plan.models import LLAMA_8B
 
 ALGORITHMS = {
     None: "no_quant",
@@ -27,28 +26,8 @@ ALGORITHMS = {
 }
 
 
-def metadata_of(family: Family, layout: QnemoLayout) -> CheckpointMetadata:
-    shape = layout.shape
-    return replace(
-        LLAMA_8B,
-        config_class=f"{family.config_class}Config",
-        num_layers=shape.num_layers,
-        hidden_size=shape.hidden_size,
-        num_attention_heads=shape.num_heads,
-        num_query_groups=shape.num_kv_heads,
-        head_size=shape.head_size,
-        ffn_hidden_size=shape.ffn_size,
-        gated_mlp=shape.gated,
-        vocab_size=shape.vocab_size,
-        num_experts=shape.num_experts or None,
-        experts_per_token=shape.experts_per_token,
-        seq_length=shape.max_positions,
-        position_embedding_type=shape.position_embedding,
-        normalization=shape.norm,
-        tied_embeddings=shape.tied_embeddings,
-        linear_bias=shape.linear_bias,
-        qkv_bias=shape.qkv_bias,
-    )
+def metadata_of(family: Family, layout: QnemoLayout) -> ModelSpec:
+    return replace(layout.shape, config_class=f"{family.nemo_class}Config")
 
 
 @given(families_and_layouts())
@@ -71,8 +50,19 @@ def test_sizes_are_those_of_the_exporter(
         path.unlink()
 
 
-def test_the_context_is_copied_whole(tmp_path: Path) -> None:
+def test_each_format_has_the_context_in_its_own_place(tmp_path: Path) -> None:
     (tmp_path / "context" / "nemo_tokenizer").mkdir(parents=True)
     (tmp_path / "context" / "io.json").write_bytes(b"x" * 10)
     (tmp_path / "context" / "nemo_tokenizer" / "tokenizer.json").write_bytes(b"x" * 32)
-    assert context_size(tmp_path) == FileSize("nemo_context/", 42, exact=False)
+
+    def planned(formats: str | list[str]) -> list[FileSize]:
+        return list(context_files(tmp_path, ExportConfig("OUT", formats)))
+
+    assert planned("trtllm") == [FileSize("nemo_context/", 42, exact=False)]
+    assert planned("nemo") == [FileSize("context/", 42, exact=False)]
+    assert planned("hf") == [FileSize("tokenizer*", 32, exact=False)]
+    assert planned(["nemo", "compressed_tensors"]) == [
+        FileSize("nemo/context/", 42, exact=False),
+        FileSize("compressed_tensors/tokenizer*", 32, exact=False),
+    ]
+    assert list(context_files(tmp_path / "context", ExportConfig("OUT"))) == []

@@ -16,9 +16,9 @@ import pytest
 
 from nemo_ptq.checkpoint import metadata
 from nemo_ptq.checkpoint.index import read_index
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan import Plan, make_plan, plan_job, planning
 from nemo_ptq.plan.devices import GPUS, Device, this_cpu
 from nemo_ptq.plan.memory import StepMemory
@@ -45,7 +45,7 @@ def test_needs_neither_torch_nor_nemo() -> None:
 @pytest.mark.parametrize(
     ("model", "billions"), [(LLAMA_8B, 8.030), (LLAMA_70B, 70.554), (MIXTRAL, 46.703), (NEMOTRON_340B, 341.029)]
 )
-def test_parameters_are_those_that_the_models_are_known_for(model: CheckpointMetadata, billions: float) -> None:
+def test_parameters_are_those_that_the_models_are_known_for(model: ModelSpec, billions: float) -> None:
     assert round(model_parameters(model) / 1e9, 3) == billions
 
 

@@ -111,11 +111,11 @@ def test_the_command_fails_where_the_job_would(
     monkeypatch.chdir(tmp_path)
     assert run(monkeypatch, str(demo.checkpoint), "calibration_tp=3") == 1
     assert "✗ rules" in capsys.readouterr().out
-    assert run(monkeypatch, "nowhere") == 1
+    assert run(monkeypatch, "nowhere") == 2
     assert capsys.readouterr().err.startswith("Error: nemo_checkpoint=nowhere does not exist")
-    assert run(monkeypatch, str(demo.checkpoint), "calib_tp=2") == 1
+    assert run(monkeypatch, str(demo.checkpoint), "calib_tp=2") == 2
     assert capsys.readouterr().err == "Error: calib_tp is not an option: did you mean calibration_tp?\n"
-    assert run(monkeypatch, "calibration_tp=2") == 1
+    assert run(monkeypatch, "calibration_tp=2") == 2
     assert capsys.readouterr().err.startswith("Error: nemo_checkpoint is missing")
 
 

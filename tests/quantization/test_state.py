@@ -3,6 +3,8 @@
 """The calibration state: what is in it, and that parallelism during calibration does not show in it."""
 
 import math
+import os
+import shutil
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -12,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.plan.rules import check_job
-from tests.quantization.test_modelopt import CUSTOM_FP8, LEGACY_AWQ, write_config
+from nemo_ptq.quantization.state_header import IN_EXPORT
+from tests.modelopt.test_algorithms import CUSTOM_FP8, LEGACY_AWQ, write_config
 from tests.ranks import run_ranks
 
 # What bfloat16 leaves of a number is within 2^-8 of it; ranges and scales have gone through a few such roundings.
@@ -26,30 +29,23 @@ QUANTIZED = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
 def calibrate_and_export(
     checkpoint: Path, quantization: QuantizationConfig, layout: tuple[int, ...], file: Path, output: Path | None = None
 ) -> None:
-    """Calibrates at a TP, a PP and an EP; saves the state, and exports for one rank if asked."""
-    from nemo_ptq.quantization.state import save_state
+    """Calibrates at a TP, a PP and an EP, and exports for one rank; copies the state."""
     from tests import steps
 
-    with steps.loaded(checkpoint, *layout) as model:
-        steps.calibrate(model, quantization)
-        assert model.calibration is not None
-        if steps.is_first():
-            save_state(file, model.calibration)
-        if output is not None:
-            steps.export(model, output)
+    output = output or file.with_suffix("")
+    steps.run_job(steps.job_of(checkpoint, quantization, output, layout))
+    if int(os.environ["RANK"]) == 0:
+        shutil.copyfile(output / IN_EXPORT, file)
 
 
 def apply_and_export(checkpoint: Path, file: Path, layout: tuple[int, ...], output: Path) -> None:
-    """Exports for one rank from a saved state."""
-    from nemo_ptq.quantization.state import check_fits, load_state
-    from nemo_ptq.modelopt.transfer import apply_state, fingerprint
+    """Exports for one rank from a saved state, with the engine."""
     from tests import steps
 
-    with steps.loaded(checkpoint, *layout) as model:
-        state = load_state(file)
-        check_fits(state, fingerprint(model.module))
-        apply_state(model.module, state)
-        steps.export(model, output)
+    tp, pp, ep = (*layout, 1)[:3]
+    sizes = {"calibration_tp": tp, "calibration_pp": pp, "calibration_ep": ep, "world_size": tp * pp * ep}
+    export = ExportConfig(str(output))
+    steps.run_job(check_job(nemo_checkpoint=checkpoint, calibration_state=file, export_config=export, **sizes))
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +163,8 @@ def test_the_state_of_a_modelopt_file_does_not_need_the_file(
 
 
 def refusal(checkpoint: Path, file: Path, change: float) -> str:
-    from nemo_ptq.quantization.state import check_fits, load_state
     from nemo_ptq.modelopt.transfer import fingerprint
+    from nemo_ptq.quantization.state import check_fits, load_state
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
@@ -198,18 +194,24 @@ def test_searched_ranges_of_weights_are_not_made_up(checkpoint_of: Callable[[str
         check_job(calibration_state=state, export_config=ExportConfig(str(tmp_path / "out")), world_size=1)
 
 
-def fingerprint_at(checkpoint: Path, layout: tuple[int, ...]) -> str:
+def fingerprints(checkpoint: Path, layout: tuple[int, ...]) -> set[str]:
+    """The fingerprint of the whole model at once, and the one that is gathered block by block."""
+    from nemo_ptq.calibration.fingerprint import Fingerprint
     from nemo_ptq.modelopt.transfer import fingerprint
     from tests import steps
 
     with steps.loaded(checkpoint, *layout) as model:
-        return fingerprint(model.module)
+        whole = fingerprint(model.module)
+        visitor = Fingerprint(model.parallelism.tensor.rank)
+        steps.learn(model, QuantizationConfig(NO_QUANT), visitors=[visitor], drop=True)
+        return {whole, visitor.whole()}
 
 
 def test_the_fingerprint_is_of_the_weights_and_not_of_the_layout(checkpoint_of: Callable[[str], Path]) -> None:
     found = {
         print_
         for layout in [(1, 1), (2, 2), (1, 1, 2)]
-        for print_ in run_ranks(fingerprint_at, math.prod(layout), checkpoint_of("mixtral"), layout)
+        for prints in run_ranks(fingerprints, math.prod(layout), checkpoint_of("mixtral"), layout)
+        for print_ in prints
     }
     assert len(found) == 1

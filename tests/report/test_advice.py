@@ -4,9 +4,12 @@
 
 from dataclasses import fields
 
-from nemo_ptq.config import ALGORITHMS, CUSTOM
+import pytest
+
+from nemo_ptq.config import CUSTOM
 from nemo_ptq.options import OPTIONS
-from nemo_ptq.report.advice import RULES, findings_of
+from nemo_ptq.quantization.algorithms import ALGORITHMS, algorithm_named
+from nemo_ptq.report.advice import findings_of
 from nemo_ptq.report.records import Layer
 
 
@@ -27,16 +30,15 @@ def test_what_was_not_measured_breaks_no_rule() -> None:
     assert findings_of([Layer(0, "qkv", None)], "int8_sq") == ()
 
 
-def test_rules_speak_of_figures_algorithms_and_options_that_exist() -> None:
-    figures = {field.name for field in fields(Layer)}
-    for rule in RULES:
-        assert rule.figure in figures
-        assert set(rule.algorithms) <= {*ALGORITHMS, CUSTOM}
-        words = rule.advice.replace(",", " ").replace(":", " ").split()
-        options = [word for word in words if word.startswith("quantization_config.")]
-        assert all(option in OPTIONS for option in options)
+@pytest.mark.parametrize("name", [*ALGORITHMS, CUSTOM])
+def test_limits_speak_of_figures_and_options_that_exist(name: str) -> None:
+    limits = algorithm_named(name).limits
+    assert {limit.figure for limit in limits} <= {field.name for field in fields(Layer)}
+    words = " ".join(limit.advice for limit in limits).replace(",", " ").replace(":", " ").split()
+    assert {word for word in words if word.startswith("quantization_config.")} <= OPTIONS.keys()
 
 
-def test_every_algorithm_that_quantizes_has_rules_for_its_weights() -> None:
-    judged = {algorithm for rule in RULES if rule.figure == "weight_sqnr_db" for algorithm in rule.algorithms}
-    assert judged == {*ALGORITHMS, CUSTOM} - {"no_quant"}
+@pytest.mark.parametrize("name", [*ALGORITHMS, CUSTOM])
+def test_every_algorithm_that_quantizes_has_a_limit_for_its_weights(name: str) -> None:
+    algorithm = algorithm_named(name)
+    assert ("weight_sqnr_db" in {limit.figure for limit in algorithm.limits}) == algorithm.quantizes

@@ -23,14 +23,12 @@ def measured(
     checkpoint: Path, algorithm: str, tp: int, pp: int, ep: int, texts: list[torch.Tensor]
 ) -> tuple[tuple[Layer, ...], tuple[DocumentScore, ...]]:
     """In float32: rounding in bfloat16 would differ with the order of sums."""
-    from nemo_ptq.report.measure import baseline_logits, measure
     from tests import steps
 
     with steps.loaded(checkpoint, tp, pp, ep) as model:
         steps.in_float32(model)
-        baseline = baseline_logits(model, texts)
-        steps.calibrate(model, QuantizationConfig(algorithm))
-        found = measure(model, texts, baseline)
+        quantization = QuantizationConfig(algorithm)
+        found = steps.measure(model, quantization, steps.calibrated_layers(model, quantization), texts)
     return found.layers, found.scores
 
 
@@ -67,7 +65,6 @@ def test_experts_are_measured_wherever_they_are(checkpoint_of: Callable[[str], P
 
 def by_hand(checkpoint: Path) -> tuple[dict[str, float], dict[str, float]]:
     """Figures of one layer of an FP8 model: those measured, and the same from its tensors and their definitions."""
-    from nemo_ptq.report.measure import baseline_logits, measure
     from nemo_ptq.verify.dequantize import fake_quantize_fp8
     from tests import steps
 
@@ -76,15 +73,16 @@ def by_hand(checkpoint: Path) -> tuple[dict[str, float], dict[str, float]]:
 
     with steps.loaded(checkpoint) as model:
         steps.in_float32(model)
-        baseline = baseline_logits(model, TEXTS[:1])
-        steps.calibrate(model, QuantizationConfig("fp8", enable_kv_cache=False))
+        quantization = QuantizationConfig("fp8", enable_kv_cache=False)
+        layers = steps.calibrated_layers(model, quantization)
         linear: Any = model.module.decoder.layers[1].mlp.linear_fc2
-        seen: list[torch.Tensor] = []
+        weight, seen = linear.weight, []
         hook = linear.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-        measured = measure(model, TEXTS[:1], baseline).layers[-1]
+        measured = steps.measure(model, quantization, layers, TEXTS[:1]).layers[-1]
         hook.remove()
-        inputs, weight = seen[0], linear.weight
-        amax = linear.input_quantizer.amax
+        # The last to pass are those of the calibrated model; the hook sees them before they are rounded.
+        inputs = seen[-1]
+        amax = layers.state["decoder.layers.1.mlp.linear_fc2.input_quantizer.amax"]
         rounded = fake_quantize_fp8(inputs, amax / 448)
         rounded_weight = fake_quantize_fp8(weight, weight.abs().max() / 448)
         truth = {
@@ -105,15 +103,17 @@ def test_figures_are_those_of_their_definitions(checkpoint_of: Callable[[str], P
     assert found == pytest.approx(truth, rel=1e-3)
 
 
-def test_nvfp4_has_weights_but_no_simulation_on_a_cpu(checkpoint_of: Callable[[str], Path]) -> None:
+def test_nvfp4_is_simulated_on_a_cpu(checkpoint_of: Callable[[str], Path]) -> None:
     ((layers, scores),) = run_ranks(measured, 1, checkpoint_of("llama2"), "nvfp4", 1, 1, 1, TEXTS)
-    assert scores == ()
+    assert len(scores) == 4
     for layer in layers:
         assert layer.weight_sqnr_db is not None
         assert 15 < layer.weight_sqnr_db < 25
         assert layer.input_outlier_ratio is not None
-        assert layer.input_sqnr_db is None
-        assert layer.output_sqnr_db is None
+        assert layer.input_sqnr_db is not None
+        assert layer.output_sqnr_db is not None
+        # Errors of weights and inputs add up.
+        assert 10 < layer.output_sqnr_db < layer.weight_sqnr_db
 
 
 def test_without_text_or_quantization_the_weights_are_looked_at(checkpoint_of: Callable[[str], Path]) -> None:

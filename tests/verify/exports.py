@@ -9,9 +9,9 @@ from pathlib import Path
 
 import torch
 
-from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.verify import dequantize as dq
-from nemo_ptq.verify.forward import CPU, open_model, run_layers
+from nemo_ptq.verify.forward_pass import CPU, open_model, run_layers
 from nemo_ptq.verify.linear import Linear, Stack, StoredLinear, Tensors
 from nemo_ptq.verify.model_config import ModelConfig
 from nemo_ptq.verify.weights import Weights
@@ -42,32 +42,17 @@ class Cell:
 
 def export_cells(checkpoint: Path, cells: Sequence[Cell], directory: Path) -> None:
     """Calibrates once for each cell, and exports to ``directory / algorithm / format``, on this rank."""
-    from nemo_ptq.checkpoint.loading import load_model
-    from nemo_ptq.console.reporter import Reporter
-    from nemo_ptq.engine import run as engine
-    from nemo_ptq.parallel.process_groups import process_groups
-    from nemo_ptq.plan.rules import check_job
     from tests import steps
 
-    steps.quiet_libraries()
-    (tp,) = {cell.tp for cell in cells}
-    with process_groups(steps.read_launch(), CPU, tensor_parallel=tp, pipeline_parallel=1):
-        for cell in cells:
-            jobs = [
-                check_job(
-                    world_size=tp,
-                    calibration_tp=tp,
-                    nemo_checkpoint=str(checkpoint),
-                    export_config=ExportConfig(str(directory / cell.algorithm / format), export_format=format),
-                    quantization_config=QuantizationConfig(cell.algorithm, enable_kv_cache=cell.kv_cache),
-                    forward_loop=print,
-                )
-                for format in cell.formats
+    for cell in cells:
+        quantization = QuantizationConfig(cell.algorithm, enable_kv_cache=cell.kv_cache)
+        directory_of = partial(Path, directory, cell.algorithm)
+        steps.run_jobs(
+            [
+                steps.job_of(checkpoint, quantization, directory_of(name), (cell.tp, 1), formats=name)
+                for name in cell.formats
             ]
-            model = load_model(checkpoint, CPU)
-            steps.calibrate(model, jobs[0].quantization)
-            for job in jobs:
-                engine.export(model, job, Reporter(False))
+        )
 
 
 @dataclass(frozen=True)

@@ -3,12 +3,11 @@
 """Import a Hugging Face directory as a NeMo 2.0 checkpoint."""
 
 import copy
-import difflib
 import importlib
 import math
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from itertools import product
@@ -17,15 +16,15 @@ from typing import Any
 
 import fiddle as fdl
 import torch
-import transformers
-from transformers import PretrainedConfig
 
-from nemo_ptq.checkpoint.huggingface.families import FAMILIES, REFUSED, Dims, Family, Rule, pad_vocab
-from nemo_ptq.checkpoint.huggingface.hf_files import read_json
+from nemo_ptq.checkpoint.huggingface.description import nemo_arguments, read_settings
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights, load_generation_config, load_tokenizer
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
-from nemo_ptq.checkpoint.writer import atomic_directory, write_context, write_weights
+from nemo_ptq.checkpoint.staging import atomic_directory
+from nemo_ptq.checkpoint.writer import write_context, write_weights
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
+from nemo_ptq.models.mapping import OUTPUT, WeightRule
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Buffers that old files carry and no model loads.
@@ -51,18 +50,17 @@ class HuggingFaceModel:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
-        content = read_json(directory / "config.json")
-        self._family = _family(content)
-        hf = _hf_config(self._family, content)
+        self._class, settings = read_settings(directory)
         weights = Weights(directory)
         self._tokenizer = load_tokenizer(directory)
-        embedding = weights.meta(self._family.embedding)
-        dtype = _dtype(content, embedding)
+        embedding = weights.meta(self._class.embedding)
+        dtype = _dtype(settings, embedding)
+        arguments = nemo_arguments(directory, self._class, settings)
         self._config, self.vocab_size = _nemo_config(
-            self._family, hf, dtype, rows=len(embedding), tokens=len(self._tokenizer)
+            self._class, settings, arguments, dtype, rows=len(embedding), tokens=len(self._tokenizer)
         )
         self._config.generation_config = load_generation_config(directory)
-        self.parts = _convert(self._family, hf, weights, Dims(self._config.num_query_groups, self.vocab_size), dtype)
+        self.parts = _convert(self._class, settings, weights, self._config.num_query_groups, self.vocab_size, dtype)
         self.size = WeightsSize.of((part.shape, part.dtype) for part in self.parts)
 
     @contextmanager
@@ -74,7 +72,7 @@ class HuggingFaceModel:
         with tempfile.TemporaryDirectory() as scratch:
             files = str(Path(scratch, "nemo_tokenizer"))
             self._tokenizer.save_pretrained(files)
-            yield _nemo_model(self._family, copy.deepcopy(self._config), files)
+            yield _nemo_model(self._class, copy.deepcopy(self._config), files)
 
     def write_context(self, directory: Path) -> None:
         """Makes the ``context/`` directory of a NeMo checkpoint."""
@@ -119,63 +117,39 @@ def _check_paths(source: Path, output: Path, overwrite: bool) -> None:
         raise PtqError(f"{output} is not a NeMo checkpoint, so it is not overwritten: choose another output")
 
 
-def _family(content: dict[str, Any]) -> Family:
-    architectures = content.get("architectures") or ["(none given)"]
-    name = str(architectures[0])
-    known = ", ".join(FAMILIES)
-    if name in REFUSED:
-        raise PtqError(f"{name} is not supported for quantization; supported: {known}")
-    if name not in FAMILIES:
-        nearest = difflib.get_close_matches(name, FAMILIES, n=1, cutoff=0.0)[0]
-        raise PtqError(f"unknown architecture {name} in config.json; nearest: {nearest}; known: {known}")
-    return FAMILIES[name]
-
-
-def _hf_config(family: Family, content: dict[str, Any]) -> PretrainedConfig:
-    if "quantization_config" in content:
-        raise PtqError("config.json has a quantization_config: import the model as it was before quantization")
-    try:
-        hf = getattr(transformers, family.hf_config).from_dict(content)
-    except Exception as error:  # transformers raises what its checks raise
-        raise PtqError(f"config.json is not a {family.hf_config}: {str(error).splitlines()[0]}") from error
-    for name, allowed in family.fixed.items():
-        value = getattr(hf, name, None)
-        if value not in allowed:
-            values = " or ".join(map(repr, allowed))
-            raise PtqError(f"config.json has {name} {value!r}, but NeMo's {family.model} can only have {values}")
-    return hf
-
-
-def _dtype(content: dict[str, Any], embedding: torch.Tensor) -> torch.dtype:
-    name = content.get("dtype") or content.get("torch_dtype") or str(embedding.dtype).removeprefix("torch.")
+def _dtype(settings: Settings, embedding: torch.Tensor) -> torch.dtype:
+    name = settings.get("dtype") or settings.get("torch_dtype") or str(embedding.dtype).removeprefix("torch.")
     if name not in _DTYPES:
         raise PtqError(f"the weights are {name}: import a model in {', '.join(_DTYPES)}")
     return _DTYPES[name]
 
 
 def _nemo_config(
-    family: Family, hf: PretrainedConfig, dtype: torch.dtype, rows: int, tokens: int
+    hf_class: HuggingFaceClass,
+    settings: Settings,
+    nemo: tuple[str, dict[str, Any], dict[str, Any]],
+    dtype: torch.dtype,
+    rows: int,
+    tokens: int,
 ) -> tuple[fdl.Config, int]:
     """NeMo's configuration, not built, and the number of rows of its embedding.
 
     Args:
-        family: The model's family.
-        hf: Its configuration in transformers.
-        dtype: Of its weights.
+        hf_class: The model's class.
+        settings: Those of config.json.
+        nemo: NeMo's class and its arguments.
+        dtype: Of the model's weights.
         rows: Of the embedding in the files.
         tokens: That the tokenizer knows: usually fewer; more where some were added and the model was not trained on.
     """
-    if rows != hf.vocab_size:
+    if rows != settings["vocab_size"]:
         raise PtqError(
-            f"the embedding has {rows} rows, but config.json has vocab_size {hf.vocab_size}: give the config.json of "
-            "these weights"
+            f"the embedding has {rows} rows, but config.json has vocab_size {settings['vocab_size']}: give the "
+            "config.json of these weights"
         )
-    name, special = family.config(hf)
+    name, common, special = nemo
     arguments = {
-        **{ours: getattr(hf, theirs) for ours, theirs in family.fields.items()},
-        "num_query_groups": getattr(hf, "num_key_value_heads", None) or hf.num_attention_heads,
-        "kv_channels": getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads,
-        "share_embeddings_and_output_weights": family.can_tie and hf.tie_word_embeddings,
+        **common,
         "make_vocab_size_divisible_by": math.gcd(rows, 128),
         "fp16": dtype == torch.float16,
         "bf16": dtype == torch.bfloat16,
@@ -186,18 +160,14 @@ def _nemo_config(
     padded = _round_up(rows, divisor)
     if _round_up(tokens, divisor) != padded:  # NeMo must not count the tokens
         arguments["vocab_size"] = padded
-    return fdl.Config(getattr(_nemo_module(family), name), **arguments), padded
+    return fdl.Config(getattr(importlib.import_module(hf_class.nemo_module), name), **arguments), padded
 
 
-def _nemo_model(family: Family, config: fdl.Config, tokenizer: str) -> fdl.Config:
+def _nemo_model(hf_class: HuggingFaceClass, config: fdl.Config, tokenizer: str) -> fdl.Config:
     from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
 
-    model = getattr(_nemo_module(family), family.model)
+    model = getattr(importlib.import_module(hf_class.nemo_module), hf_class.nemo_model.rpartition(".")[2])
     return fdl.Config(model, config=config, tokenizer=fdl.Config(AutoTokenizer, pretrained_model_name=tokenizer))
-
-
-def _nemo_module(family: Family) -> Any:
-    return importlib.import_module(f"nemo.collections.llm.gpt.model.{family.module}")
 
 
 def _round_up(number: int, divisor: int) -> int:
@@ -205,50 +175,57 @@ def _round_up(number: int, divisor: int) -> int:
 
 
 def _convert(
-    family: Family, hf: PretrainedConfig, weights: Weights, dims: Dims, dtype: torch.dtype
+    hf_class: HuggingFaceClass,
+    settings: Settings,
+    weights: Weights,
+    query_groups: int,
+    padded_vocab: int,
+    dtype: torch.dtype,
 ) -> list[TensorPart]:
     """Plan every tensor. Nothing is read yet; shapes come from running the rules on tensors without data."""
-    plan = [(rule, *numbered) for rule in _rules(family, hf) for numbered in _numbered(rule, hf)]
+    plan = [(rule, *numbered) for rule in _rules(hf_class, settings) for numbered in _numbered(rule, settings)]
     used = {name for _, names, _ in plan for name in names}
-    _check_complete(used, weights.names(), tied=hf.tie_word_embeddings)
+    copies = {f"{hf_class.output_layer}.weight"} if settings["tie_word_embeddings"] else set()
+    _check_complete(used, weights.names() - copies)
+
+    def make(rule: WeightRule, names: tuple[str, ...]) -> torch.Tensor:
+        return rule.join(map(weights.read, names), query_groups, padded_vocab).to(dtype)
+
     return [
         TensorPart(
             key=rule.target,
-            shape=tuple(rule.combine(dims, *map(weights.meta, names)).shape),
+            shape=tuple(rule.join(map(weights.meta, names), query_groups, padded_vocab).shape),
             dtype=dtype,
-            read=partial(_make, weights, rule, names, dims, dtype),
+            read=partial(make, rule, names),
             position=position,
         )
         for rule, names, position in plan
     ]
 
 
-def _make(weights: Weights, rule: Rule, names: tuple[str, ...], dims: Dims, dtype: torch.dtype) -> torch.Tensor:
-    return rule.combine(dims, *map(weights.read, names)).to(dtype)
+def _rules(hf_class: HuggingFaceClass, settings: Settings) -> Sequence[WeightRule]:
+    if hf_class.can_tie and settings["tie_word_embeddings"]:
+        return hf_class.rules
+    head = hf_class.embedding if settings["tie_word_embeddings"] else f"{hf_class.output_layer}.weight"
+    return (*hf_class.rules, WeightRule(f"{OUTPUT}.weight", {"": head}))
 
 
-def _rules(family: Family, hf: PretrainedConfig) -> tuple[Rule, ...]:
-    if family.can_tie and hf.tie_word_embeddings:
-        return family.rules
-    head = family.embedding if hf.tie_word_embeddings else "lm_head.weight"
-    return (*family.rules, Rule("output_layer.weight", (head,), pad_vocab))
-
-
-def _numbered(rule: Rule, hf: PretrainedConfig) -> Iterator[tuple[tuple[str, ...], tuple[tuple[int, int], ...]]]:
+def _numbered(rule: WeightRule, settings: Settings) -> Iterator[tuple[tuple[str, ...], tuple[tuple[int, int], ...]]]:
     """The rule's source names and position for each layer (and expert)."""
-    sizes = {"layer": hf.num_hidden_layers, "expert": getattr(hf, "num_local_experts", 0)}
-    axes = [axis for axis in sizes if f"{{{axis}}}" in rule.sources[0]]
+    sizes = {"layer": settings["num_hidden_layers"], "expert": settings.get("num_local_experts", 0)}
+    sources = tuple(rule.sources.values())
+    axes = [axis for axis in sizes if f"{{{axis}}}" in sources[0]]
     for index in product(*(range(sizes[axis]) for axis in axes)):
         numbers = dict(zip(axes, index, strict=True))
-        names = tuple(source.format(**numbers) for source in rule.sources)
+        names = tuple(source.format(**numbers) for source in sources)
         yield names, tuple((number, sizes[axis]) for axis, number in numbers.items())
 
 
-def _check_complete(used: set[str], present: set[str], tied: bool) -> None:
+def _check_complete(used: set[str], present: set[str]) -> None:
     missing = sorted(used - present)
     if missing:
         raise PtqError(f"the weights lack {len(missing)} tensors, {missing[0]} among them; is a file missing?")
-    ignored = {name for name in present if _BUFFERS.search(name) or (tied and name == "lm_head.weight")}
+    ignored = {name for name in present if _BUFFERS.search(name)}
     lost = sorted(present - used - ignored)
     if lost:
         raise PtqError(f"NeMo has no place for {len(lost)} tensors of the weights, {lost[0]} among them")

@@ -7,8 +7,8 @@ from typing import Annotated, Optional
 
 import typer
 
-from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.script import Flag, in_flags
+from nemo_ptq.errors import ConfigError
+from nemo_ptq.launch.flags import Flag, in_flags
 
 # What a problem calls by an option's name is a flag, or has another place, on this command line.
 _FLAGS = (
@@ -48,9 +48,9 @@ def export(
     """
     from nemo_ptq.config import ExportConfig
     from nemo_ptq.console.quiet import transformers_without_torch
+    from nemo_ptq.launch import front
     from nemo_ptq.launch.start import start
     from nemo_ptq.parallel.environment import read_launch
-    from nemo_ptq.plan.rules import check_job
 
     config = ExportConfig(
         path=str(output),
@@ -61,17 +61,17 @@ def export(
         inference_pp=inference_pp,
         overwrite=overwrite,
     )
+    arguments = {
+        "nemo_checkpoint": checkpoint,
+        "calibration_state": state,
+        "export_config": config,
+        "tokenizer_path": tokenizer,
+    }
     launch = read_launch()
     try:
-        job = check_job(
-            nemo_checkpoint=checkpoint,
-            calibration_state=state,
-            export_config=config,
-            tokenizer_path=tokenizer,
-            world_size=launch.world_size,
-        )
+        job = front.check(arguments, world_size=launch.world_size)
     except ConfigError as error:
-        raise PtqError("\nError: ".join(in_flags(problem, _FLAGS) for problem in error.problems)) from error
+        raise ConfigError([in_flags(problem, _FLAGS) for problem in error.problems]) from error
     from nemo_ptq.engine.reexport import is_possible  # imports torch: not before the checks
 
     if is_possible(job, launch.world_size):

@@ -12,7 +12,11 @@ from nemo_ptq.plan.devices import CPU, GPUS, device_named
 
 SETTINGS = {"ignore_unknown_options": True}
 """Options of the job that begin with a dash are read with the script's flags, not by typer."""
-EPILOG = "\n\n".join(["Arguments of the job, as name=value:", "\b\n" + describe_options()])
+
+
+def epilog() -> str:
+    """Lists the arguments of a job; called once plugins are loaded, which add to what there is."""
+    return "\n\n".join(["Arguments of the job, as name=value:", "\b\n" + describe_options()])
 
 
 def plan(
@@ -34,16 +38,17 @@ def plan(
 ) -> None:
     """Say what a job will need, without starting it: memory, file sizes, time, and the rules that it must keep.
 
-    Reads the checkpoint's metadata only. Exit status 1 if the job does not fit or breaks a rule.
+    Reads the checkpoint's metadata only. Exit status 1 if the job does not fit or breaks a rule, 2 if its
+    arguments or the checkpoint cannot be read.
     """
-    from nemo_ptq.plan import plan_job, show_plan
-    from nemo_ptq.script import read_arguments
+    from nemo_ptq.launch import front
+    from nemo_ptq.launch.flags import read_arguments
+    from nemo_ptq.plan import show_plan
 
     chosen = None if device is None else device_named(device, "--device")
-    planned = plan_job(read_arguments(arguments), world_size=None, device=chosen)
+    planned = front.plan(read_arguments(arguments), world_size=None, device=chosen)
     if as_json:
         typer.echo(json.dumps(planned.as_dict(), indent=2))
     else:
         show_plan(planned)
-    if not planned.ok:
-        raise typer.Exit(1)
+    raise front.Planned(planned)

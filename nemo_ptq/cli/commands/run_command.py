@@ -43,38 +43,23 @@ def _run_experiment(arguments: list[str], factory: str | None, yaml: str | None,
 
 
 def _run_here(arguments: Sequence[str], factory: str | None, yaml: str | None, nproc: int | None) -> None:
-    from nemo_ptq.launch.arguments import option_values, read_command_line, task_arguments
+    from nemo_ptq.launch import front
+    from nemo_ptq.launch.arguments import read_pairs
     from nemo_ptq.launch.experiment import processes_needed
     from nemo_ptq.launch.start import start
     from nemo_ptq.parallel.environment import read_launch
-    from nemo_ptq.plan import plan_job, show_plan
-    from nemo_ptq.plan.rules import check_job
 
     problems: list[str] = []
     try:
         arguments = _with_recipe(arguments, factory, yaml)
     except ConfigError as error:
         problems.extend(error.problems)
-    line = read_command_line(arguments, ())
-    values, foreign = option_values(line)
-    problems += [*line.problems, *foreign]
-    task = task_arguments(values)
+    task, wrong = read_pairs(arguments)
     launch = read_launch()
     is_rank = launch.world_size > 1
     processes = launch.world_size if is_rank else nproc or processes_needed(task)
     launcher = launch.launcher if is_rank else "nemo-ptq run"
-    if task.get("plan_only") is True and not problems:
-        plan = plan_job(task, world_size=processes, launcher=launcher)
-        show_plan(plan)
-        raise typer.Exit(0 if plan.ok else 1)
-    try:
-        job = check_job(**task, world_size=processes, launcher=launcher)
-    except ConfigError as error:
-        problems.extend(error.problems)
-    if problems:
-        for problem in problems:
-            typer.echo(f"Error: {problem}", err=True)
-        raise typer.Exit(2)
+    job = front.check(task, [*problems, *wrong], world_size=processes, launcher=launcher, speaks=launch.is_first)
     if launch.world_size == processes:
         start(job)
     else:

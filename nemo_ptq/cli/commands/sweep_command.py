@@ -29,23 +29,18 @@ def sweep(
 
     export_config.path is the directory in which each has its own; the comparison is left there too.
     """
-    from nemo_ptq.launch.sweep import ALGORITHMS, read_outcome, recipes_of, run_sweep
+    from nemo_ptq.launch.sweep import DEFAULT_ALGORITHMS, read_outcome, recipes_of, run_sweep
 
     given = arguments or []
     paths = [argument.removeprefix(_PATH) for argument in given if argument.startswith(_PATH)]
-    try:
-        if not paths:
-            raise ConfigError([f"{_PATH[:-1]} is missing: name the directory to make"])
-        directory = Path(paths[-1]).expanduser().absolute()
-        recipes: dict[str, str | None] = {**recipes_of(model)} if model else dict.fromkeys(ALGORITHMS)
-        if algorithms:
-            recipes = {name: recipes.get(name) for name in algorithms.split(",")}
-        shared = [argument for argument in given if not argument.startswith(_PATH)]
-        failures = run_sweep(shared, recipes, directory, detach)
-    except ConfigError as error:
-        for problem in error.problems:
-            typer.echo(f"Error: {problem}", err=True)
-        raise typer.Exit(2) from error
+    if not paths:
+        raise ConfigError([f"{_PATH[:-1]} is missing: name the directory to make"])
+    directory = Path(paths[-1]).expanduser().absolute()
+    recipes: dict[str, str | None] = {**recipes_of(model)} if model else dict.fromkeys(DEFAULT_ALGORITHMS)
+    if algorithms:
+        recipes = {name: recipes.get(name) for name in algorithms.split(",")}
+    shared = [argument for argument in given if not argument.startswith(_PATH)]
+    failures = run_sweep(shared, recipes, directory, detach)
     if detach:
         return
     from nemo_ptq.report.sweep_page import render_sweep
@@ -64,7 +59,7 @@ def _show(outcomes: Sequence[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    from nemo_ptq.launch.sweep import COLUMNS
+    from nemo_ptq.report.outcomes import COLUMNS
 
     table = Table(box=None, pad_edge=False)
     table.add_column("algorithm")

@@ -16,12 +16,12 @@ import torch
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.folding import norm_factor, refuse_scaled_experts, row_factor
 from nemo_ptq.export.huggingface.hf_documents import (
-    family_record,
+    hugging_face_class,
     model_config,
     stored_vocab_size,
     write_model_documents,
 )
-from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout, module_names, splits_qkv
+from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
 from nemo_ptq.export.packing import Packed, RowGroups, all_rows, kv_cache_scales, pack_linear, pack_plain, row_splitter
 from nemo_ptq.export.source import PackedExport, Source
 from nemo_ptq.quantization.schemes import Field, Scheme, the_scheme
@@ -88,9 +88,9 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
         scales = zip(KV_FIELDS.values(), kv_cache_scales(*source.layers.kv_cache(name), clamp=False), strict=True)
         return {("", field.suffix): scale.cpu() for field, scale in scales}
     if ".linear_" not in name:
-        return pack_plain(source.layers.plain(name), source.dtype, norm_factor(name, source.layers.state))
-    keep = name.endswith("linear_qkv") and not splits_qkv(layout.names)
-    split = all_rows if keep else row_splitter(name, source.shape, source.tensor_rank)
+        return pack_plain(source.layers.plain(name), source.dtype, norm_factor(name, source.layers.state, source.shape))
+    is_whole = len(layout.row_groups(name)) == 1
+    split = all_rows if is_whole else row_splitter(name, source.shape, source.tensor_rank)
     # In float32 as long as something may be multiplied.
     packed = pack_linear(source.layers.linear(name), split, torch.float32)
     factor = row_factor(name, source.layers.state, source.shape, source.tensor_rank, source.tensor_ranks)
@@ -108,8 +108,9 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
             stored[rows, _RENAMED.get(field, field)] = tensor.to(source.dtype) if field == "bias" else tensor
     if scheme is None:
         return {key: tensor.to(source.dtype) for key, tensor in stored.items()}
+    module = source.shape.module(name)
     for rows in layout.row_groups(name):
-        size = [layout.outputs(name, rows), layout.inputs(name)]
+        size = [module.outputs(rows), module.inputs]
         stored[rows, "weight_shape"] = torch.tensor(size, dtype=torch.int64)
     return stored
 
@@ -158,11 +159,11 @@ def compressed_tensors_export(source: Source) -> PackedExport:
     Raises:
         PtqError: If the readers of the format cannot be told how the model is quantized.
     """
-    record = family_record(source.family)
+    hf_class = hugging_face_class(source.family)
     shard_map = source.shard_map
     layout = HuggingFaceLayout(
         source.shape,
-        module_names(record),
+        hf_class.module_names(),
         shard_map.schemes,
         _fields,
         KV_FIELDS,
@@ -174,7 +175,7 @@ def compressed_tensors_export(source: Source) -> PackedExport:
     quantization = quantization_config(layout)
 
     def write_documents(directory: Path) -> None:
-        config = model_config(source, record)
+        config = model_config(source, hf_class)
         if quantization is not None:
             config["quantization_config"] = quantization
         write_model_documents(source, layout, directory, config)

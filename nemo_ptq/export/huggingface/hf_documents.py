@@ -6,58 +6,55 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.checkpoint.huggingface.families import FAMILIES, interleave_qkv, stack_gate_up
-from nemo_ptq.checkpoint.huggingface.families import Family as HuggingFaceFamily
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
 from nemo_ptq.export.source import Source
+from nemo_ptq.models.hugging_face import HuggingFaceClass
 from nemo_ptq.models.registry import Family
-from nemo_ptq.models.spec import ModelShape
-
-# Our name of each activation of a config.json.
-_ACTIVATIONS = {"silu": "silu", "gelu_pytorch_tanh": "gelu", "relu2": "squared-relu"}
+from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec
 
 
-def family_record(family: Family) -> HuggingFaceFamily:
-    """Returns how Hugging Face describes a family.
+def hugging_face_class(family: Family) -> HuggingFaceClass:
+    """Returns Hugging Face's class of a family.
 
     Raises:
-        PtqError: If it does not.
+        PtqError: If there is none.
     """
-    if family.architecture is None:
-        raise PtqError(f"Hugging Face has no model class for {family.name}: use export_config.export_format=trtllm")
-    return FAMILIES[family.architecture]
+    if family.hugging_face is None:
+        raise PtqError(f"{family.without_hugging_face}: use export_config.export_format=trtllm")
+    return family.hugging_face
 
 
-def check_exportable(shape: ModelShape, family: Family, tokenizer: Any) -> None:
+def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any) -> None:
     """Refuses a model that its Hugging Face class would compute something else from, and a tokenizer it cannot hold.
 
     Raises:
         PtqError: If the model differs from its class, or the tokenizer is not one of transformers'.
     """
-    record = family_record(family)
-    fixed = record.fixed
-    activation = fixed.get("hidden_act") or fixed["activation_function"]
-    combined = {rule.combine for rule in record.rules}
-    biases = {rule.target for rule in record.rules if rule.target.endswith(".bias")}
+    hf_class = hugging_face_class(family)
+    fixed = hf_class.nemo_fixed
     expected = {
         "qk_norm": False,
-        "gated": stack_gate_up in combined,
-        "activation": _ACTIVATIONS[activation[0]],
-        "norm": "LayerNorm" if "decoder.final_layernorm.bias" in biases else "RMSNorm",
-        "qkv_bias": any("linear_qkv.bias" in name for name in biases),
-        "linear_bias": any("linear_proj.bias" in name for name in biases),
+        "gated_mlp": fixed["gated_linear_unit"],
+        "activation": ACTIVATIONS[fixed["activation_func"]],
+        "normalization": fixed["normalization"],
+        "qkv_bias": fixed["add_bias_linear"],
+        "linear_bias": fixed["add_bias_linear"],
     }
     wrong = [f"{name} {getattr(shape, name)}" for name, value in expected.items() if getattr(shape, name) != value]
-    if shape.rotary_percent != 1.0 and "rotary_percent" not in record.fields and shape.position_embedding == "rope":
+    if (
+        shape.rotary_percent != 1.0
+        and "rotary_percent" not in hf_class.fields
+        and shape.position_embedding_type == "rope"
+    ):
         wrong.append(f"rotary_percent {shape.rotary_percent}")
     if wrong:
         raise PtqError(
-            f"Hugging Face's {record.architecture} cannot have {', '.join(wrong)}, as this model has: "
+            f"Hugging Face's {hf_class.architecture} cannot have {', '.join(wrong)}, as this model has: "
             "use export_config.export_format=trtllm"
         )
-    if interleave_qkv not in combined and shape.num_kv_heads not in (1, shape.num_heads):
-        raise PtqError(f"Hugging Face's {record.architecture} cannot have {shape.num_kv_heads} query groups")
+    if not hf_class.splits_qkv and shape.num_query_groups not in (1, shape.num_attention_heads):
+        raise PtqError(f"Hugging Face's {hf_class.architecture} cannot have {shape.num_query_groups} query groups")
     if not hasattr(getattr(tokenizer, "tokenizer", None), "save_pretrained"):
         raise PtqError(
             f"{type(tokenizer).__name__} cannot be saved as a Hugging Face tokenizer: give tokenizer_path= a "
@@ -76,22 +73,22 @@ def stored_vocab_size(source: Source) -> int:
     return min(source.shape.vocab_size, len(source.tokenizer.tokenizer))
 
 
-def model_config(source: Source, record: HuggingFaceFamily) -> dict[str, Any]:
+def model_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
     """Returns config.json, but for what it says about quantization."""
     import transformers
 
     nemo, shape, tokenizer = source.config, source.shape, source.tokenizer.tokenizer
     settings = {
-        **{theirs: getattr(nemo, ours) for ours, theirs in record.fields.items()},
-        **{name: allowed[0] for name, allowed in record.fixed.items()},
-        "num_key_value_heads": shape.num_kv_heads,
+        **{theirs: getattr(nemo, ours) for ours, theirs in hf_class.fields.items()},
+        **{name: allowed[0] for name, allowed in hf_class.fixed.items()},
+        "num_key_value_heads": shape.num_query_groups,
         "head_dim": shape.head_size,
         "tie_word_embeddings": shape.tied_embeddings,
         "vocab_size": stored_vocab_size(source),
         **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
-        **record.settings(nemo),
+        **hf_class.nemo_settings(nemo),
     }
-    config = getattr(transformers, record.hf_config)(architectures=[record.architecture], **settings)
+    config = getattr(transformers, hf_class.config_class)(architectures=[hf_class.architecture], **settings)
     config.dtype = source.settings.torch_dtype_name
     return config.to_diff_dict()
 

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The layout table of a Hugging Face directory: its tensors, under the names that transformers has for them.
 
-The names are those of the import, read the other way round (:mod:`nemo_ptq.checkpoint.huggingface.families`). How a
+The names are those of the import, read the other way round (:mod:`nemo_ptq.models.mapping`). How a
 linear layer is stored is a table of the format's own: this one serves every format whose files are such a directory.
 """
 
@@ -12,48 +12,18 @@ from functools import cached_property
 
 import torch
 
-from nemo_ptq.checkpoint.huggingface.families import Family, interleave_qkv, stack_gate_up
-from nemo_ptq.checkpoint.parts import live_name
 from nemo_ptq.export.layout import Block, FileTensor, Part, joined, whole
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.layers import ModuleSpec
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Field, Scheme, Shape
 
 # A file is closed when it would exceed this, as transformers does; a block is never split.
 MAX_FILE_BYTES = 5_000_000_000
 BIAS = Field("bias", None, lambda o, i, g: (o,), 0, None)
 _VOCABULARY = ("embedding.word_embeddings", "output_layer")
-# Rows of a fused layer, in the order of the names that a rule of the import combines.
-_ROWS = {interleave_qkv: ("q", "k", "v"), stack_gate_up: ("gate", "up")}
 
 # Hugging Face's name of each group of rows of a module.
 Names = Mapping[str, str]
-
-
-def module_names(family: Family) -> dict[str, Names]:
-    """Returns Hugging Face's names of every Megatron module of a family.
-
-    Returns:
-        By Megatron's name of a module, with "{layer}" and "{expert}" for the numbers: the name of each group of its
-        rows, under the same keys as :attr:`~nemo_ptq.export.layout.Part.rows`.
-
-    Example:
-        >>> module_names(FAMILIES["LlamaForCausalLM"])["decoder.layers.{layer}.mlp.linear_fc1"]
-        {'gate': 'model.layers.{layer}.mlp.gate_proj', 'up': 'model.layers.{layer}.mlp.up_proj'}
-    """
-    names: dict[str, Names] = {"output_layer": {"": "lm_head"}}
-    for rule in family.rules:
-        target = live_name(rule.target, "{layer}", "{expert}")
-        if not target.endswith(".weight"):
-            continue
-        module = target.removesuffix(".weight")
-        sources = [source.removesuffix(".weight") for source in rule.sources]
-        names[module] = dict(zip(_ROWS.get(rule.combine, ("",)), sources, strict=True))
-    return names
-
-
-def splits_qkv(names: Mapping[str, Names]) -> bool:
-    """Whether queries, keys and values are separate layers."""
-    return "q" in names["decoder.layers.{layer}.self_attention.linear_qkv"]
 
 
 @dataclass(frozen=True)
@@ -62,7 +32,8 @@ class HuggingFaceLayout:
 
     Attributes:
         shape: The model.
-        names: Hugging Face's names of its modules, from :func:`module_names`.
+        names: Hugging Face's names of its modules, as
+            :meth:`~nemo_ptq.models.hugging_face.HuggingFaceClass.module_names` gives them.
         schemes: Scheme of each quantized linear layer, by Megatron's name; the others are unquantized.
         fields: Gives the tensors that store a linear layer, from its Megatron name, the group of its rows and its
             scheme. A field's name is both the packed tensor's and the stored one's.
@@ -74,7 +45,7 @@ class HuggingFaceLayout:
         max_file_bytes: Largest size of a file of several blocks.
     """
 
-    shape: ModelShape
+    shape: ModelSpec
     names: Mapping[str, Names]
     schemes: Mapping[str, Scheme]
     fields: Callable[[str, str, Scheme], Sequence[Field]]
@@ -147,29 +118,18 @@ class HuggingFaceLayout:
 
     def _numbers(self, template: str) -> Iterator[dict[str, int]]:
         layers = range(self.shape.num_layers) if "{layer}" in template else range(1)
-        experts = range(self.shape.num_experts) if "{expert}" in template else range(1)
+        experts = range(self.shape.num_experts or 0) if "{expert}" in template else range(1)
         for layer in layers:
             for expert in experts:
                 yield {"layer": layer, "expert": expert}
 
     def row_groups(self, module: str) -> Sequence[str]:
         """The groups of rows of a linear layer that are stored as layers of their own."""
-        return next(list(self.names[name]) for name in self.names if module.endswith(name.rpartition(".")[2]))
-
-    def outputs(self, module: str, rows: str) -> int:
-        """Out-features of a group of rows of a linear layer."""
-        shape = self.shape
-        heads = {"q": shape.num_heads, "k": shape.num_kv_heads, "v": shape.num_kv_heads}
-        if module.endswith("linear_qkv"):
-            return heads.get(rows, sum(heads.values())) * shape.head_size
-        return shape.ffn_size if module.endswith("linear_fc1") else shape.hidden_size
-
-    def inputs(self, module: str) -> int:
-        """In-features of a linear layer."""
-        shape = self.shape
-        if module.endswith("linear_proj"):
-            return shape.num_heads * shape.head_size
-        return shape.ffn_size if module.endswith("linear_fc2") else shape.hidden_size
+        spec = self.shape.module(module)
+        template = module.replace(module.split(".")[2], "{layer}", 1)
+        if spec.expert is not None:
+            template = template.replace(f".{spec.expert}.", ".{expert}.", 1)
+        return list(self.names[template])
 
     def _plain(
         self, module: str, name: str, shape: Shape, axis: int | None, bias: bool = False
@@ -186,18 +146,18 @@ class HuggingFaceLayout:
         yield from self._plain(words, self.names[words][""], (shape.vocab_size, shape.hidden_size), 0)
         positions = self.names.get("embedding.position_embeddings")
         if positions is not None:
-            size = (shape.max_positions, shape.hidden_size)
+            size = (shape.seq_length, shape.hidden_size)
             yield from self._plain("embedding.position_embeddings", positions[""], size, None)
 
     def _head(self) -> Iterator[FileTensor]:
         shape = self.shape
-        yield from self._norm("decoder.final_layernorm", "decoder.final_layernorm", {})
+        norm = "decoder.final_layernorm"
+        has_bias = shape.normalization == "LayerNorm"
+        yield from self._plain(norm, self.names[norm][""], (shape.hidden_size,), None, has_bias)
         if not shape.tied_embeddings:
-            yield from self._plain("output_layer", "lm_head", (shape.vocab_size, shape.hidden_size), 0)
-
-    def _norm(self, template: str, module: str, numbers: Mapping[str, int]) -> Iterator[FileTensor]:
-        name = self.names[template][""].format(**numbers)
-        yield from self._plain(module, name, (self.shape.hidden_size,), None, self.shape.norm == "LayerNorm")
+            yield from self._plain(
+                "output_layer", self.names["output_layer"][""], (shape.vocab_size, shape.hidden_size), 0
+            )
 
     def _layer(self, layer: int) -> Iterator[FileTensor]:
         for template in self.names:
@@ -209,30 +169,27 @@ class HuggingFaceLayout:
 
     def _module(self, template: str, numbers: Mapping[str, int]) -> Iterator[FileTensor]:
         module = template.format(**numbers)
-        if module.endswith("layernorm"):
-            yield from self._norm(template, module, numbers)
-        elif module.endswith("router"):
-            size = (self.shape.num_experts, self.shape.hidden_size)
-            yield from self._plain(module, self.names[template][""].format(**numbers), size, None)
-        else:
-            for rows, name in self.names[template].items():
-                yield from self._linear(module, rows, name.format(**numbers))
+        spec = self.shape.module(module)
+        names = {rows: name.format(**numbers) for rows, name in self.names[template].items()}
+        if spec.kind != "linear":
+            yield from self._plain(module, names[""], spec.shape, None, spec.has_bias)
+            return
+        for rows, name in names.items():
+            yield from self._linear(module, spec, rows, name)
         attention = module.replace("linear_qkv", "core_attention")
         if attention in self.kv_cache:
             for rows, scale in self.kv_fields.items():
-                name = self.kv_name(self.names[template][rows].format(**numbers), scale.suffix)
+                name = self.kv_name(names[rows], scale.suffix)
                 yield whole(Part(attention, "", scale.suffix, scale.shape(0, 0, 1), None), name, torch.float32)
 
-    def _linear(self, module: str, rows: str, name: str) -> Iterator[FileTensor]:
+    def _linear(self, module: str, spec: ModuleSpec, rows: str, name: str) -> Iterator[FileTensor]:
         scheme = self.schemes.get(module, UNQUANTIZED)
-        sharded_outputs = module.endswith(("linear_qkv", "linear_fc1"))
-        has_bias = self.shape.qkv_bias if module.endswith("linear_qkv") else self.shape.linear_bias
-        biases = [BIAS] if has_bias and ".experts." not in module else []
-        for stored in (*self.fields(module, rows, scheme), *biases):
-            axis = stored.axis(sharded_outputs)
-            size = stored.shape(self.outputs(module, rows), self.inputs(module), scheme.block_size)
+        shares_rows = spec.axis == 0
+        for stored in (*self.fields(module, rows, scheme), *([BIAS] if spec.has_bias else [])):
+            axis = stored.axis(shares_rows)
+            size = stored.shape(spec.outputs(rows), spec.inputs, scheme.block_size)
             # What is the same for all rows is packed once.
-            per_row = stored.each_group or (sharded_outputs and stored.column_axis is not None)
+            per_row = stored.each_group or (shares_rows and stored.column_axis is not None)
             part = Part(module, rows if per_row else "", stored.suffix, size, axis)
             dtype = stored.dtype or self.dtype
             target = f"{name}.{stored.suffix}"

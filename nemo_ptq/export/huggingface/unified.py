@@ -17,13 +17,13 @@ import torch
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.folding import follower_of, refuse_scaled_experts
 from nemo_ptq.export.huggingface.hf_documents import (
-    family_record,
+    hugging_face_class,
     model_config,
     stored_vocab_size,
     write_json,
     write_model_documents,
 )
-from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout, module_names, splits_qkv
+from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
 from nemo_ptq.export.packing import Packed, all_rows, kv_cache_scales, pack_linear, pack_plain, row_splitter
 from nemo_ptq.export.source import PackedExport, Source
 from nemo_ptq.quantization.schemes import Field, Scheme, the_scheme
@@ -70,7 +70,7 @@ def _fields(module: str, rows: str, scheme: Scheme) -> Sequence[Field]:
 
 def _norm_factor(source: Source, norm: str, layout: HuggingFaceLayout) -> torch.Tensor | None:
     """The pre-quantization scale of the layers that a norm's output enters, if it is to be folded into it."""
-    name = follower_of(norm)
+    name = follower_of(norm, source.shape)
     return source.layers.pre_quant_scale(name) if name and len(layout.row_groups(name)) > 1 else None
 
 
@@ -87,8 +87,8 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
         return {("", field.suffix): scale.reshape(()).cpu() for field, scale in scales}
     if ".linear_" not in name:
         return pack_plain(source.layers.plain(name), source.dtype, _norm_factor(source, name, layout))
-    keep = name.endswith("linear_qkv") and not splits_qkv(layout.names)
-    split = all_rows if keep else row_splitter(name, source.shape, source.tensor_rank)
+    is_whole = len(layout.row_groups(name)) == 1
+    split = all_rows if is_whole else row_splitter(name, source.shape, source.tensor_rank)
     packed = pack_linear(source.layers.linear(name), split, source.dtype, scalar_scales=True)
     return {(rows, _RENAMED.get(field, field)): _as_stored(tensor) for (rows, field), tensor in packed.items()}
 
@@ -144,8 +144,8 @@ def unified_export(source: Source) -> PackedExport:
     Raises:
         PtqError: If the readers of the format cannot be told how the model is quantized.
     """
-    record = family_record(source.family)
-    names = module_names(record)
+    hf_class = hugging_face_class(source.family)
+    names = hf_class.module_names()
     shard_map = source.shard_map
     layout = HuggingFaceLayout(
         source.shape,
@@ -161,7 +161,7 @@ def unified_export(source: Source) -> PackedExport:
     quantization = quantization_config(layout)
 
     def write_documents(directory: Path) -> None:
-        config = model_config(source, record)
+        config = model_config(source, hf_class)
         if quantization is not None:
             write_json(directory / "hf_quant_config.json", quantization)
             config["quantization_config"] = in_config_json(quantization)

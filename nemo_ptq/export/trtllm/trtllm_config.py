@@ -6,40 +6,45 @@ from typing import Any
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
+from nemo_ptq.models.mapping import TRTLLM
 from nemo_ptq.models.registry import ARCHITECTURES, Family, unknown_to_reader
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec
 from nemo_ptq.quantization.schemes import the_scheme
 
 # What readers leave unquantized by default; naming anything replaces their default, so it is spelled out.
 _ALWAYS_EXCLUDED = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding")
+_POSITIONS = {"rope": "rope_gpt_neox"}
 _GATED_ACTIVATIONS = {"gelu": "geglu", "silu": "swiglu"}
-# Layers of the file for each linear layer of Megatron's.
-_ATTENTION_LAYERS = {
-    "self_attention.linear_qkv": ("attention.qkv",),
-    "self_attention.linear_proj": ("attention.dense",),
-}
-_DENSE_LAYERS = _ATTENTION_LAYERS | {"mlp.linear_fc1": ("mlp.fc", "mlp.gate"), "mlp.linear_fc2": ("mlp.proj",)}
+# What the quantized layers are called, for each linear layer of Megatron's.
+_ATTENTION_LAYERS = {name: tuple(TRTLLM[name]) for name in ("self_attention.linear_qkv", "self_attention.linear_proj")}
+_DENSE_LAYERS = _ATTENTION_LAYERS | {name: tuple(TRTLLM[name]) for name in ("mlp.linear_fc1", "mlp.linear_fc2")}
 # Readers know a mixture of experts by one name.
 _EXPERT_LAYERS = _ATTENTION_LAYERS | {"mlp.experts.local_experts.0.linear_fc1": ("mlp",)}
 
 
-def hidden_act(shape: ModelShape, family: Family) -> str:
+def hidden_act(shape: ModelSpec, family: Family) -> str:
     """Returns TensorRT-LLM's name of the MLP's activation.
 
     A gated MLP of decoder "gpt" needs the gated name: with the plain one its reader ignores the gate.
     """
     if family.hidden_act is not None:
         return family.hidden_act
-    return _GATED_ACTIVATIONS[shape.activation] if shape.gated else shape.activation
+    return _GATED_ACTIVATIONS[shape.activation] if shape.gated_mlp else shape.activation
 
 
-def check_exportable(shape: ModelShape, family: Family) -> None:
+def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any = None) -> None:
     """Refuses a model that the readers of its decoder would load and compute something else from.
 
     Raises:
-        PtqError: If the model normalises queries and keys, or has biases that its decoder's reader does not expect.
+        PtqError: If the model has an activation that they do not know, normalises queries and keys, or has biases that
+            its decoder's reader does not expect.
     """
     assert family.decoder is not None
+    if shape.activation not in ACTIVATIONS.values():
+        raise PtqError(
+            f"activation function {shape.activation} is not supported; supported: "
+            f"{', '.join(sorted(set(ACTIVATIONS.values())))}"
+        )
     problem = unknown_to_reader(
         family.decoder, qk_norm=shape.qk_norm, qkv_bias=shape.qkv_bias, linear_bias=shape.linear_bias
     )
@@ -47,7 +52,7 @@ def check_exportable(shape: ModelShape, family: Family) -> None:
         raise PtqError(problem)
 
 
-def rotary_scaling(shape: ModelShape) -> dict[str, Any] | None:
+def rotary_scaling(shape: ModelSpec) -> dict[str, Any] | None:
     """Returns how the rotary embedding is stretched, with every number: readers fill gaps with Llama 3.1's."""
     if shape.rotary_scaling is not None:
         scaling = shape.rotary_scaling
@@ -114,17 +119,19 @@ def qnemo_config(layout: QnemoLayout, family: Family, version: str) -> dict[str,
         "dtype": dtype,
         "logits_dtype": "float16" if dtype == "bfloat16" else dtype,
         "num_hidden_layers": shape.num_layers,
-        "num_attention_heads": shape.num_heads,
-        "num_key_value_heads": shape.num_kv_heads,
+        "num_attention_heads": shape.num_attention_heads,
+        "num_key_value_heads": shape.num_query_groups,
         "hidden_size": shape.hidden_size,
         "head_size": shape.head_size,
-        "intermediate_size": shape.ffn_size,
+        "intermediate_size": shape.ffn_hidden_size,
         "norm_epsilon": shape.norm_epsilon,
-        "rmsnorm": shape.norm == "RMSNorm",
+        "rmsnorm": shape.normalization == "RMSNorm",
         "vocab_size": layout.vocab_size,
-        "max_position_embeddings": shape.max_positions,
+        "max_position_embeddings": shape.seq_length,
         "hidden_act": hidden_act(shape, family),
-        "position_embedding_type": "rope_gpt_neox" if shape.position_embedding == "rope" else shape.position_embedding,
+        "position_embedding_type": "rope_gpt_neox"
+        if shape.position_embedding_type == "rope"
+        else shape.position_embedding_type,
         "rotary_pct": shape.rotary_percent,
         "rotary_base": shape.rotary_base,
         "rotary_scaling": rotary_scaling(shape),

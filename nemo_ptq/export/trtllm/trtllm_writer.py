@@ -14,11 +14,11 @@ from nemo_ptq.export.packing import Packed, pack_kv_cache, pack_linear, pack_par
 from nemo_ptq.export.source import PackedExport, Source
 from nemo_ptq.export.trtllm.trtllm_config import check_exportable, qnemo_config
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
-from nemo_ptq.models.spec import ModelShape
+from nemo_ptq.models.spec import ModelSpec
 
 
 def pack_module(
-    layers: CalibratedLayers, name: str, shape: ModelShape, dtype: torch.dtype, tensor_rank: int = 0
+    layers: CalibratedLayers, name: str, shape: ModelSpec, dtype: torch.dtype, tensor_rank: int = 0
 ) -> Packed:
     """Packs this rank's shard of a module.
 

@@ -5,9 +5,10 @@
 from itertools import islice
 from typing import Any
 
-from nemo_ptq.calibration.text_files import is_text_file, read_text_file
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.calibration.text_files import read_text_file
+from nemo_ptq.config import is_text_file
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.spec import ModelSpec
 
 
 def data_is_readable(
@@ -24,7 +25,7 @@ def data_is_readable(
     return None
 
 
-def positions_suffice(calibration_seq_len: int, model: CheckpointMetadata) -> str | None:
+def positions_suffice(calibration_seq_len: int, model: ModelSpec) -> str | None:
     """A model with learned position embeddings has none beyond its sequence length."""
     if model.position_embedding_type == "learned_absolute" and calibration_seq_len > model.seq_length:
         return (

@@ -5,18 +5,19 @@
 from collections.abc import Sequence
 from typing import Any
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
-from nemo_ptq.config import CUSTOM, DTYPES, NO_QUANT, QuantizationConfig
+from nemo_ptq.config import DTYPES, NO_QUANT, QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
-from nemo_ptq.models.registry import FUSED_QKV, Family
+from nemo_ptq.models.registry import Family
+from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.quantization.algorithms import algorithm_of
 
 
-def family_has_class(model: CheckpointMetadata, family: Family, formats: Sequence[str]) -> str | None:
+def family_has_class(model: ModelSpec, family: Family, formats: Sequence[str]) -> str | None:
     """A Hugging Face directory is for a family that has a class there."""
     asked = _hugging_face(formats)
-    if asked and family.architecture is None:
+    if asked and family.without_hugging_face:
         return (
-            f"export_config.export_format={asked[0]}: Hugging Face has no model class for {family.name} "
+            f"export_config.export_format={asked[0]}: {family.without_hugging_face} "
             f"({model.config_class.rpartition('.')[2]}); use export_format=trtllm"
         )
     return None
@@ -25,7 +26,7 @@ def family_has_class(model: CheckpointMetadata, family: Family, formats: Sequenc
 def kv_cache_has_layers(family: Family, formats: Sequence[str], enable_kv_cache: bool | None) -> str | None:
     """In a Hugging Face directory the scales of a KV cache belong to k_proj and v_proj."""
     asked = _hugging_face(formats)
-    if asked and enable_kv_cache and family.architecture in FUSED_QKV:
+    if asked and enable_kv_cache and family.hugging_face and not family.hugging_face.splits_qkv:
         return (
             f"quantization_config.enable_kv_cache=true with export_format={asked[0]}: {family.name} has one layer "
             "for queries, keys and values, and the format no place for its scales; leave it out, or use "
@@ -34,12 +35,12 @@ def kv_cache_has_layers(family: Family, formats: Sequence[str], enable_kv_cache:
     return None
 
 
-def experts_have_a_format(algorithm: str | None, formats: Sequence[str], model: CheckpointMetadata) -> str | None:
+def experts_have_a_format(algorithm: str | None, formats: Sequence[str], model: ModelSpec) -> str | None:
     """Few formats describe quantized experts in more than FP8; pre-quantization scales none of them has for experts."""
-    name = QuantizationConfig(algorithm).algorithm_name
+    scheme = algorithm_of(QuantizationConfig(algorithm)).scheme
     for format in map(FORMATS.__getitem__, formats):
         known = (*format.experts, NO_QUANT)
-        if model.num_experts is not None and name not in (*known, CUSTOM):
+        if model.num_experts is not None and scheme is not None and scheme not in format.experts:
             return (
                 f"quantization_config.algorithm={algorithm} cannot be exported for a mixture of experts: the readers "
                 f"of export_format={format.name} take quantized experts in {' or '.join(format.experts)} only; "
@@ -50,27 +51,32 @@ def experts_have_a_format(algorithm: str | None, formats: Sequence[str], model: 
 
 def formats_carry_algorithm(algorithm: str | None, formats: Sequence[str]) -> str | None:
     """Every format asked for can hold what the algorithm makes."""
-    name = QuantizationConfig(algorithm).algorithm_name
+    scheme = algorithm_of(QuantizationConfig(algorithm)).scheme
     for format in formats:
-        if reason := FORMATS[format].refused.get(name):
+        if reason := FORMATS[format].refused.get(scheme or NO_QUANT):
             return f"quantization_config.algorithm={algorithm} does not go into export_format={format}: {reason}"
     return None
 
 
 def nemo_is_stored_in_bfloat16(formats: Sequence[str], dtype: Any) -> str | None:
     """What NeMo trains on is the model as it was calibrated."""
-    if "nemo" in formats and DTYPES[str(dtype)] != "bfloat16":
-        return f"export_config.dtype={dtype} is not for export_format=nemo, which holds the calibrated model: use bf16"
+    for name in formats:
+        if FORMATS[name].only_dtype not in (None, DTYPES[str(dtype)]):
+            return (
+                f"export_config.dtype={dtype} is not for export_format={name}, which holds the calibrated model: "
+                "use bf16"
+            )
     return None
 
 
-def compressed_tensors_folds_again(formats: Sequence[str], model: CheckpointMetadata) -> str | None:
+def compressed_tensors_folds_again(formats: Sequence[str], model: ModelSpec) -> str | None:
     """Its pre-quantization scales are folded into weights that no such scale was multiplied into before."""
-    if model.is_quantized and "compressed_tensors" in formats:
-        return (
-            "export_config.export_format=compressed_tensors is not for a checkpoint that is quantized already: give "
-            "the unquantized one, and this one as calibration_state, or use another format"
-        )
+    for name in formats:
+        if model.is_quantized and FORMATS[name].adapts_state:
+            return (
+                f"export_config.export_format={name} is not for a checkpoint that is quantized already: give the "
+                "unquantized one, and this one as calibration_state, or use another format"
+            )
     return None
 
 

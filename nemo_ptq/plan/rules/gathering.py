@@ -8,11 +8,11 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata, read_metadata
-from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.checkpoint.metadata import read_metadata
+from nemo_ptq.config import ExportConfig, QuantizationConfig, read_formats
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.export.formats import read_formats
 from nemo_ptq.models.registry import Family, family_of
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
 from nemo_ptq.quantization.state_header import read_header, state_file
 
@@ -139,7 +139,7 @@ def _other_quantization(given: QuantizationConfig, used: QuantizationConfig) -> 
             )
 
 
-def family_of_model(model: CheckpointMetadata, decoder_type: str | None) -> Family:
+def family_of_model(model: ModelSpec, decoder_type: str | None) -> Family:
     """Finds the family that a model is exported as: one with a decoder type.
 
     Raises:

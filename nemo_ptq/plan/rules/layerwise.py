@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.export.leftover import finished_blocks, how_to_go_on
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.residence import whole_model_needs
 
 _WAYS_OUT = {
@@ -24,7 +24,7 @@ def layerwise_is_possible(
     generate_sample: bool,
     algorithm: str | None,
     forward_loop: Any,
-    model: CheckpointMetadata,
+    model: ModelSpec,
     formats: Sequence[str],
 ) -> str | None:
     """Nothing needs the whole model in memory where one block of weights at a time was asked for."""

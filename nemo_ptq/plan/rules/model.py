@@ -4,13 +4,14 @@
 
 from collections.abc import Sequence
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.errors import PtqError
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import unknown_to_reader
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.gathering import family_of_model
 
 
-def family_is_supported(model: CheckpointMetadata, decoder_type: str | None) -> str | None:
+def family_is_supported(model: ModelSpec, decoder_type: str | None) -> str | None:
     """The model's family has a decoder type, or the user gave one."""
     try:
         family_of_model(model, decoder_type)
@@ -19,10 +20,10 @@ def family_is_supported(model: CheckpointMetadata, decoder_type: str | None) -> 
     return None
 
 
-def norm_fits_decoder(model: CheckpointMetadata, decoder: str, formats: Sequence[str]) -> str | None:
+def norm_fits_decoder(model: ModelSpec, decoder: str, formats: Sequence[str]) -> str | None:
     """TensorRT-LLM's decoder "gpt" has LayerNorm, the others RMSNorm."""
     expected = "LayerNorm" if decoder == "gpt" else "RMSNorm"
-    if "trtllm" in formats and model.normalization != expected:
+    if _has_decoder(formats) and model.normalization != expected:
         return (
             f"the model has {model.normalization} and TensorRT-LLM's decoder {decoder} only {expected}: "
             "set export_config.decoder_type to one that fits the model"
@@ -30,8 +31,13 @@ def norm_fits_decoder(model: CheckpointMetadata, decoder: str, formats: Sequence
     return None
 
 
-def reader_knows_layers(model: CheckpointMetadata, decoder: str, formats: Sequence[str]) -> str | None:
+def reader_knows_layers(model: ModelSpec, decoder: str, formats: Sequence[str]) -> str | None:
     """TensorRT-LLM's readers compute everything that the model does: no norms of queries and keys, no odd biases."""
-    if "trtllm" not in formats:
+    if not _has_decoder(formats):
         return None
     return unknown_to_reader(decoder, qk_norm=model.qk_norm, qkv_bias=model.qkv_bias, linear_bias=model.linear_bias)
+
+
+def _has_decoder(formats: Sequence[str]) -> bool:
+    """Whether a format's readers build the model from TensorRT-LLM's decoder type."""
+    return any(FORMATS[name].is_tensorrt_llm for name in formats)

@@ -4,7 +4,7 @@
 
 from collections.abc import Iterable
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.models.spec import ModelSpec
 
 # Largest parallelism that a fix suggests.
 _MOST_RANKS = 64
@@ -29,7 +29,7 @@ def _divisors(*sizes: int) -> str:
     return _listed(ranks for ranks in range(1, _MOST_RANKS + 1) if all(size % ranks == 0 for size in sizes))
 
 
-def _indivisible(tp: int, model: CheckpointMetadata) -> list[str]:
+def _indivisible(tp: int, model: ModelSpec) -> list[str]:
     """Which sizes of the model a tensor parallelism does not divide; query groups may be shared by ranks."""
     sizes = {"attention heads": model.num_attention_heads, "ffn_hidden_size": model.ffn_hidden_size}
     wrong = [f"{size} {name}" for name, size in sizes.items() if size % tp]
@@ -37,7 +37,7 @@ def _indivisible(tp: int, model: CheckpointMetadata) -> list[str]:
     return [*wrong, f"{groups} query groups"] if groups % tp and tp % groups else wrong
 
 
-def calibration_tp_divides(calibration_tp: int, model: CheckpointMetadata) -> str | None:
+def calibration_tp_divides(calibration_tp: int, model: ModelSpec) -> str | None:
     """Every calibration rank has whole query heads and an equal part of the MLP; ranks may share a query group."""
 
     def wrong(tp: int) -> list[str]:
@@ -56,7 +56,7 @@ def stages_are_whole(
     calibration_pp: int,
     num_layers_in_first_pipeline_stage: int | None,
     num_layers_in_last_pipeline_stage: int | None,
-    model: CheckpointMetadata,
+    model: ModelSpec,
 ) -> str | None:
     """The layers that the first and the last stage leave are spread evenly over the other stages."""
     uneven = {
@@ -83,7 +83,7 @@ def stages_are_whole(
     return None
 
 
-def experts_divide(calibration_ep: int, model: CheckpointMetadata) -> str | None:
+def experts_divide(calibration_ep: int, model: ModelSpec) -> str | None:
     """Every rank of an expert-parallel group has the same number of experts."""
     if calibration_ep > 1 and model.num_experts is None:
         return f"calibration_ep={calibration_ep} is for mixture-of-experts models, and this one has none: use 1"
@@ -133,7 +133,7 @@ def devices_match(world_size: int | None, devices: int | None, num_nodes: int | 
     return f"{given} does not match the launcher's world size of {world_size}: leave it out, or start as many processes"
 
 
-def inference_tp_divides(inference_tp: int, model: CheckpointMetadata) -> str | None:
+def inference_tp_divides(inference_tp: int, model: ModelSpec) -> str | None:
     """Every exported rank has whole heads and an equal part of the MLP; fewer KV heads than ranks are repeated."""
     if wrong := _indivisible(inference_tp, model):
         fitting = _listed(tp for tp in range(1, _MOST_RANKS + 1) if not _indivisible(tp, model))
@@ -141,7 +141,7 @@ def inference_tp_divides(inference_tp: int, model: CheckpointMetadata) -> str | 
     return None
 
 
-def inference_pp_divides(inference_pp: int, model: CheckpointMetadata) -> str | None:
+def inference_pp_divides(inference_pp: int, model: ModelSpec) -> str | None:
     """Every exported pipeline stage has the same number of layers."""
     if model.num_layers % inference_pp:
         fitting = _divisors(model.num_layers)

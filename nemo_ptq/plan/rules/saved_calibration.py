@@ -2,30 +2,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """A saved calibration: it is of this model, and all that the export needs."""
 
-from dataclasses import fields
 from typing import Any
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.state_header import StateHeader
 
 
-def model_is_quantized_once(calibration_state: Any, model: CheckpointMetadata) -> str | None:
+def model_is_quantized_once(calibration_state: Any, model: ModelSpec) -> str | None:
     """A saved calibration is for the checkpoint as it was before."""
     if calibration_state is not None and model.is_quantized:
         return f"calibration_state={calibration_state} with a checkpoint that is quantized already: leave it out"
     return None
 
 
-def state_is_of_the_model(header: StateHeader, calibration_state: Any, model: CheckpointMetadata) -> str | None:
+def state_is_of_the_model(header: StateHeader, calibration_state: Any, model: ModelSpec) -> str | None:
     """A saved calibration was made of a model of the same shape."""
     if calibration_state is None or model.is_quantized:
         return None
     other = [
-        f"{field.name} {then}, not {now}"
-        for field in fields(model)
-        if (then := header.model.get(field.name)) is not None
-        and then != (now := getattr(model, field.name))
-        and not field.name.endswith("_class")
+        f"{name} {then}, not {now}"
+        for name, now in model.identity.items()
+        if (then := header.model.get(name)) is not None and then != now and not name.endswith("_class")
     ]
     if other:
         return (

@@ -4,12 +4,47 @@
 
 import re
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.errors import PtqError
+from nemo_ptq.verify.context import read_model_yaml
 
 Shape = tuple[int, ...]
 _LAYER = "module.decoder.layers."
+_EMBEDDING = "module.embedding.word_embeddings.weight"
+_FILES = ("context/io.json", "context/model.yaml", "weights/common.pt", "weights/metadata.json", "weights/.metadata")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a checkpoint's model.
+
+    Attributes:
+        num_layers: Transformer layers.
+        hidden_size: Features between layers.
+        query_heads: Heads of queries.
+        key_heads: Heads of keys, and as many of values.
+        head_size: Features of a head.
+        ffn_size: Features inside of the MLP, or of each expert.
+        is_gated: Whether the MLP has a gate, and so twice the rows in its first layer.
+        num_experts: Experts of a layer, 0 where there are none.
+        vocab_size: Rows of the embedding.
+        is_tied: Whether the embedding is the output layer as well.
+        has_quantizers: Whether ModelOpt's quantizers are stored.
+    """
+
+    num_layers: int
+    hidden_size: int
+    query_heads: int
+    key_heads: int
+    head_size: int
+    ffn_size: int
+    is_gated: bool
+    num_experts: int
+    vocab_size: int
+    is_tied: bool
+    has_quantizers: bool
 
 
 def is_nemo(directory: Path) -> bool:
@@ -17,53 +52,90 @@ def is_nemo(directory: Path) -> bool:
     return (directory / "weights").is_dir() and (directory / "context").is_dir()
 
 
-def _layer_weights(model: CheckpointMetadata) -> Iterator[tuple[str, Shape]]:
+def missing_files(directory: Path) -> list[str]:
+    """Files that every checkpoint has, and this one lacks."""
+    return [f"{name} is missing" for name in _FILES if not (directory / name).is_file()]
+
+
+def read_sizes(directory: Path, stored: Mapping[str, Shape]) -> Sizes:
+    """Reads the sizes of the model from context/model.yaml, and those that it leaves open from the weights' index.
+
+    Args:
+        directory: The checkpoint.
+        stored: Shapes by name, from the index of the weights.
+
+    Raises:
+        PtqError: If they do not describe a GPT-like model.
+    """
+    if _EMBEDDING not in stored:
+        raise PtqError(f"weights/ holds no {_EMBEDDING}: it is not of a GPT-like model")
+    try:
+        model = read_model_yaml(directory)["config"]
+        heads, hidden = model["num_attention_heads"], model["hidden_size"]
+        return Sizes(
+            num_layers=model["num_layers"],
+            hidden_size=hidden,
+            query_heads=heads,
+            key_heads=model.get("num_query_groups") or heads,
+            head_size=model.get("kv_channels") or hidden // heads,
+            ffn_size=model.get("moe_ffn_hidden_size") or model.get("ffn_hidden_size") or 4 * hidden,
+            is_gated=bool(model.get("gated_linear_unit")),
+            num_experts=model.get("num_moe_experts") or 0,
+            vocab_size=stored[_EMBEDDING][0],
+            is_tied=bool(model["share_embeddings_and_output_weights"]),
+            has_quantizers=any(".weight_quantizer." in name for name in stored),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise PtqError(f"context/model.yaml is not of a GPT-like model: {error!r}") from error
+
+
+def _layer_weights(model: Sizes) -> Iterator[tuple[str, Shape]]:
     """The weights of one layer by their names in it.
 
     Where there are quantizers, experts are stored one by one, and a gated first MLP layer in two halves; otherwise
     experts are stacked.
     """
-    hidden, heads = model.hidden_size, model.num_attention_heads * model.head_size
-    rows = (model.num_attention_heads + 2 * model.num_query_groups) * model.head_size
+    hidden, heads = model.hidden_size, model.query_heads * model.head_size
+    rows = (model.query_heads + 2 * model.key_heads) * model.head_size
     yield "self_attention.linear_qkv.weight", (rows, hidden)
     yield "self_attention.linear_qkv.layer_norm_weight", (hidden,)
     yield "self_attention.linear_proj.weight", (hidden, heads)
-    stack: Shape = (model.num_experts,) if model.num_experts and not model.is_quantized else ()
+    stack: Shape = (model.num_experts,) if model.num_experts and not model.has_quantizers else ()
     places = ["mlp."]
     if model.num_experts:
         places = [f"mlp.experts.experts.{expert}." for expert in range(model.num_experts)]
-        places = places if model.is_quantized else ["mlp.experts.experts."]
+        places = places if model.has_quantizers else ["mlp.experts.experts."]
     for place in places:
-        if model.gated_mlp and model.is_quantized:
-            yield f"{place}linear_fc1.weight_w", (model.ffn_hidden_size, hidden)
-            yield f"{place}linear_fc1.weight_v", (model.ffn_hidden_size, hidden)
+        if model.is_gated and model.has_quantizers:
+            yield f"{place}linear_fc1.weight_w", (model.ffn_size, hidden)
+            yield f"{place}linear_fc1.weight_v", (model.ffn_size, hidden)
         else:
-            yield f"{place}linear_fc1.weight", (*stack, (1 + model.gated_mlp) * model.ffn_hidden_size, hidden)
-        yield f"{place}linear_fc2.weight", (*stack, hidden, model.ffn_hidden_size)
+            yield f"{place}linear_fc1.weight", (*stack, (1 + model.is_gated) * model.ffn_size, hidden)
+        yield f"{place}linear_fc2.weight", (*stack, hidden, model.ffn_size)
 
 
-def _layers_weights(model: CheckpointMetadata) -> dict[str, Shape]:
+def _layers_weights(model: Sizes) -> dict[str, Shape]:
     """The weights of all layers: one by one where there are quantizers, otherwise stacked."""
-    if not model.is_quantized:
+    if not model.has_quantizers:
         return {f"{_LAYER}{name}": (model.num_layers, *shape) for name, shape in _layer_weights(model)}
     return {
         f"{_LAYER}{layer}.{name}": shape for layer in range(model.num_layers) for name, shape in _layer_weights(model)
     }
 
 
-def weight_problems(model: CheckpointMetadata, stored: Mapping[str, Shape]) -> list[str]:
+def weight_problems(model: Sizes, stored: Mapping[str, Shape]) -> list[str]:
     """Weights that a checkpoint lacks, or has in another shape than its model.
 
     Args:
-        model: What context/model.yaml says.
+        model: From :func:`read_sizes`.
         stored: Shapes by name, from the index of the weights.
     """
     expected = {
-        "module.embedding.word_embeddings.weight": (model.vocab_size, model.hidden_size),
+        _EMBEDDING: (model.vocab_size, model.hidden_size),
         "module.decoder.final_layernorm.weight": (model.hidden_size,),
         **_layers_weights(model),
     }
-    if not model.tied_embeddings:
+    if not model.is_tied:
         expected["module.output_layer.weight"] = (model.vocab_size, model.hidden_size)
     missing = [f"{name} is missing" for name in expected if name not in stored]
     return missing + [
@@ -73,12 +145,11 @@ def weight_problems(model: CheckpointMetadata, stored: Mapping[str, Shape]) -> l
     ]
 
 
-def quantizer_problems(directory: Path, model: CheckpointMetadata, stored: Mapping[str, Shape]) -> list[str]:
+def quantizer_problems(directory: Path, stored: Mapping[str, Shape]) -> list[str]:
     """What keeps ModelOpt from restoring the quantizers.
 
     Args:
         directory: The checkpoint.
-        model: What context/model.yaml says.
         stored: Shapes by name, from the index of the weights; of what is no tensor, ().
     """
     common = directory / "weights" / "modelopt_state" / "common.pt"

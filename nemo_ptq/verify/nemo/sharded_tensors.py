@@ -1,20 +1,100 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The tensors of a NeMo 2.0 checkpoint, read one by one and without running anything in the files."""
+"""The tensors of a NeMo 2.0 checkpoint, read one by one and without running anything in the files.
+
+``weights/.metadata`` is a pickle of torch.distributed.checkpoint's: for each tensor its shape, its data type and the
+boxes that it was saved in, and for each box the file, the first byte and the length of what ``torch.save`` made of it.
+"""
 
 import io
+import json
+import pickle
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from nemo_ptq.checkpoint.index import Stored, StoredTensor, read_stored
-from nemo_ptq.checkpoint.torch_dist import read_chunk, read_part
 from nemo_ptq.errors import PtqError
 
+_BACKEND = "torch_dist"
 _STATE = "._extra_state"
+
+
+class _Plain:
+    """Stands for an object of any class: holds what was stored of it."""
+
+    def __init__(self, *arguments: Any) -> None:
+        self.stored: Any = arguments
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            vars(self).update(state)
+        else:
+            self.stored = state
+
+
+class _PlainUnpickler(pickle.Unpickler):
+    """Imports nothing: sizes become tuples, data types themselves, and every other class :class:`_Plain`."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("torch", "Size"):
+            return tuple
+        value = getattr(torch, name, None) if module == "torch" else None
+        return value if isinstance(value, torch.dtype) else _Plain
+
+
+@dataclass(frozen=True)
+class _Piece:
+    """What was saved at once: a box of a tensor, or an object without axes."""
+
+    name: str
+    start: tuple[int, ...]
+    shape: tuple[int, ...]
+    file: str
+    first_byte: int
+    length: int
+
+
+@dataclass(frozen=True)
+class _Entry:
+    """A tensor, or where there is no data type an object."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    pieces: tuple[_Piece, ...]
+
+
+def _read_index(weights: Path) -> dict[str, _Entry]:
+    try:
+        backend = json.loads((weights / "metadata.json").read_text(encoding="utf-8"))["sharded_backend"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PtqError(f"{weights / 'metadata.json'} cannot be read: {error!r}") from error
+    if backend != _BACKEND:
+        raise PtqError(f"{weights} is in format {backend}, expected {_BACKEND}: save it again with NeMo")
+    try:
+        with (weights / ".metadata").open("rb") as file:
+            index = _PlainUnpickler(file).load()
+        places: dict[tuple[str, tuple[int, ...]], Any] = {
+            (key.fqn, getattr(key, "offset", None) or ()): place for key, place in index.storage_data.items()
+        }
+
+        def piece(name: str, start: tuple[int, ...], shape: tuple[int, ...]) -> _Piece:
+            place = places[name, start]
+            return _Piece(name, start, shape, place.relative_path, place.offset, place.length)
+
+        entries = {}
+        for name, stored in index.state_dict_metadata.items():
+            if hasattr(stored, "size"):
+                pieces = tuple(piece(name, box.offsets, box.sizes) for box in stored.chunks)
+                entries[name] = _Entry(stored.size, stored.properties.stored[0], pieces)
+            else:
+                entries[name] = _Entry((), None, (piece(name, (), ()),))
+        return entries
+    except Exception as error:  # a damaged pickle raises whatever it likes
+        raise PtqError(f"{weights / '.metadata'} cannot be read: {error!r}") from error
 
 
 class ShardedTensors:
@@ -27,21 +107,42 @@ class ShardedTensors:
     """
 
     def __init__(self, checkpoint: Path) -> None:
-        self._checkpoint, self._weights = checkpoint, checkpoint / "weights"
+        self._weights = checkpoint / "weights"
 
     @cached_property
-    def _stored(self) -> Stored:
-        return read_stored(self._checkpoint)
+    def _entries(self) -> Mapping[str, _Entry]:
+        return _read_index(self._weights)
 
     @cached_property
     def _states(self) -> Mapping[str, str]:
         """The full name of each module's state, which ends in the number of its shard."""
-        return {name.partition(_STATE)[0]: name for name in self._stored.objects if _STATE in name}
+        objects = (name for name, entry in self._entries.items() if entry.dtype is None)
+        return {name.partition(_STATE)[0]: name for name in objects if _STATE in name}
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """The shape of everything that is stored, by name; of what is no tensor, ()."""
+        return {name: entry.shape for name, entry in self._entries.items()}
+
+    def file_problems(self) -> list[str]:
+        """Files that are missing, or shorter than the index says."""
+        needed: dict[str, int] = {}
+        for entry in self._entries.values():
+            for piece in entry.pieces:
+                needed[piece.file] = max(needed.get(piece.file, 0), piece.first_byte + piece.length)
+        problems = []
+        for name, length in sorted(needed.items()):
+            path = self._weights / name
+            if not path.is_file():
+                problems.append(f"weights/ lacks {name}")
+            elif path.stat().st_size < length:
+                problems.append(f"weights/{name} is {path.stat().st_size} bytes long, its tensors end at {length}")
+        return problems
 
     def shape(self, name: str) -> tuple[int, ...] | None:
         """The shape of a tensor, None where there is none of that name."""
-        stored = self._stored.tensors.get(name)
-        return None if stored is None else stored.shape
+        entry = self._entries.get(name)
+        return None if entry is None or entry.dtype is None else entry.shape
 
     def read(self, name: str, position: tuple[int, ...] = ()) -> torch.Tensor:
         """Reads a part of a tensor.
@@ -50,19 +151,33 @@ class ShardedTensors:
             name: Its name.
             position: Index of the part along the leading dimensions, such as (layer,) or (layer, expert).
         """
-        return read_part(self._weights, self._tensor(name), position)
+        entry, axes = self._tensor(name), len(position)
+        part = torch.empty(entry.shape[axes:], dtype=entry.dtype)
+        missing = part.numel()
+        for piece in entry.pieces:
+            inside = tuple(index - first for index, first in zip(position, piece.start, strict=False))
+            if any(index < 0 or index >= size for index, size in zip(inside, piece.shape, strict=False)):
+                continue
+            values = self._load(piece)[inside]
+            if values.shape == part.shape:
+                return values
+            box = zip(piece.start[axes:], values.shape, strict=True)
+            part[tuple(slice(first, first + size) for first, size in box)] = values
+            missing -= values.numel()
+        if missing:
+            raise PtqError(f"{self._weights}: {missing} of {part.numel()} values of {name} are stored nowhere")
+        return part
 
     def pieces(self, name: str) -> list[torch.Tensor]:
         """Reads a tensor in the pieces that the ranks have written, in the order of their places."""
-        chunks = sorted(self._tensor(name).chunks, key=lambda chunk: chunk.offsets)
-        return [read_chunk(self._weights, chunk) for chunk in chunks]
+        return [self._load(piece) for piece in sorted(self._tensor(name).pieces, key=lambda piece: piece.start)]
 
     def extra_state(self, module: str) -> Mapping[str, Any]:
         """Reads what a module has stored beside its tensors; empty where it has stored nothing."""
         if module not in self._states:
             return {}
         name = self._states[module]
-        (content,) = read_chunk(self._weights, self._stored.objects[name])
+        (content,) = self._load(self._entries[name].pieces[0])
         if not len(content):
             return {}
         try:
@@ -70,7 +185,17 @@ class ShardedTensors:
         except Exception as error:
             raise PtqError(f"{name} cannot be read: {error}") from error
 
-    def _tensor(self, name: str) -> StoredTensor:
-        if name not in self._stored.tensors:
+    def _tensor(self, name: str) -> _Entry:
+        entry = self._entries.get(name)
+        if entry is None or entry.dtype is None:
             raise PtqError(f"{self._weights} holds no tensor {name}")
-        return self._stored.tensors[name]
+        return entry
+
+    def _load(self, piece: _Piece) -> Any:
+        path = self._weights / piece.file
+        try:
+            with path.open("rb") as file:
+                file.seek(piece.first_byte)
+                return torch.load(io.BytesIO(file.read(piece.length)), map_location="cpu", weights_only=True)
+        except Exception as error:  # damaged bytes raise whatever they like
+            raise PtqError(f"{path}: {piece.name} cannot be read: {error}") from error

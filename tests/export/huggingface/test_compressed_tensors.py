@@ -12,8 +12,8 @@ from unittest.mock import patch
 import pytest
 import torch
 
-from nemo_ptq.config import DTYPES, ExportConfig, QuantizationConfig
-from nemo_ptq.verify.forward import logits
+from nemo_ptq.config import DTYPES, QuantizationConfig
+from nemo_ptq.verify.forward_pass import logits
 from tests.export.hugging_face import TOKENS, distance, export_cells, transformers_logits
 from tests.export.huggingface.test_unified import quick_first
 from tests.families import FAMILIES
@@ -58,37 +58,28 @@ def export_folded(checkpoint: Path, algorithm: str, directory: Path) -> None:
 
     from modelopt.torch.quantization.nn import TensorQuantizer
 
-    from nemo_ptq.console.reporter import Reporter
-    from nemo_ptq.engine import run as engine
     from nemo_ptq.export.folding import foldable
-    from nemo_ptq.export.huggingface.compressed_tensors import write_compressed_tensors
-    from nemo_ptq.modelopt.megatron_layers import source_of
-    from nemo_ptq.plan.rules import check_job
+    from nemo_ptq.export.huggingface.compressed_tensors import compressed_tensors_export
     from nemo_ptq.modelopt.transfer import apply_state
+    from nemo_ptq.models.spec import spec_of
+    from nemo_ptq.quantization.state import CalibrationState
     from tests import steps
 
+    quantization = QuantizationConfig(algorithm)
+    job = steps.job_of(checkpoint, quantization, directory, formats="compressed_tensors")
     with steps.loaded(checkpoint) as model:
-        steps.calibrate(model, QuantizationConfig(algorithm))
-        state = model.calibration
-    assert state is not None
-    job = check_job(
-        world_size=1,
-        nemo_checkpoint=str(checkpoint),
-        export_config=ExportConfig(str(directory), export_format="compressed_tensors"),
-        quantization_config=QuantizationConfig(algorithm),
-        forward_loop=print,
-    )
-    directory.mkdir()
+        state = steps.learn(model, quantization)
     with steps.loaded(checkpoint) as model, patch.dict(DTYPES, float32="float32"):
         steps.in_float32(model)
-        shape = engine.shape_of(model.config, model.vocab_size)
-        model.calibration = foldable(state, shape)
+        shape = spec_of(model.config, model.vocab_size)
+        model.calibration = CalibrationState(state.header, foldable(state.tensors, shape, None))
         apply_state(model.module, model.calibration)
         for child in model.module.modules():
             if isinstance(child, TensorQuantizer):
                 child.disable()
-        job = replace(job, export=replace(job.export, dtype="float32"))
-        write_compressed_tensors(source_of(model, job, Reporter(False)), directory)
+        export = compressed_tensors_export(steps.source_of(model, replace(job.export, dtype="float32")))
+        steps.write(export.layout, export.pack, model, directory)
+        export.write_documents(directory)
 
 
 @pytest.mark.parametrize("algorithm", ["int8_sq", "int4_awq"])

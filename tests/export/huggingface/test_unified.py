@@ -77,16 +77,15 @@ def modelopt_export(source: Path, state: dict[str, torch.Tensor], algorithm: str
     from modelopt.torch.quantization.model_calib import apply_pre_quant_scale_and_smooth, max_calibrate
     from transformers import AutoModelForCausalLM
 
-    from nemo_ptq.checkpoint.huggingface.families import FAMILIES as RECORDS
     from nemo_ptq.config import QuantizationConfig
-    from nemo_ptq.export.huggingface.hf_layout import module_names
     from nemo_ptq.modelopt.algorithms import modelopt_config
+    from nemo_ptq.models.registry import class_of_architecture
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
     config = modelopt_config(QuantizationConfig(algorithm, enable_kv_cache=kv), "llama")
     mtq.quantize(model, {**config, "algorithm": None})
     groups = {}
-    for template, names in module_names(RECORDS[type(model).__name__]).items():
+    for template, names in class_of_architecture(type(model).__name__).module_names().items():
         if ".linear_" in template:
             experts = range(model.config.num_local_experts) if "{expert}" in template else range(1)
             for layer, expert in product(range(model.config.num_hidden_layers), experts):

@@ -60,33 +60,33 @@ def seen(model: Any, algorithm: str) -> Seen:
     return Seen(tensors, None if algorithm == "nvfp4" else steps.logits(model, TOKENS))
 
 
-def export_calibrated(checkpoint: Path, algorithm: str, tp: int, output: Path, format: str) -> Seen:
+def export_calibrated(checkpoint: Path, algorithm: str, tp: int, output: Path, formats: str) -> None:
     """Calibrates a model and exports it."""
-    from nemo_ptq.checkpoint.loading import load_model
-    from nemo_ptq.console.reporter import Reporter
-    from nemo_ptq.engine import run as engine
     from tests import steps
 
-    job = check_job(
-        nemo_checkpoint=checkpoint,
-        quantization_config=QuantizationConfig(algorithm, enable_kv_cache=algorithm != NO_QUANT),
-        export_config=ExportConfig(str(output), export_format=format),
-        forward_loop=print,
-        calibration_tp=tp,
-        world_size=tp,
-    )
+    quantization = QuantizationConfig(algorithm, enable_kv_cache=algorithm != NO_QUANT)
+    steps.run_job(steps.job_of(checkpoint, quantization, output, (tp, 1), formats=formats))
+
+
+def calibrated_by_modelopt(checkpoint: Path, algorithm: str) -> Seen:
+    """What ModelOpt makes of the unquantized checkpoint on the same data."""
+    from nemo_ptq.checkpoint.loading import load_model
+    from tests import steps
+
     model = load_model(checkpoint, steps.CPU)
-    steps.calibrate(model, job.quantization)
-    engine.export(model, job, Reporter(False))
+    steps.calibrate(model, QuantizationConfig(algorithm, enable_kv_cache=algorithm != NO_QUANT))
     return seen(model, algorithm)
 
 
 def restored(checkpoint: Path, algorithm: str) -> Seen:
     """What our own loader makes of a checkpoint."""
     from nemo_ptq.checkpoint.loading import load_model
+    from nemo_ptq.modelopt.restore import restore_quantizers
     from tests import steps
 
-    return seen(load_model(checkpoint, steps.CPU), algorithm)
+    model = load_model(checkpoint, steps.CPU)
+    restore_quantizers(model.module, checkpoint)
+    return seen(model, algorithm)
 
 
 def restored_by_nemo(original: Path, checkpoint: Path, algorithm: str) -> Seen:
@@ -140,27 +140,31 @@ def run_cells(
 
     found = {}
     steps.quiet_libraries()
-    with process_groups(steps.read_launch(), steps.CPU, tensor_parallel=tp, pipeline_parallel=1):
-        for algorithm in algorithms:
-            output = directory / algorithm
-            calibrated = export_calibrated(original, algorithm, tp, output, "[nemo,trtllm]")
+    for algorithm in algorithms:
+        output = directory / algorithm
+        export_calibrated(original, algorithm, tp, output, "[nemo,trtllm]")
+        if source is not None:
+            export_calibrated(source, algorithm, tp, output / "straight", "nemo")
+        with process_groups(steps.read_launch(), steps.CPU, tensor_parallel=tp, pipeline_parallel=1):
+            calibrated = calibrated_by_modelopt(original, algorithm)
             models = {
                 "our loader": restored(output / "nemo", algorithm),
                 "NeMo": restored_by_nemo(original, output / "nemo", algorithm),
             }
             if source is not None:
-                export_calibrated(source, algorithm, tp, output / "straight", "nemo")
                 models["from Hugging Face"] = restored(output / "straight", algorithm)
-            different = [f"{way}: {name}" for way, model in models.items() for name in calibrated.differences(model)]
-            found[algorithm] = Cell(calibrated.logits, different)
+        different = [f"{way}: {name}" for way, model in models.items() for name in calibrated.differences(model)]
+        found[algorithm] = Cell(calibrated.logits, different)
     return found
 
 
 def restored_alone(checkpoint: Path, algorithm: str) -> torch.Tensor | None:
     """The logits at TP 1."""
+    from nemo_ptq.modelopt.restore import restore_quantizers
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
+        restore_quantizers(model.module, checkpoint)
         return seen(model, algorithm).logits
 
 

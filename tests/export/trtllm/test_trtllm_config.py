@@ -134,7 +134,7 @@ def test_interpolated_positions_are_told() -> None:
     ],
 )
 def test_gated_activations_have_gated_names(activation: str, gated: bool, expected: str) -> None:
-    shape = replace(GPT, activation=activation, gated=gated)
+    shape = replace(GPT, activation=activation, gated_mlp=gated)
     assert config_of("gpt", layout(shape))["hidden_act"] == expected
 
 

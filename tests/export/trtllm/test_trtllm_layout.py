@@ -98,7 +98,7 @@ def test_files_have_the_tensors_that_the_reader_expects(drawn: tuple[Family, Qne
 @given(families_and_layouts())
 def test_every_row_of_every_part_lands_once(drawn: tuple[Family, QnemoLayout]) -> None:
     _, files = drawn
-    tp, kv = files.tensor_parallel, files.shape.num_kv_heads
+    tp, kv = files.tensor_parallel, files.shape.num_query_groups
     landed: dict[tuple[str, Part], Counter[int]] = defaultdict(Counter)
     for file in range(files.world_size):
         for tensor in tensors(files, file).values():
@@ -141,7 +141,7 @@ def test_merged_files_are_the_whole_model(drawn: tuple[Family, QnemoLayout]) -> 
     padded = ((0, files.vocab_size - shape.vocab_size), (0, 0))
     words = np.pad(model.find("embedding.word_embeddings", "weight"), padded)
     np.testing.assert_array_equal(merged[0, "transformer.vocab_embedding.weight"], words)
-    if shape.position_embedding == "learned_absolute":
+    if shape.position_embedding_type == "learned_absolute":
         positions = model.find("embedding.position_embeddings", "weight")
         np.testing.assert_array_equal(merged[0, "transformer.position_embedding.weight"], positions)
     if not shape.tied_embeddings:
@@ -159,7 +159,7 @@ def expected_layer(files: QnemoLayout, model: WholeModel, module: str) -> dict[s
     """The tensors of one layer as a file of a single rank has them, from the description of the format."""
     shape = files.shape
     expected = {}
-    norm_fields = ["weight", "bias"] if shape.norm == "LayerNorm" else ["weight"]
+    norm_fields = ["weight", "bias"] if shape.normalization == "LayerNorm" else ["weight"]
     for source, target in (("input_layernorm", "input_layernorm"), ("pre_mlp_layernorm", "post_layernorm")):
         expected |= {f"{target}.{field}": model.find(module + source, field) for field in norm_fields}
     if files.kv_cache:
@@ -182,7 +182,7 @@ def expected_layer(files: QnemoLayout, model: WholeModel, module: str) -> dict[s
     expected |= linear("self_attention.linear_qkv", "attention.qkv", ("q", "k", "v"), shape.qkv_bias)
     expected |= linear("self_attention.linear_proj", "attention.dense", ("",), shape.linear_bias)
     if not shape.num_experts:
-        if shape.gated:
+        if shape.gated_mlp:
             expected |= linear("mlp.linear_fc1", "mlp.fc", ("gate",), shape.linear_bias)
             expected |= linear("mlp.linear_fc1", "mlp.gate", ("up",), shape.linear_bias)
         else:
@@ -235,7 +235,7 @@ def test_each_rank_has_the_activated_half_of_its_experts_second() -> None:
     files = layout(MIXTRAL, "FP8", tp=2)
     model = WholeModel()
     shards = [fill(tensors(files, file)["transformer.layers.0.mlp.fc.weight"], model) for file in range(2)]
-    half = MIXTRAL.ffn_size // 2
+    half = MIXTRAL.ffn_hidden_size // 2
     for expert in range(MIXTRAL.num_experts):
         module = f"decoder.layers.0.mlp.experts.local_experts.{expert}.linear_fc1"
         gate, up = (model.find(module, "weight", rows) for rows in ("gate", "up"))
@@ -253,7 +253,7 @@ def test_learned_positions_are_sharded() -> None:
 
 
 def test_kv_heads_are_repeated_where_there_are_more_ranks() -> None:
-    files = layout(replace(GPT, num_heads=8, num_kv_heads=2), tp=4)
+    files = layout(replace(GPT, num_attention_heads=8, num_query_groups=2), tp=4)
     model = WholeModel()
     shards = [fill(tensors(files, file)["transformer.layers.0.attention.qkv.bias"], model) for file in range(4)]
     q, k, v = (model.find("decoder.layers.0.self_attention.linear_qkv", "bias", rows) for rows in "qkv")

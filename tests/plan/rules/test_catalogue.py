@@ -18,13 +18,13 @@ from nemo_ptq.plan.rules import (
     model,
     parallelism,
     paths,
-    quantization,
+    quantization_limits,
     saved_calibration,
 )
 from nemo_ptq.plan.rules.gathering import with_derived
 from tests.plan.models import LLAMA_8B
 
-SUBJECTS = (data, format_limits, layerwise, model, parallelism, paths, quantization, saved_calibration)
+SUBJECTS = (data, format_limits, layerwise, model, parallelism, paths, quantization_limits, saved_calibration)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)

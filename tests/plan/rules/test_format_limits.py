@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.models.registry import family_of
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.format_limits import (
     experts_have_a_format,
     family_has_class,
@@ -28,7 +28,7 @@ from tests.plan.rules.examples import MIXTRAL, expect
         (MIXTRAL, "int4_awq", "algorithm=int4_awq cannot be exported for a mixture of experts"),
     ],
 )
-def test_formats_of_experts(model: CheckpointMetadata, algorithm: str | None, message: str | None) -> None:
+def test_formats_of_experts(model: ModelSpec, algorithm: str | None, message: str | None) -> None:
     expect(experts_have_a_format(algorithm, ("trtllm",), model), message)
 
 

@@ -4,7 +4,7 @@
 
 from dataclasses import replace
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.model import family_is_supported, norm_fits_decoder, reader_knows_layers
 from tests.plan.models import LLAMA_8B
 from tests.plan.rules.examples import STARCODER, expect
@@ -19,7 +19,7 @@ def test_family() -> None:
 
 
 def test_layers_that_readers_leave_out() -> None:
-    def problem(model: CheckpointMetadata, decoder: str = "llama", format: str = "trtllm") -> str | None:
+    def problem(model: ModelSpec, decoder: str = "llama", format: str = "trtllm") -> str | None:
         return reader_knows_layers(model, decoder, (format,))
 
     assert problem(LLAMA_8B) is None

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.parallelism import (
     calibration_tp_divides,
     devices_match,
@@ -36,7 +36,7 @@ from tests.plan.rules.examples import MIXTRAL, STARCODER, expect
         (replace(STARCODER, num_attention_heads=4, head_size=3), 4, "18 query-key-value rows in pairs: use 1"),
     ],
 )
-def test_calibration_tp(model: CheckpointMetadata, tp: int, fix: str | None) -> None:
+def test_calibration_tp(model: ModelSpec, tp: int, fix: str | None) -> None:
     expect(calibration_tp_divides(tp, model), fix)
 
 
@@ -84,7 +84,7 @@ def test_stages_that_are_accepted_hold_all_layers(pp: int, first: int | None, la
         (MIXTRAL, 3, "does not divide 8 experts: use 1, 2, 4 or 8"),
     ],
 )
-def test_calibration_ep(model: CheckpointMetadata, ep: int, message: str | None) -> None:
+def test_calibration_ep(model: ModelSpec, ep: int, message: str | None) -> None:
     expect(experts_divide(ep, model), message)
 
 
@@ -156,7 +156,7 @@ def test_devices_and_nodes(world: int | None, devices: int | None, nodes: int | 
         (replace(LLAMA_8B, num_attention_heads=48, num_query_groups=12), 8, "12 query groups"),
     ],
 )
-def test_inference_tp(model: CheckpointMetadata, tp: int, message: str | None) -> None:
+def test_inference_tp(model: ModelSpec, tp: int, message: str | None) -> None:
     expect(inference_tp_divides(tp, model), message)
 
 

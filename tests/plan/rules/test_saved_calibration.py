@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The rules about saved calibrations."""
 
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.plan.rules.saved_calibration import (
@@ -16,7 +16,7 @@ from tests.plan.models import LLAMA_8B
 from tests.plan.rules.examples import LLAMA_2_7B, expect
 
 STATE = "out/ptq/calibration.safetensors"
-HEADER = StateHeader("/then", "", asdict(LLAMA_8B), "llama", QuantizationConfig(), {"algorithm": "max"}, {})
+HEADER = StateHeader("/then", "", LLAMA_8B.identity, "llama", QuantizationConfig(), {"algorithm": "max"}, {})
 QUANTIZED = replace(LLAMA_8B, is_quantized=True)
 
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.forward import logits, open_model
+from nemo_ptq.verify.forward_pass import logits, open_model
 from nemo_ptq.verify.nemo.nemo_model import _Quantizer
 
 TOKENS = torch.zeros(1, 4, dtype=torch.int64)

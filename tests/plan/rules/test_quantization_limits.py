@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.parallelism import inference_tp_divides
-from nemo_ptq.plan.rules.quantization import (
+from nemo_ptq.plan.rules.quantization_limits import (
     algorithm_file_is_config,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
@@ -34,9 +34,7 @@ from tests.plan.rules.examples import LLAMA_2_7B, expect
         (LLAMA_8B, "int4_awq", 100, 1, "attention output 4096, ffn_hidden_size 14336 must be a multiple of 100"),
     ],
 )
-def test_awq_blocks_at_calibration(
-    model: CheckpointMetadata, algorithm: str, block: int, tp: int, message: str | None
-) -> None:
+def test_awq_blocks_at_calibration(model: ModelSpec, algorithm: str, block: int, tp: int, message: str | None) -> None:
     expect(awq_blocks_fit_calibration(algorithm, block, tp, model), message)
 
 
@@ -56,9 +54,7 @@ def test_awq_blocks_at_calibration(
         (LLAMA_8B, "nvfp4", 128, 64, None),
     ],
 )
-def test_awq_blocks_at_inference(
-    model: CheckpointMetadata, algorithm: str, block: int, tp: int, message: str | None
-) -> None:
+def test_awq_blocks_at_inference(model: ModelSpec, algorithm: str, block: int, tp: int, message: str | None) -> None:
     expect(awq_blocks_fit_inference(algorithm, block, ("trtllm",), tp, model), message)
 
 
@@ -77,7 +73,7 @@ def test_awq_blocks_at_inference(
         (replace(LLAMA_8B, hidden_size=4160), "nvfp4", 1, "hidden_size 4160"),
     ],
 )
-def test_nvfp4_blocks(model: CheckpointMetadata, algorithm: str, tp: int, message: str | None) -> None:
+def test_nvfp4_blocks(model: ModelSpec, algorithm: str, tp: int, message: str | None) -> None:
     expect(nvfp4_blocks_fit(algorithm, tp, model), message)
 
 
@@ -128,7 +124,7 @@ _MODELS = st.builds(
 
 
 @given(_MODELS, st.sampled_from([1, 2, 3, 4, 8, 16]), st.sampled_from([64, 128]))
-def test_sizes_are_accepted_if_every_shard_is_whole(model: CheckpointMetadata, tp: int, block: int) -> None:
+def test_sizes_are_accepted_if_every_shard_is_whole(model: ModelSpec, tp: int, block: int) -> None:
     accepted = not any(
         [
             inference_tp_divides(tp, model),

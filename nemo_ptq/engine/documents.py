@@ -11,8 +11,9 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.calibration.datasets import read_samples, tokenize
+from nemo_ptq.calibration.datasets import read_samples
 from nemo_ptq.calibration.text_files import Sample, read_text_file
+from nemo_ptq.calibration.tokens import tokenize
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.context import read_model_yaml, tokenizer_path
 from nemo_ptq.verify.huggingface.hf_directory import is_hugging_face

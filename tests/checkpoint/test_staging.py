@@ -2,14 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """An output directory is there whole or not at all."""
 
-import hashlib
-import json
 from pathlib import Path
 
 import pytest
 
-from nemo_ptq.export import publish
-from nemo_ptq.export.publish import MANIFEST, discard, prepare, sha256_of, staging_path, write_manifest
+from nemo_ptq.checkpoint import staging as module
+from nemo_ptq.checkpoint.staging import atomic_directory, discard, prepare, publish, staging_path
 
 
 def fill(directory: Path, text: str) -> None:
@@ -28,7 +26,7 @@ def test_nothing_is_seen_before_the_end(tmp_path: Path) -> None:
     fill(staging, "new")
     assert not output.exists()
     assert staging.name.startswith(".")
-    publish.publish(output)
+    publish(output)
     assert names(output) == ["config.json", "nested/data"]
     assert list(output.parent.iterdir()) == [output]
 
@@ -38,7 +36,7 @@ def test_an_earlier_output_is_replaced_whole(tmp_path: Path) -> None:
     output.mkdir()
     (output / "left over").write_text("old")
     fill(prepare(output), "new")
-    publish.publish(output)
+    publish(output)
     assert names(output) == ["config.json", "nested/data"]
     assert list(tmp_path.iterdir()) == [output]
 
@@ -71,9 +69,9 @@ def test_a_failure_before_the_last_step_leaves_the_earlier_output(
     def fail(_: Path) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(publish, "_sync", fail)
+    monkeypatch.setattr(module, "_sync", fail)
     with pytest.raises(OSError, match="No space left"):
-        publish.publish(output)
+        publish(output)
     assert (output / "config.json").read_text() == "old"
 
 
@@ -81,37 +79,36 @@ def test_everything_is_on_the_disk_before_it_has_its_name(tmp_path: Path, monkey
     output = tmp_path / "out"
     fill(prepare(output), "new")
     synced: list[tuple[Path, bool]] = []
-    monkeypatch.setattr(publish, "_sync", lambda path: synced.append((path, output.exists())))
-    publish.publish(output)
+    monkeypatch.setattr(module, "_sync", lambda path: synced.append((path, output.exists())))
+    publish(output)
     before = {path for path, published in synced if not published}
     staging = staging_path(output)
     assert before == {staging, staging / "config.json", staging / "nested", staging / "nested" / "data"}
     assert [path for path, published in synced if published] == [tmp_path]
 
 
-def test_manifest_lists_every_file_with_its_checksum(tmp_path: Path) -> None:
-    fill(tmp_path, "text")
-    write_manifest(tmp_path, {}, {"arguments": {"calibration_tp": 2}})
-    manifest = json.loads((tmp_path / MANIFEST).read_text())
-    assert manifest["version"] == 1
-    assert manifest["arguments"] == {"calibration_tp": 2}
-    assert manifest["files"] == {
-        "config.json": {"size": 4, "sha256": hashlib.sha256(b"text").hexdigest()},
-        "nested/data": {"size": 8, "sha256": hashlib.sha256(b"texttext").hexdigest()},
-    }
+def test_atomic_directory_appears_when_it_is_full(tmp_path: Path) -> None:
+    with atomic_directory(tmp_path / "deep" / "out") as staging:
+        (staging / "file").write_text("whole")
+        assert not (tmp_path / "deep" / "out").exists()
+    assert (tmp_path / "deep" / "out" / "file").read_text() == "whole"
+    assert [entry.name for entry in (tmp_path / "deep").iterdir()] == ["out"]
 
 
-def test_known_checksums_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, "text")
-    read: list[str] = []
-    monkeypatch.setattr(publish, "sha256_of", lambda path: read.append(path.name) or "computed")
-    write_manifest(tmp_path, {"config.json": "known"}, {})
-    digests = {name: file["sha256"] for name, file in json.loads((tmp_path / MANIFEST).read_text())["files"].items()}
-    assert digests == {"config.json": "known", "nested/data": "computed"}
-    assert read == ["data"]
+def test_atomic_directory_that_fails_leaves_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with pytest.raises(KeyboardInterrupt), atomic_directory(tmp_path / "out") as staging:
+        (staging / "new").touch()
+        raise KeyboardInterrupt
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["old"]
 
 
-def test_checksum_of_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
-    data = bytes(range(256)) * 20_000
-    (tmp_path / "file").write_bytes(data)
-    assert sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+def test_atomic_directory_replaces_what_was_there(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "old").touch()
+    with atomic_directory(tmp_path / "out") as staging:
+        (staging / "new").touch()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["out"]
+    assert [entry.name for entry in (tmp_path / "out").iterdir()] == ["new"]

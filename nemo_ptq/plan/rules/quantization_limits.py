@@ -8,11 +8,10 @@ from typing import Any
 
 import yaml
 
-from nemo_ptq.checkpoint.metadata import CheckpointMetadata
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
-
-# NVFP4's kernels want multiples of these of each rank's output and input features.
-_NVFP4_OUT, _NVFP4_IN = 128, 64
+from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.quantization.algorithms import algorithm_of
 
 
 def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = None) -> str | None:
@@ -40,10 +39,10 @@ def kv_cache_has_algorithm(algorithm: str | None, enable_kv_cache: bool | None) 
 
 
 def awq_blocks_fit_calibration(
-    algorithm: str | None, awq_block_size: int, calibration_tp: int, model: CheckpointMetadata
+    algorithm: str | None, awq_block_size: int, calibration_tp: int, model: ModelSpec
 ) -> str | None:
     """The input features that calibration TP shards are whole blocks on each rank."""
-    if not QuantizationConfig(algorithm).is_awq:
+    if not algorithm_of(QuantizationConfig(algorithm)).takes_block_size:
         return None
     multiple = awq_block_size * calibration_tp
     wrong = _misfits({"attention output": _attention_size(model), "ffn_hidden_size": model.ffn_hidden_size}, multiple)
@@ -56,15 +55,16 @@ def awq_blocks_fit_calibration(
 
 
 def awq_blocks_fit_inference(
-    algorithm: str | None, awq_block_size: int, formats: Sequence[str], inference_tp: int, model: CheckpointMetadata
+    algorithm: str | None, awq_block_size: int, formats: Sequence[str], inference_tp: int, model: ModelSpec
 ) -> str | None:
     """TensorRT-LLM's kernels take whole blocks, of at least 64 features (128 for w4a8_awq), on each rank."""
-    if not QuantizationConfig(algorithm).is_awq or "trtllm" not in formats:
+    record = algorithm_of(QuantizationConfig(algorithm))
+    if not record.takes_block_size or not any(FORMATS[name].is_tensorrt_llm for name in formats):
         return None
-    least = 128 if algorithm == "w4a8_awq" else 64
-    if algorithm == "w4a8_awq" and awq_block_size < least:
-        return f"quantization_config.awq_block_size={awq_block_size} is too small for w4a8_awq: use 128"
-    multiple = max(least, awq_block_size) * inference_tp
+    if awq_block_size < record.least_block_size:
+        least = record.least_block_size
+        return f"quantization_config.awq_block_size={awq_block_size} is too small for {algorithm}: use {least}"
+    multiple = max(record.column_multiple, awq_block_size) * inference_tp
     sizes = {
         "hidden_size": model.hidden_size,
         "query-key-value rows": _qkv_rows(model, inference_tp),
@@ -81,32 +81,34 @@ def awq_blocks_fit_inference(
     return None
 
 
-def nvfp4_blocks_fit(algorithm: str | None, inference_tp: int, model: CheckpointMetadata) -> str | None:
+def nvfp4_blocks_fit(algorithm: str | None, inference_tp: int, model: ModelSpec) -> str | None:
     """NVFP4's kernels take 128 output and 64 input features of each rank at a time."""
-    if algorithm != "nvfp4":
+    record = algorithm_of(QuantizationConfig(algorithm))
+    if not record.block_size:
         return None
-    both = max(_NVFP4_OUT, _NVFP4_IN)
+    rows, columns = record.row_multiple, record.column_multiple
+    both = max(rows, columns)
     wrong = [
         _misfits({"hidden_size": model.hidden_size}, both),
-        _misfits({"query-key-value rows": _qkv_rows(model, inference_tp)}, _NVFP4_OUT * inference_tp),
-        _misfits({"attention output": _attention_size(model)}, _NVFP4_IN * inference_tp),
+        _misfits({"query-key-value rows": _qkv_rows(model, inference_tp)}, rows * inference_tp),
+        _misfits({"attention output": _attention_size(model)}, columns * inference_tp),
         _misfits({"ffn_hidden_size": model.ffn_hidden_size}, both * inference_tp),
     ]
     if any(wrong):
         return (
-            f"quantization_config.algorithm=nvfp4 does not fit export_config.inference_tp={inference_tp}: "
-            f"{', '.join(filter(None, wrong))}: each rank needs multiples of {_NVFP4_OUT} output and {_NVFP4_IN} input "
+            f"quantization_config.algorithm={algorithm} does not fit export_config.inference_tp={inference_tp}: "
+            f"{', '.join(filter(None, wrong))}: each rank needs multiples of {rows} output and {columns} input "
             "features; use a smaller inference_tp or another algorithm"
         )
     return None
 
 
-def _qkv_rows(model: CheckpointMetadata, tp: int) -> int:
+def _qkv_rows(model: ModelSpec, tp: int) -> int:
     """Output features of the query-key-value projection over all ranks, repeated KV heads included."""
     return (model.num_attention_heads + 2 * max(model.num_query_groups, tp)) * model.head_size
 
 
-def _attention_size(model: CheckpointMetadata) -> int:
+def _attention_size(model: ModelSpec) -> int:
     """Input features of the attention's output projection over all ranks."""
     return model.num_attention_heads * model.head_size
 

@@ -1,0 +1,228 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Scales chosen by the error they make, not by the largest magnitude alone. Pure functions of weights and statistics.
+
+The error of a rounded weight is that of the layer's output, tr(D H D^T) with D the change of the weight and H the Gram
+matrix of the inputs. Where GPTQ makes up for a column's error in the other columns, the error that is left is
+D_j^2 / (H^-1)_jj (Optimal Brain Surgeon, Hassibi and Stork 1993): the weights by which group scales are compared.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from nemo_ptq.quantization.grids import FP4, FP8, INT4, INT8, Grid
+from nemo_ptq.quantization.rounding import scale_of
+
+GROUP_MULTIPLIERS: Sequence[float] = tuple(torch.linspace(1.0, 0.5, 22, dtype=torch.float64).tolist())
+"""What an INT4 group's amax is multiplied with; the first wins a tie."""
+
+ALPHAS: Sequence[float] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
+"""SmoothQuant's migration strengths that are compared."""
+
+# Codes of E4M3 around the one whose block just holds its amax, in steps of an eighth of a power of two: down to half,
+# which clips, and up to 1.75, which puts the amax on a code below 6 (the grid is finer there).
+_NVFP4_STEPS = tuple(range(-8, 7))
+_E4M3_LARGEST_CODE = 126
+_ELEMENTS_AT_ONCE = 1 << 22
+# Limits tried between the one that clips all that exceeds it and the one that clips nothing.
+_HEADROOMS = 4
+# Values of a bfloat16 without its sign.
+_MAGNITUDES = 1 << 15
+
+
+def group_scales(
+    weight: torch.Tensor,
+    importance: torch.Tensor,
+    group_size: int,
+    multipliers: Sequence[float] = GROUP_MULTIPLIERS,
+) -> torch.Tensor:
+    """Chooses the scale of each INT4 group.
+
+    Args:
+        weight: (out, in), in-features a multiple of ``group_size``; any floating-point type.
+        importance: float32 (in): what a squared error of a column counts, e.g. 1 / diag(H^-1).
+        group_size: Consecutive in-features that share a scale.
+        multipliers: Candidates, relative to amax / 7.
+
+    Returns:
+        float32 (out, in / group_size), positive; 1 where a group is all zeros.
+    """
+    groups = weight.float().unflatten(1, (-1, group_size))
+    counts = importance.float().unflatten(0, (-1, group_size))
+    full = groups.abs().amax(-1) / INT4.largest
+    full = torch.where(full == 0, 1.0, full)
+    best = full * multipliers[0]
+    least = torch.full_like(best, torch.inf)
+    for multiplier in multipliers:
+        scale = full * multiplier
+        error = _weighted_error(groups, scale[..., None], counts, INT4)
+        better = error < least
+        best, least = torch.where(better, scale, best), torch.where(better, error, least)
+    return best
+
+
+def nvfp4_block_scales(
+    weight: torch.Tensor, importance: torch.Tensor, scale_2: torch.Tensor, block_size: int = 16
+) -> torch.Tensor:
+    """Chooses the scale of each NVFP4 block among the E4M3 codes around the one that just holds the block's amax.
+
+    Args:
+        weight: (out, in), in-features a multiple of ``block_size``; any floating-point type.
+        importance: float32 (in): what a squared error of a column counts.
+        scale_2: float32, one element: the scale of these scales.
+        block_size: Consecutive in-features that share a scale.
+
+    Returns:
+        float8_e4m3fn (out, in / block_size), positive; 1 where a block is all zeros.
+    """
+    # All candidates at once, of some rows at a time.
+    at_once = max(1, _ELEMENTS_AT_ONCE // weight.shape[1])
+    counts = importance.float().unflatten(0, (-1, block_size))
+    return torch.cat(
+        [_block_scales(rows.unflatten(1, (-1, block_size)), counts, scale_2) for rows in weight.split(at_once)]
+    )
+
+
+def _block_scales(blocks: torch.Tensor, counts: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
+    blocks = blocks.float()
+    amax = blocks.abs().amax(-1)
+    full = (amax / (FP4.largest * scale_2)).clamp(max=FP8.largest).to(torch.float8_e4m3fn)
+    # The codes of positive E4M3 numbers are in the order of the numbers.
+    steps = torch.tensor(_NVFP4_STEPS, dtype=torch.int16, device=blocks.device).reshape(-1, 1, 1)
+    codes = (full.view(torch.uint8).to(torch.int16) + steps).clamp(1, _E4M3_LARGEST_CODE)
+    candidates = codes.to(torch.uint8).view(torch.float8_e4m3fn)
+    error = _weighted_error(blocks, (candidates.float() * scale_2)[..., None], counts, FP4)
+    chosen = codes.gather(0, error.argmin(0, keepdim=True))[0].to(torch.uint8).view(torch.float8_e4m3fn)
+    return torch.where(amax == 0, 1.0, chosen.float()).to(torch.float8_e4m3fn)
+
+
+def _weighted_error(groups: torch.Tensor, scale: torch.Tensor, counts: torch.Tensor, grid: Grid) -> torch.Tensor:
+    difference = grid.nearest(groups / scale).mul_(scale).sub_(groups)
+    return difference.square_().mul_(counts).sum(-1)
+
+
+def smoothing_scale(channel_amax: torch.Tensor, weight_amax: torch.Tensor, alpha: float) -> torch.Tensor:
+    """Returns SmoothQuant's pre-quantization scale (Xiao et al., https://arxiv.org/abs/2211.10438), as ModelOpt has it.
+
+    Args:
+        channel_amax: float32 (in): largest magnitude of each input channel.
+        weight_amax: float32 (in): largest magnitude of each weight column.
+        alpha: Between 0, which looks at the weight alone, and 1, which looks at the inputs alone.
+
+    Returns:
+        float32 (in): what the input is multiplied with and the weight divided by; 1 for a channel without magnitude.
+    """
+    scale = (weight_amax.pow(1 - alpha) / channel_amax.pow(alpha)).clamp(1e-4, 1e4)
+    return torch.where((channel_amax == 0) | (weight_amax == 0), 1.0, scale)
+
+
+@dataclass(frozen=True)
+class Smoothing:
+    """What INT8 needs to know of a layer's inputs.
+
+    Attributes:
+        alpha: SmoothQuant's migration strength.
+        pre_quant_scale: float32 (in).
+        input_amax: float32 (1): what the largest code of the scaled input stands for.
+        error: Squared error of the output relative to its square, on the held-out tokens.
+    """
+
+    alpha: float
+    pre_quant_scale: torch.Tensor
+    input_amax: torch.Tensor
+    error: float
+
+
+def choose_smoothing(
+    weight: torch.Tensor,
+    inputs: torch.Tensor,
+    channel_amax: torch.Tensor,
+    held_out_amax: torch.Tensor,
+    alphas: Sequence[float] = ALPHAS,
+) -> Smoothing:
+    """Chooses alpha for one layer, and the limit of its scaled inputs, by the error of the output on held-out tokens.
+
+    Candidates scale by one part of the samples; tokens of the other part then exceed the limit, as a user's will.
+    Between clipping these and widening every token's step the error decides.
+
+    The error is the mean of the tokens' relative errors plus the relative error of all tokens together: the first is
+    that of an ordinary token, the second that of the few with massive activations, on which attention leans.
+
+    Args:
+        weight: (out, in), not smoothed.
+        inputs: (tokens, in): some hundreds of tokens, of samples held out.
+        channel_amax: float32 (in): largest magnitude of each channel over the samples that give the scale.
+        held_out_amax: float32 (in): likewise, over the samples held out.
+        alphas: Candidates; the first wins a tie.
+    """
+    weight, inputs = weight.float(), inputs.float()
+    weight_amax, amax = weight.abs().amax(0), torch.maximum(channel_amax, held_out_amax)
+    exact = inputs @ weight.T
+    size = exact.square().sum(1)
+    used = size > 0
+    best = None
+    for alpha in alphas:
+        scale = smoothing_scale(channel_amax, weight_amax, alpha)
+        smooth, scaled = weight / scale, inputs * scale
+        rows = scale_of(smooth.abs().amax(1, keepdim=True), INT8.largest)
+        codes = INT8.nearest(smooth / rows)
+        limit = (channel_amax * scale).amax()
+        excess = (amax * scale).amax() / limit
+        for share in range(_HEADROOMS + 1 if excess > 1 else 1):
+            candidate = limit * excess ** (share / _HEADROOMS) if share else limit
+            step = scale_of(candidate, INT8.largest)
+            output = _product_of_codes(INT8.nearest(scaled / step), codes.T) * (rows.T * step)
+            change = (output - exact).square().sum(1)
+            error = float((change / size)[used].mean() + change.sum() / size.sum())
+            if best is None or error < best.error:
+                best = Smoothing(alpha, scale, candidate.reshape(1), error)
+    assert best is not None
+    return best
+
+
+def _product_of_codes(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Multiplies matrices of INT8 values, float32; a GPU does so at bfloat16's rate, which holds them exactly."""
+    if left.is_cuda:
+        return torch.mm(left.bfloat16(), right.bfloat16(), out_dtype=torch.float32)
+    return left @ right
+
+
+def magnitude_counts(values: torch.Tensor) -> torch.Tensor:
+    """Counts how often each magnitude occurs. Counts of batches and of ranks add up.
+
+    Args:
+        values: Any shape; what is not bfloat16 is rounded to it.
+
+    Returns:
+        int64 (32768): element i belongs to the bfloat16 whose bits are i.
+    """
+    bits = values.detach().bfloat16().view(torch.int16).reshape(-1) & (_MAGNITUDES - 1)
+    return torch.bincount(bits.int(), minlength=_MAGNITUDES)
+
+
+def kv_cache_scale(counts: torch.Tensor, smallest: float = 0.0) -> torch.Tensor:
+    """Chooses the scale of an FP8 cache of keys, or of values, by the squared error of what is stored.
+
+    Args:
+        counts: int64 (32768), from :func:`magnitude_counts`.
+        smallest: Scales below this are not considered: some readers of a cache want at least 1.
+
+    Returns:
+        float32 (1): between a quarter of amax / 448 and amax / 448, or ``smallest`` where that is above; 1 where
+        nothing but zeros has been counted.
+    """
+    bits = torch.arange(_MAGNITUDES, dtype=torch.int16, device=counts.device)
+    magnitudes = bits.view(torch.bfloat16).double()
+    seen = (counts > 0) & magnitudes.isfinite()
+    magnitudes, weights = magnitudes[seen], counts[seen].double()
+    if not len(magnitudes) or magnitudes[-1] == 0:
+        return torch.ones(1, device=counts.device)
+    full = (magnitudes[-1] / FP8.largest).clamp(min=smallest)
+    # A whole power of two moves nothing but the ends of the grid: within two of them lies every error there is.
+    steps = torch.arange(0, -17, -1, dtype=torch.float64, device=counts.device) / 8
+    scales = (full * steps.exp2()).clamp(min=smallest).float()
+    quotients = (magnitudes / scales[:, None].double()).float()
+    error = ((FP8.nearest(quotients) * scales[:, None]).double() - magnitudes).square() @ weights
+    return scales[error.argmin()].reshape(1)

@@ -1,0 +1,188 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""A model class of Hugging Face's, and what NeMo makes of its config.json. Imports nothing heavy.
+
+The results are those of NeMo's own importers (``nemo.collections.llm.gpt.model``). Where an importer there loses
+something that the model needs, the family keeps it and says so.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.models.mapping import EMBEDDING, OUTPUT, QKV, WeightRule
+
+Settings = Mapping[str, Any]
+# NeMo's own models.
+NEMO = "nemo.collections.llm.gpt.model."
+
+
+@dataclass(frozen=True)
+class HuggingFaceClass:
+    """A model class of Hugging Face's.
+
+    Attributes:
+        architecture: Its name, as in `architectures` of config.json.
+        config_class: Its configuration class in transformers.
+        nemo_model: NeMo's model class, with its module.
+        nemo_config: Gives the name of NeMo's configuration class in the same module, and the arguments that only this
+            class has, from the settings of config.json.
+        nemo_settings: The other way round: settings of config.json from NeMo's configuration, apart from what
+            `fields`, `fixed` and the heads' sizes give.
+        nemo_fixed: Fields of NeMo's configuration class that config.json has no setting for.
+        defaults: The settings that are read here, and what transformers' configuration class fills in for them.
+        fields: NeMo's configuration fields, and Hugging Face's names for them.
+        fixed: What NeMo's class cannot vary: for each setting of config.json the values that it stands for.
+        rules: What the tensors are called, the output layer apart.
+        aliases: Common settings that this class has another name for.
+        output_layer: Hugging Face's name of the output layer.
+        can_tie: Whether embedding and output layer can be one tensor in NeMo; if not, a tied one is written twice.
+    """
+
+    architecture: str
+    config_class: str
+    nemo_model: str
+    nemo_config: Callable[[Settings], tuple[str, dict[str, Any]]]
+    nemo_settings: Callable[[Any], dict[str, Any]]
+    nemo_fixed: Settings
+    defaults: Settings
+    fields: Mapping[str, str]
+    fixed: Mapping[str, tuple[Any, ...]]
+    rules: Sequence[WeightRule]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    output_layer: str = "lm_head"
+    can_tie: bool = False
+
+    @property
+    def nemo_module(self) -> str:
+        """The module with NeMo's classes."""
+        return self.nemo_model.rpartition(".")[0]
+
+    @property
+    def embedding(self) -> str:
+        """Hugging Face's name of the embedding's weight."""
+        return next(rule.sources[""] for rule in self.rules if rule.target == f"{EMBEDDING}.weight")
+
+    @property
+    def splits_qkv(self) -> bool:
+        """Whether queries, keys and values are separate layers."""
+        return any(tuple(rule.sources) == QKV for rule in self.rules)
+
+    def module_names(self) -> Mapping[str, Mapping[str, str]]:
+        """Returns Hugging Face's names of every Megatron module.
+
+        Returns:
+            By Megatron's name of a module, with "{layer}" and "{expert}" for the numbers: the name of each group of
+            its rows, "" where they are together.
+        """
+        weights = [rule for rule in self.rules if rule.target.endswith("weight")]
+        return {OUTPUT: {"": self.output_layer}} | {
+            rule.module: {rows: name.removesuffix(".weight") for rows, name in rule.sources.items()} for rule in weights
+        }
+
+    def read(self, content: Settings) -> Settings:
+        """Returns the settings of a config.json, those that it leaves out and the common names included.
+
+        Args:
+            content: What the file holds.
+
+        Raises:
+            PtqError: If a setting is missing, or has a value that NeMo's class cannot have.
+        """
+        settings = {**self.defaults, **content}
+        missing = sorted({*self.fields.values(), *self.aliases.values()} - settings.keys())
+        if missing:
+            raise PtqError(f"config.json has no {', '.join(missing)}: give the file that the model was published with")
+        settings |= {common: settings[own] for common, own in self.aliases.items()}
+        for name, allowed in self.fixed.items():
+            if settings.get(name) not in allowed:
+                values = " or ".join(map(repr, allowed))
+                raise PtqError(
+                    f"config.json has {name} {settings.get(name)!r}, but NeMo's {self.nemo_model.rpartition('.')[2]} "
+                    f"can only have {values}"
+                )
+        return settings
+
+    def nemo_arguments(self, settings: Settings) -> tuple[str, dict[str, Any], dict[str, Any]]:
+        """Returns NeMo's configuration of a model.
+
+        Args:
+            settings: From :meth:`read`.
+
+        Returns:
+            The name of NeMo's class, its arguments that every family has, and those that replace or add to them.
+
+        Raises:
+            PtqError: If NeMo has no such model.
+        """
+        name, special = self.nemo_config(settings)
+        heads = settings["num_attention_heads"]
+        common = {
+            **{ours: settings[theirs] for ours, theirs in self.fields.items()},
+            "num_query_groups": settings.get("num_key_value_heads") or heads,
+            "kv_channels": settings.get("head_dim") or settings["hidden_size"] // heads,
+            "share_embeddings_and_output_weights": self.can_tie and bool(settings["tie_word_embeddings"]),
+        }
+        return name, common, special
+
+
+def sizes(*values: int, positions: int, **others: Any) -> dict[str, Any]:
+    """Returns the defaults of a class of transformers'.
+
+    Args:
+        values: Vocabulary, hidden size, inner size, layers, heads.
+        positions: Longest sequence.
+        others: Further defaults, by their names.
+    """
+    names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    common = {"initializer_range": 0.02, "rope_theta": 10000.0, "tie_word_embeddings": False, "rope_scaling": None}
+    return {**dict(zip(names, values, strict=True)), "max_position_embeddings": positions, **common, **others}
+
+
+# Fields of NeMo's configurations, and what Hugging Face mostly calls them.
+FIELDS: dict[str, str] = {
+    "num_layers": "num_hidden_layers",
+    "hidden_size": "hidden_size",
+    "ffn_hidden_size": "intermediate_size",
+    "num_attention_heads": "num_attention_heads",
+    "init_method_std": "initializer_range",
+    "layernorm_epsilon": "rms_norm_eps",
+    "seq_length": "max_position_embeddings",
+    "rotary_base": "rope_theta",
+}
+# NeMo computes each of these with the tanh approximation, as the models were trained.
+GELU = ("gelu_pytorch_tanh", "gelu", "gelu_new", "gelu_fast")
+
+
+def sliding_window_fields(settings: Settings) -> dict[str, Any]:
+    """Returns NeMo's fields for a model that attends to the last positions only."""
+    return {"window_size": [settings["sliding_window"], 0], "cp_comm_type": "a2a"}
+
+
+def sliding_window_setting(nemo: Any) -> dict[str, Any]:
+    """Returns what config.json says about the positions that a model attends to, from NeMo's configuration."""
+    window = nemo.window_size
+    return {"sliding_window": None if window is None else window[0]}
+
+
+def llama_like(activation: str) -> dict[str, Any]:
+    """Returns fixed fields of NeMo's classes with RMSNorm, a gated MLP and no biases."""
+    return {
+        "normalization": "RMSNorm",
+        "activation_func": activation,
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "position_embedding_type": "rope",
+    }
+
+
+def gpt_like(activation: str, *, bias: bool, positions: str = "rope") -> dict[str, Any]:
+    """Returns fixed fields of NeMo's classes with LayerNorm and an MLP without a gate."""
+    return {
+        "normalization": "LayerNorm",
+        "activation_func": activation,
+        "gated_linear_unit": False,
+        "add_bias_linear": bias,
+        "position_embedding_type": positions,
+    }

@@ -1,0 +1,324 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The quantization algorithms: one record each, which holds everything that is particular to it.
+
+A new algorithm is a record that is given to :func:`register`, and where it decides in a new way a calibration method
+(:mod:`nemo_ptq.calibration.methods`) that the record names. Imports nothing heavy: the command line reads this table.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from nemo_ptq.config import CUSTOM, NO_QUANT, QuantizationConfig
+from nemo_ptq.errors import PtqError, did_you_mean
+
+# Makes settings of what the user asked for and the model's decoder type, e.g. "llama".
+Settings = Callable[[QuantizationConfig, str], Mapping[str, Any]]
+
+
+@dataclass(frozen=True)
+class Limit:
+    """The least that a figure of a layer should be.
+
+    Attributes:
+        figure: Field of :class:`~nemo_ptq.report.records.Layer`.
+        least: The layer stands out below it.
+        problem: What is wrong then, in words.
+        advice: What to try.
+    """
+
+    figure: str
+    least: float
+    problem: str
+    advice: str
+
+
+@dataclass(frozen=True)
+class Algorithm:
+    """A quantization algorithm.
+
+    Attributes:
+        name: What users call it; a stable name.
+        label: What reports call it.
+        scheme: How its layers are stored: ModelOpt's name of one of :data:`nemo_ptq.quantization.schemes.SCHEMES`; None
+            where that is not known beforehand, or nothing is quantized.
+        quant_algo: TensorRT-LLM's name of the scheme.
+        method: Dotted path of its calibration method, a class of :mod:`nemo_ptq.calibration.methods` or like one; None
+            where nothing is calibrated, or ModelOpt does it.
+        settings: Makes the arguments of the method.
+        preset: Which of ModelOpt's presets (:mod:`nemo_ptq.quantization.presets`) says the same.
+        preset_method: Makes the preset's calibration method, where it has settings.
+        block_size: Input features that share a weight scale: 0 where there are no blocks, None where the user's
+            `awq_block_size` says how many.
+        least_block_size: What `awq_block_size` is at least.
+        row_multiple: TensorRT-LLM's kernels take multiples of so many output features of each rank.
+        column_multiple: The same of input features.
+        vocab_multiple: TensorRT-LLM's readers take vocabularies of multiples of this.
+        amax_floors: What activation amaxes are at least, by decoder type.
+        quantizes_kv_cache: Whether the KV cache is quantized if the user says nothing.
+        smooths: Whether weights are divided by a pre-quantization scale before they are packed.
+        packed_bytes: Bytes of a packed weight, scales included, for each of its elements.
+        packing_bytes: What torch needs beside a weight to pack it, in bytes for each of its elements.
+        gram_candidates: How many scales are tried over a Gram matrix of each layer's inputs; 0 without such matrices.
+        required_recovery: The least baseline perplexity / perplexity with which it passes; None where nothing is lost.
+        limits: What figures of layers should keep.
+    """
+
+    name: str
+    label: str
+    scheme: str | None = None
+    quant_algo: str | None = None
+    method: str | None = None
+    settings: Settings = lambda quantization, decoder: {}
+    preset: str | None = None
+    preset_method: Settings | None = None
+    block_size: int | None = 0
+    least_block_size: int = 1
+    row_multiple: int = 1
+    column_multiple: int = 1
+    vocab_multiple: int = 1
+    amax_floors: Mapping[str, float] = field(default_factory=dict)
+    quantizes_kv_cache: bool = False
+    smooths: bool = False
+    packed_bytes: float = 2.0
+    packing_bytes: int = 0
+    gram_candidates: int = 0
+    required_recovery: float | None = None
+    limits: tuple[Limit, ...] = ()
+
+    @property
+    def quantizes(self) -> bool:
+        """Whether there is anything that it quantizes."""
+        return self.name != NO_QUANT
+
+    @property
+    def takes_block_size(self) -> bool:
+        """Whether the user's `awq_block_size` is a setting of it."""
+        return self.block_size is None
+
+    def block_size_of(self, quantization: QuantizationConfig) -> int:
+        """Input features that share a weight scale; 0 where there are no blocks."""
+        return quantization.awq_block_size if self.block_size is None else self.block_size
+
+
+_EXCLUDE = "leave the layer unquantized: give quantization_config.algorithm a ModelOpt configuration that disables it"
+_MIXED_BLOCKS = "its weights lose much: blocks hold weights of very different sizes"
+_OUTLIERS = "its inputs lose much: outliers leave few codes for the others"
+_MORE_SAMPLES = "more, and more varied, calibration samples"
+
+# Rounding to FP8 (E4M3) leaves about 31 dB, to INT8 about 40 dB for well-behaved values, to INT4 in blocks about 20 dB,
+# whatever the model. Limits are some 6 dB (a doubled error) below.
+_FP8_WEIGHTS = Limit(
+    "weight_sqnr_db",
+    25.0,
+    "its weights lose much: most of them are so small beside the largest that FP8 rounds them to few values",
+    _EXCLUDE,
+)
+_INT4_WEIGHTS = Limit(
+    "weight_sqnr_db", 15.0, _MIXED_BLOCKS, "a smaller quantization_config.awq_block_size (64), or fp8"
+)
+_FP8_INPUTS = Limit("input_sqnr_db", 22.0, _OUTLIERS, f"int8_sq, which moves outliers into the weights; or {_EXCLUDE}")
+_EIGHT_BIT_OUTPUTS = Limit(
+    "output_sqnr_db",
+    20.0,
+    "its outputs lose much: the errors of weights and inputs add up in large terms that nearly cancel",
+    f"{_MORE_SAMPLES}; or {_EXCLUDE}",
+)
+_FOUR_BIT_OUTPUTS = Limit(
+    "output_sqnr_db",
+    10.0,
+    "its outputs lose much: the errors add up in large terms that nearly cancel",
+    f"{_MORE_SAMPLES}; or fp8",
+)
+
+# Exponents of W4A8 on these decoders are 0 or 1: finer ones overflow in TensorRT-LLM's kernels.
+_COARSE_W4A8_DECODERS = ("gemma",)
+_EXPONENT_STEP = 0.1
+
+
+def _w4a8_step(decoder: str) -> float:
+    return 1.0 if decoder in _COARSE_W4A8_DECODERS else _EXPONENT_STEP
+
+
+# Squared ReLU leaves many channels nearly unused in a short calibration: activation amaxes of decoder "gpt" are kept
+# above one hundredth of the format's largest value, as NVIDIA's own tool does.
+_FP8_FLOORS, _INT8_FLOORS = {"gpt": 0.01 * 448.0}, {"gpt": 0.01 * 127.0}
+
+_BUILT_IN = (
+    Algorithm(
+        "fp8",
+        "FP8",
+        scheme="fp8",
+        quant_algo="FP8",
+        method="nemo_ptq.calibration.methods:Max",
+        settings=lambda quantization, decoder: {"floor": amax_floor(quantization, decoder)},
+        preset="fp8",
+        amax_floors=_FP8_FLOORS,
+        quantizes_kv_cache=True,
+        packed_bytes=1.0,
+        packing_bytes=5,
+        required_recovery=0.99,
+        limits=(_FP8_WEIGHTS, _FP8_INPUTS, _EIGHT_BIT_OUTPUTS),
+    ),
+    Algorithm(
+        "int8_sq",
+        "INT8 SmoothQuant",
+        scheme="int8_sq",
+        quant_algo="W8A8_SQ_PER_CHANNEL",
+        method="nemo_ptq.calibration.methods:SmoothQuant",
+        settings=lambda quantization, decoder: {
+            "alpha": quantization.sq_alpha,
+            "floor": amax_floor(quantization, decoder),
+        },
+        preset="int8_sq",
+        preset_method=lambda quantization, decoder: {"method": "smoothquant", "alpha": quantization.sq_alpha},
+        amax_floors=_INT8_FLOORS,
+        smooths=True,
+        packed_bytes=1.0,
+        packing_bytes=7,
+        required_recovery=0.98,
+        limits=(
+            Limit(
+                "weight_sqnr_db",
+                28.0,
+                "its weights lose much: SmoothQuant has moved more into them than INT8 can hold",
+                "a smaller quantization_config.sq_alpha, which leaves more with the activations; or fp8",
+            ),
+            Limit(
+                "input_sqnr_db",
+                22.0,
+                _OUTLIERS,
+                "a larger quantization_config.sq_alpha, which moves more into the weights; or fp8",
+            ),
+            _EIGHT_BIT_OUTPUTS,
+        ),
+    ),
+    Algorithm(
+        "int4_awq",
+        "INT4 AWQ",
+        scheme="int4_awq",
+        quant_algo="W4A16_AWQ",
+        method="nemo_ptq.calibration.methods:Awq",
+        settings=lambda quantization, decoder: {
+            "block_size": quantization.awq_block_size,
+            "exponent_step": _EXPONENT_STEP,
+        },
+        preset="int4_awq",
+        preset_method=lambda quantization, decoder: {"method": "awq_lite", "alpha_step": _EXPONENT_STEP},
+        block_size=None,
+        row_multiple=64,
+        column_multiple=64,
+        vocab_multiple=64,
+        packed_bytes=0.54,
+        packing_bytes=14,
+        smooths=True,
+        gram_candidates=11,
+        required_recovery=0.95,
+        limits=(_INT4_WEIGHTS, _FOUR_BIT_OUTPUTS),
+    ),
+    Algorithm(
+        "w4a8_awq",
+        "W4A8 AWQ",
+        scheme="w4a8_awq",
+        quant_algo="W4A8_AWQ",
+        method="nemo_ptq.calibration.methods:Awq",
+        settings=lambda quantization, decoder: {
+            "block_size": quantization.awq_block_size,
+            "exponent_step": _w4a8_step(decoder),
+            "rounds_inputs": True,
+        },
+        preset="w4a8_awq",
+        preset_method=lambda quantization, decoder: {"method": "awq_lite", "alpha_step": _w4a8_step(decoder)},
+        block_size=None,
+        least_block_size=128,
+        row_multiple=128,
+        column_multiple=128,
+        vocab_multiple=64,
+        packed_bytes=0.54,
+        packing_bytes=14,
+        smooths=True,
+        gram_candidates=11,
+        required_recovery=0.95,
+        limits=(_INT4_WEIGHTS, _FP8_INPUTS, _FOUR_BIT_OUTPUTS),
+    ),
+    Algorithm(
+        "nvfp4",
+        "NVFP4",
+        scheme="nvfp4",
+        quant_algo="NVFP4",
+        method="nemo_ptq.calibration.methods:Max",
+        preset="nvfp4",
+        block_size=16,
+        row_multiple=128,
+        column_multiple=64,
+        packed_bytes=0.57,
+        packing_bytes=40,
+        required_recovery=0.95,
+        limits=(
+            Limit("weight_sqnr_db", 15.0, _MIXED_BLOCKS, f"fp8, or {_EXCLUDE}"),
+            Limit("input_sqnr_db", 15.0, f"{_OUTLIERS} of their block", f"fp8, or {_EXCLUDE}"),
+            _FOUR_BIT_OUTPUTS,
+        ),
+    ),
+    Algorithm(NO_QUANT, "16 bits, unquantized"),
+)
+# What a ModelOpt config quantizes is not known before ModelOpt has read it.
+_OF_A_FILE = Algorithm(
+    CUSTOM,
+    "a ModelOpt configuration",
+    required_recovery=0.95,
+    limits=(_FP8_WEIGHTS, _FP8_INPUTS, _EIGHT_BIT_OUTPUTS),
+)
+
+ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in _BUILT_IN}
+"""The algorithms that `quantization_config.algorithm` names, in the order in which messages list them."""
+
+
+def register(algorithm: Algorithm) -> None:
+    """Adds an algorithm; a plugin (:mod:`nemo_ptq.plugins`) calls it when it is imported.
+
+    Raises:
+        PtqError: If there is an algorithm of that name.
+    """
+    if algorithm.name in (*ALGORITHMS, CUSTOM):
+        raise PtqError(f"there is an algorithm {algorithm.name} already: give yours another name")
+    ALGORITHMS[algorithm.name] = algorithm
+
+
+def algorithm_named(name: str) -> Algorithm:
+    """Returns an algorithm by its name, which is that of a file's with a ModelOpt config for :data:`CUSTOM`.
+
+    Raises:
+        PtqError: If there is none.
+    """
+    if name == CUSTOM:
+        return _OF_A_FILE
+    if name not in ALGORITHMS:
+        hint = did_you_mean(name, ALGORITHMS) or f"; there are {', '.join(ALGORITHMS)}"
+        raise PtqError(f"quantization_config.algorithm={name} is not known{hint}")
+    return ALGORITHMS[name]
+
+
+def algorithm_of(quantization: QuantizationConfig) -> Algorithm:
+    """Returns the algorithm that the user asked for.
+
+    Raises:
+        PtqError: If there is none of that name.
+    """
+    return algorithm_named(quantization.algorithm_name)
+
+
+def kv_cache_is_quantized(quantization: QuantizationConfig, decoder: str) -> bool:
+    """Whether the KV cache of a model of this decoder type is quantized.
+
+    As in NeMo, an unset `enable_kv_cache` leaves "gpt" decoders alone.
+    """
+    if quantization.enable_kv_cache is None:
+        return algorithm_of(quantization).quantizes_kv_cache and decoder != "gpt"
+    return quantization.enable_kv_cache
+
+
+def amax_floor(quantization: QuantizationConfig, decoder: str) -> float | None:
+    """Returns what activation amaxes of a job are at least, None where they may be anything."""
+    return algorithm_of(quantization).amax_floors.get(decoder)
