@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What fits in memory follows from what is free, by the tightest limit there is."""
+"""What a job may fill follows from what is free, by the tightest limit there is."""
 
 import resource
 from pathlib import Path
@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from nemo_ptq.parallel import memory
-from nemo_ptq.parallel.memory import fits_in_memory, free_memory
+from nemo_ptq.parallel.memory import free_memory, usable_memory
 
 CPU = torch.device("cpu")
 
@@ -42,10 +42,9 @@ def test_the_tightest_limit_counts(
     assert free_memory(CPU) == free
 
 
-def test_something_is_left_for_what_is_not_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_something_is_left_for_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "free_memory", lambda _: 1000)
-    assert fits_in_memory(500, CPU)
-    assert not fits_in_memory(900, CPU)
+    assert usable_memory(CPU) == 900
 
 
 def test_a_limit_of_the_process_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -57,3 +56,11 @@ def test_a_limit_of_the_process_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
     assert memory._process() == 0
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
     assert memory._process() > 1 << 60
+
+
+def test_a_limit_of_private_memory_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    unlimited = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
+    (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:")]
+    limits = {resource.RLIMIT_DATA: (int(line.split()[1]) * 1024 + (1 << 30), resource.RLIM_INFINITY)}
+    monkeypatch.setattr(resource, "getrlimit", lambda limit: limits.get(limit, unlimited))
+    assert (1 << 29) < memory._process() <= (1 << 31)
