@@ -100,7 +100,7 @@ def die_after_the_walk(task: dict[str, Any]) -> None:
     kept = Path(f"{task['export_config'].path}.calibration.safetensors")
 
     def die(*_: Any) -> None:
-        while not kept.exists():
+        while not kept.exists() or not kept.stat().st_size:
             time.sleep(0.01)
         os._exit(3)
 
