@@ -237,13 +237,15 @@ def _decoder(model: LoadedModel) -> str:
 
 
 def _header(model: LoadedModel, quantization: QuantizationConfig, weights: str) -> StateHeader:
+    is_quantized = quantization.algorithm_name != NO_QUANT
+    config = modelopt.as_json(modelopt.modelopt_config(quantization, _decoder(model))) if is_quantized else {}
     return StateHeader(
         checkpoint=str(model.checkpoint),
         weights=weights,
         model=read_metadata(model.checkpoint).identity,
         decoder=_decoder(model),
         quantization=quantization,
-        modelopt_config=modelopt.as_json(modelopt.modelopt_config(quantization, _decoder(model))),
+        modelopt_config=config,
         producer=producer(),
     )
 

@@ -4,13 +4,14 @@
 
 import io
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.report.records import read_report
 from nemo_ptq.report.write import REPORT
@@ -87,6 +88,18 @@ def test_the_result_is_that_of_a_run_that_was_not_killed(
         assert resumed.quality == whole.quality
         assert resumed.layers == whole.layers
     assert {path.name for path in tmp_path.iterdir()} == {"whole", "out"}
+
+
+def run_impatiently(checkpoint: Path, output: Path) -> None:
+    from tests import steps
+
+    with impatient():
+        steps.run_job(steps.job_of(checkpoint, QuantizationConfig("fp8"), output))
+
+
+def test_experts_that_share_an_amax_are_journaled(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run_ranks(run_impatiently, 1, checkpoint_of("mixtral"), tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
 def test_only_the_same_job_goes_on(demo: Demo, tmp_path: Path) -> None:
