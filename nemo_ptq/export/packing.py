@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from nemo_ptq.export.layers import Linear, Plain
+from nemo_ptq.export.module_tensors import Linear, Plain
 from nemo_ptq.models.mapping import GATED, QKV
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.rounding import block_scales, scale_of, to_fp8, to_int4, to_int8, to_nvfp4

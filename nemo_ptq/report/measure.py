@@ -23,7 +23,7 @@ from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.checkpoint.parts import is_linear
 from nemo_ptq.engine.evaluation import whole_logits
 from nemo_ptq.export.calibrated import CalibratedLayers
-from nemo_ptq.export.layers import Linear
+from nemo_ptq.export.module_tensors import Linear
 from nemo_ptq.export.shard_map import ShardMap
 from nemo_ptq.export.simulation import rounded_cache, rounded_input, rounded_weight, scaled_input
 from nemo_ptq.report.metrics import LinearSums, Sums, layer_records
