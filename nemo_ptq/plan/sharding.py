@@ -108,43 +108,78 @@ def embedding_parameters(model: ModelSpec, tp: int = 1) -> int:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """The blocks of one kind of a pipeline stage: its embedding, its layers, or its head.
+
+    Attributes:
+        kind: "embedding", "layer" or "head".
+        parameters: Of the largest of them, on one rank.
+        so_far: Parameters of the stage up to the last of them.
+        kept: Those that stay in memory when the embedding is left behind, since the head needs them again.
+    """
+
+    kind: str
+    parameters: int
+    so_far: int
+    kept: int = 0
+
+
+@dataclass(frozen=True)
 class Stage:
     """One pipeline stage, as one rank holds it.
 
     Attributes:
-        index: Its number.
-        num_layers: Its transformer layers.
-        parameters: Of this rank.
-        largest_table: Elements of its largest embedding or output layer, 0 where it has none.
+        embedding: Parameters of its embedding, 0 where it has none.
+        layers: Parameters of each of its layers.
+        head: Parameters of its final norm and output layer, 0 where it has none.
+        is_first: Whether hidden states begin here.
         is_last: Whether hidden states end here.
+        is_tied: Whether its output layer is its embedding.
     """
 
-    index: int
-    num_layers: int
-    parameters: int
-    largest_table: int
+    embedding: int
+    layers: tuple[int, ...]
+    head: int
+    is_first: bool
     is_last: bool
+    is_tied: bool
+
+    @property
+    def num_layers(self) -> int:
+        """Its transformer layers."""
+        return len(self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of this rank."""
+        return self.embedding + sum(self.layers) + self.head
+
+    def blocks(self) -> Iterator[Blocks]:
+        """Yields its kinds of blocks, in the order of the walk."""
+        if self.is_first:
+            yield Blocks("embedding", self.embedding, self.embedding)
+        kept = self.embedding if self.is_tied else 0
+        yield Blocks("layer", max(self.layers, default=0), self.embedding + sum(self.layers), kept)
+        if self.is_last:
+            yield Blocks("head", self.head, self.parameters, kept)
 
 
 def stages(model: ModelSpec, parallelism: Parallelism) -> Iterator[Stage]:
     """Yields the pipeline stages of a calibration."""
     table = embedding_parameters(model, parallelism.tp)
+    positions = model.seq_length * model.hidden_size if model.position_embedding_type == "learned_absolute" else 0
+    norm = model.hidden_size * (2 if model.normalization == "LayerNorm" else 1)
     first = 0
     for index, num_layers in enumerate(parallelism.layers(model.num_layers)):
         layers = model.layers[first : first + num_layers]
         first += num_layers
         is_first, is_last = index == 0, index == parallelism.pp - 1
-        parameters = sum(layer_parameters(model, layer, parallelism.tp, parallelism.ep) for layer in layers)
-        tables = 0
-        if is_first:
-            tables += 1
-            if model.position_embedding_type == "learned_absolute":
-                parameters += model.seq_length * model.hidden_size
-        if is_last:
-            parameters += model.hidden_size * (2 if model.normalization == "LayerNorm" else 1)
-            # A tied output layer is the embedding itself, unless that is on another stage.
-            tables += 0 if model.tied_embeddings and is_first else 1
-        yield Stage(index, num_layers, parameters + tables * table, table if tables else 0, is_last)
+        # A tied output layer is the embedding itself, unless that is on another stage.
+        is_tied = model.tied_embeddings and is_first and is_last
+        embedding = table + positions if is_first else 0
+        head = norm + (0 if is_tied else table) if is_last else 0
+        sizes = tuple(layer_parameters(model, layer, parallelism.tp, parallelism.ep) for layer in layers)
+        yield Stage(embedding, sizes, head, is_first, is_last, is_tied)
 
 
 def model_parameters(model: ModelSpec) -> int:

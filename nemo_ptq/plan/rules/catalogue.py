@@ -12,7 +12,16 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from nemo_ptq.plan.rules import data, format_limits, model, parallelism, paths, quantization_limits, saved_calibration
+from nemo_ptq.plan.rules import (
+    data,
+    format_limits,
+    layerwise,
+    model,
+    parallelism,
+    paths,
+    quantization_limits,
+    saved_calibration,
+)
 from nemo_ptq.plan.rules.gathering import with_derived
 
 Rule = Callable[..., str | None]
@@ -34,6 +43,7 @@ RULES: tuple[Rule, ...] = (
     format_limits.experts_have_a_format,
     quantization_limits.algorithm_file_is_config,
     quantization_limits.kv_cache_has_algorithm,
+    layerwise.layerwise_is_possible,
     format_limits.kv_cache_has_layers,
     saved_calibration.model_is_quantized_once,
     saved_calibration.state_is_of_the_model,
@@ -52,6 +62,7 @@ RULES: tuple[Rule, ...] = (
     quantization_limits.nvfp4_blocks_fit,
     paths.output_is_apart,
     paths.output_is_free,
+    layerwise.leftover_is_wanted,
     paths.output_is_writable,
 )
 
