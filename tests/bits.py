@@ -8,8 +8,8 @@
 A cell is one job: a family of tests/families.py, an algorithm, a parallelism, and all formats that can hold the result.
 Left out is what may differ from run to run: the report and the manifest. A checkpoint of format "nemo" is compared by
 tensors, since torch writes a random id into its files. Files name their checkpoint by its path, so both commands work
-in one directory, whose models are made once. Bits also depend on the processor and on the versions of the packages:
-compare on the machine that has recorded.
+in one directory, whose models are made once; several runs may do so at a time. Bits also depend on the processor and on
+the versions of the packages: compare on the machine that has recorded.
 """
 
 import argparse
@@ -36,6 +36,7 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+import nemo_ptq
 from tests.families import FAMILIES, GPT_VARIANTS, make_nemo
 from tests.ranks import run_ranks
 
@@ -67,6 +68,8 @@ CUSTOM_CONFIG: Mapping[str, Any] = {  # FP8, but for one layer's output projecti
     "algorithm": "max",
 }
 TEXTS = 16
+# Names a run: several at once share the models, and nothing else.
+RUN = "NEMO_PTQ_BITS_RUN"
 TIMEOUT = 900.0
 # Of text files up to this size the record holds the content, so that a difference can be shown.
 LONGEST_TEXT = 32_000
@@ -218,7 +221,7 @@ def export_cells(chosen: Sequence[Cell], directory: Path) -> dict[str, dict[str,
     """
     _draw_nothing()
     rank = int(os.environ["RANK"])
-    log = directory / "logs" / f"{chosen[0].model}-{chosen[0].ranks}-{rank}.txt"
+    log = directory / "logs" / f"{os.environ[RUN]}-{chosen[0].model}-{chosen[0].ranks}-{rank}.txt"
     results = {}
     sources = {cell.source for cell in chosen}
     with log.open("a") as stream, redirect_stdout(stream), redirect_stderr(stream):
@@ -253,7 +256,12 @@ def _draw_nothing() -> None:
 
 
 def _output(name: str, directory: Path) -> Path:
-    return directory / "exports" / name.replace("/", "-")
+    return _exports(directory) / name.replace("/", "-")
+
+
+def _exports(directory: Path) -> Path:
+    """Where this run's exports are; the ranks know their run by its variable."""
+    return directory / f"exports-{os.environ[RUN]}"
 
 
 def _export(cell: Cell, directory: Path) -> Path:
@@ -361,11 +369,11 @@ def run(chosen: Sequence[Cell], directory: Path, processes: int) -> dict[str, An
     Returns:
         What FILE holds: "directory", "cells", and "texts" by SHA-256.
     """
-    (directory / "logs").mkdir(exist_ok=True)
-    (directory / "texts.txt").write_text("".join(f"{text}\n" for text in _texts()), encoding="utf-8")
-    (directory / "custom.json").write_text(json.dumps(CUSTOM_CONFIG), encoding="utf-8")
-    shutil.rmtree(directory / "exports", ignore_errors=True)
-    (directory / "exports").mkdir()
+    (directory / "logs").mkdir(parents=True, exist_ok=True)
+    with _alone_in(directory):  # what is there is what another run reads
+        _write_once(directory / "texts.txt", "".join(f"{text}\n" for text in _texts()))
+        _write_once(directory / "custom.json", json.dumps(CUSTOM_CONFIG))
+    _exports(directory).mkdir()
     groups: dict[tuple[str, ...], list[Cell]] = defaultdict(list)
     for cell in chosen:
         groups[(cell.model,) if cell.ranks == 1 else (cell.model, cell.name)].append(cell)
@@ -383,11 +391,14 @@ def run(chosen: Sequence[Cell], directory: Path, processes: int) -> dict[str, An
         return found
 
     results: dict[str, dict[str, Any]] = {}
-    with ThreadPoolExecutor(processes) as pool:
-        list(pool.map(partial(_make_model, directory / "models"), dict.fromkeys(cell.model for cell in chosen)))
-        for found in pool.map(export, groups.values()):
-            results |= found
-    shutil.rmtree(directory / "exports")
+    try:
+        with ThreadPoolExecutor(processes) as pool:
+            with _alone_in(directory):
+                list(pool.map(partial(_make_model, directory / "models"), dict.fromkeys(cell.model for cell in chosen)))
+            for found in pool.map(export, groups.values()):
+                results |= found
+    finally:
+        shutil.rmtree(_exports(directory))
     texts: dict[str, str] = {}
     for result in results.values():
         texts |= result.pop("texts", {})
@@ -396,16 +407,10 @@ def run(chosen: Sequence[Cell], directory: Path, processes: int) -> dict[str, An
 
 @contextmanager
 def _alone_in(directory: Path) -> Iterator[None]:
-    """Keeps a second run out of the directory, and has the ranks of this one ended where it is ended itself."""
-    directory.mkdir(parents=True, exist_ok=True)
-    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
+    """Keeps other runs waiting."""
     with (directory / "lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            sys.exit(f"another run works in {directory}: wait for its end, or give another --directory")
+        fcntl.flock(lock, fcntl.LOCK_EX)
         yield
-    signal.signal(signal.SIGTERM, previous)
 
 
 def _texts() -> Iterator[str]:
@@ -414,6 +419,11 @@ def _texts() -> Iterator[str]:
     for number in range(TEXTS):
         start, step = number % len(words), 1 + number % 5
         yield " ".join(words[(start + step * place) % len(words)] for place in range(12 + number % 4))
+
+
+def _write_once(file: Path, text: str) -> None:
+    if not file.exists() or file.read_text(encoding="utf-8") != text:
+        file.write_text(text, encoding="utf-8")
 
 
 def _make_model(directory: Path, name: str) -> None:
@@ -455,9 +465,7 @@ def _change(old: str | None, new: str | None, was: str | None, now: str | None) 
 
 
 def _record(arguments: argparse.Namespace, chosen: Sequence[Cell]) -> int:
-    directory = arguments.directory.absolute()
-    with _alone_in(directory):
-        recorded = run(chosen, directory, arguments.processes)
+    recorded = run(chosen, arguments.directory.absolute(), arguments.processes)
     arguments.file.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     failed = {name: result["error"] for name, result in recorded["cells"].items() if "error" in result}
     for name, error in failed.items():
@@ -468,9 +476,7 @@ def _record(arguments: argparse.Namespace, chosen: Sequence[Cell]) -> int:
 
 def _compare(arguments: argparse.Namespace, chosen: Sequence[Cell]) -> int:
     before = json.loads(arguments.file.read_text(encoding="utf-8"))
-    directory = Path(before["directory"])
-    with _alone_in(directory):
-        after = run(chosen, directory, arguments.processes)
+    after = run(chosen, Path(before["directory"]), arguments.processes)
     if arguments.keep:
         arguments.keep.write_text(json.dumps(after, indent=1, sort_keys=True) + "\n", encoding="utf-8")
     found = differences(before, after)
@@ -512,7 +518,9 @@ def main(words: Sequence[str] | None = None) -> int:
     chosen = [cell for cell in everything if cell in chosen or cell.name in starts]
     # Before torch is imported, here or in the processes that export. Sums depend on the number of threads.
     os.environ |= {"OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1"}
-    os.environ |= {"NEMO_PTQ_RECORD": "0", "CUDA_VISIBLE_DEVICES": ""}
+    os.environ |= {"NEMO_PTQ_RECORD": "0", "CUDA_VISIBLE_DEVICES": "", RUN: str(os.getpid())}
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))  # which ends the ranks as well
+    print(f"{len(chosen)} cells, by {Path(nemo_ptq.__file__).parent}", flush=True)
     return arguments.action(arguments, chosen)
 
 
