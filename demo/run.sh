@@ -36,6 +36,6 @@ nemo-ptq evaluate build/demo/qnemo-fp8 --baseline build/demo/nemo --text build/d
 nemo-ptq export build/demo/qnemo-fp8 build/demo/fp8 --format hf,compressed_tensors --overwrite
 { set +x; } 2>/dev/null
 
-python -m demo.show build/demo/qnemo-fp8
+python -m demo.contents build/demo/qnemo-fp8
 python -W ignore -m demo.perplexity
 echo "The report of the export, for a browser: $PWD/build/demo/qnemo-fp8/ptq/report.html"

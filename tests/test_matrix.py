@@ -16,7 +16,7 @@ from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.plan.rules import check_job
-from nemo_ptq.verify.forward import logits
+from nemo_ptq.verify.forward_pass import logits
 from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint, same_bytes
 from tests.families import TOKENS as VOCABULARY
 from tests.matrix import (

@@ -18,7 +18,7 @@ from nemo_ptq.quantization.rounding import scale_of
 GROUP_MULTIPLIERS: Sequence[float] = tuple(torch.linspace(1.0, 0.5, 22, dtype=torch.float64).tolist())
 """What an INT4 group's amax is multiplied with; the first wins a tie."""
 
-ALPHAS: Sequence[float] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 1.0)
+ALPHAS: Sequence[float] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 """SmoothQuant's migration strengths that are compared."""
 
 # Codes of E4M3 around the one whose block just holds its amax, in steps of an eighth of a power of two: down to half,
@@ -26,6 +26,8 @@ ALPHAS: Sequence[float] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95
 _NVFP4_STEPS = tuple(range(-8, 7))
 _E4M3_LARGEST_CODE = 126
 _ELEMENTS_AT_ONCE = 1 << 22
+# Limits tried between the one that clips all that exceeds it and the one that clips nothing.
+_HEADROOMS = 4
 # Values of a bfloat16 without its sign.
 _MAGNITUDES = 1 << 15
 
@@ -124,7 +126,7 @@ class Smoothing:
         alpha: SmoothQuant's migration strength.
         pre_quant_scale: float32 (in).
         input_amax: float32 (1): what the largest code of the scaled input stands for.
-        error: Mean over tokens of the output's squared error relative to the output's square.
+        error: Squared error of the output relative to its square, on the held-out tokens.
     """
 
     alpha: float
@@ -140,13 +142,13 @@ def choose_smoothing(
     held_out_amax: torch.Tensor,
     alphas: Sequence[float] = ALPHAS,
 ) -> Smoothing:
-    """Chooses alpha for one layer by the error of its output, with a limit that unseen samples keep to.
+    """Chooses alpha for one layer, and the limit of its scaled inputs, by the error of the output on held-out tokens.
 
-    The scale comes from one part of the samples. The limit of the scaled inputs covers the other part as well: with
-    alpha near 1 every channel reaches its limit, and any of them exceeds it on samples that the scale has not seen.
+    Candidates scale by one part of the samples; tokens of the other part then exceed the limit, as a user's will.
+    Between clipping these and widening every token's step the error decides.
 
-    A token's error counts relative to the token's output. Its plain square would be that of the few tokens with massive
-    activations, a million times the others', which matter as little as any other token: a norm follows.
+    The error is the mean of the tokens' relative errors plus the relative error of all tokens together: the first is
+    that of an ordinary token, the second that of the few with massive activations, on which attention leans.
 
     Args:
         weight: (out, in), not smoothed.
@@ -156,20 +158,35 @@ def choose_smoothing(
         alphas: Candidates; the first wins a tie.
     """
     weight, inputs = weight.float(), inputs.float()
-    weight_amax = weight.abs().amax(0)
+    weight_amax, amax = weight.abs().amax(0), torch.maximum(channel_amax, held_out_amax)
     exact = inputs @ weight.T
     size = exact.square().sum(1)
-    found = []
+    used = size > 0
+    best = None
     for alpha in alphas:
         scale = smoothing_scale(channel_amax, weight_amax, alpha)
-        limit = (torch.maximum(channel_amax, held_out_amax) * scale).amax()
-        smooth = weight / scale
-        rows, step = scale_of(smooth.abs().amax(1, keepdim=True), INT8.largest), scale_of(limit, INT8.largest)
-        rounded = INT8.nearest(smooth / rows) * rows
-        change = (INT8.nearest(inputs * scale / step) * step) @ rounded.T - exact
-        error = (change.square().sum(1) / size)[size > 0].double().mean()
-        found.append(Smoothing(alpha, scale, limit.reshape(1), float(error)))
-    return min(found, key=lambda smoothing: smoothing.error)
+        smooth, scaled = weight / scale, inputs * scale
+        rows = scale_of(smooth.abs().amax(1, keepdim=True), INT8.largest)
+        codes = INT8.nearest(smooth / rows)
+        limit = (channel_amax * scale).amax()
+        excess = (amax * scale).amax() / limit
+        for share in range(_HEADROOMS + 1 if excess > 1 else 1):
+            candidate = limit * excess ** (share / _HEADROOMS) if share else limit
+            step = scale_of(candidate, INT8.largest)
+            output = _product_of_codes(INT8.nearest(scaled / step), codes.T) * (rows.T * step)
+            change = (output - exact).square().sum(1)
+            error = float((change / size)[used].mean() + change.sum() / size.sum())
+            if best is None or error < best.error:
+                best = Smoothing(alpha, scale, candidate.reshape(1), error)
+    assert best is not None
+    return best
+
+
+def _product_of_codes(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
+    """Multiplies matrices of INT8 values, float32; a GPU does so at bfloat16's rate, which holds them exactly."""
+    if left.is_cuda:
+        return torch.mm(left.bfloat16(), right.bfloat16(), out_dtype=torch.float32)
+    return left @ right
 
 
 def magnitude_counts(values: torch.Tensor) -> torch.Tensor:

@@ -65,11 +65,6 @@ class LoadedModel:
         return self.config.num_layers + 2
 
     @property
-    def local_bytes(self) -> int:
-        """What this rank's weights take in memory once they are loaded."""
-        return sum(parameter.numel() for parameter in self.module.parameters()) * self.config.params_dtype.itemsize
-
-    @property
     def is_tied(self) -> bool:
         """Whether the output layer is the embedding."""
         return bool(self.config.share_embeddings_and_output_weights)

@@ -105,6 +105,37 @@ def read_part(weights: Path, tensor: StoredTensor, index: tuple[int, ...] = ()) 
     return whole
 
 
+class _Window(io.RawIOBase):
+    """A part of a file as a file: torch reads a tensor from it into its place, without a copy of the bytes.
+
+    Args:
+        file: Unbuffered.
+        start: Where the part begins.
+        length: Its bytes.
+    """
+
+    def __init__(self, file: io.FileIO, start: int, length: int) -> None:
+        self._file, self._start, self._length, self._position = file, start, length, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._length}[whence]
+        self._position = max(0, base + offset)
+        return self._position
+
+    def readinto(self, buffer: Any) -> int:
+        wanted = min(len(buffer), max(0, self._length - self._position))
+        self._file.seek(self._start + self._position)
+        count = self._file.readinto(memoryview(buffer)[:wanted])
+        self._position += count
+        return count
+
+
 def read_chunk(weights: Path, chunk: Chunk) -> Any:
     """Reads a chunk, without running anything that the file names.
 
@@ -112,8 +143,8 @@ def read_chunk(weights: Path, chunk: Chunk) -> Any:
         PtqError: If the file is missing or damaged.
     """
     try:
-        with (weights / chunk.file).open("rb") as file:
-            file.seek(chunk.start)
-            return torch.load(io.BytesIO(file.read(chunk.length)), map_location="cpu", weights_only=True)
+        with (weights / chunk.file).open("rb", buffering=0) as file:
+            window = io.BufferedReader(_Window(file, chunk.start, chunk.length))
+            return torch.load(window, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever they like
         raise PtqError(f"{weights / chunk.file}: {chunk.name} cannot be read: {error}") from error

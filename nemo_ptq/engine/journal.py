@@ -20,12 +20,12 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
-from nemo_ptq.checkpoint.staging import staging_path
 from nemo_ptq.errors import PtqError
+from nemo_ptq.export.leftover import PROGRESS, journal_path
+from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
 
-_PROGRESS = "progress.json"
 _NOTES = "nemo_ptq.notes"
 # Seconds of walking for each second of writing the journal, and between two journals at least.
 _PATIENCE, _LEAST_SECONDS = 20.0, 2.0
@@ -37,32 +37,13 @@ class Progress:
 
     Attributes:
         next_block: The first block that is not finished.
-        tensors: By name, on the CPU.
+        tensors: By name; read, they are on the CPU.
         notes: What JSON can hold.
     """
 
     next_block: int
     tensors: Mapping[str, torch.Tensor]
     notes: Mapping[str, Any]
-
-
-def journal_path(output: Path) -> Path:
-    """Where the journal of a job is kept while it runs."""
-    return output.with_name(f".{output.name}.journal")
-
-
-def finished_blocks(output: Path) -> int:
-    """Returns how many blocks of an earlier run need not be done again."""
-    try:
-        return int(json.loads((journal_path(output) / _PROGRESS).read_text())["next_block"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return 0
-
-
-def how_to_go_on(output: Path) -> str:
-    """Says how an earlier run is continued, and how it is removed."""
-    kept = f"{journal_path(output)} {staging_path(output)}"
-    return f"the same command with export_config.resume=true goes on from there, and `rm -r {kept}` removes them"
 
 
 def discard_journal(output: Path) -> None:
@@ -119,7 +100,7 @@ class Journal:
             PtqError: If it was of other arguments, data or versions, or its files are damaged.
         """
         try:
-            content = json.loads((self._directory / _PROGRESS).read_text())
+            content = json.loads((self._directory / PROGRESS).read_text())
             self._check(content["identity"])
             self._generation = int(content["generation"])
             file = self._file(self._generation)
@@ -154,7 +135,12 @@ class Journal:
         """Writes how far this run has come; what was written before is replaced when all ranks are done."""
         start = time.monotonic()
         file = self._file(self._generation + 1)
-        save_file(dict(progress.tensors), file, {_NOTES: json.dumps(progress.notes)})
+        specs = [TensorSpec(name, value.dtype, tuple(value.shape)) for name, value in progress.tensors.items()]
+        file.unlink(missing_ok=True)
+        # Tensor by tensor: the hidden states are the largest thing that is kept between two blocks.
+        with SafetensorsStream(file, specs, {_NOTES: json.dumps(progress.notes)}) as stream:
+            for name, value in progress.tensors.items():
+                stream.write(name, value.cpu())
         dist.barrier()
         if self._rank == 0:
             content = {
@@ -162,12 +148,12 @@ class Journal:
                 "generation": self._generation + 1,
                 "identity": self._identity,
             }
-            scratch = self._directory / f"{_PROGRESS}.new"
-            with scratch.open("w", encoding="utf-8") as stream:
-                json.dump(content, stream)
-                stream.flush()
-                os.fsync(stream.fileno())
-            scratch.rename(self._directory / _PROGRESS)
+            scratch = self._directory / f"{PROGRESS}.new"
+            with scratch.open("w", encoding="utf-8") as text:
+                json.dump(content, text)
+                text.flush()
+                os.fsync(text.fileno())
+            scratch.rename(self._directory / PROGRESS)
         dist.barrier()
         self._file(self._generation).unlink(missing_ok=True)
         self._generation += 1

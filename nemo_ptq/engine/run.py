@@ -26,13 +26,14 @@ from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.evaluation import sample
 from nemo_ptq.engine.finish import calibration_kept, finish
-from nemo_ptq.engine.journal import Journal, discard_journal, finished_blocks, flattened, how_to_go_on, stamp_of
+from nemo_ptq.engine.journal import Journal, discard_journal, flattened, stamp_of
 from nemo_ptq.engine.quantization import Quantization, by_algorithm, by_modelopt
 from nemo_ptq.engine.walk import WALK_STEPS, JobWalk
 from nemo_ptq.errors import VerificationError
 from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.export.leftover import finished_blocks, how_to_go_on
 from nemo_ptq.export.manifest_writer import sha256_of
 from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
@@ -40,8 +41,11 @@ from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import read_launch
-from nemo_ptq.parallel.memory import fits_in_memory
+from nemo_ptq.parallel.memory import usable_memory
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
+from nemo_ptq.plan.memory import without_data, worst_memory
+from nemo_ptq.plan.residence import runs_layerwise, whole_model_needs
+from nemo_ptq.plan.sharding import Parallelism as Spread
 from nemo_ptq.quantization.algorithms import amax_floor
 from nemo_ptq.quantization.presets import preset_config
 from nemo_ptq.quantization.state import CalibrationState, check_fits, of_block, save_state
@@ -142,6 +146,9 @@ class _BlockJob:
         quantization = calibrated or by_algorithm(self.job, model)
         state, observations, files = self._walk(model, quantization)
         size = model.size
+        for block in model.blocks:
+            # Now, and not when Python finds the model's circles: another one may be loaded in a moment.
+            model.loader.drop(block)
         del model
         if calibrated is None:
             for name in self._unpacked:
@@ -170,7 +177,7 @@ class _BlockJob:
     ) -> tuple[CalibrationState | None, Observations, dict[str, list[Path]]]:
         """Calibrates, writes and measures; returns the state, the figures, and this rank's files by format."""
         job, parallelism = self.job, model.parallelism
-        layerwise = self._is_layerwise(model)
+        layerwise = self._is_layerwise()
         runner = BlockRunner(model.module, self.device, parallelism, torch.device("cpu") if layerwise else self.device)
         source = self._source(model, quantization)
         texts = evaluation_batches(model, self.samples.evaluation)
@@ -256,20 +263,47 @@ class _BlockJob:
             "processes": dist.get_world_size(),
         }
 
-    def _is_layerwise(self, model: LoadedModel) -> bool:
+    def _is_layerwise(self) -> bool:
         """Whether one block of weights is in memory at a time: what the user says, else whether all of them fit."""
-        wanted = self.job.quantization.layerwise
-        if wanted is not None:
-            return wanted
-        fits = fits_in_memory(model.local_bytes, self.device)
-        alike: list[bool] = [fits] * dist.get_world_size()
-        dist.all_gather_object(alike, fits)
-        if not all(alike):
+        job = self.job
+        whole = whole_model_needs(
+            job.export.generate_sample,
+            job.quantization.algorithm,
+            job.forward_loop is not None,
+            job.metadata.is_quantized,
+            job.export.formats,
+        )
+        needed, usable = self._resident_bytes(), usable_memory(self.device)
+        mine = runs_layerwise(job.quantization.layerwise, bool(whole), needed, usable)
+        everyones: list[bool] = [mine] * dist.get_world_size()
+        dist.all_gather_object(everyones, mine)
+        if any(everyones) and job.quantization.layerwise is None:
             self.reporter.say(
-                f"layer-wise: {model.local_bytes / 1e9:.1f} GB of weights do not fit into the memory that is free, so "
-                "one block of them is in memory at a time"
+                f"layer-wise: with all weights in memory a rank would need {needed / 2**30:.1f} GiB, more than it may "
+                "fill, so one block of them is in memory at a time"
             )
-        return not all(alike)
+        return any(everyones)
+
+    def _resident_bytes(self) -> int:
+        """What a rank would hold at most with all of its weights in memory, as `nemo-ptq plan` counts it."""
+        job = self.job
+        reads_text = job.calibration_state is None and not job.metadata.is_quantized
+        steps = worst_memory(
+            job.metadata,
+            job.quantization if reads_text else without_data(job.quantization),
+            Spread(
+                job.calibration_tp,
+                job.calibration_pp,
+                job.calibration_ep,
+                dist.get_world_size(),
+                job.num_layers_in_first_pipeline_stage,
+                job.num_layers_in_last_pipeline_stage,
+            ),
+            layerwise=False,
+            inference_tp=job.export.inference_tp,
+            is_cpu=self.device.type == "cpu",
+        )
+        return max(step.device for step in steps)
 
     def _learner(self, model: LoadedModel, runner: BlockRunner) -> Learner:
         job = self.job

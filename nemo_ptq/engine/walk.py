@@ -109,8 +109,7 @@ class JobWalk:
 
     def _progress(self, next_block: int) -> Progress:
         hidden = {
-            # A copy: streams may share their states, which the file's format does not allow.
-            f"{name}.{place}": states.to("cpu", copy=True).contiguous()
+            f"{name}.{place}": states
             for name, stream in self._streams().items()
             for place, states in enumerate(stream.hidden)
         }

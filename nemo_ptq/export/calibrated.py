@@ -13,7 +13,7 @@ import torch
 
 from nemo_ptq.checkpoint.parts import shares_inputs
 from nemo_ptq.config import QuantizationConfig
-from nemo_ptq.export.layers import Linear, Plain
+from nemo_ptq.export.module_tensors import Linear, Plain
 from nemo_ptq.parallel.ranks import ALONE, Ranks
 from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.quantization.schemes import Scheme, scheme_for

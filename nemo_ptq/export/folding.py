@@ -25,14 +25,23 @@ from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import Scheme
 
 _SCALE = ".input_quantizer.pre_quant_scale"
-# The layer that a norm's output enters.
-_FOLLOWS = {"input_layernorm": "self_attention.linear_qkv", "pre_mlp_layernorm": "mlp.linear_fc1"}
 
 
-def follower_of(norm: str) -> str | None:
-    """Returns Megatron's name of the linear layer that a norm's output enters; None of any other module."""
-    layer, _, kind = norm.rpartition(".")
-    return f"{layer}.{_FOLLOWS[kind]}" if kind in _FOLLOWS else None
+def follower_of(module: str, shape: ModelSpec) -> str | None:
+    """Returns Megatron's name of the linear layer that a norm's output enters, if it is the only one.
+
+    Args:
+        module: Megatron's name of a module that is no linear layer.
+        shape: The model.
+
+    Returns:
+        None of what is no norm of a transformer layer, and where the output enters experts.
+    """
+    prefix, _, own = module.removeprefix("decoder.layers.").partition(".")
+    if not prefix.isdigit():
+        return None
+    follower = shape.layers[int(prefix)].after(own)
+    return None if follower is None else f"decoder.layers.{prefix}.{follower.name}"
 
 
 def refuse_scaled_experts(module: str, scheme: Scheme) -> None:
@@ -94,14 +103,15 @@ def _foldable_scale(
     return heads.log().mean(1, keepdim=True).exp().expand_as(heads).reshape(-1)
 
 
-def norm_factor(norm: str, state: Mapping[str, torch.Tensor]) -> torch.Tensor | None:
+def norm_factor(norm: str, state: Mapping[str, torch.Tensor], shape: ModelSpec) -> torch.Tensor | None:
     """Returns what the output of a norm is multiplied with: float32 (hidden size), or None.
 
     Args:
         norm: Megatron's name of it, or of any other module.
         state: The calibration state's entries.
+        shape: The model.
     """
-    return state.get(f"{follower_of(norm)}{_SCALE}")
+    return state.get(f"{follower_of(norm, shape)}{_SCALE}")
 
 
 def row_factor(

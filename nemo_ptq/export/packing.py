@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import torch
 
-from nemo_ptq.export.layers import Linear, Plain
+from nemo_ptq.export.module_tensors import Linear, Plain
+from nemo_ptq.models.mapping import GATED, QKV
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.rounding import block_scales, scale_of, to_fp8, to_int4, to_int8, to_nvfp4
 from nemo_ptq.quantization.schemes import Scheme
@@ -58,14 +59,15 @@ def row_splitter(module_name: str, shape: ModelSpec, tensor_rank: int = 0) -> Ca
     """Returns the function that splits the output rows of a linear layer.
 
     Args:
-        module_name: Megatron's name of the layer.
+        module_name: Megatron's name of the layer in the whole model.
         shape: The model.
         tensor_rank: Which tensor-parallel shard the rows are.
     """
-    if module_name.endswith("linear_qkv"):
+    groups = tuple(shape.module(module_name).rows)
+    if groups == QKV:
         heads_per_group = shape.num_attention_heads // shape.num_query_groups
         return lambda rows: split_qkv(rows, heads_per_group, shape.head_size, tensor_rank * len(rows))
-    if module_name.endswith("linear_fc1") and shape.gated_mlp:
+    if groups == GATED:
         return split_gated
     return all_rows
 

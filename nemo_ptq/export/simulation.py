@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import torch
 
-from nemo_ptq.export.layers import Linear
+from nemo_ptq.export.module_tensors import Linear
 from nemo_ptq.export.packing import all_rows, pack_linear
 from nemo_ptq.quantization.rounding import scale_of
 from nemo_ptq.verify import dequantize as dq

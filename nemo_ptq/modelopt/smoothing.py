@@ -9,10 +9,11 @@ multiplied can be repeated from the exact scale only, so that is kept beside the
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
-from unittest.mock import patch
 
 import torch
 from modelopt.torch.quantization import model_calib
+
+from nemo_ptq.parallel.attributes import replaced
 
 _modelopts_smoothing = model_calib.apply_pre_quant_scale_and_smooth
 
@@ -36,5 +37,5 @@ def exact_pre_quant_scale(linear: Any) -> torch.Tensor | None:
 @contextmanager
 def modelopt_keeps_scales() -> Iterator[None]:
     """Has ModelOpt's own algorithms smooth through :func:`smooth`, within a ``with`` block."""
-    with patch.object(model_calib, "apply_pre_quant_scale_and_smooth", smooth):
+    with replaced(model_calib, "apply_pre_quant_scale_and_smooth", smooth):
         yield

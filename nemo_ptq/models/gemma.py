@@ -4,7 +4,7 @@
 
 from nemo_ptq.models.hugging_face import FIELDS, GELU, NEMO, HuggingFaceClass, llama_like, sizes
 from nemo_ptq.models.llama import RULES
-from nemo_ptq.models.registry import Family, register
+from nemo_ptq.models.registry import Family
 
 GEMMA = HuggingFaceClass(
     architecture="GemmaForCausalLM",
@@ -21,22 +21,20 @@ GEMMA = HuggingFaceClass(
     can_tie=True,
 )
 
-register(Family("Gemma", "Gemma", "gemma", "openai-gelu", GEMMA))
-register(
+FAMILIES = (
+    Family("Gemma", "Gemma", "gemma", "openai-gelu", GEMMA),
     Family(
         "Gemma 2",
         "Gemma2",
         None,
         refused="it caps attention scores and logits, and normalises what a sublayer returns",
         refused_architectures=("Gemma2ForCausalLM",),
-    )
-)
-register(
+    ),
     Family(
         "Gemma 3",
         "Gemma3",
         None,
         refused="its layers have two rotary embeddings, and norms of queries, keys and what a sublayer returns",
         refused_architectures=("Gemma3ForCausalLM", "Gemma3ForConditionalGeneration"),
-    )
+    ),
 )

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.models.mapping import EMBEDDING, QKV, WeightRule
+from nemo_ptq.models.mapping import EMBEDDING, OUTPUT, QKV, WeightRule
 
 Settings = Mapping[str, Any]
 # NeMo's own models.
@@ -36,6 +36,7 @@ class HuggingFaceClass:
         fixed: What NeMo's class cannot vary: for each setting of config.json the values that it stands for.
         rules: What the tensors are called, the output layer apart.
         aliases: Common settings that this class has another name for.
+        output_layer: Hugging Face's name of the output layer.
         can_tie: Whether embedding and output layer can be one tensor in NeMo; if not, a tied one is written twice.
     """
 
@@ -50,6 +51,7 @@ class HuggingFaceClass:
     fixed: Mapping[str, tuple[Any, ...]]
     rules: Sequence[WeightRule]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    output_layer: str = "lm_head"
     can_tie: bool = False
 
     @property
@@ -75,7 +77,7 @@ class HuggingFaceClass:
             its rows, "" where they are together.
         """
         weights = [rule for rule in self.rules if rule.target.endswith("weight")]
-        return {"output_layer": {"": "lm_head"}} | {
+        return {OUTPUT: {"": self.output_layer}} | {
             rule.module: {rows: name.removesuffix(".weight") for rows, name in rule.sources.items()} for rule in weights
         }
 
@@ -86,9 +88,12 @@ class HuggingFaceClass:
             content: What the file holds.
 
         Raises:
-            PtqError: If a setting has a value that NeMo's class cannot have.
+            PtqError: If a setting is missing, or has a value that NeMo's class cannot have.
         """
         settings = {**self.defaults, **content}
+        missing = sorted({*self.fields.values(), *self.aliases.values()} - settings.keys())
+        if missing:
+            raise PtqError(f"config.json has no {', '.join(missing)}: give the file that the model was published with")
         settings |= {common: settings[own] for common, own in self.aliases.items()}
         for name, allowed in self.fixed.items():
             if settings.get(name) not in allowed:

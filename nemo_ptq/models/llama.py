@@ -8,7 +8,7 @@ from typing import Any
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import FIELDS, NEMO, HuggingFaceClass, Settings, llama_like, sizes
 from nemo_ptq.models.mapping import ATTENTION, EMBEDDING_RULE, GATED_MLP, RMS_NORMS
-from nemo_ptq.models.registry import Family, register
+from nemo_ptq.models.registry import Family
 
 RULES = (EMBEDDING_RULE, *ATTENTION, *GATED_MLP, *RMS_NORMS)
 
@@ -68,14 +68,14 @@ LLAMA = HuggingFaceClass(
     can_tie=True,
 )
 
-register(Family("Llama", "Llama", "llama", "silu", LLAMA))
-register(Family("CodeLlama", "CodeLlama", "llama", "silu", LLAMA))
-register(
+FAMILIES = (
+    Family("Llama", "Llama", "llama", "silu", LLAMA),
+    Family("CodeLlama", "CodeLlama", "llama", "silu", LLAMA),
     Family(
         "Llama 4",
         "Llama4",
         None,
         refused="its layers mix experts that all tokens share with routed ones, and attend in chunks",
         refused_architectures=("Llama4ForCausalLM", "Llama4ForConditionalGeneration"),
-    )
+    ),
 )

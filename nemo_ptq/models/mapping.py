@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rules between the tensors of Megatron's models and those of Hugging Face's, usable in both directions.
+"""Rules between the names of Megatron's tensors, Hugging Face's and TensorRT-LLM's, usable in both directions.
 
 Imports nothing heavy: the command line reads the families, which are made of these rules.
 """
@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
+
+    from nemo_ptq.models.layers import ModuleSpec
 
 EMBEDDING = "embedding.word_embeddings"
 OUTPUT = "output_layer"
@@ -126,6 +128,36 @@ def with_bias(target: str, source: str | Mapping[str, str]) -> tuple[WeightRule,
 def without_bias(target: str, source: str | Mapping[str, str]) -> tuple[WeightRule]:
     """Returns the rule for the weight of a module without a bias, as a tuple; arguments as for :func:`with_bias`."""
     return (with_bias(target, source)[0],)
+
+
+# TensorRT-LLM's tensors of each module of a layer: their name, and the groups of rows that they hold, in their order.
+# The activated half of an MLP is fc, whatever the model's own names say. Those of experts are stacked, and its second
+# half comes first there.
+TRTLLM: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "input_layernorm": {"input_layernorm": ("",)},
+    "pre_mlp_layernorm": {"post_layernorm": ("",)},
+    "self_attention.linear_qkv": {"attention.qkv": QKV},
+    "self_attention.linear_proj": {"attention.dense": ("",)},
+    "mlp.linear_fc1": {"mlp.fc": ("gate",), "mlp.gate": ("up",)},
+    "mlp.linear_fc2": {"mlp.proj": ("",)},
+    "mlp.router": {"mlp.router": ("",)},
+    "mlp.experts.local_experts.linear_fc1": {"mlp.fc": ("up", "gate")},
+    "mlp.experts.local_experts.linear_fc2": {"mlp.proj": ("",)},
+}
+
+
+def trtllm_tensors(module: "ModuleSpec") -> Mapping[str, tuple[str, ...]]:
+    """Returns TensorRT-LLM's tensors of a module of a layer.
+
+    Args:
+        module: The module.
+
+    Returns:
+        The groups of rows in each, by name within the layer; an MLP without a gate is fc alone.
+    """
+    name = module.name if module.expert is None else module.name.replace(f".{module.expert}.", ".", 1)
+    tensors = TRTLLM[name]
+    return {next(iter(tensors)): ("",)} if tuple(module.rows) == ("",) else tensors
 
 
 # The names that Hugging Face's newer classes share.

@@ -15,7 +15,7 @@ from nemo_ptq.models.hugging_face import (
     sliding_window_setting,
 )
 from nemo_ptq.models.llama import RULES
-from nemo_ptq.models.registry import Family, register
+from nemo_ptq.models.registry import Family
 
 
 def _nemo_config(hf: Settings) -> tuple[str, dict[str, Any]]:
@@ -39,4 +39,4 @@ MISTRAL = HuggingFaceClass(
     rules=RULES,
 )
 
-register(Family("Mistral", "Mistral", "llama", "silu", MISTRAL))
+FAMILIES = (Family("Mistral", "Mistral", "llama", "silu", MISTRAL),)

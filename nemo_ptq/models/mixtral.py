@@ -6,7 +6,7 @@ from typing import Any
 
 from nemo_ptq.models.hugging_face import FIELDS, NEMO, HuggingFaceClass, Settings, llama_like, sizes
 from nemo_ptq.models.mapping import ATTENTION, EMBEDDING_RULE, LAYER, without_bias
-from nemo_ptq.models.registry import Family, register
+from nemo_ptq.models.registry import Family
 
 _EXPERT = LAYER + "block_sparse_moe.experts.{expert}."
 
@@ -51,4 +51,4 @@ MIXTRAL = HuggingFaceClass(
     ),
 )
 
-register(Family("Mixtral", "Mixtral", "llama", "swiglu", MIXTRAL))
+FAMILIES = (Family("Mixtral", "Mixtral", "llama", "swiglu", MIXTRAL),)

@@ -4,7 +4,7 @@
 
 from nemo_ptq.models.hugging_face import FIELDS, NEMO, HuggingFaceClass, gpt_like, sizes
 from nemo_ptq.models.mapping import ATTENTION, EMBEDDING_RULE, LAYER, LAYER_NORMS, without_bias
-from nemo_ptq.models.registry import Family, register
+from nemo_ptq.models.registry import Family
 
 NEMOTRON = HuggingFaceClass(
     architecture="NemotronForCausalLM",
@@ -26,13 +26,13 @@ NEMOTRON = HuggingFaceClass(
     ),
 )
 
-register(Family("Nemotron", "Nemotron", "gpt", hugging_face=NEMOTRON))
-register(
+FAMILIES = (
+    Family("Nemotron", "Nemotron", "gpt", hugging_face=NEMOTRON),
     Family(
         "Nemotron-H",
         "NemotronH",
         None,
         refused="most of its layers are state-space layers",
         refused_architectures=("NemotronHForCausalLM",),
-    )
+    ),
 )

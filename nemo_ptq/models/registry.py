@@ -1,13 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The registry of model families. Imports nothing heavy, and each family's module once one is asked for.
+"""The registry of model families. Imports nothing heavy, and the families' modules once one is asked for.
 
-A family is one module that calls :func:`register`: see :mod:`nemo_ptq.models.llama`. One that is not part of this
-package is found through an entry point of the group ``nemo_ptq.families``, whose value names its module; every process
-of a job finds it where the package that declares it is installed. In its pyproject.toml::
-
-    [project.entry-points."nemo_ptq.families"]
-    acorn = "acorn"
+A family is one module, such as :mod:`nemo_ptq.models.llama`. A plugin (:mod:`nemo_ptq.plugins`) adds one of its own by
+calling :func:`register` when it is imported, which must not take long: every command imports it.
 """
 
 import difflib
@@ -15,14 +11,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
-from importlib.metadata import entry_points
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass
 
 # TensorRT-LLM's architecture of each decoder type.
 ARCHITECTURES = {"gpt": "GPTForCausalLM", "llama": "LlamaForCausalLM", "gemma": "GemmaForCausalLM"}
-ENTRY_POINTS = "nemo_ptq.families"
 # In the order in which messages name them.
 _OWN = ("llama", "mistral", "mixtral", "gemma", "starcoder", "starcoder2", "nemotron", "falcon", "gpt")
 
@@ -58,44 +52,34 @@ class Family:
         return None
 
 
-_families: dict[str, Family] = {}
+# Plugins', by NeMo's class.
+_registered: dict[str, Family] = {}
 
 
-def register(family: Family) -> Family:
-    """Adds a family, in place of one with the same NeMo class if there is one.
-
-    Args:
-        family: The family.
-
-    Returns:
-        The same.
-    """
-    _families[family.nemo_class] = family
-    return family
-
-
-def families() -> Sequence[Family]:
-    """Returns all families, this package's first.
+def register(family: Family) -> None:
+    """Adds a family; a plugin calls it when it is imported.
 
     Raises:
-        PtqError: If the module of another package's family cannot be imported.
+        PtqError: If there is one with the same NeMo class.
     """
-    _import_all()
-    return tuple(_families.values())
+    for known in families():
+        if known.nemo_class == family.nemo_class:
+            raise PtqError(
+                f"the model family {family.name} has nemo_class {family.nemo_class}, which is that of {known.name}: "
+                "give it another"
+            )
+    _registered[family.nemo_class] = family
 
 
 @cache
-def _import_all() -> None:
-    for name in _OWN:
-        import_module(f"nemo_ptq.models.{name}")
-    for entry in entry_points(group=ENTRY_POINTS):
-        try:
-            entry.load()
-        except Exception as error:  # whatever somebody else's module raises
-            raise PtqError(
-                f"the model family {entry.name} ({entry.value}), which an installed package declares, cannot be "
-                f"imported: {' '.join(str(error).split())}; fix that package or uninstall it"
-            ) from error
+def _own_families() -> dict[str, Family]:
+    modules = [import_module(f"nemo_ptq.models.{name}") for name in _OWN]
+    return {family.nemo_class: family for module in modules for family in module.FAMILIES}
+
+
+def families() -> Sequence[Family]:
+    """Returns all families, this package's first."""
+    return tuple({**_own_families(), **_registered}.values())
 
 
 # What a class of the user's own is taken for, by the decoder type that the user gives.

@@ -6,9 +6,12 @@ It is read from the fields of NeMo's configuration, wherever those come from: a 
 a config.json of Hugging Face's. Imports nothing heavy.
 """
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
+
+from nemo_ptq.models.layers import LayerSpec, ModuleSpec, gpt_layer
 
 # Our name of each activation, by that of NeMo's function.
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "openai_gelu": "gelu", "squared_relu": "squared-relu"}
@@ -47,6 +50,11 @@ class RotaryScaling:
     original_max_position_embeddings: int
 
 
+def gpt_layers(model: "ModelSpec") -> Sequence[LayerSpec]:
+    """Describes the layers of Megatron's GPT, which are all alike."""
+    return (gpt_layer(model),) * model.num_layers
+
+
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A GPT-like model as a whole, whatever its parallelism. Names are NeMo's, where it has one.
@@ -78,6 +86,7 @@ class ModelSpec:
         rotary_base: Base of the rotary frequencies.
         rotary_linear_factor: Factor by which positions are interpolated, or None.
         rotary_scaling: Llama 3.1's scaling, or None.
+        make_layers: Describes the transformer layers, in their order; they may differ.
     """
 
     model_class: str = ""
@@ -106,6 +115,24 @@ class ModelSpec:
     rotary_base: float = 10000.0
     rotary_linear_factor: float | None = None
     rotary_scaling: RotaryScaling | None = None
+    make_layers: Callable[["ModelSpec"], Sequence[LayerSpec]] = field(default=gpt_layers, compare=False, repr=False)
+
+    @cached_property
+    def layers(self) -> Sequence[LayerSpec]:
+        """The transformer layers."""
+        return self.make_layers(self)
+
+    def module(self, name: str) -> ModuleSpec:
+        """Describes a module of a transformer layer.
+
+        Args:
+            name: Megatron's name in the whole model, such as "decoder.layers.3.mlp.linear_fc1".
+
+        Raises:
+            KeyError: If the layer has no such module with weights.
+        """
+        layer, _, own = name.removeprefix("decoder.layers.").partition(".")
+        return self.layers[int(layer)][own]
 
     @property
     def identity(self) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from nemo_ptq.models.hugging_face import GELU, NEMO, HuggingFaceClass, Settings, gpt_like
 from nemo_ptq.models.mapping import EMBEDDING, WeightRule, with_bias
-from nemo_ptq.models.registry import Family, register
+from nemo_ptq.models.registry import Family
 
 _LAYER = "transformer.h.{layer}."
 
@@ -67,4 +67,4 @@ STARCODER = HuggingFaceClass(
     aliases={"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
 )
 
-register(Family("StarCoder", "Starcoder", "gpt", hugging_face=STARCODER))
+FAMILIES = (Family("StarCoder", "Starcoder", "gpt", hugging_face=STARCODER),)

@@ -16,7 +16,7 @@ from nemo_ptq.models.hugging_face import (
     sliding_window_setting,
 )
 from nemo_ptq.models.mapping import EMBEDDING_RULE, LAYER, LAYER_NORMS, SPLIT_QKV, with_bias
-from nemo_ptq.models.registry import Family, register
+from nemo_ptq.models.registry import Family
 
 
 def _nemo_config(hf: Settings) -> tuple[str, dict[str, Any]]:
@@ -45,4 +45,4 @@ STARCODER2 = HuggingFaceClass(
     ),
 )
 
-register(Family("StarCoder 2", "Starcoder2", "gpt", hugging_face=STARCODER2))
+FAMILIES = (Family("StarCoder 2", "Starcoder2", "gpt", hugging_face=STARCODER2),)

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import torch
 
-# What weights may take of the memory that is free: activations, statistics and packed layers need the rest.
-_SHARE = 0.7
+# What a job may fill of the memory that is free: allocators do not give back every gap.
+_SHARE = 0.9
 
 
-def fits_in_memory(num_bytes: int, device: torch.device) -> bool:
-    """Whether a rank's weights fit on its device, with what else a job needs beside them."""
-    return num_bytes <= _SHARE * free_memory(device)
+def usable_memory(device: torch.device) -> int:
+    """Returns the bytes of its device's memory that this rank may plan with."""
+    return int(_SHARE * free_memory(device))
 
 
 def free_memory(device: torch.device) -> int:
@@ -45,9 +45,10 @@ def _cgroup() -> list[int]:
 
 
 def _process() -> int:
-    """What this process's own limit of address space leaves (``ulimit -v``)."""
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit == resource.RLIM_INFINITY:
-        return 1 << 62
-    mapped = int(Path("/proc/self/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
-    return max(limit - mapped, 0)
+    """What this process's own limits leave of address space and of private memory (``ulimit -v``, ``ulimit -d``)."""
+    # In pages: all that is mapped, and the sixth figure of what is private and writable.
+    figures = [int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in Path("/proc/self/statm").read_text().split()]
+    used = {resource.RLIMIT_AS: figures[0], resource.RLIMIT_DATA: figures[5]}
+    limits = {limit: resource.getrlimit(limit)[0] for limit in used}
+    left = [limits[limit] - size for limit, size in used.items() if limits[limit] != resource.RLIM_INFINITY]
+    return max(min(left, default=1 << 62), 0)

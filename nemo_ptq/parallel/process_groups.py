@@ -13,12 +13,12 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from unittest.mock import patch
 
 import torch
 import torch.distributed as dist
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.parallel.attributes import replaced
 from nemo_ptq.parallel.environment import Launch
 
 # Long enough for a rank that still reads its weights, short enough that a lost peer is noticed.
@@ -89,12 +89,12 @@ def megatron_on(device: torch.device) -> Iterator[None]:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         else:
-            stack.enter_context(patch.object(torch.cuda, "current_device", lambda: device))
-            stack.enter_context(patch.object(torch.cuda, "synchronize", lambda *_: None))
-            stack.enter_context(patch.object(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor))
+            stack.enter_context(replaced(torch.cuda, "current_device", lambda: device))
+            stack.enter_context(replaced(torch.cuda, "synchronize", lambda *_: None))
+            stack.enter_context(replaced(torch.Tensor, "cuda", lambda tensor, *_, **__: tensor))
         if not hasattr(moe_utils, "te_general_gemm"):
             # Without Transformer Engine Megatron forgets to define the name that its router looks for.
-            stack.enter_context(patch.object(moe_utils, "te_general_gemm", None, create=True))
+            stack.enter_context(replaced(moe_utils, "te_general_gemm", None))
         yield
 
 

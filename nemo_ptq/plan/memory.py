@@ -6,25 +6,27 @@ The counts follow the code that they describe, and are named after it: docs/plan
 what does not grow with the model: the libraries' own memory, and fragments that an allocator does not give back.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.models.spec import ModelSpec
-from nemo_ptq.plan.sharding import Linear, Parallelism, Stage, embedding_parameters, layer_linears
-from nemo_ptq.quantization.algorithms import algorithm_of
+from nemo_ptq.plan.sharding import Blocks, Linear, Parallelism, Stage, embedding_parameters, layer_linears, stages
+from nemo_ptq.quantization.algorithms import Algorithm, algorithm_of
 
 _BF16, _FP32 = 2, 4
 # Copies of the activated half that a gated MLP makes: both halves of fc1's output, the activation, the other half with
 # Megatron's offset, their product.
 _GATED_COPIES, _PLAIN_COPIES = 5, 2
-# The embedding's output, the layer's input, the residual stream, and a normalised copy of it.
-_STREAM_COPIES = 4
-# Text that the models are compared on before and after: see report/measure.py.
-_MOST_LOGITS, _COMPARED_BATCH, _COMPARED_SEQ_LEN = 1 << 28, 4, 256
-# What torch needs to round a weight and keep it, in bytes for each of its elements: the result, and float32 on the way.
-_ROUNDING_BYTES = 10
+# The layer's input, the residual stream, and a normalised copy of it, beside the states that wait.
+_STREAM_COPIES = 3
+# Text that the models are compared on: see report/measure.py.
+_MOST_LOGITS, _COMPARED_BATCH, COMPARED_SEQ_LEN = 1 << 28, 4, 256
+# Positions whose distributions are compared at a time, and float32 copies of them: see verify/evaluate.py.
+_SCORED_AT_ONCE, _SCORING_COPIES = 128, 6
 # Values that verify looks at together, and the wider types that it looks at them in: see verify/trtllm/values.py.
 _VERIFY_CHUNK = (1 << 22) * 16
+# What torch needs to read the codes of a weight back in float32, in bytes for each of its elements.
+_ROUNDING_BYTES = 10
 
 
 @dataclass(frozen=True)
@@ -32,9 +34,10 @@ class StepMemory:
     """What one rank holds in one step, in bytes, when it holds most.
 
     Attributes:
-        step: "load", "baseline", "calibrate", "measure", "export" or "verify".
-        weights: The rank's parameters.
-        activations: What a batch needs on its way through a layer, and with AWQ the hidden states of all batches.
+        step: "load", "calibrate", "export", "measure" or "verify".
+        weights: The rank's parameters that are in memory at that moment.
+        states: Hidden states of all batches, which wait between two blocks, where they are in the device's memory.
+        activations: What a batch needs on its way through a layer.
         statistics: AWQ's Gram matrices of one layer, and what the search over them needs.
         buffers: What is read, measured, packed or checked at the moment, where it is in the device's memory.
         host: What is in the host's memory beside the device's; 0 on a CPU, which has one memory.
@@ -42,6 +45,7 @@ class StepMemory:
 
     step: str
     weights: int
+    states: int = 0
     activations: int = 0
     statistics: int = 0
     buffers: int = 0
@@ -50,7 +54,7 @@ class StepMemory:
     @property
     def device(self) -> int:
         """All that is in the device's memory."""
-        return self.weights + self.activations + self.statistics + self.buffers
+        return self.weights + self.states + self.activations + self.statistics + self.buffers
 
 
 @dataclass(frozen=True)
@@ -70,7 +74,7 @@ class Batches:
     @classmethod
     def of(cls, quantization: QuantizationConfig, parallelism: Parallelism) -> "Batches":
         """The share of a job's samples that one rank reads."""
-        samples = max(1, -(-quantization.calibration_dataset_size // parallelism.readers))
+        samples = -(-quantization.calibration_dataset_size // parallelism.readers)
         return cls(min(quantization.calibration_batch_size, samples), quantization.calibration_seq_len, samples)
 
     @property
@@ -147,8 +151,101 @@ def _awq_bytes(
 
 def compared_documents(model: ModelSpec, quantization: QuantizationConfig) -> int:
     """How many samples the quantized model is compared with the unquantized one on."""
-    most = max(1, _MOST_LOGITS // (min(_COMPARED_SEQ_LEN, model.seq_length) * model.vocab_size))
+    most = max(1, _MOST_LOGITS // (min(COMPARED_SEQ_LEN, model.seq_length) * model.vocab_size))
     return min(quantization.evaluation_dataset_size, most)
+
+
+def waiting_states(model: ModelSpec, quantization: QuantizationConfig, parallelism: Parallelism) -> int:
+    """Bytes of the hidden states between two blocks: of all calibration batches, and of the compared ones twice."""
+    batches = Batches.of(quantization, parallelism)
+    compared = compared_documents(model, quantization) * min(COMPARED_SEQ_LEN, model.seq_length)
+    return (batches.samples * batches.seq_len + 2 * compared) * model.hidden_size * _BF16
+
+
+@dataclass(frozen=True)
+class _Rank:
+    """One rank of a job, and what it holds beside weights and waiting states while a block is in memory."""
+
+    model: ModelSpec
+    quantization: QuantizationConfig
+    parallelism: Parallelism
+    on_gpu: bool
+
+    @property
+    def linears(self) -> tuple[Linear, ...]:
+        return layer_linears(self.model, self.parallelism.tp, self.parallelism.ep)
+
+    @property
+    def largest(self) -> Linear:
+        return max(self.linears, key=lambda linear: linear.weights)
+
+    @property
+    def algorithm(self) -> Algorithm:
+        return algorithm_of(self.quantization)
+
+    def read(self, block: Blocks) -> int:
+        """A stored tensor is read whole, whatever part of it this rank wants."""
+        if block.kind == "layer":
+            return max(linear.weights for linear in layer_linears(self.model)) * _BF16
+        return embedding_parameters(self.model) * _BF16
+
+    def calibrate(self) -> tuple[int, int]:
+        """Activations and statistics of a layer, when they are largest together."""
+        batches = Batches.of(self.quantization, self.parallelism)
+        activations = activation_bytes(self.model, self.parallelism, batches.tokens)
+        if self.algorithm.gram_candidates:
+            return _awq_bytes(self.model, self.linears, activations, batches.tokens, self.on_gpu)
+        # SmoothQuant looks at the magnitude of one weight at a time, when the activations are gone.
+        magnitudes = self.largest.weights * _BF16 if self.algorithm.smooths else 0
+        return max((activations, 0), (0, magnitudes), key=sum)
+
+    def pack(self) -> int:
+        """What the device needs to pack the largest weight: the halves of a gated layer go one after the other."""
+        whole = self.largest.weights
+        half = whole // 2 if self.largest.name == "fc1" and self.model.gated_mlp else whole
+        packing = half * self.algorithm.packing_bytes
+        # Smoothed in float32, then kept in bfloat16 while it is packed.
+        return max(whole * (_FP32 + _BF16), whole * _BF16 + packing) if self.algorithm.smooths else packing
+
+    def packed(self, block: Blocks) -> int:
+        """A packed block, on the host."""
+        if block.kind == "layer":
+            return int(sum(linear.weights * linear.count for linear in self.linears) * self.algorithm.packed_bytes)
+        return block.parameters * _BF16
+
+    def round(self, kept: int) -> int:
+        """What the device holds while the weights of a layer are rounded one after the other.
+
+        Args:
+            kept: Bytes that stay of each element.
+        """
+        each = max(_ROUNDING_BYTES, self.algorithm.packing_bytes) + (_BF16 if self.algorithm.smooths else 0)
+        held, most = 0, 0
+        for linear in (self.linears[1], self.linears[0], *self.linears[2:]):
+            most = max(most, held + (linear.count - 1) * linear.weights * kept + linear.weights * each)
+            held += linear.weights * linear.count * kept
+        return most
+
+    def measure_layer(self) -> tuple[int, int]:
+        """Activations and buffers while a layer is measured, when they are largest together."""
+        compared = compared_documents(self.model, self.quantization)
+        if not compared:
+            return 0, self.round(0)
+        tokens = min(compared, _COMPARED_BATCH) * min(COMPARED_SEQ_LEN, self.model.seq_length)
+        rounded = sum(linear.weights * linear.count for linear in self.linears) * _BF16
+        passing = activation_bytes(self.model, self.parallelism, tokens)
+        return max((passing, rounded), (0, self.round(_BF16)), key=sum)
+
+    def score(self) -> int:
+        """Logits of both models for a batch, and what comparing those of a document needs, on the last stage."""
+        compared = compared_documents(self.model, self.quantization)
+        if not compared:
+            return 0
+        vocab, seq_len = self.model.vocab_size, min(COMPARED_SEQ_LEN, self.model.seq_length)
+        local = -(-vocab // self.parallelism.tp)
+        logits = min(compared, _COMPARED_BATCH) * seq_len * local * _BF16
+        comparing = (2 * seq_len + _SCORING_COPIES * min(seq_len, _SCORED_AT_ONCE)) * vocab * _FP32
+        return 2 * logits + max(logits, comparing)
 
 
 def step_memory(
@@ -157,69 +254,81 @@ def step_memory(
     parallelism: Parallelism,
     stage: Stage,
     *,
+    layerwise: bool,
     inference_tp: int,
     is_cpu: bool,
 ) -> tuple[StepMemory, ...]:
     """Counts the memory of a rank of one pipeline stage, step by step.
 
+    All steps but the last take turns, block by block; each is given at the kind of block where it holds most.
+
     Args:
         model: The model.
-        quantization: How it is quantized, and on how much data.
+        quantization: How it is quantized, and on how much data; none where it is calibrated already.
         parallelism: How it is spread.
         stage: The rank's stage.
+        layerwise: Whether one block of weights is in memory at a time, and hidden states wait on the host.
         inference_tp: Tensor parallelism of the files.
         is_cpu: Whether the device's memory is the host's.
     """
-    algorithm = algorithm_of(quantization)
-    weights = stage.parameters * _BF16
-    linears = layer_linears(model, parallelism.tp, parallelism.ep)
-    batches = Batches.of(quantization, parallelism)
-    layer = sum(linear.weights * linear.count for linear in linears)
-    # The halves of a gated layer are packed one after the other.
-    widest = max(linear.weights // (2 if linear.name == "fc1" and model.gated_mlp else 1) for linear in linears)
+    rank = _Rank(model, quantization, parallelism, not is_cpu)
+    calibrates = rank.algorithm.quantizes
+    all_states = waiting_states(model, quantization, parallelism) if calibrates else 0
 
-    def step(name: str, activations: int = 0, statistics: int = 0, device: int = 0, host: int = 0) -> StepMemory:
-        buffers = device + (host if is_cpu else 0)
-        return StepMemory(name, weights, activations, statistics, buffers, 0 if is_cpu else host)
+    def step(
+        name: str, block: Blocks, activations: int = 0, statistics: int = 0, device: int = 0, host: int = 0
+    ) -> StepMemory:
+        elements = block.parameters + block.kept if layerwise else block.so_far
+        on_host = layerwise and not is_cpu
+        return StepMemory(
+            name,
+            elements * _BF16,
+            0 if on_host else all_states,
+            activations,
+            statistics,
+            device + (host if is_cpu else 0),
+            0 if is_cpu else host + (all_states if on_host else 0),
+        )
 
-    # A stored tensor is read whole, whatever part of it this rank wants. Megatron stores a layer's as one.
-    stored = max(embedding_parameters(model), *(linear.weights for linear in layer_linears(model)))
-    steps = [step("load", host=stored * _BF16)]
+    found: dict[str, list[StepMemory]] = {name: [] for name in ("load", "calibrate", "export", "measure")}
+    for block in stage.blocks():
+        is_layer = block.kind == "layer"
+        found["load"].append(step("load", block, host=rank.read(block)))
+        if is_layer and calibrates and quantization.calibration_dataset_size:
+            found["calibrate"].append(step("calibrate", block, *rank.calibrate()))
+        packing = rank.pack() if is_layer else 0
+        found["export"].append(step("export", block, device=packing, host=rank.packed(block)))
+        if is_layer and calibrates:
+            activations, buffers = rank.measure_layer()
+            found["measure"].append(step("measure", block, activations, device=buffers))
+        elif block.kind == "head" and calibrates:
+            found["measure"].append(step("measure", block, rank.score()))
+    worst = [max(steps, key=lambda memory: memory.device) for steps in found.values() if steps]
+    # The model is gone. Tensors are looked at whole: those that the files cut are joined first.
+    tables = embedding_parameters(model) * _BF16
+    looked_at = tables * (2 if inference_tp > 1 else 1) + _VERIFY_CHUNK
+    return (*worst, StepMemory("verify", 0, buffers=looked_at if is_cpu else 0, host=0 if is_cpu else looked_at))
 
-    kept = 0
-    if algorithm.quantizes:
-        compared = compared_documents(model, quantization)
-        seq_len = min(_COMPARED_SEQ_LEN, model.seq_length)
-        tokens = min(compared, _COMPARED_BATCH) * seq_len
-        row = embedding_parameters(model, parallelism.tp) // model.hidden_size if stage.is_last else 0
-        if compared:
-            # The unquantized model's logits stay in main memory until the end.
-            kept = compared * seq_len * row * _BF16
-            passing = activation_bytes(model, parallelism, tokens)
-            logits = tokens * row * _BF16
-            steps.append(step("baseline", max(passing, logits), host=kept))
 
-        activations, statistics = activation_bytes(model, parallelism, batches.tokens), 0
-        if algorithm.gram_candidates:
-            activations, statistics = _awq_bytes(model, linears, activations, batches.tokens, not is_cpu)
-            activations += batches.samples * batches.seq_len * model.hidden_size * _BF16
-        # SmoothQuant looks at the magnitude of one weight at a time, when the activations are gone.
-        steps.append(step("calibrate", activations, statistics, host=kept))
+def worst_memory(
+    model: ModelSpec,
+    quantization: QuantizationConfig,
+    parallelism: Parallelism,
+    *,
+    layerwise: bool,
+    inference_tp: int,
+    is_cpu: bool,
+) -> tuple[StepMemory, ...]:
+    """Counts each step as the stage has it that holds most in it: see :func:`step_memory`."""
+    worst: dict[str, StepMemory] = {}
+    for stage in stages(model, parallelism):
+        for step in step_memory(
+            model, quantization, parallelism, stage, layerwise=layerwise, inference_tp=inference_tp, is_cpu=is_cpu
+        ):
+            worst[step.step] = max(worst.get(step.step, step), step, key=lambda memory: memory.device)
+    return tuple(worst.values())
 
-        rounding = max(linear.weights for linear in linears) * _ROUNDING_BYTES
-        if compared:
-            # A document's logits of both models are compared in float32, over the whole vocabulary.
-            scoring = logits + 2 * seq_len * model.vocab_size * _FP32 if stage.is_last else 0
-            steps.append(step("measure", max(passing, scoring - rounding), device=rounding, host=kept))
-        else:
-            steps.append(step("measure", device=rounding))
 
-    # Blocks, the embedding, a layer or the head, are packed one by one; the one before is still being let go.
-    packed = int(layer * algorithm.packed_bytes)
-    table = stage.largest_table * _BF16
-    steps.append(step("export", device=widest * algorithm.packing_bytes, host=kept + packed + max(packed, table)))
-
-    # Tensors are looked at whole: those that the files cut are joined first.
-    joined = embedding_parameters(model) * _BF16 if inference_tp > 1 else 0
-    steps.append(step("verify", host=kept + joined + _VERIFY_CHUNK))
-    return tuple(steps)
+def without_data(quantization: QuantizationConfig) -> QuantizationConfig:
+    """What is counted of a job whose model is calibrated already: it reads no text."""
+    return replace(quantization, calibration_dataset_size=0, evaluation_dataset_size=0)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""make_plan(): what a job needs, whether it fits, and what to change where it does not."""
+"""make_plan(): what a job needs, whether it fits with all weights in memory or block by block, and what to change."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields, replace
@@ -15,24 +15,26 @@ from nemo_ptq.models.registry import family_of
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.devices import Device, device_named
 from nemo_ptq.plan.files import FileSize, context_files, rank_files, reader_config
-from nemo_ptq.plan.memory import StepMemory, step_memory
+from nemo_ptq.plan.memory import StepMemory, without_data, worst_memory
+from nemo_ptq.plan.residence import LAYERWISE, RESIDENT, runs_layerwise, whole_model_needs
 from nemo_ptq.plan.rules import Rule, findings, gather
 from nemo_ptq.plan.rules.data import positions_suffice
 from nemo_ptq.plan.rules.format_limits import experts_have_a_format
+from nemo_ptq.plan.rules.layerwise import layerwise_is_possible
 from nemo_ptq.plan.rules.parallelism import (
     experts_are_sharded_once,
     experts_divide,
     inference_pp_divides,
     inference_tp_divides,
 )
-from nemo_ptq.plan.rules.quantization import (
+from nemo_ptq.plan.rules.quantization_limits import (
     algorithm_file_is_config,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
     kv_cache_has_algorithm,
     nvfp4_blocks_fit,
 )
-from nemo_ptq.plan.sharding import Parallelism, model_parameters, stages
+from nemo_ptq.plan.sharding import Parallelism, model_parameters
 from nemo_ptq.plan.work import calibration_work, step_seconds
 from nemo_ptq.quantization.algorithms import algorithm_of
 
@@ -51,6 +53,7 @@ _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     experts_have_a_format: lambda model, quantization: bool(model.num_experts),
     algorithm_file_is_config: lambda model, quantization: quantization.algorithm_name == CUSTOM,
     kv_cache_has_algorithm: lambda model, quantization: bool(quantization.enable_kv_cache),
+    layerwise_is_possible: lambda model, quantization: bool(quantization.layerwise),
     positions_suffice: lambda model, quantization: model.position_embedding_type == "learned_absolute",
 }
 
@@ -62,12 +65,33 @@ class RuleLine:
     Attributes:
         name: Name of its function.
         says: What must hold.
-        problem: What is wrong and how to mend it, or None.
+        problem: What is wrong and how to fix it, or None.
     """
 
     name: str
     says: str
     problem: str | None
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to run the job: with all of a rank's weights in memory, or with one block of them at a time.
+
+    Attributes:
+        name: "resident" or "layer-wise".
+        memory: Each step of the rank that holds most in it.
+        seconds: Time of each step.
+        read_bytes: What is read of the checkpoint's weights.
+        needs: Memory that the device must have: of the largest step; on a CPU for all ranks and their libraries.
+        fits: Whether the device has it.
+    """
+
+    name: str
+    memory: tuple[StepMemory, ...]
+    seconds: Mapping[str, float]
+    read_bytes: int
+    needs: int
+    fits: bool
 
 
 @dataclass(frozen=True)
@@ -83,10 +107,10 @@ class Plan:
         parallelism: How the calibration is spread.
         device: What each rank runs on.
         rules: What must hold, in the order in which it is checked.
-        memory: Each step of the rank that holds most in it.
+        modes: The ways in which the job can run.
+        mode: The name of the one that it takes.
         files: What will be written.
         flops: Operations of the calibration, over all ranks.
-        seconds: Time of each step.
         suggestions: What to change, if anything.
     """
 
@@ -98,22 +122,36 @@ class Plan:
     parallelism: Parallelism
     device: Device
     rules: tuple[RuleLine, ...]
-    memory: tuple[StepMemory, ...]
+    modes: tuple[Mode, ...]
+    mode: str
     files: tuple[FileSize, ...]
     flops: int
-    seconds: Mapping[str, float]
     suggestions: tuple[str, ...] = ()
 
     @property
+    def chosen(self) -> Mode:
+        """The mode that the job takes."""
+        return next(mode for mode in self.modes if mode.name == self.mode)
+
+    @property
+    def memory(self) -> tuple[StepMemory, ...]:
+        """Each step of the rank that holds most in it."""
+        return self.chosen.memory
+
+    @property
+    def seconds(self) -> Mapping[str, float]:
+        """Time of each step."""
+        return self.chosen.seconds
+
+    @property
     def needs(self) -> int:
-        """Memory that the device must have: of the largest step; on a CPU for all ranks and their libraries."""
-        peak = max(step.device for step in self.memory)
-        return self.parallelism.ranks * (peak + _PROCESS_BYTES) if self.device.is_cpu else peak
+        """Memory that the device must have."""
+        return self.chosen.needs
 
     @property
     def fits(self) -> bool:
         """Whether every step fits the device."""
-        return self.needs <= self.device.usable
+        return self.chosen.fits
 
     @property
     def problems(self) -> tuple[str, ...]:
@@ -133,10 +171,15 @@ class Plan:
 
     def as_dict(self) -> dict[str, Any]:
         """The plan as plain data, for JSON."""
-        memory = [{**asdict(step), "device": step.device} for step in self.memory]
+        modes = [
+            {**asdict(mode), "memory": [{**asdict(step), "device": step.device} for step in mode.memory]}
+            for mode in self.modes
+        ]
+        chosen = next(mode for mode in modes if mode["name"] == self.mode)
         return {
             **asdict(self),
-            "memory": memory,
+            "modes": modes,
+            "memory": chosen["memory"],
             "seconds": dict(self.seconds),
             "needs": self.needs,
             "fits": self.fits,
@@ -194,8 +237,8 @@ def make_plan(
         ... )
         >>> make_plan(llama, calibration_tp=8, device="H100").ok
         True
-        >>> make_plan(llama, device="H100").fits
-        False
+        >>> make_plan(llama, device="H100").mode
+        'layer-wise'
     """
     quantization = quantization or QuantizationConfig()
     export = export or ExportConfig("OUT")
@@ -231,7 +274,16 @@ def _plan(
     files: tuple[FileSize, ...] = ()
     if can_be_cut and decoder is not None:
         files = tuple(_files(model, decoder, quantization, export))
-    memory = _worst_memory(model, quantization, export, parallelism, device)
+    written = sum(file.bytes for file in files) or 2 * model_parameters(model)
+    has_loop = further.get("forward_loop") is not None
+    whole = whole_model_needs(
+        export.generate_sample, quantization.algorithm, has_loop, model.is_quantized, export.formats
+    )
+    modes = tuple(
+        _mode(name, model, quantization, export, parallelism, device, written, len(files) or 1, bool(whole))
+        for name in ((RESIDENT,) if whole else (RESIDENT, LAYERWISE))
+    )
+    layerwise = not whole and runs_layerwise(quantization.layerwise, False, modes[0].needs, device.usable)
     return Plan(
         model=model.config_class.rpartition(".")[2],
         decoder=decoder,
@@ -241,19 +293,52 @@ def _plan(
         parallelism=parallelism,
         device=device,
         rules=rules,
-        memory=memory,
+        modes=modes,
+        mode=LAYERWISE if layerwise else RESIDENT,
         files=files,
         flops=calibration_work(model, quantization).flops,
-        seconds=step_seconds(
-            model,
-            quantization,
-            parallelism,
-            device,
-            read_bytes=2 * model_parameters(model),
-            written_bytes=sum(file.bytes for file in files) or 2 * model_parameters(model),
-            files=len(files) or 1,
-        ),
     )
+
+
+def _mode(
+    name: str,
+    model: ModelSpec,
+    quantization: QuantizationConfig,
+    export: ExportConfig,
+    parallelism: Parallelism,
+    device: Device,
+    written_bytes: int,
+    files: int,
+    reads_twice: bool,
+) -> Mode:
+    layerwise = name == LAYERWISE
+    memory = worst_memory(
+        model,
+        quantization,
+        parallelism,
+        layerwise=layerwise,
+        inference_tp=export.inference_tp,
+        is_cpu=device.is_cpu,
+    )
+    # The whole model is loaded for ModelOpt or format "nemo", and the walk reads its blocks.
+    read_bytes = 2 * model_parameters(model) * (2 if reads_twice else 1)
+    seconds = step_seconds(
+        model,
+        quantization,
+        parallelism,
+        device,
+        layerwise=layerwise,
+        read_bytes=read_bytes,
+        written_bytes=written_bytes,
+        files=files,
+    )
+    needs = _needs(memory, parallelism, device)
+    return Mode(name, memory, seconds, read_bytes, needs, needs <= device.usable)
+
+
+def _needs(memory: tuple[StepMemory, ...], parallelism: Parallelism, device: Device) -> int:
+    peak = max(step.device for step in memory)
+    return parallelism.ranks * (peak + _PROCESS_BYTES) if device.is_cpu else peak
 
 
 def _files(
@@ -314,29 +399,30 @@ def _rule_lines(
             yield RuleLine(rule.__name__, says, problem)
 
 
-def _worst_memory(
-    model: ModelSpec,
-    quantization: QuantizationConfig,
-    export: ExportConfig,
-    parallelism: Parallelism,
-    device: Device,
-) -> tuple[StepMemory, ...]:
-    """Each step of the stage that holds most in it."""
-    of_stages = [
-        step_memory(model, quantization, parallelism, stage, inference_tp=export.inference_tp, is_cpu=device.is_cpu)
-        for stage in stages(model, parallelism)
-    ]
-    return tuple(max(steps, key=lambda step: step.device) for steps in zip(*of_stages, strict=True))
-
-
 def _suggestions(plan: Plan, model: ModelSpec, quantization: QuantizationConfig, export: ExportConfig) -> Iterator[str]:
-    """What to change so that a plan fits its device."""
+    """What to change so that a plan fits its device, or fits it with all weights in memory."""
+    if plan.mode == LAYERWISE and plan.fits and quantization.layerwise is None:
+        needed = f"{_gib(plan.modes[0].needs)} are needed with all weights in memory"
+        yield f"layer-wise: {needed}, and {_gib(plan.needs)} with one block of them at a time, which the job does"
+        return
     if plan.fits:
         return
+    if quantization.layerwise is False and plan.modes[-1].name == LAYERWISE and plan.modes[-1].fits:
+        yield (
+            "layer-wise: leave out quantization_config.layerwise=false: with one block of weights in memory at a time "
+            f"{_gib(plan.modes[-1].needs)} are needed"
+        )
 
     def fits(quantization: QuantizationConfig, parallelism: Parallelism) -> bool:
-        peak = max(step.device for step in _worst_memory(model, quantization, export, parallelism, plan.device))
-        return peak <= plan.device.usable
+        memory = worst_memory(
+            model,
+            quantization,
+            parallelism,
+            layerwise=plan.mode == LAYERWISE,
+            inference_tp=export.inference_tp,
+            is_cpu=plan.device.is_cpu,
+        )
+        return _needs(memory, parallelism, plan.device) <= plan.device.usable
 
     if plan.device.is_cpu:
         yield "use fewer samples or a smaller batch, or a machine with more memory: all ranks share this one's"
@@ -383,7 +469,7 @@ def plan_job(
         raise ConfigError(problems)
     plan = make_plan(
         values["model"],
-        gathered.quantization,
+        gathered.quantization if gathered.state is None else without_data(gathered.quantization),
         export,
         calibration_tp=values["calibration_tp"],
         calibration_pp=values["calibration_pp"],
@@ -394,11 +480,6 @@ def plan_job(
         device=device or device_named(values["plan_device"], "plan_device"),
         further=values,
     )
-    if gathered.state is not None:  # nothing is calibrated again
-        left_out = ("baseline", "calibrate")
-        memory = tuple(step for step in plan.memory if step.step not in left_out)
-        seconds = {step: time for step, time in plan.seconds.items() if step not in left_out}
-        plan = replace(plan, memory=memory, seconds=seconds, flops=0)
     if plan.files:
         plan = replace(plan, files=(*plan.files, *context_files(Path(values["checkpoint"]).expanduser(), export)))
     return plan

@@ -4,7 +4,9 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import prod
 
+from nemo_ptq.models.layers import LayerSpec, ModuleSpec
 from nemo_ptq.models.spec import ModelSpec
 
 
@@ -71,42 +73,33 @@ class Linear:
         return self.rows * self.columns
 
 
-def layer_linears(model: ModelSpec, tp: int = 1, ep: int = 1) -> tuple[Linear, ...]:
+def layer_linears(model: ModelSpec, tp: int = 1, ep: int = 1, layer: LayerSpec | None = None) -> tuple[Linear, ...]:
     """The linear layers of one transformer layer, as one rank holds them.
 
     Args:
         model: The model.
         tp: Ranks that share a layer; sizes are rounded up where it does not divide them.
         ep: Ranks that share the experts.
+        layer: The transformer layer; the first if none is given.
     """
-    hidden, inner = model.hidden_size, model.ffn_hidden_size
-    heads = model.num_attention_heads * model.head_size
-    qkv = heads + 2 * model.num_query_groups * model.head_size
-    fc1 = inner * (2 if model.gated_mlp else 1)
     experts = -(-(model.num_experts or 1) // ep)
 
-    def share(size: int) -> int:
-        return -(-size // tp)
+    def linear(module: ModuleSpec) -> Linear:
+        rows, columns = module.outputs(), module.inputs
+        rows = -(-rows // tp) if module.axis == 0 else rows
+        columns = -(-columns // tp) if module.axis == 1 else columns
+        name, bias = module.name.rpartition("linear_")[2], rows if module.has_bias else 0
+        return Linear(name, rows, columns, module.inputs, bias, 1 if module.expert is None else experts)
 
-    # Experts have no biases in any family that is supported.
-    mlp_bias = model.linear_bias and not model.num_experts
-    return (
-        Linear("qkv", share(qkv), hidden, hidden, share(qkv) if model.qkv_bias else 0),
-        Linear("proj", hidden, share(heads), heads, hidden if model.linear_bias else 0),
-        Linear("fc1", share(fc1), hidden, hidden, share(fc1) if mlp_bias else 0, experts),
-        Linear("fc2", hidden, share(inner), inner, hidden if mlp_bias else 0, experts),
-    )
+    modules = (layer or model.layers[0]).modules
+    return tuple(linear(module) for module in modules if module.is_quantized and module.expert in (None, 0))
 
 
-def layer_parameters(model: ModelSpec, tp: int = 1, ep: int = 1) -> int:
+def layer_parameters(model: ModelSpec, layer: LayerSpec, tp: int = 1, ep: int = 1) -> int:
     """Parameters of one transformer layer on one rank."""
-    linears = sum((linear.weights + linear.bias) * linear.count for linear in layer_linears(model, tp, ep))
-    router = (model.num_experts or 0) * model.hidden_size
-    return linears + 2 * _norm(model) + router
-
-
-def _norm(model: ModelSpec) -> int:
-    return model.hidden_size * (2 if model.normalization == "LayerNorm" else 1)
+    linears = sum((linear.weights + linear.bias) * linear.count for linear in layer_linears(model, tp, ep, layer))
+    others = [module for module in layer.modules if not module.is_quantized]
+    return linears + sum(prod(module.shape) + module.outputs() * module.has_bias for module in others)
 
 
 def embedding_parameters(model: ModelSpec, tp: int = 1) -> int:
@@ -115,40 +108,78 @@ def embedding_parameters(model: ModelSpec, tp: int = 1) -> int:
 
 
 @dataclass(frozen=True)
+class Blocks:
+    """The blocks of one kind of a pipeline stage: its embedding, its layers, or its head.
+
+    Attributes:
+        kind: "embedding", "layer" or "head".
+        parameters: Of the largest of them, on one rank.
+        so_far: Parameters of the stage up to the last of them.
+        kept: Those that stay in memory when the embedding is left behind, since the head needs them again.
+    """
+
+    kind: str
+    parameters: int
+    so_far: int
+    kept: int = 0
+
+
+@dataclass(frozen=True)
 class Stage:
     """One pipeline stage, as one rank holds it.
 
     Attributes:
-        index: Its number.
-        num_layers: Its transformer layers.
-        parameters: Of this rank.
-        largest_table: Elements of its largest embedding or output layer, 0 where it has none.
+        embedding: Parameters of its embedding, 0 where it has none.
+        layers: Parameters of each of its layers.
+        head: Parameters of its final norm and output layer, 0 where it has none.
+        is_first: Whether hidden states begin here.
         is_last: Whether hidden states end here.
+        is_tied: Whether its output layer is its embedding.
     """
 
-    index: int
-    num_layers: int
-    parameters: int
-    largest_table: int
+    embedding: int
+    layers: tuple[int, ...]
+    head: int
+    is_first: bool
     is_last: bool
+    is_tied: bool
+
+    @property
+    def num_layers(self) -> int:
+        """Its transformer layers."""
+        return len(self.layers)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of this rank."""
+        return self.embedding + sum(self.layers) + self.head
+
+    def blocks(self) -> Iterator[Blocks]:
+        """Yields its kinds of blocks, in the order of the walk."""
+        if self.is_first:
+            yield Blocks("embedding", self.embedding, self.embedding)
+        kept = self.embedding if self.is_tied else 0
+        yield Blocks("layer", max(self.layers, default=0), self.embedding + sum(self.layers), kept)
+        if self.is_last:
+            yield Blocks("head", self.head, self.parameters, kept)
 
 
 def stages(model: ModelSpec, parallelism: Parallelism) -> Iterator[Stage]:
     """Yields the pipeline stages of a calibration."""
     table = embedding_parameters(model, parallelism.tp)
-    layer = layer_parameters(model, parallelism.tp, parallelism.ep)
+    positions = model.seq_length * model.hidden_size if model.position_embedding_type == "learned_absolute" else 0
+    norm = model.hidden_size * (2 if model.normalization == "LayerNorm" else 1)
+    first = 0
     for index, num_layers in enumerate(parallelism.layers(model.num_layers)):
+        layers = model.layers[first : first + num_layers]
+        first += num_layers
         is_first, is_last = index == 0, index == parallelism.pp - 1
-        parameters, tables = num_layers * layer, 0
-        if is_first:
-            tables += 1
-            if model.position_embedding_type == "learned_absolute":
-                parameters += model.seq_length * model.hidden_size
-        if is_last:
-            parameters += _norm(model)
-            # A tied output layer is the embedding itself, unless that is on another stage.
-            tables += 0 if model.tied_embeddings and is_first else 1
-        yield Stage(index, num_layers, parameters + tables * table, table if tables else 0, is_last)
+        # A tied output layer is the embedding itself, unless that is on another stage.
+        is_tied = model.tied_embeddings and is_first and is_last
+        embedding = table + positions if is_first else 0
+        head = norm + (0 if is_tied else table) if is_last else 0
+        sizes = tuple(layer_parameters(model, layer, parallelism.tp, parallelism.ep) for layer in layers)
+        yield Stage(embedding, sizes, head, is_first, is_last, is_tied)
 
 
 def model_parameters(model: ModelSpec) -> int:

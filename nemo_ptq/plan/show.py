@@ -55,19 +55,25 @@ def _memory(plan: Plan) -> Iterator[Row]:
         fits = step.device <= plan.device.usable if not plan.device.is_cpu else None
         yield "memory of a rank", fits, step.step, f"{_binary(step.device)}: {_parts(step)}"
     where = "all ranks and their libraries" if plan.device.is_cpu else "the largest step"
-    usable = f"{_binary(plan.needs)} of {_binary(plan.device.usable)} that {plan.device.name} can give"
-    yield "memory of a rank", plan.fits, where, usable
+    for mode in plan.modes:
+        usable = f"{_binary(mode.needs)} of {_binary(plan.device.usable)} that {plan.device.name} can give"
+        if mode is plan.chosen:
+            yield "memory of a rank", mode.fits, f"{where}, {mode.name}", usable
+        else:
+            yield "memory of a rank", None, f"{where}, were it {mode.name}", usable
 
 
 def _parts(step: StepMemory) -> str:
     parts = {
         "weights": step.weights,
+        "waiting hidden states": step.states,
         "activations": step.activations,
         "AWQ statistics": step.statistics,
         "buffers": step.buffers,
     }
-    shown = [f"{name} {_binary(size)}" for name, size in parts.items() if size]
-    return ", ".join(shown) + (f"; on the host {_binary(step.host)}" if step.host else "")
+    shown = [", ".join(f"{name} {_binary(size)}" for name, size in parts.items() if size)]
+    shown += [f"on the host {_binary(step.host)}"] if step.host else []
+    return "; ".join(part for part in shown if part)
 
 
 def _files(plan: Plan) -> Iterator[Row]:
@@ -95,7 +101,10 @@ def _work(plan: Plan) -> Iterator[Row]:
         yield "time, about", None, "operations", _decimal(plan.flops, "FLOP")
     for step, seconds in plan.seconds.items():
         yield "time, about", None, step, _time(seconds)
-    yield "time, about", None, "all", _time(sum(plan.seconds.values()))
+    for mode in plan.modes:
+        name = f"all, {mode.name}" if mode is plan.chosen else f"all, were it {mode.name}"
+        total = _time(sum(mode.seconds.values()))
+        yield "time, about", None, name, f"{total}, reading {_decimal(mode.read_bytes, 'B')} of weights"
 
 
 def show_plan(plan: Plan, console: Console | None = None) -> None:

@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.devices import Device
-from nemo_ptq.plan.memory import Batches
-from nemo_ptq.plan.sharding import Parallelism, layer_linears
+from nemo_ptq.plan.memory import COMPARED_SEQ_LEN, Batches, compared_documents, waiting_states
+from nemo_ptq.plan.sharding import Linear, Parallelism, layer_linears
 from nemo_ptq.quantization.algorithms import algorithm_of
 
 # Share of a data sheet's rate that a forward pass, and AWQ's statistics and search, were seen to reach on an H100.
@@ -22,6 +22,10 @@ _CPU_FLOAT32_SHARE = 0.35
 _SEARCH_SHARE = 0.5 + 0.5 / 8
 # One core of a host, in 10^9 bytes a second: packing and writing, SHA-256, the reader's checks.
 _PACK_RATE, _HASH_RATE, _VERIFY_RATE = 2.0, 1.0, 0.4
+# Between a GPU and memory that is not page-locked, in 10^9 bytes a second: hidden states that wait on the host.
+_COPY_RATE = 5.0
+# Passes of the compared text: the checkpoint's weights, the rounded ones, and each layer as it was on what enters that.
+_MEASURE_PASSES = 3
 
 
 @dataclass(frozen=True)
@@ -45,15 +49,11 @@ class Work:
 def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work:
     """Counts the operations of a calibration: two for each weight and token, and those of attention and AWQ."""
     algorithm = algorithm_of(quantization)
-    if not algorithm.quantizes:
+    if not algorithm.quantizes or not quantization.calibration_dataset_size:
         return Work(0, 0)
     tokens = quantization.calibration_dataset_size * quantization.calibration_seq_len
-    linears = layer_linears(model)
-    active = {linear.name: min(linear.count, max(1, model.experts_per_token)) for linear in linears}
-    weights = sum(linear.weights * active[linear.name] for linear in linears)
-    # Scores and their product with the values, half of which causality leaves out.
-    attention = 2 * quantization.calibration_seq_len * model.num_attention_heads * model.head_size
-    forward = model.num_layers * tokens * (2 * weights + attention)
+    linears, active = _active_linears(model)
+    forward = _forward_flops(model, tokens, quantization.calibration_seq_len)
     awq = 0
     if algorithm.gram_candidates:
         grams = sum(2 * tokens * linear.columns**2 * active[linear.name] for linear in linears)
@@ -62,12 +62,27 @@ def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work
     return Work(forward, awq)
 
 
+def _active_linears(model: ModelSpec) -> tuple[tuple[Linear, ...], dict[str, int]]:
+    """The linear layers of a layer, and how many of each a token goes through."""
+    linears = layer_linears(model)
+    return linears, {linear.name: min(linear.count, max(1, model.experts_per_token)) for linear in linears}
+
+
+def _forward_flops(model: ModelSpec, tokens: int, seq_len: int) -> int:
+    linears, active = _active_linears(model)
+    weights = sum(linear.weights * active[linear.name] for linear in linears)
+    # Scores and their product with the values, half of which causality leaves out.
+    attention = 2 * seq_len * model.num_attention_heads * model.head_size
+    return model.num_layers * tokens * (2 * weights + attention)
+
+
 def step_seconds(
     model: ModelSpec,
     quantization: QuantizationConfig,
     parallelism: Parallelism,
     device: Device,
     *,
+    layerwise: bool,
     read_bytes: int,
     written_bytes: int,
     files: int,
@@ -79,6 +94,7 @@ def step_seconds(
         quantization: How it is quantized, and on how much data.
         parallelism: How it is spread.
         device: What each rank runs on; of a CPU, what all ranks share.
+        layerwise: Whether hidden states wait on the host.
         read_bytes: Size of the checkpoint's weights.
         written_bytes: Size of all rank files.
         files: How many rank files there are.
@@ -86,7 +102,7 @@ def step_seconds(
     work = calibration_work(model, quantization)
     # Stages wait for one another while the first batch goes through them, and the last one passes.
     batches = Batches.of(quantization, parallelism)
-    rounds = -(-batches.samples // batches.size)
+    rounds = -(-batches.samples // max(1, batches.size))
     busy = 1.0 if device.is_cpu else parallelism.ranks * rounds / (rounds + parallelism.pp - 1)
     rate = device.bf16_tflops * 1e12 * busy
     # On a GPU the search multiplies with two bfloat16 terms in place of one float32.
@@ -95,9 +111,17 @@ def step_seconds(
     seconds = {"load": read_bytes / (device.disk_bandwidth * 1e9)}
     if work.flops:
         seconds["calibrate"] = work.forward_flops / forward_rate + work.awq_flops / awq_rate
+        if layerwise and not device.is_cpu:
+            # There and back, for each layer.
+            copied = 2 * waiting_states(model, quantization, parallelism) * model.num_layers / parallelism.pp
+            seconds["calibrate"] += copied / (_COPY_RATE * 1e9)
     writers = max(1, min(files, parallelism.ranks))
     at_once = 1e9 * (1 if device.is_cpu else writers)
     disk = written_bytes / (device.disk_bandwidth * 1e9)
     seconds["export"] = disk + written_bytes / at_once * (1 / _PACK_RATE + 1 / _HASH_RATE)
+    if algorithm_of(quantization).quantizes:
+        seq_len = min(COMPARED_SEQ_LEN, model.seq_length)
+        passes = _MEASURE_PASSES * _forward_flops(model, compared_documents(model, quantization) * seq_len, seq_len)
+        seconds["measure"] = passes / forward_rate + written_bytes / (at_once * _PACK_RATE)
     seconds["verify"] = written_bytes / (_VERIFY_RATE * 1e9)
     return seconds

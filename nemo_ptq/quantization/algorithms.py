@@ -57,6 +57,7 @@ class Algorithm:
         vocab_multiple: TensorRT-LLM's readers take vocabularies of multiples of this.
         amax_floors: What activation amaxes are at least, by decoder type.
         quantizes_kv_cache: Whether the KV cache is quantized if the user says nothing.
+        smooths: Whether weights are divided by a pre-quantization scale before they are packed.
         packed_bytes: Bytes of a packed weight, scales included, for each of its elements.
         packing_bytes: What torch needs beside a weight to pack it, in bytes for each of its elements.
         gram_candidates: How many scales are tried over a Gram matrix of each layer's inputs; 0 without such matrices.
@@ -79,6 +80,7 @@ class Algorithm:
     vocab_multiple: int = 1
     amax_floors: Mapping[str, float] = field(default_factory=dict)
     quantizes_kv_cache: bool = False
+    smooths: bool = False
     packed_bytes: float = 2.0
     packing_bytes: int = 0
     gram_candidates: int = 0
@@ -172,6 +174,7 @@ _BUILT_IN = (
         preset="int8_sq",
         preset_method=lambda quantization, decoder: {"method": "smoothquant", "alpha": quantization.sq_alpha},
         amax_floors=_INT8_FLOORS,
+        smooths=True,
         packed_bytes=1.0,
         packing_bytes=7,
         required_recovery=0.98,
@@ -209,6 +212,7 @@ _BUILT_IN = (
         vocab_multiple=64,
         packed_bytes=0.54,
         packing_bytes=14,
+        smooths=True,
         gram_candidates=11,
         required_recovery=0.95,
         limits=(_INT4_WEIGHTS, _FOUR_BIT_OUTPUTS),
@@ -233,6 +237,7 @@ _BUILT_IN = (
         vocab_multiple=64,
         packed_bytes=0.54,
         packing_bytes=14,
+        smooths=True,
         gram_candidates=11,
         required_recovery=0.95,
         limits=(_INT4_WEIGHTS, _FP8_INPUTS, _FOUR_BIT_OUTPUTS),

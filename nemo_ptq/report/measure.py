@@ -15,15 +15,14 @@ import torch
 import torch.distributed as dist
 
 from nemo_ptq.calibration.pipeline import State
-from nemo_ptq.calibration.streams import BlockRunner, Stream
+from nemo_ptq.calibration.streams import BlockRunner, Stream, whole_logits
 from nemo_ptq.calibration.text_files import Sample
 from nemo_ptq.calibration.tokens import make_batches, tokenize
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.checkpoint.parts import is_linear
-from nemo_ptq.engine.evaluation import whole_logits
 from nemo_ptq.export.calibrated import CalibratedLayers
-from nemo_ptq.export.layers import Linear
+from nemo_ptq.export.module_tensors import Linear
 from nemo_ptq.export.shard_map import ShardMap
 from nemo_ptq.export.simulation import rounded_cache, rounded_input, rounded_weight, scaled_input
 from nemo_ptq.report.metrics import LinearSums, Sums, layer_records
@@ -74,9 +73,12 @@ class SimulatedLinear:
     """
 
     def __init__(self, module: Any, linear: Linear, rounded: torch.Tensor) -> None:
-        self._module, self._linear = module, linear
+        self._module = module
         self._original = module.get_parameter("weight")
-        self._set_weight(torch.nn.Parameter(rounded.to(self._original.dtype), requires_grad=False))
+        weight = torch.nn.Parameter(rounded.to(self._original.dtype), requires_grad=False)
+        self._set_weight(weight)
+        # Without the weight that was smoothed for rounding, a copy of the original's size.
+        self._linear = replace(linear, weight=weight)
         self.inputs, self.outputs = Sums(), Sums()
         self._entered: torch.Tensor | None = None
         self._rounding = module.register_forward_pre_hook(self._round)
@@ -177,12 +179,8 @@ class Measurement:
         simulate = self.quantized is not None or self.keep
         probes: dict[str, SimulatedLinear | _Watched] = {}
         for name, module in block.modules.items():
-            if is_linear(name):
-                linear = self.layers.linear(name)
-                rounded = None if linear.weight_amax is None else rounded_weight(linear)
-                self.sums[name] = weight_sums(name, linear, rounded)
-                if simulate:
-                    probes[name] = _Watched(module) if rounded is None else SimulatedLinear(module, linear, rounded)
+            if is_linear(name) and (probe := self._measure_weight(name, module, simulate)) is not None:
+                probes[name] = probe
         if not simulate:
             return
         caches = [
@@ -196,6 +194,14 @@ class Measurement:
         if not self.keep:
             for cache in caches:
                 cache.remove()
+
+    def _measure_weight(self, name: str, module: Any, simulate: bool) -> SimulatedLinear | _Watched | None:
+        linear = self.layers.linear(name)
+        rounded = None if linear.weight_amax is None else rounded_weight(linear)
+        self.sums[name] = weight_sums(name, linear, rounded)
+        if not simulate:
+            return None
+        return _Watched(module) if rounded is None else SimulatedLinear(module, linear, rounded)
 
     def _score(self) -> None:
         if self.reference is None or self.quantized is None:

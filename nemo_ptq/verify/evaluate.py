@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.forward import CPU, open_model, run_layers
+from nemo_ptq.verify.forward_pass import CPU, open_model, run_layers
 from nemo_ptq.verify.intervals import Interval, bootstrap_interval
 from nemo_ptq.verify.model_config import ModelConfig
 from nemo_ptq.verify.weights import Weights
@@ -220,12 +220,12 @@ def perplexity(directory: Path | str, documents: Sequence[torch.Tensor], device:
     """Perplexity of a directory: exp of the mean negative log-likelihood over all predicted tokens.
 
     Args:
-        directory: As :func:`~nemo_ptq.verify.forward.open_model` takes it.
+        directory: As :func:`~nemo_ptq.verify.forward_pass.open_model` takes it.
         documents: int64 (seq,) or (batch, seq) tokens each, at least one of them with two tokens in a row.
         device: Where to compute.
 
     Raises:
-        PtqError: Nothing to predict, or as in :func:`nemo_ptq.verify.forward.stream_logits`.
+        PtqError: Nothing to predict, or as in :func:`nemo_ptq.verify.forward_pass.stream_logits`.
     """
     batches = [tokens[None] if tokens.ndim == 1 else tokens for tokens in documents]
     scores = evaluate(open_model(directory), None, batches, device)

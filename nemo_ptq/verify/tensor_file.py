@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One file of tensors, opened when it is asked for something."""
 
+import io
+import json
 import pickle
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,6 +13,22 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nemo_ptq.errors import PtqError
+
+# The data types of the files that are verified, as safetensors spells them.
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 
 
 @dataclass(frozen=True)
@@ -26,7 +44,8 @@ class TensorFile:
     @cached_property
     def _file(self) -> safe_open:
         try:
-            return safe_open(self.path, framework="pt")
+            # As NumPy's: for torch the library maps files so that all of them count as this process's own memory.
+            return safe_open(self.path, framework="numpy")
         except (OSError, SafetensorError) as error:
             raise PtqError(f"{self.path.name}: not readable as safetensors: {error}") from error
 
@@ -45,13 +64,31 @@ class TensorFile:
         slices = {name: self._file.get_slice(name) for name in self._names}
         return {name: (part.get_dtype(), tuple(part.get_shape())) for name, part in slices.items()}
 
+    @cached_property
+    def _offsets(self) -> dict[str, int]:
+        """Where each tensor begins; the library has found the header sound, and does not tell."""
+        with self.path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            entries = json.loads(file.read(length))
+        return {name: 8 + length + entries[name]["data_offsets"][0] for name in self._names}
+
     def tensor(self, name: str) -> torch.Tensor:
-        """Reads one tensor, in the file's dtype and shape."""
+        """Reads one tensor, in the file's dtype and shape.
+
+        Raises:
+            PtqError: If there is none of this name.
+        """
         if name not in self.header:
             raise PtqError(f"{self.path.name}: tensor {name} is missing")
-        # A copy: what has been read of a mapped file counts as this process's memory until the file is closed.
-        with safe_open(self.path, framework="pt") as file:
-            return file.get_tensor(name).clone()
+        dtype, shape = self.header[name]
+        if dtype not in _DTYPES:
+            raise PtqError(f"{self.path.name}: tensor {name} has data type {dtype}, which torch cannot hold")
+        values = torch.empty(shape, dtype=_DTYPES[dtype])
+        if values.numel():
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(self._offsets[name])
+                _fill(values.reshape(-1).view(torch.uint8).numpy().data, file, self.path)
+        return values
 
 
 @dataclass(frozen=True)
@@ -84,6 +121,16 @@ class TorchFile:
         if name not in self.header:
             raise PtqError(f"{self.path.name}: tensor {name} is missing")
         return self._tensors[name].clone()
+
+
+def _fill(values: memoryview, file: io.FileIO, path: Path) -> None:
+    """Reads as many bytes as there is room for: the system gives at most 2 GiB at a time."""
+    filled = 0
+    while filled < len(values):
+        count = file.readinto(values[filled:])
+        if not count:
+            raise PtqError(f"{path.name} ends too early: copy or make it again")
+        filled += count
 
 
 def open_tensors(path: Path) -> TensorFile | TorchFile:

@@ -90,13 +90,13 @@ def _fold(model: Any) -> None:
         if scale is not None:
             module.input_quantizer.pre_quant_scale = scale
     for name, module in modules.items():
-        factor = norm_factor(name, state)
+        factor = norm_factor(name, state, shape)
         if factor is not None:
             folded = pack_plain(plain_of(module), torch.bfloat16, factor)
             module.weight.data = folded["", "weight"].float()
             if ("", "bias") in folded:
                 module.bias.data = folded["", "bias"].float()
-            modules[str(follower_of(name))].input_quantizer.pre_quant_scale = torch.ones_like(factor)
+            modules[str(follower_of(name, shape))].input_quantizer.pre_quant_scale = torch.ones_like(factor)
         rows = row_factor(name, state, shape, rank, ranks)
         if rows is not None and module.bias is not None:
             module.bias.data = (module.bias.float() * rows).bfloat16().float() / rows

@@ -86,7 +86,7 @@ def pack_layer(checkpoint: Path, algorithm: str, file: Path) -> None:
         for name, linear in model.module.decoder.layers[1].named_modules():
             if not name.endswith(("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")):
                 continue
-            packed = pack_linear(linear_of(linear), row_splitter(name, shape), torch.bfloat16)
+            packed = pack_linear(linear_of(linear), row_splitter(f"decoder.layers.1.{name}", shape), torch.bfloat16)
             exact = weight = linear.weight.float()
             if algorithm == "nvfp4":  # ModelOpt simulates this one on GPUs only
                 weight = dq.fake_quantize_nvfp4(weight, packed["", "weights_scaling_factor_2"])

@@ -48,14 +48,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+@pytest.mark.parametrize("layerwise", [False, True], ids=["resident", "layer-wise"])
 @pytest.mark.parametrize("algorithm", ["fp8", "int8_sq", "int4_awq"])
-def test_a_jobs_peak_is_the_planned_one(checkpoint: Path, tmp_path: Path, algorithm: str) -> None:
-    plan = make_plan(read_metadata(checkpoint), settings(algorithm), ExportConfig("OUT"), device="H100")
-    run_apart(run_job, checkpoint, tmp_path / "out", settings(algorithm, write_texts(tmp_path / "texts.jsonl")))
+def test_a_jobs_peak_is_the_planned_one(checkpoint: Path, tmp_path: Path, algorithm: str, layerwise: bool) -> None:
+    quantization = settings(algorithm, write_texts(tmp_path / "texts.jsonl"), layerwise)
+    plan = make_plan(read_metadata(checkpoint), quantization, ExportConfig("OUT"), device="H100")
+    run_apart(run_job, checkpoint, tmp_path / "out", quantization)
     # Each step sets torch's peak back, so that nobody but the report knows the largest. It is written before the last.
     measured = {step.name: step.peak_memory_bytes for step in read_report(tmp_path / "out" / REPORT).steps}
     planned = {step.step: step.device for step in plan.memory}
     for name, peak in measured.items():
-        print(f"{algorithm}, {name}: planned {planned[name] / 2**20:.0f} MiB, measured {peak / 2**20:.0f} MiB")
+        print(
+            f"{algorithm} {plan.mode}, {name}: planned {planned[name] / 2**20:.0f} MiB, measured {peak / 2**20:.0f} MiB"
+        )
     assert measured.keys() == planned.keys() - {"verify"}
     assert planned_peak(plan) == pytest.approx(max(measured.values()), rel=TOLERANCE)

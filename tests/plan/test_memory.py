@@ -52,13 +52,14 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_texts(tmp_path_factory.mktemp("texts") / "texts.jsonl")
 
 
-def settings(algorithm: str, texts: Path | str = "cnn_dailymail") -> QuantizationConfig:
+def settings(algorithm: str, texts: Path | str = "cnn_dailymail", layerwise: bool | None = None) -> QuantizationConfig:
     return QuantizationConfig(
         algorithm,
         calibration_dataset=str(texts),
         calibration_dataset_size=SAMPLES,
         calibration_seq_len=SEQ_LEN,
         calibration_batch_size=BATCH,
+        layerwise=layerwise,
     )
 
 
@@ -111,26 +112,32 @@ def planned_peak(plan: Plan) -> int:
 
 
 @pytest.mark.parametrize(
-    ("size", "algorithm"),
+    ("size", "algorithm", "layerwise"),
     [
-        ("38M", "int4_awq"),
-        ("147M", "fp8"),
-        ("147M", "int8_sq"),
-        pytest.param("147M", "int4_awq", marks=pytest.mark.slow),
-        pytest.param("433M", "fp8", marks=pytest.mark.slow),
-        pytest.param("433M", "int8_sq", marks=pytest.mark.slow),
+        ("38M", "int4_awq", False),
+        ("147M", "fp8", False),
+        ("147M", "int8_sq", True),
+        pytest.param("147M", "fp8", True, marks=pytest.mark.slow),
+        pytest.param("147M", "int8_sq", False, marks=pytest.mark.slow),
+        pytest.param("147M", "int4_awq", False, marks=pytest.mark.slow),
+        pytest.param("147M", "int4_awq", True, marks=pytest.mark.slow),
+        pytest.param("433M", "fp8", False, marks=pytest.mark.slow),
+        pytest.param("433M", "fp8", True, marks=pytest.mark.slow),
+        pytest.param("433M", "int8_sq", False, marks=pytest.mark.slow),
     ],
 )
 def test_a_jobs_peak_is_the_planned_one(
-    checkpoint: Checkpoint, texts: Path, tmp_path: Path, size: str, algorithm: str
+    checkpoint: Checkpoint, texts: Path, tmp_path: Path, size: str, algorithm: str, layerwise: bool
 ) -> None:
     source, output = checkpoint(size), tmp_path / "out"
     metadata = read_metadata(source)
     assert f"{model_parameters(metadata) / 1e6:.0f}M" == size
-    plan = make_plan(metadata, settings(algorithm), ExportConfig("OUT"), device="CPU")
-    (measured,) = run_ranks(run_job_on_cpu, 1, source, output, settings(algorithm, texts), timeout=900)
-    print(f"{size} {algorithm}: planned {planned_peak(plan) / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
-    assert planned_peak(plan) == pytest.approx(measured, rel=TOLERANCE)
+    quantization = settings(algorithm, texts, layerwise)
+    plan = make_plan(metadata, quantization, ExportConfig("OUT"), device="CPU")
+    (measured,) = run_ranks(run_job_on_cpu, 1, source, output, quantization, timeout=900)
+    planned = planned_peak(plan)
+    print(f"{size} {algorithm} {plan.mode}: planned {planned / 2**20:.0f} MiB, measured {measured / 2**20:.0f} MiB")
+    assert planned == pytest.approx(measured, rel=TOLERANCE)
     for file in plan.files:
         assert (output / file.name).stat().st_size == file.bytes
 

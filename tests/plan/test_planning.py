@@ -74,18 +74,77 @@ def test_a_tied_embedding_is_on_both_ends_of_a_pipeline() -> None:
     assert sum(stage.parameters for stage in stages(tied, Parallelism(pp=2))) == model_parameters(LLAMA_8B)
 
 
+RESIDENT = QuantizationConfig(layerwise=False)
+
+
 def test_what_does_not_fit_is_told_what_would() -> None:
-    plan = make_plan(NEMOTRON_340B, calibration_tp=8, device="H100")
+    plan = make_plan(NEMOTRON_340B, RESIDENT, calibration_tp=8, device="H100")
     assert not plan.fits and not plan.ok
     assert plan.problems[-1].endswith("GiB of memory are needed, and H100 has 75.2 GiB")
+    layerwise, smallest = plan.suggestions
+    assert layerwise.startswith("layer-wise: leave out quantization_config.layerwise=false")
+    assert smallest == "calibration_tp=4 calibration_pp=3 is the smallest parallelism that fits H100"
+    assert make_plan(NEMOTRON_340B, RESIDENT, calibration_tp=4, calibration_pp=3, device="H100").ok
+    assert not make_plan(NEMOTRON_340B, RESIDENT, calibration_tp=4, calibration_pp=2, device="H100").fits
+
+
+def test_a_model_larger_than_memory_is_planned_layer_wise() -> None:
+    plan = make_plan(LLAMA_70B, device="H100")
+    resident, layerwise = plan.modes
+    assert (resident.name, resident.fits, layerwise.name, layerwise.fits) == ("resident", False, "layer-wise", True)
+    assert plan.mode == "layer-wise" and plan.ok and plan.memory == layerwise.memory
     (suggestion,) = plan.suggestions
-    assert suggestion == "calibration_tp=4 calibration_pp=3 is the smallest parallelism that fits H100"
-    assert make_plan(NEMOTRON_340B, calibration_tp=4, calibration_pp=3, device="H100").ok
-    assert not make_plan(NEMOTRON_340B, calibration_tp=4, calibration_pp=2, device="H100").fits
+    assert suggestion.startswith("layer-wise: ") and suggestion.endswith("at a time, which the job does")
+    # Nothing is read twice.
+    assert resident.read_bytes == layerwise.read_bytes == 2 * model_parameters(LLAMA_70B)
+    # Where the weights fit they stay, unless the user says otherwise.
+    assert make_plan(LLAMA_8B).mode == "resident" and not make_plan(LLAMA_8B).suggestions
+    assert make_plan(LLAMA_8B, QuantizationConfig(layerwise=True)).mode == "layer-wise"
+
+
+def test_layer_wise_memory_does_not_grow_with_the_layers() -> None:
+    for algorithm in ("fp8", "int4_awq", "no_quant"):
+        quantization = QuantizationConfig(algorithm, layerwise=True)
+        few, many = (make_plan(replace(LLAMA_8B, num_layers=layers), quantization) for layers in (4, 64))
+        assert few.memory == many.memory and few.parameters < many.parameters
+
+
+@pytest.mark.parametrize(
+    ("quantization", "export", "further"),
+    [
+        (QuantizationConfig(), ExportConfig("OUT", generate_sample=True), {}),
+        (QuantizationConfig(), ExportConfig("OUT", export_format="nemo"), {}),
+        (QuantizationConfig("my.yaml"), ExportConfig("OUT"), {}),
+        (QuantizationConfig(), ExportConfig("OUT"), {"forward_loop": print}),
+    ],
+)
+def test_what_needs_the_whole_model_is_planned_with_it(
+    quantization: QuantizationConfig, export: ExportConfig, further: dict[str, Any]
+) -> None:
+    plan = make_plan(LLAMA_70B, quantization, export, device="H100", further=further)
+    assert [mode.name for mode in plan.modes] == ["resident"] and not plan.fits
+
+
+def test_hidden_states_wait_on_the_host_layer_wise() -> None:
+    resident, layerwise = make_plan(LLAMA_8B, calibration_tp=2).modes
+    waiting = (512 * 128 + 2 * 8 * 256) * LLAMA_8B.hidden_size * 2
+    for mode, on_device in ((resident, waiting), (layerwise, 0)):
+        (calibrate,) = [step for step in mode.memory if step.step == "calibrate"]
+        assert (calibrate.states, calibrate.host) == (on_device, waiting - on_device)
+    # Copying them takes time.
+    assert layerwise.seconds["calibrate"] > resident.seconds["calibrate"]
+
+
+def test_a_tied_embedding_stays_for_the_head() -> None:
+    tied, apart = (
+        make_plan(replace(LLAMA_8B, tied_embeddings=tied), QuantizationConfig(layerwise=True)) for tied in (True, False)
+    )
+    table = LLAMA_8B.vocab_size * LLAMA_8B.hidden_size * 2
+    assert step_of(tied, "calibrate").weights - step_of(apart, "calibrate").weights == table
 
 
 def test_a_batch_that_is_too_large_is_halved_until_it_fits() -> None:
-    quantization = QuantizationConfig("fp8", calibration_batch_size=512, calibration_seq_len=4096)
+    quantization = QuantizationConfig("fp8", calibration_batch_size=512, calibration_seq_len=4096, layerwise=True)
     plan = make_plan(LLAMA_8B, quantization, device="H100")
     assert not plan.fits
     batch = next(suggestion for suggestion in plan.suggestions if "batch" in suggestion)
@@ -112,31 +171,33 @@ def test_rules_that_are_about_something_else_are_left_out() -> None:
 
 
 def test_expert_parallelism_spreads_the_experts() -> None:
-    whole, spread = (make_plan(MIXTRAL, calibration_ep=ep).memory[0].weights for ep in (1, 4))
+    whole, spread = (make_plan(MIXTRAL, RESIDENT, calibration_ep=ep).memory[0].weights for ep in (1, 4))
     experts = 2 * MIXTRAL.num_layers * 8 * 3 * MIXTRAL.hidden_size * MIXTRAL.ffn_hidden_size
     assert whole - spread == experts * 3 // 4
     assert make_plan(MIXTRAL, calibration_ep=4).parallelism.ranks == 4
 
 
-def test_awq_holds_the_hidden_states_of_its_share_of_the_samples() -> None:
+def test_a_rank_holds_the_hidden_states_of_its_share_of_the_samples() -> None:
     quantization = QuantizationConfig("int4_awq", calibration_dataset_size=4096)
     one, four = (step_of(make_plan(LLAMA_8B, quantization, world_size=ranks), "calibrate") for ranks in (1, 4))
     states = 4096 * 128 * LLAMA_8B.hidden_size * 2
-    assert one.activations - four.activations == states * 3 // 4
+    assert one.states - four.states == states * 3 // 4
 
 
-def test_the_logits_that_are_compared_are_kept_by_the_last_stage_up_to_a_limit() -> None:
-    for documents, kept in ((0, 0), (2, 2), (8, 8), (64, 8)):  # 2^28 logits are 8 documents of 256 tokens
-        plan = make_plan(LLAMA_8B, QuantizationConfig(evaluation_dataset_size=documents), calibration_tp=2)
-        assert step_of(plan, "calibrate").host == kept * 256 * LLAMA_8B.vocab_size // 2 * 2
-        assert ("baseline" in {step.step for step in plan.memory}) == (documents > 0)
+def test_documents_are_compared_up_to_a_limit() -> None:
+    states = {}
+    for documents in (0, 2, 8, 64):  # 2^28 logits are 8 documents of 256 tokens
+        plan = make_plan(LLAMA_8B, QuantizationConfig(evaluation_dataset_size=documents))
+        states[documents] = step_of(plan, "calibrate").states
+    document = 256 * LLAMA_8B.hidden_size * 2
+    assert [states[documents] - states[0] for documents in (2, 8, 64)] == [4 * document, 16 * document, 16 * document]
 
 
 def test_all_ranks_share_the_memory_of_a_cpu() -> None:
     small = replace(this_cpu(), memory=40 * 2**30)
-    assert make_plan(LLAMA_8B, device=small).fits
+    assert make_plan(LLAMA_8B, device=small).mode == "resident"
     # Calibrated on four ranks the weights are there once, but the libraries four times.
-    plan = make_plan(LLAMA_8B, calibration_tp=4, device=replace(small, memory=20 * 2**30))
+    plan = make_plan(LLAMA_8B, RESIDENT, calibration_tp=4, device=replace(small, memory=20 * 2**30))
     assert not plan.fits and plan.needs > 4 * max(step.device for step in plan.memory)
     assert all(step.host == 0 for step in plan.memory)
 
@@ -177,4 +238,5 @@ def test_plain_data_is_json() -> None:
     read = json.loads(json.dumps(plan.as_dict()))
     assert read["ok"] is True and read["parallelism"]["tp"] == 2
     assert read["memory"][0]["weights"] == plan.memory[0].weights
+    assert [mode["name"] for mode in read["modes"]] == ["resident", "layer-wise"] and read["mode"] == "resident"
     assert max(step["device"] for step in read["memory"]) == read["needs"] == plan.needs

@@ -37,13 +37,22 @@ def test_every_rule_and_step_is_a_line_with_a_tick() -> None:
 
 
 def test_what_is_wrong_has_a_cross_and_a_way_out() -> None:
-    plan = make_plan(LLAMA_70B, export=ExportConfig("OUT", inference_tp=3))
+    plan = make_plan(LLAMA_70B, QuantizationConfig(layerwise=False), ExportConfig("OUT", inference_tp=3))
     lines = printed(plan).splitlines()
     crosses = [line for line in lines if line.startswith("✗")]
     assert "export_config.inference_tp=3 does not divide" in crosses[0]
-    assert sum("memory of a rank" in line for line in crosses) == len(plan.memory) + 1
+    assert sum("memory of a rank" in line for line in crosses) == sum(step.weights > 0 for step in plan.memory) + 1
     assert crosses[-1] == "✗ the job cannot run like this"
     assert any(line.startswith("suggestion: calibration_tp=2 calibration_pp=1 is the smallest") for line in lines)
+
+
+def test_both_modes_are_shown_and_the_one_that_the_job_takes() -> None:
+    lines = printed(make_plan(LLAMA_70B)).splitlines()
+    assert any(line.startswith("  memory of a rank: the largest step, were it resident: ") for line in lines)
+    assert any(line.startswith("✓ memory of a rank: the largest step, layer-wise: ") for line in lines)
+    assert sum("reading 141 GB of weights" in line for line in lines) == 2
+    assert any(line.startswith("suggestion: layer-wise: ") for line in lines)
+    assert lines[-1] == "✓ the job fits and keeps every rule"
 
 
 def test_a_pipe_gets_no_colours_and_a_terminal_a_table(monkeypatch: pytest.MonkeyPatch) -> None:

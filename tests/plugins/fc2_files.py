@@ -16,7 +16,7 @@ from nemo_ptq.export.packing import all_rows, pack_linear
 from nemo_ptq.export.source import PackedExport, Source
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Scheme
-from nemo_ptq.verify import formats as verified
+from nemo_ptq.verify import readers as verified
 
 FILE = "fc2.safetensors"
 
@@ -42,7 +42,7 @@ class Fc2Layout:
 
     def blocks(self, file: int) -> Iterator[Block]:
         """See :class:`nemo_ptq.export.layout.Layout`."""
-        outputs, inputs = self.shape.hidden_size, self.shape.ffn_size
+        outputs, inputs = self.shape.hidden_size, self.shape.ffn_hidden_size
         yield []
         for layer in range(self.shape.num_layers):
             module = f"decoder.layers.{layer}.mlp.linear_fc2"

@@ -11,7 +11,7 @@ import torch
 
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.verify import dequantize as dq
-from nemo_ptq.verify.forward import CPU, open_model, run_layers
+from nemo_ptq.verify.forward_pass import CPU, open_model, run_layers
 from nemo_ptq.verify.linear import Linear, Stack, StoredLinear, Tensors
 from nemo_ptq.verify.model_config import ModelConfig
 from nemo_ptq.verify.weights import Weights

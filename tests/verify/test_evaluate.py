@@ -24,7 +24,7 @@ from nemo_ptq.verify.evaluate import (
     score_document,
     summarize,
 )
-from nemo_ptq.verify.forward import open_model, run_layers, stream_logits
+from nemo_ptq.verify.forward_pass import open_model, run_layers, stream_logits
 from nemo_ptq.verify.intervals import bootstrap_interval
 
 from .conftest import Pristine

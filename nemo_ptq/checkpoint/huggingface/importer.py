@@ -185,7 +185,8 @@ def _convert(
     """Plan every tensor. Nothing is read yet; shapes come from running the rules on tensors without data."""
     plan = [(rule, *numbered) for rule in _rules(hf_class, settings) for numbered in _numbered(rule, settings)]
     used = {name for _, names, _ in plan for name in names}
-    _check_complete(used, weights.names(), tied=settings["tie_word_embeddings"])
+    copies = {f"{hf_class.output_layer}.weight"} if settings["tie_word_embeddings"] else set()
+    _check_complete(used, weights.names() - copies)
 
     def make(rule: WeightRule, names: tuple[str, ...]) -> torch.Tensor:
         return rule.join(map(weights.read, names), query_groups, padded_vocab).to(dtype)
@@ -205,7 +206,7 @@ def _convert(
 def _rules(hf_class: HuggingFaceClass, settings: Settings) -> Sequence[WeightRule]:
     if hf_class.can_tie and settings["tie_word_embeddings"]:
         return hf_class.rules
-    head = hf_class.embedding if settings["tie_word_embeddings"] else "lm_head.weight"
+    head = hf_class.embedding if settings["tie_word_embeddings"] else f"{hf_class.output_layer}.weight"
     return (*hf_class.rules, WeightRule(f"{OUTPUT}.weight", {"": head}))
 
 
@@ -220,11 +221,11 @@ def _numbered(rule: WeightRule, settings: Settings) -> Iterator[tuple[tuple[str,
         yield names, tuple((number, sizes[axis]) for axis, number in numbers.items())
 
 
-def _check_complete(used: set[str], present: set[str], tied: bool) -> None:
+def _check_complete(used: set[str], present: set[str]) -> None:
     missing = sorted(used - present)
     if missing:
         raise PtqError(f"the weights lack {len(missing)} tensors, {missing[0]} among them; is a file missing?")
-    ignored = {name for name in present if _BUFFERS.search(name) or (tied and name == "lm_head.weight")}
+    ignored = {name for name in present if _BUFFERS.search(name)}
     lost = sorted(present - used - ignored)
     if lost:
         raise PtqError(f"NeMo has no place for {len(lost)} tensors of the weights, {lost[0]} among them")

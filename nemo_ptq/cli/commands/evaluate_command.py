@@ -61,7 +61,7 @@ def evaluate(
     from nemo_ptq.report.update import has_report, update_quality
     from nemo_ptq.verify.evaluate import continue_greedily, document_groups, require_same_model
     from nemo_ptq.verify.evaluate import evaluate as score
-    from nemo_ptq.verify.forward import open_model
+    from nemo_ptq.verify.forward_pass import open_model
 
     if min_recovery is not None and baseline is None:
         raise PtqError("--min-recovery compares with the unquantized model: name it with --baseline")

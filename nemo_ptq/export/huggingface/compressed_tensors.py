@@ -88,9 +88,9 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
         scales = zip(KV_FIELDS.values(), kv_cache_scales(*source.layers.kv_cache(name), clamp=False), strict=True)
         return {("", field.suffix): scale.cpu() for field, scale in scales}
     if ".linear_" not in name:
-        return pack_plain(source.layers.plain(name), source.dtype, norm_factor(name, source.layers.state))
-    keep = name.endswith("linear_qkv") and len(layout.row_groups(name)) == 1
-    split = all_rows if keep else row_splitter(name, source.shape, source.tensor_rank)
+        return pack_plain(source.layers.plain(name), source.dtype, norm_factor(name, source.layers.state, source.shape))
+    is_whole = len(layout.row_groups(name)) == 1
+    split = all_rows if is_whole else row_splitter(name, source.shape, source.tensor_rank)
     # In float32 as long as something may be multiplied.
     packed = pack_linear(source.layers.linear(name), split, torch.float32)
     factor = row_factor(name, source.layers.state, source.shape, source.tensor_rank, source.tensor_ranks)
@@ -108,8 +108,9 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
             stored[rows, _RENAMED.get(field, field)] = tensor.to(source.dtype) if field == "bias" else tensor
     if scheme is None:
         return {key: tensor.to(source.dtype) for key, tensor in stored.items()}
+    module = source.shape.module(name)
     for rows in layout.row_groups(name):
-        size = [layout.outputs(name, rows), layout.inputs(name)]
+        size = [module.outputs(rows), module.inputs]
         stored[rows, "weight_shape"] = torch.tensor(size, dtype=torch.int64)
     return stored
 

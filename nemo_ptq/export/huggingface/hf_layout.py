@@ -13,6 +13,7 @@ from functools import cached_property
 import torch
 
 from nemo_ptq.export.layout import Block, FileTensor, Part, joined, whole
+from nemo_ptq.models.layers import ModuleSpec
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Field, Scheme, Shape
 
@@ -124,22 +125,11 @@ class HuggingFaceLayout:
 
     def row_groups(self, module: str) -> Sequence[str]:
         """The groups of rows of a linear layer that are stored as layers of their own."""
-        return next(list(self.names[name]) for name in self.names if module.endswith(name.rpartition(".")[2]))
-
-    def outputs(self, module: str, rows: str) -> int:
-        """Out-features of a group of rows of a linear layer."""
-        shape = self.shape
-        heads = {"q": shape.num_attention_heads, "k": shape.num_query_groups, "v": shape.num_query_groups}
-        if module.endswith("linear_qkv"):
-            return heads.get(rows, sum(heads.values())) * shape.head_size
-        return shape.ffn_hidden_size if module.endswith("linear_fc1") else shape.hidden_size
-
-    def inputs(self, module: str) -> int:
-        """In-features of a linear layer."""
-        shape = self.shape
-        if module.endswith("linear_proj"):
-            return shape.num_attention_heads * shape.head_size
-        return shape.ffn_hidden_size if module.endswith("linear_fc2") else shape.hidden_size
+        spec = self.shape.module(module)
+        template = module.replace(module.split(".")[2], "{layer}", 1)
+        if spec.expert is not None:
+            template = template.replace(f".{spec.expert}.", ".{expert}.", 1)
+        return list(self.names[template])
 
     def _plain(
         self, module: str, name: str, shape: Shape, axis: int | None, bias: bool = False
@@ -161,13 +151,13 @@ class HuggingFaceLayout:
 
     def _head(self) -> Iterator[FileTensor]:
         shape = self.shape
-        yield from self._norm("decoder.final_layernorm", "decoder.final_layernorm", {})
+        norm = "decoder.final_layernorm"
+        has_bias = shape.normalization == "LayerNorm"
+        yield from self._plain(norm, self.names[norm][""], (shape.hidden_size,), None, has_bias)
         if not shape.tied_embeddings:
-            yield from self._plain("output_layer", "lm_head", (shape.vocab_size, shape.hidden_size), 0)
-
-    def _norm(self, template: str, module: str, numbers: Mapping[str, int]) -> Iterator[FileTensor]:
-        name = self.names[template][""].format(**numbers)
-        yield from self._plain(module, name, (self.shape.hidden_size,), None, self.shape.normalization == "LayerNorm")
+            yield from self._plain(
+                "output_layer", self.names["output_layer"][""], (shape.vocab_size, shape.hidden_size), 0
+            )
 
     def _layer(self, layer: int) -> Iterator[FileTensor]:
         for template in self.names:
@@ -179,31 +169,27 @@ class HuggingFaceLayout:
 
     def _module(self, template: str, numbers: Mapping[str, int]) -> Iterator[FileTensor]:
         module = template.format(**numbers)
-        if module.endswith("layernorm"):
-            yield from self._norm(template, module, numbers)
-        elif module.endswith("router"):
-            assert self.shape.num_experts
-            size = (self.shape.num_experts, self.shape.hidden_size)
-            yield from self._plain(module, self.names[template][""].format(**numbers), size, None)
-        else:
-            for rows, name in self.names[template].items():
-                yield from self._linear(module, rows, name.format(**numbers))
+        spec = self.shape.module(module)
+        names = {rows: name.format(**numbers) for rows, name in self.names[template].items()}
+        if spec.kind != "linear":
+            yield from self._plain(module, names[""], spec.shape, None, spec.has_bias)
+            return
+        for rows, name in names.items():
+            yield from self._linear(module, spec, rows, name)
         attention = module.replace("linear_qkv", "core_attention")
         if attention in self.kv_cache:
             for rows, scale in self.kv_fields.items():
-                name = self.kv_name(self.names[template][rows].format(**numbers), scale.suffix)
+                name = self.kv_name(names[rows], scale.suffix)
                 yield whole(Part(attention, "", scale.suffix, scale.shape(0, 0, 1), None), name, torch.float32)
 
-    def _linear(self, module: str, rows: str, name: str) -> Iterator[FileTensor]:
+    def _linear(self, module: str, spec: ModuleSpec, rows: str, name: str) -> Iterator[FileTensor]:
         scheme = self.schemes.get(module, UNQUANTIZED)
-        sharded_outputs = module.endswith(("linear_qkv", "linear_fc1"))
-        has_bias = self.shape.qkv_bias if module.endswith("linear_qkv") else self.shape.linear_bias
-        biases = [BIAS] if has_bias and ".experts." not in module else []
-        for stored in (*self.fields(module, rows, scheme), *biases):
-            axis = stored.axis(sharded_outputs)
-            size = stored.shape(self.outputs(module, rows), self.inputs(module), scheme.block_size)
+        shares_rows = spec.axis == 0
+        for stored in (*self.fields(module, rows, scheme), *([BIAS] if spec.has_bias else [])):
+            axis = stored.axis(shares_rows)
+            size = stored.shape(spec.outputs(rows), spec.inputs, scheme.block_size)
             # What is the same for all rows is packed once.
-            per_row = stored.each_group or (sharded_outputs and stored.column_axis is not None)
+            per_row = stored.each_group or (shares_rows and stored.column_axis is not None)
             part = Part(module, rows if per_row else "", stored.suffix, size, axis)
             dtype = stored.dtype or self.dtype
             target = f"{name}.{stored.suffix}"

@@ -70,7 +70,7 @@ def _fields(module: str, rows: str, scheme: Scheme) -> Sequence[Field]:
 
 def _norm_factor(source: Source, norm: str, layout: HuggingFaceLayout) -> torch.Tensor | None:
     """The pre-quantization scale of the layers that a norm's output enters, if it is to be folded into it."""
-    name = follower_of(norm)
+    name = follower_of(norm, source.shape)
     return source.layers.pre_quant_scale(name) if name and len(layout.row_groups(name)) > 1 else None
 
 
@@ -87,8 +87,8 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
         return {("", field.suffix): scale.reshape(()).cpu() for field, scale in scales}
     if ".linear_" not in name:
         return pack_plain(source.layers.plain(name), source.dtype, _norm_factor(source, name, layout))
-    keep = name.endswith("linear_qkv") and len(layout.row_groups(name)) == 1
-    split = all_rows if keep else row_splitter(name, source.shape, source.tensor_rank)
+    is_whole = len(layout.row_groups(name)) == 1
+    split = all_rows if is_whole else row_splitter(name, source.shape, source.tensor_rank)
     packed = pack_linear(source.layers.linear(name), split, source.dtype, scalar_scales=True)
     return {(rows, _RENAMED.get(field, field)): _as_stored(tensor) for (rows, field), tensor in packed.items()}
 

@@ -6,6 +6,7 @@ from typing import Any
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
+from nemo_ptq.models.mapping import TRTLLM
 from nemo_ptq.models.registry import ARCHITECTURES, Family, unknown_to_reader
 from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec
 from nemo_ptq.quantization.schemes import the_scheme
@@ -14,12 +15,9 @@ from nemo_ptq.quantization.schemes import the_scheme
 _ALWAYS_EXCLUDED = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding")
 _POSITIONS = {"rope": "rope_gpt_neox"}
 _GATED_ACTIVATIONS = {"gelu": "geglu", "silu": "swiglu"}
-# Layers of the file for each linear layer of Megatron's.
-_ATTENTION_LAYERS = {
-    "self_attention.linear_qkv": ("attention.qkv",),
-    "self_attention.linear_proj": ("attention.dense",),
-}
-_DENSE_LAYERS = _ATTENTION_LAYERS | {"mlp.linear_fc1": ("mlp.fc", "mlp.gate"), "mlp.linear_fc2": ("mlp.proj",)}
+# What the quantized layers are called, for each linear layer of Megatron's.
+_ATTENTION_LAYERS = {name: tuple(TRTLLM[name]) for name in ("self_attention.linear_qkv", "self_attention.linear_proj")}
+_DENSE_LAYERS = _ATTENTION_LAYERS | {name: tuple(TRTLLM[name]) for name in ("mlp.linear_fc1", "mlp.linear_fc2")}
 # Readers know a mixture of experts by one name.
 _EXPERT_LAYERS = _ATTENTION_LAYERS | {"mlp.experts.local_experts.0.linear_fc1": ("mlp",)}
 

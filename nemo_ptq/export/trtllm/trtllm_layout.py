@@ -3,12 +3,15 @@
 """The layout table of the TensorRT-LLM checkpoint: which tensors a rank file has, and where their rows come from."""
 
 import math
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 
 from nemo_ptq.export.layout import Block, FileTensor, Part, Placement, joined, share, whole
+from nemo_ptq.models.layers import ModuleSpec
+from nemo_ptq.models.mapping import trtllm_tensors
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Field, Scheme
 
@@ -100,134 +103,85 @@ class QnemoLayout:
     def _head(self, rank: int, alone: bool) -> Iterator[FileTensor]:
         """What follows the last layer; ``alone`` says that the embedding is in another file."""
         shape = self.shape
-        yield from self._norm("decoder.final_layernorm", "transformer.ln_f", shape.hidden_size)
+        has_bias = shape.normalization == "LayerNorm"
+        norm = ModuleSpec("decoder.final_layernorm", "norm", {"": shape.hidden_size}, has_bias=has_bias)
+        yield from self._norm(norm.name, "transformer.ln_f", norm)
         size = (shape.vocab_size, shape.hidden_size)
         if not shape.tied_embeddings:
             yield self._vocab(Part("output_layer", "", "weight", size, 0), "lm_head.weight", rank)
         elif alone:
             yield self._vocab(Part("embedding.word_embeddings", "", "weight", size, 0), "lm_head.weight", rank)
 
-    def _norm(self, module: str, name: str, size: int) -> Iterator[FileTensor]:
-        fields = ("weight", "bias") if self.shape.normalization == "LayerNorm" else ("weight",)
-        for field in fields:
-            yield whole(Part(module, "", field, (size,), None), f"{name}.{field}", self.dtype)
+    def _norm(self, module: str, name: str, spec: ModuleSpec) -> Iterator[FileTensor]:
+        for field in ("weight", "bias") if spec.has_bias else ("weight",):
+            yield whole(Part(module, "", field, spec.shape, None), f"{name}.{field}", self.dtype)
 
     def _layer(self, layer: int, rank: int) -> Iterator[FileTensor]:
-        shape, module = self.shape, f"decoder.layers.{layer}."
-        name = f"transformer.layers.{layer % (shape.num_layers // self.pipeline_parallel)}."
-        heads, kv, head = shape.num_attention_heads, shape.num_query_groups, shape.head_size
-        yield from self._norm(module + "input_layernorm", name + "input_layernorm", shape.hidden_size)
-        yield from self._norm(module + "pre_mlp_layernorm", name + "post_layernorm", shape.hidden_size)
-        yield from self._column(
-            module + "self_attention.linear_qkv",
-            name + "attention.qkv",
-            {"q": heads * head, "k": kv * head, "v": kv * head},
-            shape.hidden_size,
-            rank,
-            shape.qkv_bias,
-        )
-        yield from self._row(
-            module + "self_attention.linear_proj", name + "attention.dense", shape.hidden_size, heads * head, rank
-        )
+        module = f"decoder.layers.{layer}."
+        name = f"transformer.layers.{layer % (self.shape.num_layers // self.pipeline_parallel)}."
+        # One tensor of all experts for each of one.
+        stacked: dict[str, list[FileTensor]] = defaultdict(list)
+        for spec in self.shape.layers[layer].modules:
+            for own, groups in trtllm_tensors(spec).items():
+                if spec.kind == "norm":
+                    yield from self._norm(module + spec.name, name + own, spec)
+                elif spec.kind == "router":
+                    # Routers choose experts by small differences: their readers want float32.
+                    part = Part(module + spec.name, "", "weight", spec.shape, None)
+                    yield whole(part, f"{name}{own}.weight", torch.float32)
+                else:
+                    for tensor in self._linear(module + spec.name, name + own, spec, groups, rank):
+                        if spec.expert is None:
+                            yield tensor
+                        else:
+                            stacked[tensor.name].append(tensor)
+        yield from map(_stacked, stacked.values())
         attention = module + "self_attention.core_attention"
         if attention in self.kv_cache:
-            for field in KV_CACHE_FIELDS:
-                yield whole(Part(attention, "", field, (1,), None), f"{name}attention.{field}", torch.float32)
-        if shape.num_experts:
-            yield from self._experts(module + "mlp.", name + "mlp.", rank)
-        else:
-            yield from self._dense_mlp(module + "mlp.", name + "mlp.", rank)
+            for suffix in KV_CACHE_FIELDS:
+                yield whole(Part(attention, "", suffix, (1,), None), f"{name}attention.{suffix}", torch.float32)
 
-    def _dense_mlp(self, module: str, name: str, rank: int) -> Iterator[FileTensor]:
-        shape = self.shape
-        # The activated half is fc, whatever the model's own names say.
-        for target, rows in (("fc", "gate"), ("gate", "up")) if shape.gated_mlp else (("fc", ""),):
-            yield from self._column(
-                module + "linear_fc1",
-                name + target,
-                {rows: shape.ffn_hidden_size},
-                shape.hidden_size,
-                rank,
-                shape.linear_bias,
-            )
-        yield from self._row(module + "linear_fc2", name + "proj", shape.hidden_size, shape.ffn_hidden_size, rank)
-
-    def _column(
-        self, module: str, name: str, rows: dict[str, int], inputs: int, rank: int, bias: bool
+    def _linear(
+        self, module: str, name: str, spec: ModuleSpec, groups: Sequence[str], rank: int
     ) -> Iterator[FileTensor]:
-        """A layer whose outputs are sharded.
+        """A linear layer, whose outputs or inputs are sharded.
 
         Args:
             module: Megatron's name.
             name: Name in the file.
-            rows: The groups of output rows that make the stored layer, in their order, with the size of each.
-            inputs: In-features.
+            spec: The layer.
+            groups: The groups of output rows that make the stored layer, in their order.
             rank: Tensor-parallel rank of the file.
-            bias: Whether there is one.
         """
         scheme = self.schemes.get(module, UNQUANTIZED)
-        fields = (*scheme.fields, _BIAS) if bias else scheme.fields
-        for field in fields:
-            dtype, axis = field.dtype or self.dtype, field.column_axis
+        rows = {group: spec.outputs(group) for group in groups}
+        shares_rows = spec.axis == 0
+        for field in (*scheme.fields, _BIAS) if spec.has_bias else scheme.fields:
+            dtype, axis = field.dtype or self.dtype, field.axis(shares_rows)
+            target = f"{name}.{field.suffix}"
             if axis is None:
-                size = field.shape(sum(rows.values()), inputs, scheme.block_size)
-                yield whole(Part(module, "", field.suffix, size, None), f"{name}.{field.suffix}", dtype)
+                size = field.shape(sum(rows.values()), spec.inputs, scheme.block_size)
+                yield whole(Part(module, "", field.suffix, size, None), target, dtype)
                 continue
             pieces = []
             for group, outputs in rows.items():
-                size = field.shape(outputs, inputs, scheme.block_size)
+                size = field.shape(outputs, spec.inputs, scheme.block_size)
                 part = Part(module, group, field.suffix, size, axis)
-                pieces.append((part, *self._row_share(group, size[axis], rank)))
-            yield joined(f"{name}.{field.suffix}", dtype, pieces, axis)
+                pieces.append((part, *self._share(group, size[axis], rank)))
+            yield joined(target, dtype, pieces, axis)
 
-    def _row_share(self, group: str, extent: int, rank: int) -> tuple[int, int]:
-        """Which rows of a group a file has; KV heads are repeated where there are more files than heads."""
+    def _share(self, group: str, extent: int, rank: int) -> tuple[int, int]:
+        """Which part of an axis a file has; KV heads are repeated where there are more files than heads."""
         kv, ranks = self.shape.num_query_groups, self.tensor_parallel
         if group in ("k", "v") and ranks > kv:
             return share(extent, rank * kv // ranks, kv)
         return share(extent, rank, ranks)
 
-    def _row(self, module: str, name: str, outputs: int, inputs: int, rank: int) -> Iterator[FileTensor]:
-        """A layer whose inputs are sharded."""
-        scheme = self.schemes.get(module, UNQUANTIZED)
-        fields = (*scheme.fields, _BIAS) if self.shape.linear_bias else scheme.fields
-        for field in fields:
-            dtype, axis = field.dtype or self.dtype, field.row_axis
-            size = field.shape(outputs, inputs, scheme.block_size)
-            part = Part(module, "", field.suffix, size, axis)
-            if axis is None:
-                yield whole(part, f"{name}.{field.suffix}", dtype)
-            else:
-                start, stop = share(size[axis], rank, self.tensor_parallel)
-                yield joined(f"{name}.{field.suffix}", dtype, [(part, start, stop)], axis)
-
-    def _experts(self, module: str, name: str, rank: int) -> Iterator[FileTensor]:
-        """A mixture of experts: the experts' tensors are stacked, and the activated half of fc comes second."""
-        shape, inner = self.shape, self.shape.ffn_hidden_size
-        assert shape.num_experts
-        router = Part(module + "router", "", "weight", (shape.num_experts, shape.hidden_size), None)
-        yield whole(router, name + "router.weight", torch.float32)
-        gated = (
-            {"up": shape.ffn_hidden_size, "gate": shape.ffn_hidden_size}
-            if shape.gated_mlp
-            else {"": shape.ffn_hidden_size}
-        )
-        for expert_part, target in (("linear_fc1", "fc"), ("linear_fc2", "proj")):
-            experts = []
-            for expert in range(shape.num_experts):
-                source = f"{module}experts.local_experts.{expert}.{expert_part}"
-                if target == "fc":
-                    experts.append(list(self._column(source, name + target, gated, shape.hidden_size, rank, False)))
-                else:
-                    experts.append(list(self._row(source, name + target, shape.hidden_size, inner, rank)))
-            for same_field in zip(*experts, strict=True):
-                yield _stacked(same_field)
-
 
 _BIAS = Field("bias", None, lambda o, i, g: (o,), 0, None)
 
 
-def _stacked(tensors: tuple[FileTensor, ...]) -> FileTensor:
+def _stacked(tensors: Sequence[FileTensor]) -> FileTensor:
     """Stacks one tensor of every expert along a new first dimension.
 
     Activations enter all experts with one scale: theirs is not stacked.

@@ -12,7 +12,16 @@ import inspect
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from nemo_ptq.plan.rules import data, format_limits, model, parallelism, paths, quantization, saved_calibration
+from nemo_ptq.plan.rules import (
+    data,
+    format_limits,
+    layerwise,
+    model,
+    parallelism,
+    paths,
+    quantization_limits,
+    saved_calibration,
+)
 from nemo_ptq.plan.rules.gathering import with_derived
 
 Rule = Callable[..., str | None]
@@ -32,14 +41,15 @@ RULES: tuple[Rule, ...] = (
     parallelism.experts_divide,
     parallelism.experts_are_sharded_once,
     format_limits.experts_have_a_format,
-    quantization.algorithm_file_is_config,
-    quantization.kv_cache_has_algorithm,
+    quantization_limits.algorithm_file_is_config,
+    quantization_limits.kv_cache_has_algorithm,
+    layerwise.layerwise_is_possible,
     format_limits.kv_cache_has_layers,
     saved_calibration.model_is_quantized_once,
     saved_calibration.state_is_of_the_model,
     saved_calibration.state_is_repeatable,
     saved_calibration.state_leaves_no_data_to_run,
-    quantization.awq_blocks_fit_calibration,
+    quantization_limits.awq_blocks_fit_calibration,
     data.data_is_readable,
     data.positions_suffice,
     format_limits.formats_carry_algorithm,
@@ -48,10 +58,11 @@ RULES: tuple[Rule, ...] = (
     format_limits.nemo_is_stored_in_bfloat16,
     parallelism.inference_tp_divides,
     parallelism.inference_pp_divides,
-    quantization.awq_blocks_fit_inference,
-    quantization.nvfp4_blocks_fit,
+    quantization_limits.awq_blocks_fit_inference,
+    quantization_limits.nvfp4_blocks_fit,
     paths.output_is_apart,
     paths.output_is_free,
+    layerwise.leftover_is_wanted,
     paths.output_is_writable,
 )
 

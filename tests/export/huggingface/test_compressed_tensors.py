@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from nemo_ptq.config import DTYPES, QuantizationConfig
-from nemo_ptq.verify.forward import logits
+from nemo_ptq.verify.forward_pass import logits
 from tests.export.hugging_face import TOKENS, distance, export_cells, transformers_logits
 from tests.export.huggingface.test_unified import quick_first
 from tests.families import FAMILIES

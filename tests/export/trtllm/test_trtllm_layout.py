@@ -235,7 +235,7 @@ def test_each_rank_has_the_activated_half_of_its_experts_second() -> None:
     files = layout(MIXTRAL, "FP8", tp=2)
     model = WholeModel()
     shards = [fill(tensors(files, file)["transformer.layers.0.mlp.fc.weight"], model) for file in range(2)]
-    half = MIXTRAL.ffn_size // 2
+    half = MIXTRAL.ffn_hidden_size // 2
     for expert in range(MIXTRAL.num_experts):
         module = f"decoder.layers.0.mlp.experts.local_experts.{expert}.linear_fc1"
         gate, up = (model.find(module, "weight", rows) for rows in ("gate", "up"))

@@ -14,16 +14,17 @@ from nemo_ptq.plan.rules import (
     data,
     findings,
     format_limits,
+    layerwise,
     model,
     parallelism,
     paths,
-    quantization,
+    quantization_limits,
     saved_calibration,
 )
 from nemo_ptq.plan.rules.gathering import with_derived
 from tests.plan.models import LLAMA_8B
 
-SUBJECTS = (data, format_limits, model, parallelism, paths, quantization, saved_calibration)
+SUBJECTS = (data, format_limits, layerwise, model, parallelism, paths, quantization_limits, saved_calibration)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)

@@ -18,7 +18,7 @@ from transformers import (
 )
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.forward import logits, open_model
+from nemo_ptq.verify.forward_pass import logits, open_model
 from tests.verify.qnemo_writer import Recipe
 from tests.verify.reference import FAMILIES, VOCAB, build, reference_logits
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""NeMo checkpoints that the reader refuses; tests/verify/test_formats.py has its logits."""
+"""NeMo checkpoints that the reader refuses; tests/verify/test_every_format.py has its logits."""
 
 import pickle
 import shutil
@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.forward import logits, open_model
+from nemo_ptq.verify.forward_pass import logits, open_model
 from nemo_ptq.verify.nemo.nemo_model import _Quantizer
 
 TOKENS = torch.zeros(1, 4, dtype=torch.int64)

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.forward import logits, stream_logits
+from nemo_ptq.verify.forward_pass import logits, stream_logits
 
 from .qnemo_writer import Layer, Model, Recipe, Weights, write_directory
 from .reference import FAMILIES, VOCAB, build, fake_quantize, reference_logits, to_model

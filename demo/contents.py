@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Shows what is in a qnemo directory: `python -m demo.show DIRECTORY`."""
+"""Shows what is in a qnemo directory: `python -m demo.contents DIRECTORY`."""
 
 import json
 import sys

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.parallelism import inference_tp_divides
-from nemo_ptq.plan.rules.quantization import (
+from nemo_ptq.plan.rules.quantization_limits import (
     algorithm_file_is_config,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,

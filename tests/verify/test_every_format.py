@@ -16,7 +16,7 @@ from torch.distributed.checkpoint import FileSystemReader
 from torch.distributed.checkpoint.metadata import MetadataIndex
 
 from nemo_ptq.export.formats import FORMATS
-from nemo_ptq.verify.forward import CPU, logits, open_model
+from nemo_ptq.verify.forward_pass import CPU, logits, open_model
 from nemo_ptq.verify.trtllm.trtllm_reader import same_bytes
 from tests.export.hugging_face import TOKENS, distance
 from tests.families import FAMILIES, GPT_VARIANTS

@@ -1,0 +1,116 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a transformer layer is made of, module by module, under Megatron's names. Imports nothing heavy."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from nemo_ptq.models.spec import ModelSpec
+
+
+@dataclass(frozen=True)
+class ModuleSpec:
+    """A module with weights.
+
+    Attributes:
+        name: Megatron's name within the layer, such as "self_attention.linear_qkv".
+        kind: What it does. Linear layers are what algorithms quantize.
+        rows: Sizes of the groups of its weight's rows, over all ranks and in Megatron's order, under the keys of
+            :data:`~nemo_ptq.models.mapping.QKV` or :data:`~nemo_ptq.models.mapping.GATED`, or one under "". Rows of
+            queries, keys and values are interleaved by query group.
+        inputs: In-features over all ranks; 0 of a norm.
+        axis: Which axis of the weight tensor-parallel ranks share: 0 (its rows), 1 (its input channels) or None.
+        has_bias: Whether there is a bias, of as many elements as the weight has rows.
+        norm: Name of the norm whose output enters it, None of a linear layer that follows no norm.
+        expert: Which expert it is of, None of what all tokens go through.
+    """
+
+    name: str
+    kind: Literal["linear", "norm", "router"]
+    rows: Mapping[str, int]
+    inputs: int = 0
+    axis: int | None = None
+    has_bias: bool = False
+    norm: str | None = None
+    expert: int | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether algorithms quantize it."""
+        return self.kind == "linear"
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of the whole weight: (out, in), of a norm (size)."""
+        return (self.outputs(), self.inputs) if self.inputs else (self.outputs(),)
+
+    def outputs(self, rows: str = "") -> int:
+        """Out-features of a group of rows; of all rows where there is no such group."""
+        return self.rows.get(rows, sum(self.rows.values()))
+
+
+@dataclass(frozen=True)
+class LayerSpec:
+    """A transformer layer.
+
+    Attributes:
+        modules: Those with weights, in the order in which they are computed.
+    """
+
+    modules: Sequence[ModuleSpec]
+
+    @cached_property
+    def _by_name(self) -> Mapping[str, ModuleSpec]:
+        return {module.name: module for module in self.modules}
+
+    def __getitem__(self, name: str) -> ModuleSpec:
+        """The module with a name within the layer."""
+        return self._by_name[name]
+
+    def after(self, norm: str) -> ModuleSpec | None:
+        """The linear layer that a norm's output enters; None where it enters none, or several."""
+        linears = [module for module in self.modules if module.norm == norm and module.kind == "linear"]
+        return linears[0] if len(linears) == 1 else None
+
+
+def gpt_layer(model: "ModelSpec") -> LayerSpec:
+    """Returns Megatron's GPT layer: attention and an MLP, or a mixture of experts, each after a norm."""
+    hidden, inner, head = model.hidden_size, model.ffn_hidden_size, model.head_size
+    heads, groups = model.num_attention_heads * head, model.num_query_groups * head
+    fc1_rows = {"gate": inner, "up": inner} if model.gated_mlp else {"": inner}
+    has_norm_bias = model.normalization == "LayerNorm"
+    before_attention, before_mlp = "input_layernorm", "pre_mlp_layernorm"
+    modules = [
+        ModuleSpec(before_attention, "norm", {"": hidden}, has_bias=has_norm_bias),
+        ModuleSpec(
+            "self_attention.linear_qkv",
+            "linear",
+            {"q": heads, "k": groups, "v": groups},
+            hidden,
+            0,
+            model.qkv_bias,
+            norm=before_attention,
+        ),
+        ModuleSpec("self_attention.linear_proj", "linear", {"": hidden}, heads, 1, model.linear_bias),
+        ModuleSpec(before_mlp, "norm", {"": hidden}, has_bias=has_norm_bias),
+    ]
+    if not model.num_experts:
+        return LayerSpec(
+            (
+                *modules,
+                ModuleSpec("mlp.linear_fc1", "linear", fc1_rows, hidden, 0, model.linear_bias, norm=before_mlp),
+                ModuleSpec("mlp.linear_fc2", "linear", {"": hidden}, inner, 1, model.linear_bias),
+            )
+        )
+    modules.append(ModuleSpec("mlp.router", "router", {"": model.num_experts}, hidden, norm=before_mlp))
+    for expert in range(model.num_experts):
+        name = f"mlp.experts.local_experts.{expert}."
+        # Experts have no biases in any family that is supported.
+        modules += [
+            ModuleSpec(name + "linear_fc1", "linear", fc1_rows, hidden, 0, norm=before_mlp, expert=expert),
+            ModuleSpec(name + "linear_fc2", "linear", {"": hidden}, inner, 1, expert=expert),
+        ]
+    return LayerSpec(tuple(modules))

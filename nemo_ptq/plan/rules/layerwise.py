@@ -1,0 +1,45 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""One block of weights at a time: what cannot be done like that, and what an earlier run has left half done."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from nemo_ptq.export.leftover import finished_blocks, how_to_go_on
+from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.plan.residence import whole_model_needs
+
+_WAYS_OUT = {
+    "generate_sample": "set export_config.generate_sample=false, or leave layerwise out",
+    "algorithm": "use one of the built-in algorithms, or leave layerwise out",
+    "forward_loop": "leave out forward_loop and give calibration_dataset, or leave layerwise out",
+    "checkpoint": "give the checkpoint as it was before, with calibration_state, or leave layerwise out",
+    "formats": 'leave "nemo" out of export_config.export_format, or leave layerwise out',
+}
+
+
+def layerwise_is_possible(
+    layerwise: bool | None,
+    generate_sample: bool,
+    algorithm: str | None,
+    forward_loop: Any,
+    model: ModelSpec,
+    formats: Sequence[str],
+) -> str | None:
+    """Nothing needs the whole model in memory where one block of weights at a time was asked for."""
+    if not layerwise:
+        return None
+    needs = whole_model_needs(generate_sample, algorithm, forward_loop is not None, model.is_quantized, formats)
+    for what, why in needs.items():
+        return f"quantization_config.layerwise=true keeps one block of weights in memory, and {why}: {_WAYS_OUT[what]}"
+    return None
+
+
+def leftover_is_wanted(path: Any, resume: bool) -> str | None:
+    """What an earlier run has finished is continued, or was removed."""
+    output = Path(path).expanduser().absolute()
+    blocks = finished_blocks(output)
+    if blocks and not resume:
+        return f"export_config.path={path}: an earlier run has finished {blocks} blocks of it: {how_to_go_on(output)}"
+    return None
