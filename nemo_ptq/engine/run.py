@@ -41,7 +41,7 @@ from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import read_launch
-from nemo_ptq.parallel.memory import usable_memory
+from nemo_ptq.parallel.machine_memory import usable_memory
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
 from nemo_ptq.plan.memory import without_data, worst_memory
 from nemo_ptq.plan.residence import runs_layerwise, whole_model_needs
