@@ -31,6 +31,14 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "num_key_value_heads": 8,
         "vocab_size": 128256,
     },
+    "llama31-405b": {
+        "hidden_size": 16384,
+        "intermediate_size": 53248,
+        "num_hidden_layers": 126,
+        "num_attention_heads": 128,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
     "llama32-1b": {
         "hidden_size": 2048,
         "intermediate_size": 8192,
@@ -48,15 +56,17 @@ _WEIGHT_STD = 0.02
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def make_model(name: str, directory: Path, device: torch.device) -> None:
+def make_model(name: str, directory: Path, device: torch.device, num_layers: int | None = None) -> None:
     """Writes a Hugging Face directory with seeded random weights in bfloat16, one file for each layer.
 
     Args:
         name: One of :data:`MODELS`.
         directory: Where to.
         device: What draws the numbers.
+        num_layers: Layers to make; None makes all.
     """
-    config = LlamaConfig(**MODELS[name], rope_theta=500000.0, max_position_embeddings=8192, torch_dtype="bfloat16")
+    sizes = {**MODELS[name], **({} if num_layers is None else {"num_hidden_layers": num_layers})}
+    config = LlamaConfig(**sizes, rope_theta=500000.0, max_position_embeddings=8192, torch_dtype="bfloat16")
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(directory)
     for file in _TOKENIZER_FILES:
@@ -100,23 +110,25 @@ def _save(directory: Path, name: str, tensors: dict[str, torch.Tensor]) -> dict[
     return dict.fromkeys(tensors, file)
 
 
+def command(checkpoint: Path, output: Path, algorithm: str, ranks: int, flags: list[str]) -> list[str]:
+    """Returns the command of the job."""
+    return [
+        *([sys.executable] if ranks == 1 else ["torchrun", "--nproc_per_node", str(ranks)]),
+        "-m",
+        "nemo_ptq.script",
+        f"--nemo_checkpoint={checkpoint}",
+        f"--calibration_tp={ranks}",
+        f"--algorithm={algorithm}",
+        f"--calibration_dataset={DEMO / 'text' / 'calibration.jsonl'}",
+        f"--export_path={output}",
+        *flags,
+    ]
+
+
 def run(checkpoint: Path, output: Path, algorithm: str, ranks: int, flags: list[str]) -> float:
     """Runs the job; returns the seconds from its command to its end."""
     start = time.perf_counter()
-    subprocess.run(
-        [
-            *([sys.executable] if ranks == 1 else ["torchrun", "--nproc_per_node", str(ranks)]),
-            "-m",
-            "nemo_ptq.script",
-            f"--nemo_checkpoint={checkpoint}",
-            f"--calibration_tp={ranks}",
-            f"--algorithm={algorithm}",
-            f"--calibration_dataset={DEMO / 'text' / 'calibration.jsonl'}",
-            f"--export_path={output}",
-            *flags,
-        ],
-        check=True,
-    )
+    subprocess.run(command(checkpoint, output, algorithm, ranks, flags), check=True)
     return time.perf_counter() - start
 
 
