@@ -13,13 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import LlamaConfig
+
+from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
 
 DEMO = Path("build/demo")
 MODELS: Mapping[str, Mapping[str, Any]] = {
@@ -53,6 +56,8 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 """By name: the sizes of a Llama."""
 
 _WEIGHT_STD = 0.02
+# Layers that are written at a time.
+_WRITERS = 3
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
@@ -86,6 +91,7 @@ def make_model(name: str, directory: Path, device: torch.device, num_layers: int
     outside = {"model.embed_tokens.weight": normal(config.vocab_size, hidden), "model.norm.weight": gain()}
     if not config.tie_word_embeddings:
         outside["lm_head.weight"] = normal(config.vocab_size, hidden)
+    writers, writing = ThreadPoolExecutor(_WRITERS), deque[Future[dict[str, str]]]()
     weight_map = _save(directory, "outside", outside)
     for index in range(config.num_hidden_layers):
         layer = {
@@ -100,13 +106,20 @@ def make_model(name: str, directory: Path, device: torch.device, num_layers: int
             "mlp.down_proj": normal(hidden, ffn),
         }
         named = {f"model.layers.{index}.{key}.weight": tensor for key, tensor in layer.items()}
-        weight_map |= _save(directory, f"layer-{index}", named)
+        writing.append(writers.submit(_save, directory, f"layer-{index}", named))
+        if len(writing) == _WRITERS:  # no more layers in memory than that
+            weight_map |= writing.popleft().result()
+    for written in writing:
+        weight_map |= written.result()
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def _save(directory: Path, name: str, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     file = f"model-{name}.safetensors"
-    save_file(tensors, directory / file, {"format": "pt"})
+    specs = [TensorSpec(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()]
+    with SafetensorsStream(directory / file, specs, {"format": "pt"}) as stream:
+        for key, tensor in tensors.items():
+            stream.write(key, tensor)
     return dict.fromkeys(tensors, file)
 
 
