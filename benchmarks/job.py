@@ -13,13 +13,16 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import deque
 from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from transformers import LlamaConfig
+
+from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
 
 DEMO = Path("build/demo")
 MODELS: Mapping[str, Mapping[str, Any]] = {
@@ -28,6 +31,14 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "intermediate_size": 14336,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "vocab_size": 128256,
+    },
+    "llama31-405b": {
+        "hidden_size": 16384,
+        "intermediate_size": 53248,
+        "num_hidden_layers": 126,
+        "num_attention_heads": 128,
         "num_key_value_heads": 8,
         "vocab_size": 128256,
     },
@@ -45,18 +56,22 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
 """By name: the sizes of a Llama."""
 
 _WEIGHT_STD = 0.02
+# Layers that are written at a time.
+_WRITERS = 3
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
 
 
-def make_model(name: str, directory: Path, device: torch.device) -> None:
+def make_model(name: str, directory: Path, device: torch.device, num_layers: int | None = None) -> None:
     """Writes a Hugging Face directory with seeded random weights in bfloat16, one file for each layer.
 
     Args:
         name: One of :data:`MODELS`.
         directory: Where to.
         device: What draws the numbers.
+        num_layers: Layers to make; None makes all.
     """
-    config = LlamaConfig(**MODELS[name], rope_theta=500000.0, max_position_embeddings=8192, torch_dtype="bfloat16")
+    sizes = {**MODELS[name], **({} if num_layers is None else {"num_hidden_layers": num_layers})}
+    config = LlamaConfig(**sizes, rope_theta=500000.0, max_position_embeddings=8192, torch_dtype="bfloat16")
     config.architectures = ["LlamaForCausalLM"]
     config.save_pretrained(directory)
     for file in _TOKENIZER_FILES:
@@ -76,6 +91,7 @@ def make_model(name: str, directory: Path, device: torch.device) -> None:
     outside = {"model.embed_tokens.weight": normal(config.vocab_size, hidden), "model.norm.weight": gain()}
     if not config.tie_word_embeddings:
         outside["lm_head.weight"] = normal(config.vocab_size, hidden)
+    writers, writing = ThreadPoolExecutor(_WRITERS), deque[Future[dict[str, str]]]()
     weight_map = _save(directory, "outside", outside)
     for index in range(config.num_hidden_layers):
         layer = {
@@ -90,33 +106,42 @@ def make_model(name: str, directory: Path, device: torch.device) -> None:
             "mlp.down_proj": normal(hidden, ffn),
         }
         named = {f"model.layers.{index}.{key}.weight": tensor for key, tensor in layer.items()}
-        weight_map |= _save(directory, f"layer-{index}", named)
+        writing.append(writers.submit(_save, directory, f"layer-{index}", named))
+        if len(writing) == _WRITERS:  # no more layers in memory than that
+            weight_map |= writing.popleft().result()
+    for written in writing:
+        weight_map |= written.result()
     (directory / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
 
 
 def _save(directory: Path, name: str, tensors: dict[str, torch.Tensor]) -> dict[str, str]:
     file = f"model-{name}.safetensors"
-    save_file(tensors, directory / file, {"format": "pt"})
+    specs = [TensorSpec(key, tensor.dtype, tuple(tensor.shape)) for key, tensor in tensors.items()]
+    with SafetensorsStream(directory / file, specs, {"format": "pt"}) as stream:
+        for key, tensor in tensors.items():
+            stream.write(key, tensor)
     return dict.fromkeys(tensors, file)
+
+
+def command(checkpoint: Path, output: Path, algorithm: str, ranks: int, flags: list[str]) -> list[str]:
+    """Returns the command of the job."""
+    return [
+        *([sys.executable] if ranks == 1 else ["torchrun", "--nproc_per_node", str(ranks)]),
+        "-m",
+        "nemo_ptq.script",
+        f"--nemo_checkpoint={checkpoint}",
+        f"--calibration_tp={ranks}",
+        f"--algorithm={algorithm}",
+        f"--calibration_dataset={DEMO / 'text' / 'calibration.jsonl'}",
+        f"--export_path={output}",
+        *flags,
+    ]
 
 
 def run(checkpoint: Path, output: Path, algorithm: str, ranks: int, flags: list[str]) -> float:
     """Runs the job; returns the seconds from its command to its end."""
     start = time.perf_counter()
-    subprocess.run(
-        [
-            *([sys.executable] if ranks == 1 else ["torchrun", "--nproc_per_node", str(ranks)]),
-            "-m",
-            "nemo_ptq.script",
-            f"--nemo_checkpoint={checkpoint}",
-            f"--calibration_tp={ranks}",
-            f"--algorithm={algorithm}",
-            f"--calibration_dataset={DEMO / 'text' / 'calibration.jsonl'}",
-            f"--export_path={output}",
-            *flags,
-        ],
-        check=True,
-    )
+    subprocess.run(command(checkpoint, output, algorithm, ranks, flags), check=True)
     return time.perf_counter() - start
 
 

@@ -40,7 +40,7 @@ from nemo_ptq.export.shard_map import on_one_rank
 from nemo_ptq.export.stream import LayoutWriter
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.export.trtllm.trtllm_writer import pack_module
-from nemo_ptq.modelopt.algorithms import modelopt_config
+from nemo_ptq.modelopt.quantizers import modelopt_config
 from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import Launch
 from nemo_ptq.parallel.process_groups import pick_device, process_groups

@@ -20,7 +20,7 @@ with quiet_imports():
     from nemo_ptq.config import NO_QUANT, QuantizationConfig
     from nemo_ptq.console.reporter import Reporter
     from nemo_ptq.engine.evaluation import perplexity
-    from nemo_ptq.modelopt.algorithms import calibrate
+    from nemo_ptq.modelopt.quantizers import calibrate
     from nemo_ptq.parallel.environment import Launch
     from nemo_ptq.parallel.process_groups import pick_device, process_groups
 

@@ -31,8 +31,8 @@ from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine import run as engine
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
-from nemo_ptq.export.layers import Linear, Plain
 from nemo_ptq.export.layout import Layout
+from nemo_ptq.export.module_tensors import Linear, Plain
 from nemo_ptq.export.packing import pack_kv_cache, pack_linear, pack_parameters, row_splitter
 from nemo_ptq.export.shard_map import ShardMap, gather_shard_map
 from nemo_ptq.export.source import Source
@@ -41,7 +41,7 @@ from nemo_ptq.export.trtllm.trtllm_config import qnemo_config
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.export.trtllm.trtllm_writer import pack_module
 from nemo_ptq.job import Job
-from nemo_ptq.modelopt import algorithms as modelopt
+from nemo_ptq.modelopt import quantizers as modelopt
 from nemo_ptq.modelopt.experts import with_idle_experts_covered
 from nemo_ptq.modelopt.megatron_layers import global_modules, linear_of
 from nemo_ptq.modelopt.transfer import fingerprint, gather_state
@@ -237,13 +237,15 @@ def _decoder(model: LoadedModel) -> str:
 
 
 def _header(model: LoadedModel, quantization: QuantizationConfig, weights: str) -> StateHeader:
+    is_quantized = quantization.algorithm_name != NO_QUANT
+    config = modelopt.as_json(modelopt.modelopt_config(quantization, _decoder(model))) if is_quantized else {}
     return StateHeader(
         checkpoint=str(model.checkpoint),
         weights=weights,
         model=read_metadata(model.checkpoint).identity,
         decoder=_decoder(model),
         quantization=quantization,
-        modelopt_config=modelopt.as_json(modelopt.modelopt_config(quantization, _decoder(model))),
+        modelopt_config=config,
         producer=producer(),
     )
 

@@ -23,7 +23,7 @@ from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.quantization.state_header import read_header, state_file
 from nemo_ptq.task import ptq
 from nemo_ptq.verify.checks import verify
-from nemo_ptq.verify.formats import REGISTERED
+from nemo_ptq.verify.readers import REGISTERED
 from tests.families import make_nemo
 
 FILES = ("tests.plugins.headroom", "tests.plugins.fc2_files", "tests.plugins.counting")

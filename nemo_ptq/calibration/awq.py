@@ -18,6 +18,7 @@ import torch
 
 from nemo_ptq.calibration.statistics import Moments, product
 from nemo_ptq.parallel.ranks import ALONE, Ranks
+from nemo_ptq.quantization.pieces import rows_at_once
 from nemo_ptq.quantization.rounding import fake_quantize_int4
 
 _SCALE_RANGE = (1e-4, 1e4)
@@ -36,8 +37,19 @@ def relative_magnitude(weight: torch.Tensor, block_size: int) -> torch.Tensor:
     Returns:
         float32 (in-features).
     """
-    blocks = weight.float().abs().unflatten(1, (-1, block_size))
-    return (blocks / (blocks.amax(-1, keepdim=True) + _TINY)).flatten(1).sum(0)
+    total = torch.zeros(weight.shape[1], device=weight.device)
+    for piece in _pieces(weight):
+        blocks = piece.float().abs().unflatten(1, (-1, block_size))
+        total += (blocks / (blocks.amax(-1, keepdim=True) + _TINY)).flatten(1).sum(0)
+    return total
+
+
+def _pieces(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    """Splits a weight into some rows after the other on a GPU, whose memory is scarce.
+
+    On the CPU it stays whole: sums over its rows keep their last bit.
+    """
+    return weight.split(rows_at_once(weight)) if weight.is_cuda else (weight,)
 
 
 def smoothing_scale(
@@ -95,23 +107,27 @@ class _Search:
             scale: float32 (local in-features).
             gram: The terms of the halved Gram matrix, each (local in-features, in-features).
         """
-        weight = self.weight
+        loss = torch.zeros((), dtype=torch.float64, device=self.weight.device)
+        for weight in _pieces(self.weight):
+            error = self._error(weight, scale)
+            whole = self.input_ranks.gather(error)
+            width = -(-whole.shape[1] // _STRIPES)
+            for start in range(0, whole.shape[1], width):
+                stripe = slice(start, start + width)
+                # Above the diagonal the halved matrix is zero.
+                top = max(start - self.first_input, 0)
+                if top >= error.shape[1]:
+                    break
+                for term in gram:
+                    loss += (product(error[:, top:], term[top:, stripe]) * whole[:, stripe]).sum(dtype=torch.float64)
+        return float(self.ranks.sum(loss))
+
+    def _error(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        """What rounding under ``scale`` changes in rows of the weight."""
         scaled = torch.mul(weight, scale, out=torch.empty_like(weight))
         # Computed in float32, then rounded, the same on both sides of the product: the loss moves by less than 1e-4.
         rounded = fake_quantize_int4(scaled, self.block_size)
-        error = torch.addcmul(weight, rounded, (1 / scale).to(weight.dtype), value=-1)
-        whole = self.input_ranks.gather(error)
-        loss = torch.zeros((), dtype=torch.float64, device=weight.device)
-        width = -(-whole.shape[1] // _STRIPES)
-        for start in range(0, whole.shape[1], width):
-            stripe = slice(start, start + width)
-            # Above the diagonal the halved matrix is zero.
-            top = max(start - self.first_input, 0)
-            if top >= error.shape[1]:
-                break
-            for term in gram:
-                loss += (product(error[:, top:], term[top:, stripe]) * whole[:, stripe]).sum(dtype=torch.float64)
-        return float(self.ranks.sum(loss))
+        return torch.addcmul(weight, rounded, (1 / scale).to(weight.dtype), value=-1)
 
 
 def search_scale(
@@ -157,9 +173,16 @@ def _halved(gram: torch.Tensor, first_row: int) -> torch.Tensor:
 def _terms(matrix: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """Splits a float32 matrix for :func:`product`: two bfloat16 terms hold 16 of its 24 bits.
 
-    On the CPU, which multiplies in float32 anyway, the matrix stays what it is.
+    They take the matrix's place in memory, row by row beside each other. On the CPU, which multiplies in float32
+    anyway, the matrix stays what it is.
     """
     if not matrix.is_cuda:
         return (matrix,)
-    high = matrix.to(dtype)
-    return high, (matrix - high.float()).to(dtype)
+    columns = matrix.shape[1]
+    terms = matrix.view(dtype)
+    rows = rows_at_once(matrix)
+    for numbers, place in zip(matrix.split(rows), terms.split(rows), strict=True):
+        high = numbers.to(dtype)
+        low = (numbers - high.float()).to(dtype)
+        place[:, :columns], place[:, columns:] = high, low
+    return terms[:, :columns], terms[:, columns:]

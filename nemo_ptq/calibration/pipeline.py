@@ -150,7 +150,7 @@ def _share_among_experts(statistics: Mapping[str, Any], ranks: Ranks) -> None:
         if of_experts and isinstance(of_experts[0], Amax):
             largest = ranks.max(torch.stack([statistic.value for statistic in of_experts]).amax())
             for statistic in of_experts:
-                statistic.value = largest
+                statistic.value = largest.clone()  # the journal's file takes no tensors that share memory
 
 
 @contextmanager

@@ -39,7 +39,7 @@ def nemo_ptq(context: typer.Context) -> None:
 
 
 def main() -> None:
-    """Runs the command line; what the user can fix is one line each, and the exit status tells whose fault it is."""
+    """Runs the command line; what the user can fix is a line each, and the exit status is that of launch/front.py."""
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of the libraries, about what they would rather have installed
     try:

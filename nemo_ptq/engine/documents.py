@@ -42,7 +42,7 @@ def load_tokenizer(directory: Path) -> Any:
     """Loads a directory's tokenizer without NeMo, offline and without remote code.
 
     Returns:
-        An object of the form that :func:`nemo_ptq.calibration.datasets.tokenize` takes, with ``decode``.
+        An object of the form that :func:`nemo_ptq.calibration.tokens.tokenize` takes, with ``decode``.
     """
     path = directory if is_hugging_face(directory) else tokenizer_path(directory, read_model_yaml(directory))
     if path.is_dir():

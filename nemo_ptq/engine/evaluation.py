@@ -10,20 +10,15 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from nemo_ptq.calibration.forward import forward_batches
+from nemo_ptq.calibration.streams import whole_logits
 from nemo_ptq.calibration.tokens import tokenize
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.parallel.environment import Launch
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
 
 _SAMPLE_PROMPT = "Born in north-east France, Soyer trained as a"
-
-
-def whole_logits(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
-    """float32 (batch, sequence, vocabulary), from one tensor-parallel rank's share."""
-    return gather_from_tensor_model_parallel_region(logits)[..., : model.vocab_size].float()
 
 
 def _from_last_stage(values: torch.Tensor) -> torch.Tensor:

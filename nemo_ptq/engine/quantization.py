@@ -79,7 +79,7 @@ def by_modelopt(
     """
     if not (job.metadata.is_quantized or job.forward_loop is not None or job.is_custom):
         return None
-    from nemo_ptq.modelopt.job import calibrate_with_modelopt
+    from nemo_ptq.modelopt.whole_model import calibrate_with_modelopt
 
     with reporter.step("calibrate with ModelOpt"):
         found = calibrate_with_modelopt(

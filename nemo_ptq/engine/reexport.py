@@ -24,7 +24,7 @@ from nemo_ptq.engine.finish import finish
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.formats import FORMATS
-from nemo_ptq.export.manifest_writer import sha256_of
+from nemo_ptq.export.manifest_writer import sha256_of_all
 from nemo_ptq.export.shard_map import on_one_rank
 from nemo_ptq.export.source import Source
 from nemo_ptq.job import Job
@@ -169,6 +169,8 @@ def _export(
     for path in directories.values():
         save_state(path / IN_EXPORT, calibration)
     return {
-        name: {file.relative_to(directories[name]).as_posix(): sha256_of(file) for file in files}
+        name: dict(
+            zip([file.relative_to(directories[name]).as_posix() for file in files], sha256_of_all(files), strict=True)
+        )
         for name, files in exports.files().items()
     }

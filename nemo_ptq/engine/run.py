@@ -34,14 +34,14 @@ from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.leftover import finished_blocks, how_to_go_on
-from nemo_ptq.export.manifest_writer import sha256_of
+from nemo_ptq.export.manifest_writer import sha256_of_all
 from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
 from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import read_launch
-from nemo_ptq.parallel.memory import usable_memory
+from nemo_ptq.parallel.machine_memory import usable_memory
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
 from nemo_ptq.plan.memory import without_data, worst_memory
 from nemo_ptq.plan.residence import runs_layerwise, whole_model_needs
@@ -358,7 +358,9 @@ class _BlockJob:
         digests = {}
         with self.reporter.part("export"):
             for name, directory in self.directories.items():
-                mine = {file.relative_to(directory).as_posix(): sha256_of(file) for file in files.get(name, ())}
+                written = files.get(name, [])
+                names = [file.relative_to(directory).as_posix() for file in written]
+                mine = dict(zip(names, sha256_of_all(written), strict=True))
                 everyones: list[dict[str, str]] = [mine] * dist.get_world_size()
                 dist.all_gather_object(everyones, mine)
                 digests[name] = {file: digest for part in everyones for file, digest in part.items()}

@@ -13,9 +13,10 @@ import torch
 
 from nemo_ptq.checkpoint.parts import shares_inputs
 from nemo_ptq.config import QuantizationConfig
-from nemo_ptq.export.layers import Linear, Plain
+from nemo_ptq.export.module_tensors import Linear, Plain
 from nemo_ptq.parallel.ranks import ALONE, Ranks
 from nemo_ptq.quantization.algorithms import algorithm_of
+from nemo_ptq.quantization.pieces import by_rows
 from nemo_ptq.quantization.schemes import Scheme, scheme_for
 
 
@@ -32,7 +33,8 @@ def smoothed(weight: torch.Tensor, pre_quant_scale: torch.Tensor) -> torch.Tenso
         weight: (out, in).
         pre_quant_scale: float32 (in).
     """
-    return (weight * (1.0 / pre_quant_scale)[None, :]).to(weight.dtype)
+    factors = (1.0 / pre_quant_scale)[None, :]
+    return by_rows(lambda rows: rows * factors, weight, weight.dtype)
 
 
 def weight_amax(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:

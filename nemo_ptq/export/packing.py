@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import torch
 
-from nemo_ptq.export.layers import Linear, Plain
+from nemo_ptq.export.module_tensors import Linear, Plain
 from nemo_ptq.models.mapping import GATED, QKV
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.rounding import block_scales, scale_of, to_fp8, to_int4, to_int8, to_nvfp4
@@ -72,10 +72,10 @@ def row_splitter(module_name: str, shape: ModelSpec, tensor_rank: int = 0) -> Ca
     return all_rows
 
 
-def pack_linear(
+def pack_where_it_is(
     linear: Linear, split: Callable[[torch.Tensor], RowGroups], dtype: torch.dtype, scalar_scales: bool = False
 ) -> Packed:
-    """Packs a linear layer.
+    """Packs a linear layer on the device of its weight.
 
     Args:
         linear: The layer, or this rank's shard of it.
@@ -85,7 +85,7 @@ def pack_linear(
             the quotient then has the weight's data type before it is rounded, and ties fall elsewhere.
 
     Returns:
-        On the CPU: the weight and everything that has a value for each output row, for each group of rows; the other
+        The weight and everything that has a value for each output row, for each group of rows; the other
         tensors once, under the group "".
     """
     scheme = linear.scheme
@@ -94,7 +94,7 @@ def pack_linear(
         packed |= {(rows, "bias"): bias.to(dtype) for rows, bias in split(linear.bias).items()}
     if linear.weight_amax is None:
         packed |= {(rows, "weight"): weight.to(dtype) for rows, weight in split(linear.weight).items()}
-        return _on_cpu(packed)
+        return packed
 
     scale, scale_2 = _weight_scales(linear)
     per_row = scale.numel() > 1
@@ -118,7 +118,14 @@ def pack_linear(
         else:
             assert value is not None
             packed["", suffix] = value.reshape(fields[suffix].shape(0, 0, 1))
-    return _on_cpu(packed)
+    return packed
+
+
+def pack_linear(
+    linear: Linear, split: Callable[[torch.Tensor], RowGroups], dtype: torch.dtype, scalar_scales: bool = False
+) -> Packed:
+    """Packs a linear layer as :func:`pack_where_it_is` does, onto the CPU."""
+    return _on_cpu(pack_where_it_is(linear, split, dtype, scalar_scales))
 
 
 def _weight_scales(linear: Linear) -> tuple[torch.Tensor, torch.Tensor | None]:

@@ -6,11 +6,13 @@ The codes are read back by the functions that verification reads files with, so 
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 
-from nemo_ptq.export.layers import Linear
-from nemo_ptq.export.packing import all_rows, pack_linear
+from nemo_ptq.export.module_tensors import Linear
+from nemo_ptq.export.packing import all_rows, pack_where_it_is
+from nemo_ptq.quantization.pieces import rows_at_once
 from nemo_ptq.quantization.rounding import scale_of
 from nemo_ptq.verify import dequantize as dq
 
@@ -33,8 +35,19 @@ _FP8_MAX = 448.0
 
 def rounded_weight(linear: Linear) -> torch.Tensor:
     """Returns the weight that a server multiplies with: float32 (out, in), on the weight's device."""
-    device = linear.weight.device
-    packed = {field: tensor.to(device) for (_, field), tensor in pack_linear(linear, all_rows, torch.bfloat16).items()}
+    amax = linear.weight_amax
+    assert amax is not None
+    rounded = torch.empty(linear.weight.shape, device=linear.weight.device)
+    rows = rows_at_once(linear.weight)
+    weights = linear.weight.split(rows)
+    amaxes = amax.split(rows) if amax.numel() > 1 else [amax] * len(weights)
+    for target, weight, of_rows in zip(rounded.split(rows), weights, amaxes, strict=True):
+        target.copy_(_rounded(replace(linear, weight=weight, bias=None, weight_amax=of_rows)))
+    return rounded
+
+
+def _rounded(linear: Linear) -> torch.Tensor:
+    packed = {field: tensor for (_, field), tensor in pack_where_it_is(linear, all_rows, torch.bfloat16).items()}
     scales = [packed[name] for name in _SCALES if name in packed]
     return _DEQUANTIZE[str(linear.scheme.quant_algo)](packed["weight"], *scales)
 

@@ -10,7 +10,7 @@ from megatron.core.models.gpt import GPTModel
 from modelopt.torch.export.quant_utils import get_quantization_format, get_weight_block_size
 from modelopt.torch.quantization.nn import SequentialQuantizer
 
-from nemo_ptq.export.layers import Linear
+from nemo_ptq.export.module_tensors import Linear
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Scheme, scheme_for
 
 _EXPORTED = re.compile(

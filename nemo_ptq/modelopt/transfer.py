@@ -11,8 +11,8 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from modelopt.torch.quantization.nn import TensorQuantizer
 
-from nemo_ptq.modelopt.algorithms import compute_weight_amax, insert_quantizers
 from nemo_ptq.modelopt.megatron_layers import global_modules
+from nemo_ptq.modelopt.quantizers import compute_weight_amax, insert_quantizers
 from nemo_ptq.modelopt.smoothing import exact_pre_quant_scale, smooth
 from nemo_ptq.quantization.state import CalibrationState, fingerprint_of, is_fingerprinted, sum_of_bits
 from nemo_ptq.quantization.state_header import StateHeader

@@ -25,8 +25,12 @@ _MOST_LOGITS, _COMPARED_BATCH, COMPARED_SEQ_LEN = 1 << 28, 4, 256
 _SCORED_AT_ONCE, _SCORING_COPIES = 128, 6
 # Values that verify looks at together, and the wider types that it looks at them in: see verify/trtllm/values.py.
 _VERIFY_CHUNK = (1 << 22) * 16
-# What torch needs to read the codes of a weight back in float32, in bytes for each of its elements.
+# What torch needs to round a weight and read its codes back, in bytes for each element of a piece, beside the result.
 _ROUNDING_BYTES = 10
+# Elements of a weight that are worked on at a time: see quantization/pieces.py.
+_PIECE = 1 << 27
+# Copies of some rows of a Gram matrix while they are split into two bfloat16 terms, in bytes for each element.
+_SPLITTING_BYTES = 10
 
 
 @dataclass(frozen=True)
@@ -114,13 +118,15 @@ def _gram(linear: Linear) -> int:
 def _search_bytes(linear: Linear, on_gpu: bool) -> int:
     """What AWQ's search over one layer needs beside its Gram matrix: see calibration/awq.py."""
     gram = linear.columns * linear.whole_columns * _FP32
-    whole = linear.rows * linear.whole_columns
-    # The scaled weight, its rounding, the error, and the error of all ranks.
-    weight = linear.weights * 3 * _BF16 + whole * _BF16
+    # On a GPU some rows at a time.
+    piece = min(linear.weights, _PIECE) if on_gpu else linear.weights
+    whole = piece // linear.columns * linear.whole_columns
+    # The scaled weight, its rounding, the error, and the error of all ranks; then stripes of the product.
+    weight = piece * 3 * _BF16 + whole * _BF16 + 2 * whole // 8 * _FP32
     if on_gpu:
-        # Two bfloat16 terms of the matrix: while the second is made, the first and a float32 difference are there.
-        return max(gram * 5 // 2, gram + weight + 2 * whole // 8 * _FP32)
-    return weight + linear.weights * _FP32 + 2 * whole // 8 * _FP32
+        # The two bfloat16 terms of the matrix take its place.
+        return gram + max(min(gram // _FP32, _PIECE) * _SPLITTING_BYTES, weight)
+    return weight + linear.weights * _FP32
 
 
 def _observing_bytes(linear: Linear, tokens: int, on_gpu: bool) -> int:
@@ -204,8 +210,8 @@ class _Rank:
         whole = self.largest.weights
         half = whole // 2 if self.largest.name == "fc1" and self.model.gated_mlp else whole
         packing = half * self.algorithm.packing_bytes
-        # Smoothed in float32, then kept in bfloat16 while it is packed.
-        return max(whole * (_FP32 + _BF16), whole * _BF16 + packing) if self.algorithm.smooths else packing
+        # Smoothed in float32, some rows at a time, then kept in bfloat16 while it is packed.
+        return whole * _BF16 + max(min(whole, _PIECE) * _FP32, packing) if self.algorithm.smooths else packing
 
     def packed(self, block: Blocks) -> int:
         """A packed block, on the host."""
@@ -219,10 +225,13 @@ class _Rank:
         Args:
             kept: Bytes that stay of each element.
         """
-        each = max(_ROUNDING_BYTES, self.algorithm.packing_bytes) + (_BF16 if self.algorithm.smooths else 0)
+        rounding = max(_ROUNDING_BYTES, self.algorithm.packing_bytes)
+        # The result in float32, and the smoothed weight.
+        each = _FP32 + (_BF16 if self.algorithm.smooths else 0)
         held, most = 0, 0
         for linear in (self.linears[1], self.linears[0], *self.linears[2:]):
-            most = max(most, held + (linear.count - 1) * linear.weights * kept + linear.weights * each)
+            own = linear.weights * each + min(linear.weights, _PIECE) * rounding
+            most = max(most, held + (linear.count - 1) * linear.weights * kept + own)
             held += linear.weights * linear.count * kept
         return most
 

@@ -15,15 +15,14 @@ import torch
 import torch.distributed as dist
 
 from nemo_ptq.calibration.pipeline import State
-from nemo_ptq.calibration.streams import BlockRunner, Stream
+from nemo_ptq.calibration.streams import BlockRunner, Stream, whole_logits
 from nemo_ptq.calibration.text_files import Sample
 from nemo_ptq.calibration.tokens import make_batches, tokenize
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.checkpoint.parts import is_linear
-from nemo_ptq.engine.evaluation import whole_logits
 from nemo_ptq.export.calibrated import CalibratedLayers
-from nemo_ptq.export.layers import Linear
+from nemo_ptq.export.module_tensors import Linear
 from nemo_ptq.export.shard_map import ShardMap
 from nemo_ptq.export.simulation import rounded_cache, rounded_input, rounded_weight, scaled_input
 from nemo_ptq.report.metrics import LinearSums, Sums, layer_records

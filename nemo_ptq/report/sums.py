@@ -21,5 +21,5 @@ def sums_of(values: torch.Tensor, quantized: torch.Tensor | None = None) -> Sums
         rounded = quantized.reshape(-1).split(_CHUNK)
         pairs = zip(plain, rounded, strict=True)
         noise = sum((a.float() - b.float()).square().sum(dtype=torch.float64) for a, b in pairs)
-    largest = values.abs().amax()
+    largest = torch.stack([chunk.abs().amax() for chunk in plain]).amax()
     return Sums(values.numel(), float(signal), None if noise is None else float(noise), float(largest))

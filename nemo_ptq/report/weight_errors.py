@@ -6,7 +6,7 @@ import torch
 
 from nemo_ptq.checkpoint.parts import is_linear, shares_inputs
 from nemo_ptq.export.calibrated import CalibratedLayers
-from nemo_ptq.export.layers import Linear
+from nemo_ptq.export.module_tensors import Linear
 from nemo_ptq.export.shard_map import ShardMap
 from nemo_ptq.export.simulation import rounded_weight
 from nemo_ptq.report.metrics import LinearSums, layer_records

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify import context, manifest
-from nemo_ptq.verify.formats import REGISTERED, Check, Reader
 from nemo_ptq.verify.huggingface import hf_directory
 from nemo_ptq.verify.model_config import Config
 from nemo_ptq.verify.nemo import nemo_checks
 from nemo_ptq.verify.nemo.sharded_tensors import ShardedTensors
+from nemo_ptq.verify.readers import REGISTERED, Check, Reader
 from nemo_ptq.verify.tensor_file import TensorFile
 from nemo_ptq.verify.trtllm import values
 from nemo_ptq.verify.trtllm.config_rules import LAYOUT_RULES, OTHER_RULES

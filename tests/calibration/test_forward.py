@@ -75,7 +75,7 @@ def count_output_layers(checkpoint: Path, quantize_output: bool, pp: int) -> tup
     import modelopt.torch.quantization as mtq
 
     from nemo_ptq.calibration.forward import forward_batches, run_batches
-    from nemo_ptq.modelopt.algorithms import modelopt_config
+    from nemo_ptq.modelopt.quantizers import modelopt_config
     from tests import steps
 
     calls = {"layer": 0, "output_layer": 0}

@@ -118,13 +118,13 @@ def assert_same_exports(root: Path, algorithms: tuple[str, ...], formats: dict[s
 
 def test_layer_by_layer_the_bytes_are_the_same(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
     algorithms = (NO_QUANT, *QUANTIZED)
-    run_ranks(run_layerwise, 1, checkpoint_of("llama31"), algorithms, (1, 1), tmp_path)
+    run_ranks(run_layerwise, 1, checkpoint_of("llama31"), algorithms, (1, 1), tmp_path, timeout=600)
     assert_same_exports(tmp_path, algorithms)
 
 
 def test_layer_by_layer_over_stages_and_shards(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
     algorithms = ("fp8", "int4_awq")
-    run_ranks(run_layerwise, 4, checkpoint_of("llama31"), algorithms, (2, 2), tmp_path)
+    run_ranks(run_layerwise, 4, checkpoint_of("llama31"), algorithms, (2, 2), tmp_path, timeout=600)
     assert_same_exports(tmp_path, algorithms)
 
 
@@ -132,7 +132,7 @@ def test_layer_by_layer_over_stages_and_shards(checkpoint_of: Callable[[str], Pa
 @pytest.mark.parametrize("model", ["gemma", "starcoder", "nemotron", "gpt_swiglu", "starcoder2", "mixtral"])
 def test_layer_by_layer_in_other_families(model: str, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
     algorithms, formats = (NO_QUANT, "fp8"), {NO_QUANT: ["trtllm"], "fp8": ["trtllm"]}
-    run_ranks(run_layerwise, 2, checkpoint_of(model), algorithms, (1, 2), tmp_path, formats)
+    run_ranks(run_layerwise, 2, checkpoint_of(model), algorithms, (1, 2), tmp_path, formats, timeout=600)
     assert_same_exports(tmp_path, algorithms, formats)
 
 

@@ -16,10 +16,19 @@ from tests.ranks import run_ranks
 
 
 def loaded_by_megatron(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """A model's weights through Megatron's own reader, not ours."""
+    from megatron.core import dist_checkpointing
+
+    from nemo_ptq.checkpoint.parts import PREFIX
     from nemo_ptq.modelopt.megatron_layers import global_modules
     from tests import steps
 
     with steps.loaded(checkpoint) as model:
+        for parameter in model.module.parameters():
+            parameter.data.zero_()
+        state = {"state_dict": model.module.sharded_state_dict(prefix=PREFIX)}
+        read = dist_checkpointing.load(state, str(checkpoint / "weights"))["state_dict"]
+        model.module.load_state_dict({key.removeprefix(PREFIX): value for key, value in read.items()}, strict=False)
         return {
             f"{name}.{kind}": tensor.clone()
             for name, module in global_modules(model.module).items()

@@ -20,7 +20,7 @@ from nemo_ptq.quantization.state_header import read_header, state_file
 from nemo_ptq.report.write import FILES
 from nemo_ptq.verify.checks import verify
 from tests.conftest import Demo
-from tests.engine.test_run import arguments, assert_same_tensors, die_during_export, digests, refuse_config, run_task
+from tests.engine.test_run import arguments, assert_same_tensors, digests, refuse_config, run_task
 from tests.ranks import RankFailed, run_ranks
 
 
@@ -89,9 +89,30 @@ def test_a_failed_export_keeps_its_calibration(demo: Demo, tmp_path: Path) -> No
     assert state_file(tmp_path / "out").read_bytes() == kept.read_bytes()
 
 
+def die_after_the_walk(task: dict[str, Any]) -> None:
+    """Rank 1 dies once the calibration is whole, while the other one verifies."""
+    import os
+    import time
+    from unittest.mock import patch
+
+    from nemo_ptq.task import ptq
+
+    kept = Path(f"{task['export_config'].path}.calibration.safetensors")
+
+    def die(*_: Any) -> None:
+        while not kept.exists() or not kept.stat().st_size:
+            time.sleep(0.01)
+        os._exit(3)
+
+    if os.environ["RANK"] == "1":
+        with patch("nemo_ptq.engine.run.calibration_kept", die):
+            ptq(**task)
+    ptq(**task)
+
+
 def test_a_lost_rank_leaves_the_calibration(demo: Demo, tmp_path: Path) -> None:
     with pytest.raises(RankFailed, match="rank 1 died"):
-        run_ranks(die_during_export, 2, arguments(demo, tmp_path / "out", calibration_tp=2))
+        run_ranks(die_after_the_walk, 2, arguments(demo, tmp_path / "out", calibration_tp=2))
     assert read_header(tmp_path / "out.calibration.safetensors").quantization.algorithm == "fp8"
 
 

@@ -120,7 +120,7 @@ def test_any_calibration_layout_goes_to_any_inference_layout(demo: Demo, tmp_pat
         )
         for inference in [(1, 1), (2, 1), (1, 2), wide]
     ]
-    run_ranks(export_all, 4, tasks)
+    run_ranks(export_all, 4, tasks, timeout=600)
     first, *others = [Path(task["export_config"].path) for task in tasks]
     for other in others:
         assert_same_tensors(first, other)

@@ -3,6 +3,7 @@
 """One walk writes all formats as each would be written alone, and goes on where an earlier one was left."""
 
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -58,8 +59,9 @@ def write_in_every_way(checkpoint: Path, algorithm: str, formats: tuple[str, ...
                     name: sorted(path for path in directory.iterdir()) for name, directory in directories.items()
                 }
         directories = {name: root / "resumed" / name for name in formats}
-        with exported(model, state, directories) as exports:
+        with suppress(KeyboardInterrupt), exported(model, state, directories) as exports:
             visit(exports, model, state, everything[:LEFT_AT])
+            raise KeyboardInterrupt
         with exported(model, state, directories, resume=True) as exports:
             for index in everything[:LEFT_AT]:
                 exports.skip(index)

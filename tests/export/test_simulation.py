@@ -9,7 +9,7 @@ import torch
 
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.export.calibrated import algorithm_scheme, weight_amax
-from nemo_ptq.export.layers import Linear
+from nemo_ptq.export.module_tensors import Linear
 from nemo_ptq.export.simulation import rounded_cache, rounded_input, rounded_weight, scaled_input
 
 # The share of the noise in the signal, in dB: about 6 for each bit, less where few weights share a scale.

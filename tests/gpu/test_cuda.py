@@ -64,7 +64,7 @@ def _run_algorithm(demo: Demo, output: Path, algorithm: str, on_gpu: bool) -> Ou
     from nemo_ptq.console.reporter import Reporter
     from nemo_ptq.engine.evaluation import perplexity
     from nemo_ptq.engine.run import run_job
-    from nemo_ptq.modelopt.algorithms import calibrate
+    from nemo_ptq.modelopt.quantizers import calibrate
     from nemo_ptq.parallel.environment import read_launch
     from nemo_ptq.parallel.process_groups import pick_device, process_groups
     from nemo_ptq.plan.rules import check_job

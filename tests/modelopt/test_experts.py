@@ -32,9 +32,9 @@ def calibrate_experts(
         The tokens that each expert saw, and the range of each of this rank's experts' inputs.
     """
     from nemo_ptq.calibration.forward import run_batches
-    from nemo_ptq.modelopt.algorithms import calibrate
     from nemo_ptq.modelopt.experts import with_idle_experts_covered
     from nemo_ptq.modelopt.megatron_layers import global_modules
+    from nemo_ptq.modelopt.quantizers import calibrate
     from tests import steps
 
     batches = steps.random_batches() if tokens is None else [torch.tensor(tokens)]

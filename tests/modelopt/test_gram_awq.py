@@ -15,8 +15,8 @@ from tests.ranks import run_ranks
 def calibrate_output_layer(checkpoint: Path) -> str:
     import modelopt.torch.quantization as mtq
 
-    from nemo_ptq.modelopt.algorithms import modelopt_config
     from nemo_ptq.modelopt.gram_awq import calibrate_awq
+    from nemo_ptq.modelopt.quantizers import modelopt_config
     from tests import steps
 
     config = modelopt_config(QuantizationConfig("int4_awq"), "llama")

@@ -135,13 +135,13 @@ def weights_only(path: Path, weights: dict[str, Any]) -> Path:
 
 def calibrate_with(checkpoint: Path, config: Path) -> tuple[str, bool]:
     """Returns what a job with a user's configuration raises, and whether it has read data by then."""
-    from nemo_ptq.modelopt import algorithms
+    from nemo_ptq.modelopt import quantizers
     from tests import steps
 
     data_was_read: list[Any] = []
     with steps.loaded(checkpoint) as model:
         try:
-            algorithms.calibrate(model.module, QuantizationConfig(str(config)), "llama", data_was_read.append)
+            quantizers.calibrate(model.module, QuantizationConfig(str(config)), "llama", data_was_read.append)
         except PtqError as error:
             return str(error), bool(data_was_read)
     return "", bool(data_was_read)

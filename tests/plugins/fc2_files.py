@@ -16,7 +16,7 @@ from nemo_ptq.export.packing import all_rows, pack_linear
 from nemo_ptq.export.source import PackedExport, Source
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Scheme
-from nemo_ptq.verify import formats as verified
+from nemo_ptq.verify import readers as verified
 
 FILE = "fc2.safetensors"
 

@@ -18,7 +18,7 @@ def modelopts_presets() -> tuple[dict[str, Any], dict[str, Any]]:
     """ModelOpt's presets for our algorithms, and those of KV caches, as JSON has them."""
     import modelopt.torch.quantization as mtq
 
-    from nemo_ptq.modelopt.algorithms import as_json
+    from nemo_ptq.modelopt.quantizers import as_json
 
     presets = {
         "fp8": mtq.FP8_DEFAULT_CFG,

@@ -18,7 +18,7 @@ from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.plan.rules import check_job
 from nemo_ptq.quantization.state_header import IN_EXPORT
-from tests.modelopt.test_algorithms import CUSTOM_FP8, LEGACY_AWQ, write_config
+from tests.modelopt.test_quantizers import CUSTOM_FP8, LEGACY_AWQ, write_config
 from tests.ranks import run_ranks
 
 # What bfloat16 leaves of a number is within 2^-8 of it; ranges and scales have gone through a few such roundings.

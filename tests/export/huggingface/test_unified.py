@@ -78,7 +78,7 @@ def modelopt_export(source: Path, state: dict[str, torch.Tensor], algorithm: str
     from transformers import AutoModelForCausalLM
 
     from nemo_ptq.config import QuantizationConfig
-    from nemo_ptq.modelopt.algorithms import modelopt_config
+    from nemo_ptq.modelopt.quantizers import modelopt_config
     from nemo_ptq.models.registry import class_of_architecture
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""NeMo checkpoints that the reader refuses; tests/verify/test_formats.py has its logits."""
+"""NeMo checkpoints that the reader refuses; tests/verify/test_every_format.py has its logits."""
 
 import pickle
 import shutil

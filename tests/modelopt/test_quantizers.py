@@ -62,7 +62,7 @@ def plain(config: Any) -> Any:
 
 
 def configs(cases: list[tuple[QuantizationConfig, str]]) -> list[dict[str, Any]]:
-    from nemo_ptq.modelopt.algorithms import modelopt_config
+    from nemo_ptq.modelopt.quantizers import modelopt_config
 
     return [plain(modelopt_config(*case)) for case in cases]
 
@@ -71,7 +71,7 @@ def presets_changed() -> list[str]:
     """Makes every configuration there is, and changes it; returns the presets that differ afterwards."""
     import modelopt.torch.quantization as mtq
 
-    from nemo_ptq.modelopt.algorithms import modelopt_config
+    from nemo_ptq.modelopt.quantizers import modelopt_config
 
     names = [name for name in dir(mtq) if name.endswith("_CFG")]
     before = {name: plain(getattr(mtq, name)) for name in names}
@@ -139,7 +139,7 @@ def test_smoothquant_migrates_as_much_as_asked(alpha: float, checkpoint_of: Call
 def printed_by_calibration(checkpoint: Path, algorithm: str) -> str:
     """What reaches standard output while a model is calibrated with a loop that prints."""
     from nemo_ptq.calibration.forward import run_batches
-    from nemo_ptq.modelopt.algorithms import calibrate
+    from nemo_ptq.modelopt.quantizers import calibrate
     from tests import steps
 
     def loop(module: torch.nn.Module) -> None:

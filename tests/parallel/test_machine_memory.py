@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from nemo_ptq.parallel import memory
-from nemo_ptq.parallel.memory import free_memory, usable_memory
+from nemo_ptq.parallel import machine_memory
+from nemo_ptq.parallel.machine_memory import free_memory, usable_memory
 
 CPU = torch.device("cpu")
 
@@ -21,9 +21,9 @@ def test_what_is_free_is_less_than_the_machine_has(monkeypatch: pytest.MonkeyPat
 
 
 def test_ranks_of_a_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "_machine", lambda: 800)
-    monkeypatch.setattr(memory, "_cgroup", lambda: [])
-    monkeypatch.setattr(memory, "_process", lambda: 10_000)
+    monkeypatch.setattr(machine_memory, "_machine", lambda: 800)
+    monkeypatch.setattr(machine_memory, "_cgroup", lambda: [])
+    monkeypatch.setattr(machine_memory, "_process", lambda: 10_000)
     for ranks, free in ((1, 800), (4, 200)):
         monkeypatch.setenv("LOCAL_WORLD_SIZE", str(ranks))
         assert free_memory(CPU) == free
@@ -36,14 +36,14 @@ def test_the_tightest_limit_counts(
     machine: int, cgroup: list[int], process: int, free: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "1")
-    monkeypatch.setattr(memory, "_machine", lambda: machine)
-    monkeypatch.setattr(memory, "_cgroup", lambda: cgroup)
-    monkeypatch.setattr(memory, "_process", lambda: process)
+    monkeypatch.setattr(machine_memory, "_machine", lambda: machine)
+    monkeypatch.setattr(machine_memory, "_cgroup", lambda: cgroup)
+    monkeypatch.setattr(machine_memory, "_process", lambda: process)
     assert free_memory(CPU) == free
 
 
-def test_something_is_left_for_gaps(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memory, "free_memory", lambda _: 1000)
+def test_something_is_left_for_the_gaps_of_allocators(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine_memory, "free_memory", lambda _: 1000)
     assert usable_memory(CPU) == 900
 
 
@@ -51,11 +51,11 @@ def test_a_limit_of_the_process_is_seen(monkeypatch: pytest.MonkeyPatch) -> None
     mapped = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     monkeypatch.setattr(resource, "getrlimit", lambda _: (mapped + (1 << 30), resource.RLIM_INFINITY))
     # What is mapped may grow a little between the two looks.
-    assert (1 << 29) < memory._process() <= (1 << 31)
+    assert (1 << 29) < machine_memory._process() <= (1 << 31)
     monkeypatch.setattr(resource, "getrlimit", lambda _: (mapped // 2, resource.RLIM_INFINITY))
-    assert memory._process() == 0
+    assert machine_memory._process() == 0
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert memory._process() > 1 << 60
+    assert machine_memory._process() > 1 << 60
 
 
 def test_a_limit_of_private_memory_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -63,4 +63,4 @@ def test_a_limit_of_private_memory_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
     (line,) = [line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmData:")]
     limits = {resource.RLIMIT_DATA: (int(line.split()[1]) * 1024 + (1 << 30), resource.RLIM_INFINITY)}
     monkeypatch.setattr(resource, "getrlimit", lambda limit: limits.get(limit, unlimited))
-    assert (1 << 29) < memory._process() <= (1 << 31)
+    assert (1 << 29) < machine_memory._process() <= (1 << 31)

@@ -20,9 +20,9 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.export.calibrated import WeightAmaxes
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.job import Job
-from nemo_ptq.modelopt.algorithms import as_json, calibrate, modelopt_config
 from nemo_ptq.modelopt.experts import with_idle_experts_covered
 from nemo_ptq.modelopt.megatron_layers import global_modules, linear_of
+from nemo_ptq.modelopt.quantizers import as_json, calibrate, modelopt_config
 from nemo_ptq.modelopt.restore import restore_quantizers
 from nemo_ptq.modelopt.transfer import apply_state, fingerprint, gather_state
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Scheme
