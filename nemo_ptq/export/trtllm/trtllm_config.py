@@ -45,6 +45,10 @@ def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any = None) ->
             f"activation function {shape.activation} is not supported; supported: "
             f"{', '.join(sorted(set(ACTIVATIONS.values())))}"
         )
+    if shape.num_experts and shape.linear_bias:
+        raise PtqError(
+            f"add_bias_linear=True with {shape.num_experts} experts: the biases of experts cannot be exported as trtllm"
+        )
     problem = unknown_to_reader(
         family.decoder, qk_norm=shape.qk_norm, qkv_bias=shape.qkv_bias, linear_bias=shape.linear_bias
     )

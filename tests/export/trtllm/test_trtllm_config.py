@@ -154,6 +154,12 @@ def test_biases_that_the_llama_reader_does_not_know_are_refused() -> None:
     check_exportable(replace(GPT, qkv_bias=True), FAMILIES["gpt"])
 
 
+def test_biases_of_experts_are_refused() -> None:
+    with pytest.raises(PtqError, match="add_bias_linear=True with 3 experts"):
+        check_exportable(replace(MIXTRAL, linear_bias=True, qkv_bias=True), FAMILIES["mixtral"])
+    check_exportable(MIXTRAL, FAMILIES["mixtral"])
+
+
 def test_unquantized_exports_say_only_that() -> None:
     assert config_of("llama", layout(LLAMA))["quantization"] == {"quant_algo": None, "kv_cache_quant_algo": None}
 
