@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo checkpoint test test-slow test-cluster support-matrix lint clean
+.PHONY: help demo checkpoint test test-slow test-cluster support-matrix lint docs clean
 
 # The first Python that runs (a pyenv shim may exist without doing so) and is neither too old nor too new.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
@@ -42,6 +42,10 @@ lint: .venv/installed ## check style, types and which module imports which
 	@$(IN_VENV) mypy
 	@$(IN_VENV) lint-imports --no-logo --no-cache
 
+docs: build/docs-venv/installed ## build the documentation into build/site
+	@NO_MKDOCS_2_WARNING=1 build/docs-venv/bin/mkdocs build --quiet
+	@echo 'build/site/index.html is ready'
+
 clean: ## remove everything that was made, except .venv
 	@rm -rf build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
 	@find . -path ./.venv -prune -o -name __pycache__ -prune -exec rm -rf {} +
@@ -54,4 +58,11 @@ clean: ## remove everything that was made, except .venv
 	rm -f $@; \
 	.venv/bin/python -m pip install --disable-pip-version-check --no-compile -e '.[dev]' -c constraints.txt \
 		>.venv/pip.log 2>&1 || { tail -n 20 .venv/pip.log >&2; echo 'Installing failed: see .venv/pip.log' >&2; exit 1; }; \
+	touch $@
+
+# Of the package's own requirements the documentation needs none.
+build/docs-venv/installed: pyproject.toml constraints.txt
+	@python='$(PYTHON)'; [[ $$python ]] || { echo 'No Python 3.10, 3.11 or 3.12 found. Name one: make PYTHON=...' >&2; exit 1; }; \
+	$$python -m venv --clear build/docs-venv; \
+	build/docs-venv/bin/python -m pip install --disable-pip-version-check --quiet mkdocs mkdocs-material -c constraints.txt; \
 	touch $@

@@ -182,7 +182,7 @@ ModelOpt drops for Megatron models. Where it is missing, ModelOpt's exporter fai
 
 _HF = """
 **=** means that every tensor and the quantization config equal what ModelOpt's `export_hf_checkpoint` writes for the
-Hugging Face model with the same ranges and pre-quantization scales, bit for bit; **= but gains**, that the gains of the
+Hugging Face model with the same amaxes and pre-quantization scales, bit for bit; **= but gains**, that the gains of the
 norms differ by ModelOpt's additional roundings (it folds into a gain that is kept minus one in three). Calibrated at
 TP 2 (StarCoder 1: TP 1); in FP8 the KV cache is quantized, where the family has layers for its scales. Mixtral's
 embedding and output layer were compared without the rows of padding, and StarCoder 1's output layer with the embedding
@@ -201,7 +201,7 @@ Calibrated at TP 2 (StarCoder 1: TP 1), the KV cache unquantized.
 
 _NEMO = """
 **=** means, at TP 1 and TP 2, what is quantized with an FP8 KV cache: a fresh model has the calibrated model's tensors
-(weights and ranges) and computes its logits, exactly, when it is restored by this project's loader, and when it is
+(weights and amaxes) and computes its logits, exactly, when it is restored by this project's loader, and when it is
 restored with NeMo's `restore_modelopt_state`; a `trtllm` export from the checkpoint has the bytes of the direct one;
 and the checkpoint that is made straight from the Hugging Face directory, where there is one, restores the same model.
 **= tensors**: all of this without logits, which take a GPU.
