@@ -94,7 +94,7 @@ class Journal:
             PtqError: If it was of other arguments, data or versions, or cannot be read.
         """
         try:
-            self._check(json.loads((self._directory / _PROGRESS).read_text())["identity"])
+            self._check(json.loads((self._directory / PROGRESS).read_text())["identity"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise PtqError(
                 f"export_config.resume=true, but {self._directory} cannot be read ({error}): remove it and start again"
