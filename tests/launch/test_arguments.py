@@ -85,7 +85,10 @@ def test_a_run_option_that_does_not_exist() -> None:
     assert line.run_problems == ["run.exekutor=torchrun is not an option: did you mean run.executor?"]
 
 
-@pytest.mark.parametrize("module", ["config", "cli", "executors", "errors", "families", "options", "script", "job"])
+@pytest.mark.parametrize(
+    "module",
+    ["config", "cli.app", "launch.executors", "launch.front", "errors", "models.registry", "options", "script", "job"],
+)
 def test_the_front_door_is_light(module: str) -> None:
     program = (
         f"import sys, nemo_ptq.{module};"

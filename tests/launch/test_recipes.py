@@ -14,7 +14,7 @@ import pytest
 
 from nemo_ptq.errors import ConfigError
 from nemo_ptq.job import Job
-from nemo_ptq.launch import executors, run_context
+from nemo_ptq.launch import executors, front, run_context
 from nemo_ptq.launch.recipes import load_recipe, override, read_arguments, read_recipe, recipe_file, recipe_names
 from nemo_ptq.launch.run_context import PtqRunContext
 from nemo_ptq.models.spec import ModelSpec
@@ -65,9 +65,7 @@ def test_it_works_three_ways(
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", str(size))
     jobs: list[Job] = []
-    monkeypatch.setattr(
-        run_context, "check_job", lambda **arguments: jobs.append(rules.check_job(**arguments)) or jobs[-1]
-    )
+    monkeypatch.setattr(front, "check_job", lambda **arguments: jobs.append(rules.check_job(**arguments)) or jobs[-1])
     places = [f"nemo_checkpoint={tmp_path}/checkpoint", f"export_config.path={tmp_path}/out"]
     for way in ({"factory": name}, {"yaml": str(recipe_file(name))}):
         PtqRunContext(name="ptq", direct=True, dryrun=True, **way).cli_execute(ptq, places)
