@@ -3,7 +3,7 @@
 """Compares the tensors of two exports: `python -m benchmarks.compare DIRECTORY OTHER`.
 
 Exports of one calibrated model are the same byte for byte. Calibrations at different tensor parallelism add up in
-different orders, so that ranges, and what was rounded with them, may differ by a rounding.
+different orders, so that amaxes, and what was rounded with them, may differ by a rounding.
 """
 
 import argparse

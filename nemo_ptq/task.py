@@ -71,7 +71,7 @@ def ptq(
 
     Raises:
         ConfigError: If anything about the arguments is wrong; it names all problems, and nothing has been started.
-        PtqError: If the job cannot be done for another reason that the user can mend.
+        PtqError: If the job cannot be done for another reason that the user can correct.
     """
     arguments = {**locals()}  # by name, before there is anything else that is local
 

@@ -94,19 +94,23 @@ def job_of(
     inference: tuple[int, int] = (1, 1),
     formats: Any = "trtllm",
 ) -> Job:
-    """A job whose calibration has a TP, a PP and an EP, for :func:`run_job`, which gives it its data."""
+    """A job whose calibration has a TP, a PP and an EP, for :func:`run_job`, which gives it its data.
+
+    The loop that stands for the data in the check cannot be run layer by layer, as the pipeline can.
+    """
     tp, pp, ep = (*layout, 1)[:3]
     export = ExportConfig(str(output), export_format=formats, inference_tp=inference[0], inference_pp=inference[1])
-    return check_job(
+    job = check_job(
         world_size=tp * pp * ep,
         calibration_tp=tp,
         calibration_pp=pp,
         calibration_ep=ep,
         nemo_checkpoint=str(checkpoint),
-        quantization_config=quantization,
+        quantization_config=replace(quantization, layerwise=None),
         export_config=export,
         forward_loop=print,
     )
+    return replace(job, quantization=replace(job.quantization, layerwise=quantization.layerwise))
 
 
 def run_job(job: Job, batches: Sequence[torch.Tensor] | None = None) -> None:

@@ -180,7 +180,7 @@ def test_the_launcher_gives_the_world_size(
         ({"SLURM_PROCID": "0", "SLURM_NTASKS": "3", "SLURM_LOCALID": "0"}, "(srun --ntasks 2)"),
     ],
 )
-def test_a_wrong_number_of_processes_is_the_launchers_to_mend(
+def test_a_wrong_number_of_processes_is_the_launchers_to_correct(
     environment: dict[str, str],
     fix: str,
     sound: list[str],

@@ -35,7 +35,7 @@ class WeightsSize:
 
 @dataclass(frozen=True)
 class TensorPart:
-    """The part of a stored tensor that one layer (or one expert of a layer) owns, read when it is written.
+    """The part of a stored tensor that one layer (or one expert of a layer) takes, read when it is written.
 
     Megatron stacks what its layers have in common: for 32 layers `decoder.layers.mlp.linear_fc2.weight` is stored as
     one tensor of shape (32, hidden, ffn), and each layer is a part of shape (hidden, ffn).

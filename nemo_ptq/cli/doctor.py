@@ -3,7 +3,7 @@
 """What works on this machine, found in a few seconds: nothing that is looked at is imported.
 
 Each examination is a small function that returns findings. Where something is not as it should be, the finding has
-the command that mends it.
+the command that fixes it.
 """
 
 import os
@@ -47,14 +47,14 @@ class Finding:
         name: What it is.
         ok: Whether it works; None where it is absent and nothing is wrong with that.
         detail: What was found.
-        mend: The command that mends it, where it does not work.
+        fix: The command that fixes it, where it does not work.
         needed: Whether jobs cannot do without it.
     """
 
     name: str
     ok: bool | None
     detail: str
-    mend: str = ""
+    fix: str = ""
     needed: bool = False
 
 
@@ -172,8 +172,8 @@ def _nemo_command() -> Iterator[Finding]:
     others = sorted(values - {ENTRY_POINT, _NEMOS_ENTRY_POINT})
     if not shutil.which("nemo"):
         beside = Path(sys.executable).parent
-        mend = f'export PATH="{beside}:$PATH"' if (beside / "nemo").exists() else install
-        yield Finding(name, False, "the nemo command is not on PATH", mend, needed=True)
+        fix = f'export PATH="{beside}:$PATH"' if (beside / "nemo").exists() else install
+        yield Finding(name, False, "the nemo command is not on PATH", fix, needed=True)
     elif ENTRY_POINT not in values:
         detail = f"another's would run: {', '.join(sorted(values)) or 'none'}"
         yield Finding(name, False, detail, install, needed=True)

@@ -87,6 +87,19 @@ class Journal:
         self._rank, self._generation = dist.get_rank(), 0
         self._last, self._cost = time.monotonic(), 0.0
 
+    def check(self) -> None:
+        """Refuses an earlier run that this one cannot go on from, before any file of it is touched.
+
+        Raises:
+            PtqError: If it was of other arguments, data or versions, or cannot be read.
+        """
+        try:
+            self._check(json.loads((self._directory / PROGRESS).read_text())["identity"])
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PtqError(
+                f"export_config.resume=true, but {self._directory} cannot be read ({error}): remove it and start again"
+            ) from error
+
     def begin(self) -> None:
         """Makes the directory."""
         if self._rank == 0:

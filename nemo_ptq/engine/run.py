@@ -135,6 +135,10 @@ class _BlockJob:
 
     def run(self) -> None:
         """Walks through the model, and finishes the directories."""
+        if self._resumes:
+            # Opening the files for another layout would write its header over the blocks in them.
+            Journal(self.job.output, self._identity()).check()
+        dist.barrier()
         if self.is_first:
             self._prepare()
         dist.barrier()

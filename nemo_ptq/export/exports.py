@@ -51,7 +51,7 @@ class Exports:
         resume: Continue the files that are in the directories.
 
     Raises:
-        PtqError: If a format's readers cannot be told how the model is quantized.
+        PtqError: If a format cannot represent how the model is quantized.
     """
 
     def __init__(

@@ -10,7 +10,7 @@ multiplies quantized tensors gets the same where the layer before produces the s
     fc1 before a squared ReLU       multiply its rows with the root: relu(sqrt(s) x)^2 = s relu(x)^2
     v_proj                          multiply its rows, where all query heads of a group share the scale of a channel
 
-Elsewhere (an ungated MLP with GELU, values whose cache is quantized with a calibrated range) nothing can be folded, and
+Elsewhere (an ungated MLP with GELU, values whose cache is quantized with a calibrated amax) nothing can be folded, and
 the layer is not smoothed. Rows are multiplied in the scales of the quantized rows, so no weight is rounded again; gains
 and biases are.
 """

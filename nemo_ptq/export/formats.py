@@ -75,7 +75,7 @@ class Format:
         """Returns what the directory is made of; every rank calls it with the calibrated model.
 
         Raises:
-            PtqError: If its readers cannot be told how the model is quantized.
+            PtqError: If the format cannot represent how the model is quantized.
         """
         assert self.packed_export is not None, self.name
         return locate(self.packed_export)(source)

@@ -44,7 +44,7 @@ class PtqRunContext(RunContext):
     _executor_config: run.Config | None = None
 
     def cli_execute(self, fn: Callable[..., Any], args: list[str], entrypoint_type: str = "task") -> None:
-        """Runs the command; a problem that the user can mend is printed without a traceback.
+        """Runs the command; a problem that the user can correct is printed without a traceback.
 
         Args:
             fn: The task.

@@ -22,7 +22,7 @@ def start(job: Job) -> None:
     """Runs a job on this rank; all ranks of the job call it.
 
     Raises:
-        PtqError: If the job cannot be done for a reason that the user can mend.
+        PtqError: If the job cannot be done for a reason that the user can correct.
     """
     launch = read_launch()
     if not launch.is_first:

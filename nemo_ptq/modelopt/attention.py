@@ -43,13 +43,13 @@ class QuantTorchCoreAttention(QuantModule):
         """Makes torch hand over ModelOpt's state of the quantizers."""
 
     def modelopt_post_restore(self, prefix: str = "") -> None:
-        """Moves the restored ranges to the model's device; they are the same on every rank."""
+        """Moves the restored amaxes to the model's device; they are the same on every rank."""
         self.to(device=self.device)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple[Any, ...] = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """The ranges and ModelOpt's state, for a checkpoint."""
+        """The amaxes and ModelOpt's state, for a checkpoint."""
         return make_sharded_tensors_for_checkpoint(
             self.state_dict(prefix="", keep_vars=True), prefix, {}, sharded_offsets
         )

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Mixtures of experts in calibration: how many tokens each expert saw, and ranges for those that saw none.
+"""Mixtures of experts in calibration: how many tokens each expert saw, and amaxes for those that saw none.
 
-An idle expert has no activation range of its own. It gets the largest range of its siblings, into which every token
-that could have reached it falls; its weights are ranged from the weights, like everybody's.
+An idle expert has no activation amax of its own. It gets the largest amax of its siblings, which no token that could
+have reached it exceeds; its weight amaxes come from its weights, as everywhere.
 """
 
 from collections import Counter
@@ -50,9 +50,9 @@ def counting_tokens(module: GPTModel) -> Iterator[TokenCounts]:
 
 
 def cover_idle_experts(module: GPTModel) -> None:
-    """Gives each expert without an activation range the largest of its siblings', over all expert-parallel ranks.
+    """Gives each expert without an activation amax the largest of its siblings', over all expert-parallel ranks.
 
-    Runs while ModelOpt collects statistics, after the last batch: ranks with and without ranges would otherwise not
+    Runs while ModelOpt collects statistics, after the last batch: ranks with and without amaxes would otherwise not
     meet in the synchronisation that follows.
     """
     group = parallel_state.get_expert_model_parallel_group()
@@ -65,10 +65,10 @@ def cover_idle_experts(module: GPTModel) -> None:
 
 def _share_range(quantizers: list[TensorQuantizer], nothing: torch.Tensor, group: dist.ProcessGroup) -> None:
     """``nothing`` is a zero in the activations' dtype: ModelOpt's synchronisation wants one dtype on all ranks."""
-    ranges = [quantizer._calibrator.compute_amax() for quantizer in quantizers]
-    largest = torch.stack([nothing, *(value.detach().reshape(()) for value in ranges if value is not None)]).max()
+    amaxes = [quantizer._calibrator.compute_amax() for quantizer in quantizers]
+    largest = torch.stack([nothing, *(value.detach().reshape(()) for value in amaxes if value is not None)]).max()
     dist.all_reduce(largest, dist.ReduceOp.MAX, group=group)
-    for quantizer, value in zip(quantizers, ranges, strict=True):
+    for quantizer, value in zip(quantizers, amaxes, strict=True):
         if value is None:
             quantizer._calibrator.collect(largest)
 
@@ -76,7 +76,7 @@ def _share_range(quantizers: list[TensorQuantizer], nothing: torch.Tensor, group
 def with_idle_experts_covered(
     forward_loop: Callable[[GPTModel], None], report: Callable[[TokenCounts], None]
 ) -> Callable[[GPTModel], None]:
-    """Wraps a forward loop so that every expert leaves it with an activation range.
+    """Wraps a forward loop so that every expert leaves it with an activation amax.
 
     Args:
         forward_loop: Runs the calibration data through the model.

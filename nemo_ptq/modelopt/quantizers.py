@@ -124,12 +124,12 @@ def insert_quantizers(module: GPTModel, config: Mapping[str, Any]) -> None:
 
 
 def compute_weight_amax(module: GPTModel, config: Mapping[str, Any]) -> None:
-    """Ranges the weights of a model with quantizers as its calibration would; activations are left as they are."""
+    """Computes weight amaxes of a model with quantizers as its calibration would; activations are left as they are."""
     if _method(config) is None:
         return
     for quantizer in module.modules():
         if isinstance(quantizer, TensorQuantizer) and quantizer._calibrator is not None:
-            # A restored one still holds the largest of the ones that ModelOpt has run through to find ranges' shapes.
+            # A restored one still holds the largest of the ones that ModelOpt has run through to find amaxes' shapes.
             quantizer._calibrator.reset()
     mtq.calibrate(module, "max", None)
 

@@ -17,7 +17,7 @@ from nemo_ptq.modelopt.smoothing import exact_pre_quant_scale, smooth
 from nemo_ptq.quantization.state import CalibrationState, fingerprint_of, is_fingerprinted, sum_of_bits
 from nemo_ptq.quantization.state_header import StateHeader
 
-# The layers whose inputs tensor parallelism shards, and their channels' ranges and scales with them.
+# The layers whose inputs tensor parallelism shards, and their channels' amaxes and scales with them.
 _ROW_PARALLEL = ("linear_proj", "linear_fc2")
 
 
@@ -55,7 +55,7 @@ def _activation_quantizers(module: GPTModel) -> Iterator[tuple[str, Any, TensorQ
 
 
 def _quantizer_state(parent: Any, quantizer: TensorQuantizer) -> dict[str, torch.Tensor]:
-    """What the data has taught one quantizer. AWQ leaves the scale in an input quantizer that does not quantize."""
+    """The calibration state of one quantizer. AWQ leaves the scale in an input quantizer that does not quantize."""
     found: dict[str, torch.Tensor | None] = {"pre_quant_scale": None, "channel_amax": None, "amax": None}
     if getattr(quantizer, "pre_quant_scale", None) is not None:
         found["pre_quant_scale"] = exact_pre_quant_scale(parent)
@@ -98,8 +98,8 @@ def gather_state(module: GPTModel, header: StateHeader) -> CalibrationState:
 def apply_state(module: GPTModel, state: CalibrationState) -> None:
     """Quantizes a model as its calibration did, without any data.
 
-    Weights are smoothed and ranged as they were then, bit for bit, whatever the parallelism was and is. That holds for
-    algorithms whose state ``is_repeatable``; others range the weights on the data.
+    Weights are smoothed and their amaxes computed as they were then, bit for bit, whatever the parallelism was and is.
+    That holds for algorithms whose state ``is_repeatable``; others compute weight amaxes from the data.
 
     Args:
         module: This rank's part of the model, unquantized; quantizers are inserted and its weights smoothed in place.

@@ -14,9 +14,9 @@ _INT4_TINY = 1.0 / (1 << 24)
 
 
 def scale_of(amax: torch.Tensor, largest_code: float) -> torch.Tensor:
-    """Returns the scale with which a range fills a format's codes, float32.
+    """Returns the scale with which an amax fills a format's codes, float32.
 
-    What is all zeros has no range; its scale is 1, for readers divide by it.
+    What is all zeros has amax 0; its scale is 1, since readers divide by it.
 
     Args:
         amax: Largest magnitudes, of any shape.

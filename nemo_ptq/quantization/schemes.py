@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """How each quantization scheme stores one linear layer: its tensors, their shapes and how tensor parallelism cuts them.
 
-Origin of the table: the TensorRT-LLM checkpoint format,
+Source of the table: the TensorRT-LLM checkpoint format,
 https://nvidia.github.io/TensorRT-LLM/architecture/checkpoint.html.
 """
 

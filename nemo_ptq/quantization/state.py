@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration state as a file: what the data has taught, whatever the parallelism it was learned at.
+"""Calibration state as a file: activation statistics and decisions, whatever the parallelism they were made at.
 
-Kept are the activations' ranges, the pre-quantization scales and the KV cache's ranges: everything that another export
-needs beside the checkpoint. Ranges of weights follow from the checkpoint.
+Kept are activation amaxes, pre-quantization scales and the KV cache's amaxes: everything that another export needs
+beside the checkpoint. Weight amaxes follow from the checkpoint.
 
 For each quantizer of an activation, by the name of its module in the whole model:
 

@@ -21,7 +21,7 @@ _KEY = "nemo_ptq.calibration_state"
 _VERSION = 1
 # How a job has gone about it; the state is the same either way.
 _NOT_OF_THE_STATE = ("layerwise",)
-# Algorithms of ModelOpt that range a weight by its largest magnitudes, once it is smoothed.
+# Algorithms of ModelOpt whose weight amaxes are the largest magnitudes of the smoothed weight.
 _RANGES_FOLLOW = (None, "max", "smoothquant", "awq_lite")
 
 
@@ -56,7 +56,7 @@ class StateHeader:
 
     @property
     def is_repeatable(self) -> bool:
-        """Whether the ranges of weights follow from the weights and the pre-quantization scales, without data."""
+        """Whether the weight amaxes follow from the weights and the pre-quantization scales, without data."""
         return self.method in _RANGES_FOLLOW
 
     def to_metadata(self) -> dict[str, str]:

@@ -67,7 +67,7 @@ class LinearSums:
         weight: Of this shard.
         inputs: Of the activations that enter this shard: other ranks' are others if row parallel, else the same.
         outputs: Of its outputs: the other way round.
-        input_amax: The calibrated range.
+        input_amax: The calibrated amax.
         pre_quant_scale: float32 (local in-features), or None.
     """
 
@@ -119,7 +119,7 @@ def join_shards(shards: Sequence[LinearSums]) -> LinearSums:
 
 def join_experts(experts: Sequence[LinearSums]) -> LinearSums:
     """Takes the same linear layer of several experts for one."""
-    ranges = [expert.input_amax for expert in experts if expert.input_amax is not None]
+    amaxes = [expert.input_amax for expert in experts if expert.input_amax is not None]
     scales = [expert.pre_quant_scale for expert in experts if expert.pre_quant_scale is not None]
     return LinearSums(
         next((expert.scheme for expert in experts if expert.scheme), None),
@@ -127,7 +127,7 @@ def join_experts(experts: Sequence[LinearSums]) -> LinearSums:
         sum((expert.weight for expert in experts), Sums()),
         sum((expert.inputs for expert in experts), Sums()),
         sum((expert.outputs for expert in experts), Sums()),
-        max(ranges, default=None),
+        max(amaxes, default=None),
         np.concatenate(scales) if scales else None,
     )
 

@@ -154,10 +154,10 @@ def render_page(report: Report) -> str:
             plots.layer_chart(report.layers, plots.ERRORS, bad),
             "Signal to quantization noise by layer, for each kind of linear layer",
         ),
-        "ranges": make_chart(
-            "ranges",
-            plots.layer_chart(report.layers, plots.RANGES, lambda *_: False),
-            "Outlier ratios and calibrated ranges by layer, for each kind of linear layer",
+        "amaxes": make_chart(
+            "amaxes",
+            plots.layer_chart(report.layers, plots.AMAXES, lambda *_: False),
+            "Outlier ratios and calibrated amaxes by layer, for each kind of linear layer",
         ),
         "scales": make_chart("scales", plots.scale_chart(report.layers), "Pre-quantization scales by layer"),
         "experts": make_chart("experts", plots.expert_chart(report.experts), "Calibration tokens by layer and expert"),

@@ -78,7 +78,7 @@ ERRORS = (
     Row("input_sqnr_db", "inputs, dB"),
     Row("output_sqnr_db", "outputs, dB"),
 )
-RANGES = (
+AMAXES = (
     Row("weight_outlier_ratio", "weights:\namax / RMS", True),
     Row("input_outlier_ratio", "inputs:\namax / RMS", True),
     Row("input_amax", "inputs:\ncalibrated amax", True),

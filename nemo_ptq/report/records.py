@@ -60,7 +60,7 @@ class Layer:
         output_sqnr_db: The same of the layer's output, quantized against unquantized, for the same input.
         weight_amax: Largest magnitude of a weight, as quantized: after smoothing.
         weight_outlier_ratio: weight_amax over the weights' root mean square.
-        input_amax: The calibrated range: the magnitude that the input's largest code stands for.
+        input_amax: The calibrated amax: the magnitude that the input's largest code stands for.
         input_outlier_ratio: Largest magnitude over root mean square of the inputs of the evaluated text, after their
             pre-quantization scale.
         pre_quant_scale: The input channels' pre-quantization scales at :data:`QUANTILES`.

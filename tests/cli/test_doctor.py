@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""`nemo-ptq doctor` finds what is broken, quickly, and names the command that mends it."""
+"""`nemo-ptq doctor` finds what is broken, quickly, and names the command that fixes it."""
 
 import json
 import os
@@ -89,10 +89,10 @@ def test_a_version_out_of_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
     needs = ["transformers>=4.57,<5", "megatron-core>=0.15,<0.17", "leptonai<0.47", "pytest; extra == 'dev'"]
     monkeypatch.setattr(metadata, "requires", lambda _: needs)
     bad = found("transformers")
-    assert (bad.ok, bad.needed, bad.mend) == (False, True, "pip install 'transformers==4.57.6'")
+    assert (bad.ok, bad.needed, bad.fix) == (False, True, "pip install 'transformers==4.57.6'")
     other = found("megatron-core")
     assert (other.ok, other.detail) == (True, "0.16.0 (tested: 0.16.1)")
-    assert found("leptonai").mend == "pip install 'leptonai<0.47'"
+    assert found("leptonai").fix == "pip install 'leptonai<0.47'"
 
 
 def test_a_package_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -177,7 +177,7 @@ def test_a_place_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("NEMORUN_HOME", str(tmp_path / "file" / "home"))
     assert found("exports", tmp_path / "file" / "out").ok is False
     home = found("NeMo-Run's experiments")
-    assert (home.ok, home.mend) == (False, "export NEMORUN_HOME=DIR")
+    assert (home.ok, home.fix) == (False, "export NEMORUN_HOME=DIR")
     assert found("exports", tmp_path / "not" / "yet").ok
 
 

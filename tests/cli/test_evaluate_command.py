@@ -151,7 +151,7 @@ def test_text_must_be_had(demo: Demo, exported: Callable[[str], Path], tmp_path:
 
 
 def test_a_device_that_is_not_there(exported: Callable[[str], Path]) -> None:
-    with pytest.raises(PtqError, match="--device cuda:99 is not to be had here"):
+    with pytest.raises(PtqError, match="--device cuda:99 is not available here"):
         run_command(exported("fp8"), "--device", "cuda:99")
 
 

@@ -21,7 +21,7 @@ from nemo_ptq.quantization.state_header import IN_EXPORT
 from tests.modelopt.test_quantizers import CUSTOM_FP8, LEGACY_AWQ, write_config
 from tests.ranks import run_ranks
 
-# What bfloat16 leaves of a number is within 2^-8 of it; ranges and scales have gone through a few such roundings.
+# What bfloat16 leaves of a number is within 2^-8 of it; amaxes and scales have gone through a few such roundings.
 ROUNDING = 2**-6
 QUANTIZED = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
 
@@ -137,7 +137,7 @@ def test_a_saved_state_exports_the_same_bytes_at_any_parallelism(
     check_applied(checkpoint_of("llama31"), quantization, (2, 1), [(2, 1), (1, 2)], tmp_path)
 
 
-# Floored ranges, experts, tied embeddings, biases.
+# Floored amaxes, experts, tied embeddings, biases.
 FAMILIES = [("nemotron", "int8_sq"), ("mixtral", "fp8"), ("gemma", "w4a8_awq"), ("starcoder2", "int8_sq")]
 
 
@@ -190,7 +190,7 @@ def test_searched_ranges_of_weights_are_not_made_up(checkpoint_of: Callable[[str
     file = write_config(tmp_path / "mse.json", {**CUSTOM_FP8, "algorithm": "mse"})
     state = tmp_path / "state.safetensors"
     run_ranks(calibrate_and_export, 1, checkpoint_of("llama2"), QuantizationConfig(str(file)), (1, 1), state)
-    with pytest.raises(ConfigError, match="is of ModelOpt's algorithm mse, which searches the weights' ranges"):
+    with pytest.raises(ConfigError, match="is of ModelOpt's algorithm mse, which searches the weight amaxes"):
         check_job(calibration_state=state, export_config=ExportConfig(str(tmp_path / "out")), world_size=1)
 
 

@@ -40,7 +40,6 @@ def job(algorithm: str = "fp8", evaluation: int = 8, is_quantized: bool = False,
         (job(calibration_state=Path("/state")), JobSamples(), "came from a file (calibration_state)"),
         (job(evaluation=0), JobSamples(("a",), ()), "evaluation_dataset_size=0"),
         (job(), JobSamples(("a",), ()), "cnn_dailymail holds no sample of two tokens or more"),
-        (job("nvfp4"), SAMPLES, "NVFP4 on GPUs only"),
     ],
 )
 def test_what_was_not_compared_has_a_reason(asked: Job, samples: JobSamples, reason: str) -> None:

@@ -14,7 +14,7 @@ def doctor(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where exports are to go.")] = Path("."),
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Tell what works here, and how to mend what does not; exit status 1 if jobs cannot run."""
+    """Tell what works here, and how to fix what does not; exit status 1 if jobs cannot run."""
     from nemo_ptq.cli.doctor import examine
 
     findings = examine(directory)
@@ -29,6 +29,6 @@ def doctor(
                 mark = typer.style("✓" if finding.ok else "✗", fg=color)
             typer.echo(f"{mark} {finding.name}: {finding.detail}")
             if finding.ok is False:
-                typer.echo(f"    {finding.mend}")
+                typer.echo(f"    {finding.fix}")
     if any(finding.needed and finding.ok is False for finding in findings):
         raise typer.Exit(1)

@@ -69,7 +69,7 @@ def evaluate(
         place = torch.device(device)
         torch.empty(0, device=place)
     except (RuntimeError, AssertionError) as error:
-        raise PtqError(f"--device {device} is not to be had here: {str(error).splitlines()[0]}") from error
+        raise PtqError(f"--device {device} is not available here: {str(error).splitlines()[0]}") from error
     quiet_libraries()
     # Figures go to standard output, and what is of passing interest to the other.
     reporter = Reporter(True, Console(stderr=True, highlight=False, soft_wrap=True))

@@ -157,7 +157,7 @@ def compressed_tensors_export(source: Source) -> PackedExport:
         source: The calibrated model, whose scales can all be folded: see :func:`nemo_ptq.export.folding.foldable`.
 
     Raises:
-        PtqError: If the readers of the format cannot be told how the model is quantized.
+        PtqError: If the format cannot represent how the model is quantized.
     """
     hf_class = hugging_face_class(source.family)
     shard_map = source.shard_map

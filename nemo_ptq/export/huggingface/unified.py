@@ -142,7 +142,7 @@ def unified_export(source: Source) -> PackedExport:
     """Prepares a unified checkpoint of a calibrated model.
 
     Raises:
-        PtqError: If the readers of the format cannot be told how the model is quantized.
+        PtqError: If the format cannot represent how the model is quantized.
     """
     hf_class = hugging_face_class(source.family)
     names = hf_class.module_names()

@@ -3,7 +3,7 @@
 """Format "nemo": a NeMo 2.0 checkpoint of the calibrated model, its weights not packed, its quantizers beside them.
 
 NeMo and Megatron-LM resume from it for quantization-aware training: ``weights/modelopt_state/`` says that there are
-quantizers, the weights' ``_extra_state`` entries what each of them does, and their ranges are tensors like any other.
+quantizers, the weights' ``_extra_state`` entries what each of them does, and their amaxes are tensors like any other.
 """
 
 from dataclasses import replace

@@ -100,7 +100,7 @@ def qnemo_config(layout: QnemoLayout, family: Family, version: str) -> dict[str,
         version: Our own version.
 
     Raises:
-        PtqError: If the layers' schemes cannot be told to the readers.
+        PtqError: If the format cannot represent the layers' schemes.
     """
     assert family.decoder is not None
     shape, scheme = layout.shape, the_scheme(layout.schemes.values())

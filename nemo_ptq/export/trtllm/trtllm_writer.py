@@ -44,7 +44,7 @@ def qnemo_export(source: Source) -> PackedExport:
         source: The calibrated model.
 
     Raises:
-        PtqError: If the readers of the format would load the model wrongly, or cannot be told how it is quantized.
+        PtqError: If TensorRT-LLM would load the model wrongly, or the format cannot represent how it is quantized.
     """
     check_exportable(source.shape, source.family)
     layout = QnemoLayout(

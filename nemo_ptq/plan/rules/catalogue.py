@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""All rules, in the order in which a user would mend what breaks them, and how they are applied.
+"""All rules, in the order in which a user would correct what breaks them, and how they are applied.
 
 Each rule is a small function whose parameters name what it looks at: options by the last part of their name, and what
 :func:`findings` and :func:`~nemo_ptq.plan.rules.gathering.gather` add to them. It returns one line that gives the

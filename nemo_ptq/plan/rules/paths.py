@@ -36,7 +36,10 @@ def output_is_apart(path: Any, checkpoint: Any) -> str | None:
     """The export neither touches the checkpoint nor replaces a directory that holds it."""
     output, source = (Path(item).expanduser().resolve() for item in (path, checkpoint))
     if output == source or source in output.parents or output in source.parents:
-        return f"export_config.path={path} and the checkpoint {checkpoint} lie in each other: choose another directory"
+        return (
+            f"export_config.path={path} and the checkpoint {checkpoint} must not contain one another: choose another "
+            "directory"
+        )
     return None
 
 

@@ -33,11 +33,11 @@ def state_is_of_the_model(header: StateHeader, calibration_state: Any, model: Mo
 
 
 def state_is_repeatable(header: StateHeader, calibration_state: Any) -> str | None:
-    """The ranges of the weights follow from the weights and the state."""
+    """The weight amaxes follow from the weights and the state."""
     if calibration_state is not None and not header.is_repeatable:
         return (
             f"calibration_state={calibration_state} is of ModelOpt's algorithm {header.method}, which searches the "
-            "weights' ranges; they are not part of the state: calibrate again"
+            "weight amaxes; they are not part of the state: calibrate again"
         )
     return None
 

@@ -158,15 +158,15 @@ def quantizer_problems(directory: Path, stored: Mapping[str, Shape]) -> list[str
     states = {name.partition("._extra_state")[0] for name in stored if "._extra_state" in name}
     with_range = {name.partition(".weight_quantizer.")[0] for name in stored if ".weight_quantizer." in name}
     problems += [
-        f"{name} has a range and no _extra_state that says of what"
+        f"{name} has an amax and no _extra_state that says of what"
         for name in sorted(with_range - states)
         if linear.match(f"{name}.")
     ]
     if not with_range:
-        problems.append("no weight has a range: nothing is quantized")
+        problems.append("no weight has an amax: nothing is quantized")
     return problems
 
 
 def quantized_layers(stored: Mapping[str, Shape]) -> int:
-    """How many linear layers have a range of their weight."""
+    """How many linear layers have a weight amax."""
     return len({name.partition(".weight_quantizer.")[0] for name in stored if ".weight_quantizer." in name})

@@ -72,7 +72,7 @@ class _Quantizer:
     Attributes:
         bits: Of an integer, or of exponent and mantissa.
         has_blocks: Whether each block of a few values has a scale of its own.
-        amax: float32, the range: (), or of each row (out, 1) or block (out, blocks).
+        amax: float32, (), or of each row (out, 1) or block (out, blocks).
     """
 
     bits: int | tuple[int, ...]
@@ -210,7 +210,7 @@ class NemoWeights:
             return pieces[0].reshape(())
         if not self.config.gated or ".linear_fc1." not in name:
             return self.files.read(name)
-        # Each rank has written the ranges of its rows of the gate and, behind them, those of its other rows.
+        # Each rank has written the amaxes of its rows of the gate and, behind them, those of its other rows.
         halves = zip(*(piece.chunk(2) for piece in pieces), strict=True)
         return torch.cat([rows for half in halves for rows in half])
 

@@ -245,7 +245,7 @@ def test_each_rank_has_the_activated_half_of_its_experts_second() -> None:
 
 
 def test_learned_positions_are_sharded() -> None:
-    files = layout(replace(STARCODER, max_positions=50), tp=4)
+    files = layout(replace(STARCODER, seq_length=50), tp=4)
     model = WholeModel()
     shards = [fill(tensors(files, file)["transformer.position_embedding.weight"], model) for file in range(4)]
     assert [shard.shape[0] for shard in shards] == [13] * 4

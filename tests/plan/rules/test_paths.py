@@ -33,7 +33,7 @@ def test_output_apart_from_the_checkpoint(tmp_path: Path) -> None:
         tmp_path / "link",
         tmp_path / "link" / "o",
     ):
-        expect(output_is_apart(path, checkpoint), "lie in each other: choose another directory")
+        expect(output_is_apart(path, checkpoint), "must not contain one another: choose another directory")
     assert output_is_apart(tmp_path / "a" / "out", checkpoint) is None
 
 

@@ -39,7 +39,7 @@ def test_a_state_holds_all_that_the_export_needs() -> None:
     searched = replace(HEADER, modelopt_config={"algorithm": {"method": "mse"}})
     assert state_is_repeatable(HEADER, STATE) is None
     assert state_is_repeatable(searched, None) is None
-    expect(state_is_repeatable(searched, STATE), "algorithm mse, which searches the weights' ranges")
+    expect(state_is_repeatable(searched, STATE), "algorithm mse, which searches the weight amaxes")
 
 
 def test_a_state_leaves_no_data_to_run() -> None:
