@@ -142,7 +142,7 @@ def _copy_shard(name: str, source: torch.Tensor, target: torch.Tensor, rank: int
     """Copies this rank's share of a whole tensor; rows that only this parallelism pads become zero."""
     cut = [axis for axis, (size, local) in enumerate(zip(source.shape, target.shape, strict=True)) if size != local]
     if not cut:
-        copy_through_pages(target, source)
+        _copy_through_page_locked(target, source)
         return
     axis = cut[0]
     size, local = source.shape[axis], target.shape[axis]
@@ -157,7 +157,7 @@ def _copy_shard(name: str, source: torch.Tensor, target: torch.Tensor, rank: int
     target.narrow(axis, 0, stop - start).copy_(source.narrow(axis, start, stop - start))
 
 
-def copy_through_pages(target: torch.Tensor, source: torch.Tensor) -> None:
+def _copy_through_page_locked(target: torch.Tensor, source: torch.Tensor) -> None:
     """Copies a tensor; onto a GPU through page-locked memory, part of it being read while another is sent.
 
     Args:
