@@ -52,7 +52,7 @@ class BlockRunner:
             shape = (tokens.shape[1], tokens.shape[0], config.hidden_size)
             states = torch.empty(shape, dtype=config.params_dtype, device=self.device)
             dist.recv(states, self._parallelism.previous)
-            stream.hidden.append(states.to(self.states_device))
+            stream.hidden.append(self._parked(states))
 
     def send(self, stream: Stream) -> None:
         """Hands a stream's hidden states to the pipeline stage after this one, and forgets them."""
@@ -64,10 +64,16 @@ class BlockRunner:
     def advance(self, block: Block, stream: Stream) -> None:
         """Moves a stream through the embedding or a layer."""
         if block.index == 0:
-            stream.hidden = [self.embed(tokens).to(self.states_device) for tokens in stream.tokens]
+            stream.hidden = [self._parked(self.embed(tokens)) for tokens in stream.tokens]
             return
         for place, states in enumerate(stream.hidden):
-            stream.hidden[place] = self.layer(block, states).to(self.states_device)
+            stream.hidden[place] = self._parked(self.layer(block, states))
+
+    def _parked(self, states: torch.Tensor) -> torch.Tensor:
+        """Puts hidden states where they wait; in main memory into page-locked pages, which copies are fast from."""
+        if not states.is_cuda or self.states_device.type == "cuda":
+            return states.to(self.states_device)
+        return torch.empty(states.shape, dtype=states.dtype, pin_memory=True).copy_(states)
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """Embeds int64 (batch, sequence), as (sequence, batch, hidden size)."""

@@ -19,6 +19,8 @@ from nemo_ptq.parallel.ranks import Parallelism
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")
 _EXPERT = re.compile(r"(.*local_experts\.)(\d+)(.*)")
+# Bytes that are sent to a GPU at a time.
+_SENT_AT_ONCE = 1 << 26
 _TIED = {"output_layer.weight": "embedding.word_embeddings.weight"}
 # The tensors whose rows a tensor parallelism may pad.
 _VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
@@ -140,7 +142,7 @@ def _copy_shard(name: str, source: torch.Tensor, target: torch.Tensor, rank: int
     """Copies this rank's share of a whole tensor; rows that only this parallelism pads become zero."""
     cut = [axis for axis, (size, local) in enumerate(zip(source.shape, target.shape, strict=True)) if size != local]
     if not cut:
-        target.copy_(source)
+        _copy_through_page_locked(target, source)
         return
     axis = cut[0]
     size, local = source.shape[axis], target.shape[axis]
@@ -153,6 +155,27 @@ def _copy_shard(name: str, source: torch.Tensor, target: torch.Tensor, rank: int
     if stop - start < local:
         target.zero_()
     target.narrow(axis, 0, stop - start).copy_(source.narrow(axis, start, stop - start))
+
+
+def _copy_through_page_locked(target: torch.Tensor, source: torch.Tensor) -> None:
+    """Copies a tensor; onto a GPU through page-locked memory, part of it being read while another is sent.
+
+    Args:
+        target: Contiguous, on any device.
+        source: Of the same shape, on the CPU.
+    """
+    if not target.is_cuda or not source.is_contiguous() or source.nbytes < _SENT_AT_ONCE:
+        target.copy_(source)
+        return
+    count = _SENT_AT_ONCE // source.itemsize
+    pages = [torch.empty(count, dtype=source.dtype, pin_memory=True) for _ in range(2)]
+    sent = [torch.cuda.Event() for _ in pages]
+    pieces = zip(target.view(-1).split(count), source.view(-1).split(count), strict=True)
+    for place, (there, here) in enumerate(pieces):
+        turn = place % len(pages)
+        sent[turn].synchronize()
+        there.copy_(pages[turn][: len(here)].copy_(here), non_blocking=True)
+        sent[turn].record()
 
 
 def parameters_of(blocks: Sequence[Block]) -> Callable[[str], torch.Tensor | None]:

@@ -31,6 +31,8 @@ INDEX = "model.safetensors.index.json"
 # In the order of preference; each may be split into parts that `<name>.index.json` lists.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
+# Values that are looked at at a time.
+_CHECKED_AT_ONCE = 1 << 24
 
 # Data type as safetensors spells it, and shape; the type None is that of the unquantized tensors.
 Spec = tuple[str | None, tuple[int, ...]]
@@ -358,12 +360,20 @@ def value_problems(directory: HuggingFaceDirectory) -> list[str]:
     for name, (dtype, _) in directory.header.items():
         if dtype not in ("BF16", "F16", "F32", "F8_E4M3"):
             continue
-        tensor = directory.tensor(name).float()
-        if not tensor.isfinite().all():
+        tensor = directory.tensor(name)
+        if not all(_is_finite(piece) for piece in tensor.reshape(-1).split(_CHECKED_AT_ONCE)):
             problems.append(f"{name} has values that are not finite")
-        elif name.endswith(("_scale", "_scale_2")) and not (tensor >= 0 if dtype == "F8_E4M3" else tensor > 0).all():
-            problems.append(f"{name} has scales that are not positive")
+        elif name.endswith(("_scale", "_scale_2")):
+            scales = tensor.float()
+            if not (scales >= 0 if dtype == "F8_E4M3" else scales > 0).all():
+                problems.append(f"{name} has scales that are not positive")
     return problems
+
+
+def _is_finite(values: torch.Tensor) -> bool:
+    if values.dtype == torch.float8_e4m3fn:  # It has no infinity, and one NaN of either sign.
+        return not bool(((values.view(torch.uint8) & 0x7F) == 0x7F).any())
+    return bool(values.isfinite().all())
 
 
 def tokenizer_problems(directory: HuggingFaceDirectory, text: str = "The quick brown fox") -> list[str]:
