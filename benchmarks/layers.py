@@ -182,7 +182,10 @@ def main() -> None:
             if model != largest:
                 fewer_layers(largest, model, count)
         for algorithm in arguments.algorithms:
-            runs = {count: run(model, Path(scratch, algorithm), algorithm, flags) for count, model in models.items()}
+            runs: dict[int, Run] = {}
+            for count, model in models.items():
+                runs[count] = run(model, Path(scratch, algorithm), algorithm, flags)
+                print(f"{algorithm}, {count} layers: {runs[count]}", flush=True)
             show(arguments.shape, algorithm, runs)
 
 
