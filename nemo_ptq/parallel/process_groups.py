@@ -5,6 +5,7 @@
 This is the only module that makes Megatron-Core run on a machine without CUDA.
 """
 
+import gc
 import os
 import re
 import signal
@@ -164,5 +165,9 @@ def process_groups(
                 megatron_tensor_parallel.model_parallel_cuda_manual_seed(seed)
             yield
     finally:
+        # What is left of a job refers to its groups, in circles: they would keep the store alive, and the next job in
+        # this process would find the addresses of the last one in it.
+        gc.collect()
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
+        gc.collect()
