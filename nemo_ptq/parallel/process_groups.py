@@ -5,7 +5,7 @@
 This is the only module that makes Megatron-Core run on a machine without CUDA.
 """
 
-import gc
+import itertools
 import os
 import re
 import signal
@@ -14,6 +14,8 @@ import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
+from functools import cache
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -99,6 +101,20 @@ def megatron_on(device: torch.device) -> Iterator[None]:
         yield
 
 
+# Jobs that this process has run: each finds its ranks under keys of its own.
+_OPENED = itertools.count()
+
+
+@cache
+def _store(meeting_point: str, rank: int, world_size: int) -> Any:
+    """Where the ranks find each other, open as long as the process.
+
+    A rank may begin its next job while rank 0 still ends the last one: it must not find that one's addresses.
+    """
+    store, _, _ = next(dist.rendezvous(meeting_point, rank, world_size, timeout=COLLECTIVE_TIMEOUT))
+    return store
+
+
 @contextmanager
 def _exiting_on_sigterm() -> Iterator[None]:
     """Turns the signal with which launchers end a rank into SystemExit, so that what is open is closed and removed."""
@@ -140,14 +156,12 @@ def process_groups(
 
     address, port = _rendezvous(os.environ)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    # A process that nobody launched takes any free port; torchrun has the meeting point open already, even for one.
+    is_launched = launch.world_size > 1 or dist.is_torchelastic_launched()
+    meeting_point = f"tcp://{address}:{port}" if is_launched else "tcp://127.0.0.1:0"
     dist.init_process_group(
         backend,
-        # A process that nobody launched takes any free port; torchrun has the meeting point open already, even for one.
-        init_method=(
-            f"tcp://{address}:{port}"
-            if launch.world_size > 1 or dist.is_torchelastic_launched()
-            else "tcp://127.0.0.1:0"
-        ),
+        store=dist.PrefixStore(f"job {next(_OPENED)}", _store(meeting_point, launch.rank, launch.world_size)),
         rank=launch.rank,
         world_size=launch.world_size,
         timeout=COLLECTIVE_TIMEOUT,
@@ -165,9 +179,5 @@ def process_groups(
                 megatron_tensor_parallel.model_parallel_cuda_manual_seed(seed)
             yield
     finally:
-        # What is left of a job refers to its groups, in circles: they would keep the store alive, and the next job in
-        # this process would find the addresses of the last one in it.
-        gc.collect()
         parallel_state.destroy_model_parallel()
         dist.destroy_process_group()
-        gc.collect()
