@@ -58,7 +58,9 @@ def _quantizer_state(parent: Any, quantizer: TensorQuantizer) -> dict[str, torch
     """The calibration state of one quantizer. AWQ leaves the scale in an input quantizer that does not quantize."""
     found: dict[str, torch.Tensor | None] = {"pre_quant_scale": None, "channel_amax": None, "amax": None}
     if getattr(quantizer, "pre_quant_scale", None) is not None:
-        found["pre_quant_scale"] = exact_pre_quant_scale(parent)
+        # A quantizer that was restored from a checkpoint has it in the weight's data type only.
+        exact = exact_pre_quant_scale(parent)
+        found["pre_quant_scale"] = quantizer.pre_quant_scale.float().flatten() if exact is None else exact
         found["channel_amax"] = getattr(quantizer, "_amax_for_smoothing", None)
     if quantizer.is_enabled:
         found["amax"] = getattr(quantizer, "_amax", None)

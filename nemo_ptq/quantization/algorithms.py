@@ -295,7 +295,7 @@ def algorithm_named(name: str) -> Algorithm:
     if name == CUSTOM:
         return _OF_A_FILE
     if name not in ALGORITHMS:
-        hint = did_you_mean(name, ALGORITHMS) or f"; there are {', '.join(ALGORITHMS)}"
+        hint = did_you_mean(name, list(ALGORITHMS)) or f"; there are {', '.join(ALGORITHMS)}"
         raise PtqError(f"quantization_config.algorithm={name} is not known{hint}")
     return ALGORITHMS[name]
 

@@ -54,16 +54,12 @@ def test_the_jobs_figures_are_those_of_its_files(algorithm: str, demo: Demo, exp
     job = read_report(directory / REPORT)
     found = run_command(directory, "--baseline", demo.checkpoint, *SAME_TEXT, "--sample", 4)
     assert found["held_out"] is True
-    if algorithm == "nvfp4":
-        assert job.quality is None
-        assert "GPU" in job.missing["quality"]
-    else:
-        assert job.quality is not None
-        assert (job.quality.documents, job.quality.tokens) == (found["documents"], found["tokens"])
-        for name in ("perplexity", "baseline_perplexity", "recovery"):
-            assert getattr(job.quality, name).value == pytest.approx(found[name]["value"], rel=2e-3)
-        assert job.quality.top1_agreement is not None
-        assert job.quality.top1_agreement.value == pytest.approx(found["top1_agreement"]["value"], abs=0.03)
+    assert job.quality is not None
+    assert (job.quality.documents, job.quality.tokens) == (found["documents"], found["tokens"])
+    for name in ("perplexity", "baseline_perplexity", "recovery"):
+        assert getattr(job.quality, name).value == pytest.approx(found[name]["value"], rel=3e-3)
+    assert job.quality.top1_agreement is not None
+    assert job.quality.top1_agreement.value == pytest.approx(found["top1_agreement"]["value"], abs=0.03)
     # The report has the files' figures now, in all of its documents, and the directory is as sound as before.
     updated = read_report(directory / REPORT)
     assert updated.quality is not None

@@ -11,7 +11,6 @@ from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme, smoothed, weight_amax
 from nemo_ptq.parallel.ranks import Ranks
 from nemo_ptq.quantization.algorithms import ALGORITHMS
-from nemo_ptq.quantization.schemes import UNQUANTIZED
 from tests.ranks import run_ranks
 
 QKV, PROJ = "decoder.layers.0.self_attention.linear_qkv", "decoder.layers.0.self_attention.linear_proj"
@@ -39,13 +38,13 @@ def state() -> dict[str, torch.Tensor]:
 
 def layers(algorithm: str, **options: Any) -> CalibratedLayers:
     scheme = algorithm_scheme(QuantizationConfig(algorithm))
-    schemes = {} if scheme is UNQUANTIZED else {QKV: scheme, PROJ: scheme}
+    schemes = {} if scheme.quant_algo is None else {QKV: scheme, PROJ: scheme}
     return CalibratedLayers(weights().get, state(), schemes, zero_centered_norms=False, **options)
 
 
 def test_what_is_not_quantized_is_the_checkpoints() -> None:
     found = layers(NO_QUANT).linear(QKV)
-    assert (found.scheme, found.weight_amax, found.input_amax, found.pre_quant_scale) == (UNQUANTIZED, None, None, None)
+    assert (found.scheme.quant_algo, found.weight_amax, found.pre_quant_scale) == (None, None, None)
     assert torch.equal(found.weight, weights()[f"{QKV}.weight"])
     assert found.bias is not None
     assert torch.equal(found.bias, weights()[f"{QKV}.bias"])
@@ -79,7 +78,7 @@ def test_weight_amaxes_have_the_schemes_shape(algorithm: str, shape: tuple[int, 
 def test_block_sizes_are_the_users() -> None:
     assert algorithm_scheme(QuantizationConfig("int4_awq", awq_block_size=64)).block_size == 64
     assert algorithm_scheme(QuantizationConfig("nvfp4")).block_size == 16
-    assert algorithm_scheme(QuantizationConfig(NO_QUANT)) is UNQUANTIZED
+    assert algorithm_scheme(QuantizationConfig(NO_QUANT)).quant_algo is None
 
 
 def test_weights_that_are_smoothed_already_are_not_again() -> None:

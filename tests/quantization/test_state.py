@@ -75,7 +75,7 @@ def test_any_parallelism_teaches_the_same(
     tolerance = 0.0 if tp == 1 else ROUNDING
     for name, value in expected.items():
         # A single channel has no neighbours to hide among.
-        rtol = 2 * tolerance if name.endswith("channel_amax") else tolerance
+        rtol = 4 * tolerance if name.endswith("channel_amax") else tolerance
         torch.testing.assert_close(found[name], value, rtol=rtol, atol=0.0, msg=lambda text, n=name: f"{n}: {text}")
 
 
