@@ -114,9 +114,7 @@ def run_command(*words: str) -> tuple[str, float]:
 
 
 @pytest.mark.parametrize("format", FORMATS)
-def test_it_takes_less_than_half_of_the_whole_run(
-    format: str, whole_run: tuple[Path, float], tmp_path: Path
-) -> None:
+def test_it_takes_less_than_half_of_the_whole_run(format: str, whole_run: tuple[Path, float], tmp_path: Path) -> None:
     exported, seconds = whole_run
     said, again = run_command("export", str(exported), str(tmp_path / "again"), "--format", format)
     assert "imported: []" in said
