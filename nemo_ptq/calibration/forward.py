@@ -10,6 +10,9 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
+
+from nemo_ptq.checkpoint.loading import LoadedModel
 
 
 def _positions(tokens: torch.Tensor) -> torch.Tensor:
@@ -74,3 +77,8 @@ def forward_batches(module: GPTModel, batches: Iterable[torch.Tensor]) -> Iterat
         yield None
     if sending is not None:
         sending[0].wait()
+
+
+def whole_logits(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
+    """float32 (batch, sequence, vocabulary), from one tensor-parallel rank's share."""
+    return gather_from_tensor_model_parallel_region(logits)[..., : model.vocab_size].float()

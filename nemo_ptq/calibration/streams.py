@@ -8,10 +8,8 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from nemo_ptq.checkpoint.blocks import Block
-from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.parallel.ranks import Parallelism
 
 
@@ -111,8 +109,3 @@ def _positions(tokens: torch.Tensor) -> torch.Tensor:
 def _unwrapped(states: Any) -> torch.Tensor:
     """Megatron hands its embedding over in a wrapper while it infers."""
     return states.unwrap() if hasattr(states, "unwrap") else states
-
-
-def whole_logits(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
-    """float32 (batch, sequence, vocabulary), from one tensor-parallel rank's share."""
-    return gather_from_tensor_model_parallel_region(logits)[..., : model.vocab_size].float()

@@ -11,8 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core import parallel_state
 
-from nemo_ptq.calibration.forward import forward_batches
-from nemo_ptq.calibration.streams import whole_logits
+from nemo_ptq.calibration.forward import forward_batches, whole_logits
 from nemo_ptq.calibration.tokens import tokenize
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.parallel.environment import Launch
