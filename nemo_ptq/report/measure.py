@@ -14,8 +14,9 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from nemo_ptq.calibration.forward import whole_logits
 from nemo_ptq.calibration.pipeline import State
-from nemo_ptq.calibration.streams import BlockRunner, Stream, whole_logits
+from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.calibration.text_files import Sample
 from nemo_ptq.calibration.tokens import make_batches, tokenize
 from nemo_ptq.checkpoint.blocks import Block
