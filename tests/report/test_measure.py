@@ -51,7 +51,11 @@ def test_parallelism_changes_no_figure(algorithm: str, tp: int, pp: int, checkpo
     assert_same(parallel_layers, layers)
     assert len(scores) == 4
     for a, b in zip(parallel_scores, scores, strict=True):
-        assert astuple(a) == pytest.approx(astuple(b), rel=1e-2, abs=1.0)
+        assert (a.tokens, a.nll, a.baseline_nll) == pytest.approx((b.tokens, b.nll, b.baseline_nll), rel=2e-3)
+        # A small difference of large numbers, which bfloat16 rounds in another order.
+        assert a.kl_divergence == pytest.approx(b.kl_divergence, rel=0.1)
+        # Which of two tokens comes first may hang on one rounding.
+        assert abs(a.agreements - b.agreements) <= 1
     assert all(other == ((), ()) for other in others)
 
 
