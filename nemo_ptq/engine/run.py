@@ -281,10 +281,12 @@ class _BlockJob:
         mine = runs_layerwise(job.quantization.layerwise, bool(whole), needed, usable)
         everyones: list[bool] = [mine] * dist.get_world_size()
         dist.all_gather_object(everyones, mine)
-        if any(everyones) and job.quantization.layerwise is None:
+        if job.quantization.layerwise is None:
+            need = f"with all weights in memory a rank needs {needed / 2**30:.1f} GiB"
             self.reporter.say(
-                f"layer-wise: with all weights in memory a rank would need {needed / 2**30:.1f} GiB, more than it may "
-                "fill, so one block of them is in memory at a time"
+                f"layer-wise: {need}, more than it may fill, so one block of them is in memory at a time"
+                if any(everyones)
+                else f"resident: {need}, which fit"
             )
         return any(everyones)
 

@@ -113,13 +113,13 @@ class Cluster:
                 return process
         return None
 
-    def wait_for_model(self, job: str) -> None:
-        """Waits until the ranks of a job have loaded their model."""
-        wait_until(lambda: re.search(r"^0: load: ", self.log(job), re.MULTILINE), "the model")
+    def wait_for_walk(self, job: str) -> None:
+        """Waits until the ranks of a job begin to walk through their model."""
+        wait_until(lambda: re.search(r"^0: resident: ", self.log(job), re.MULTILINE), "the walk")
 
     def signal_rank(self, job: str, rank: int, node: str, number: signal.Signals) -> None:
         """Sends a signal to a rank that is calibrating."""
-        self.wait_for_model(job)
+        self.wait_for_walk(job)
         process = self.process_of_rank(job, rank, node)
         assert process is not None
         os.kill(process, number)

@@ -161,7 +161,7 @@ def test_a_detached_job_goes_on_and_can_be_followed(cluster: Cluster, demo: Demo
 def test_a_job_that_exceeds_its_time(cluster: Cluster, overdue: tuple["subprocess.Popen[str]", Path, str]) -> None:
     command, output, job = overdue
     assert_failed(
-        command, output, "ended as TIMEOUT (give it more than its limit of run.executor.time=00:01:00)", "load: "
+        command, output, "ended as TIMEOUT (give it more than its limit of run.executor.time=00:01:00)", "resident: "
     )
     assert cluster.state(job) == "TIMEOUT"
 
@@ -217,7 +217,7 @@ def test_a_node_that_goes_down(cluster: Cluster, demo: Demo, output: Path, long_
     before = cluster.newest_job()
     command = cluster.nemo(demo, output, **disturbed(long_text))
     job = cluster.next_job(before)
-    cluster.wait_for_model(job)
+    cluster.wait_for_walk(job)
     try:
         run_script("kill", "n2")
         assert_failed(command, output, f"(Slurm's {job}) ended as NODE_FAIL on node n2 (submit it again")
