@@ -40,9 +40,7 @@ def run_until_killed(task: dict[str, Any], seconds: float) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("layerwise", [True, False], ids=["layer-wise", "resident"])
-def test_a_job_killed_at_a_random_moment_goes_on_to_the_same_bytes(
-    layerwise: bool, demo: Demo, tmp_path: Path
-) -> None:
+def test_a_job_killed_at_a_random_moment_goes_on_to_the_same_bytes(layerwise: bool, demo: Demo, tmp_path: Path) -> None:
     def task(output: Path, resume: bool = False) -> dict[str, Any]:
         export = {"export_format": ["trtllm", "hf"], "resume": resume}
         return arguments(demo, output, algorithm="int4_awq", quantization={"layerwise": layerwise}, export=export)
