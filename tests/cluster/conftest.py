@@ -22,7 +22,7 @@ CONFIGURATION = "/run/nemo_ptq_cluster/slurm.conf"
 QUANTIZATION = {"calibration_dataset_size": 16, "calibration_batch_size": 8, "calibration_seq_len": 32}
 
 
-def wait_until(condition: Callable[[], object], what: str, seconds: float = 120.0) -> None:
+def wait_until(condition: Callable[[], object], what: str, seconds: float = 240.0) -> None:
     """Waits for a condition, and fails if it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():
@@ -153,8 +153,8 @@ def output(tmp_path: Path) -> Path:
 
 @pytest.fixture(scope="session")
 def long_text(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Calibration data that lasts for a minute, so that a job can be disturbed."""
+    """Calibration data that lasts for half a minute, so that a job can be disturbed."""
     file = tmp_path_factory.mktemp("data") / "long.jsonl"
     lines = demo.calibration.read_text().splitlines(keepends=True)
-    file.write_text("".join((lines * (20_000 // len(lines) + 1))[:20_000]))
+    file.write_text("".join((lines * (6_000 // len(lines) + 1))[:6_000]))
     return file

@@ -88,10 +88,10 @@ def local_contents(demo: Demo, output: Path, **sizes: int) -> dict[str, Any]:
 def overdue(
     cluster: Cluster, demo: Demo, long_text: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[tuple["subprocess.Popen[str]", Path, str]]:
-    """A job with a rank that stands still and a limit of a minute, which passes while other tests run."""
+    """A job with a rank that stands still and a limit of two minutes, which passes while other tests run."""
     output = tmp_path_factory.mktemp("overdue") / "out"
     before = cluster.newest_job()
-    command = cluster.nemo(demo, output, **disturbed(long_text), **{"run.executor.time": "00:01:00"})
+    command = cluster.nemo(demo, output, **disturbed(long_text), **{"run.executor.time": "00:02:00"})
     try:
         job = cluster.next_job(before)
         cluster.signal_rank(job, 1, "n2", signal.SIGSTOP)
@@ -105,7 +105,7 @@ def disturbed(long_text: Path) -> dict[str, object]:
     return {
         "calibration_pp": 2,
         "quantization_config.calibration_dataset": long_text,
-        "quantization_config.calibration_dataset_size": 20_000,
+        "quantization_config.calibration_dataset_size": 6_000,
         "quantization_config.calibration_seq_len": 128,
         "run.executor.nodes": 2,
     }
@@ -161,7 +161,7 @@ def test_a_detached_job_goes_on_and_can_be_followed(cluster: Cluster, demo: Demo
 def test_a_job_that_exceeds_its_time(cluster: Cluster, overdue: tuple["subprocess.Popen[str]", Path, str]) -> None:
     command, output, job = overdue
     assert_failed(
-        command, output, "ended as TIMEOUT (give it more than its limit of run.executor.time=00:01:00)", "resident: "
+        command, output, "ended as TIMEOUT (give it more than its limit of run.executor.time=00:02:00)", "resident: "
     )
     assert cluster.state(job) == "TIMEOUT"
 
