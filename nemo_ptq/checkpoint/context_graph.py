@@ -167,10 +167,10 @@ class _Reader:
         return _BUILDABLES.get(str(self._type(node)))
 
     def _name(self, node: Any) -> Name:
-        name = Name(str(node.get("module")), str(node.get("name"))) if isinstance(node, dict) else None
-        if name is None or not is_dotted(str(name)):
-            raise _Malformed(f"{str(name)[:_SHOWN]!r} is no name")
-        return name
+        parts = (node.get("module"), node.get("name")) if isinstance(node, dict) else ()
+        if not parts or not all(isinstance(part, str) and is_dotted(part) for part in parts):
+            raise _Malformed(f"{repr(parts)[:_SHOWN]} is no name")
+        return Name(*map(str, parts))
 
     def _items(self, node: Any) -> list[Any]:
         items = node.get("items") if isinstance(node, dict) else None

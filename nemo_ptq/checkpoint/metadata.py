@@ -143,7 +143,9 @@ def read_model(checkpoint: Path, allowed: AllowedNames) -> context_graph.Call:
         f"{checkpoint / 'context'}: {name} is {described[name]!r} in model.yaml and {config[name]!r} in io.json: copy "
         "or save the checkpoint again"
         for name in SIZES
-        if name in config and name in described and described[name] != config[name]
+        if name in config and name in described
+        # A size that is another number, or none at all, such as 4.0.
+        if (type(described[name]), described[name]) != (type(config[name]), config[name])
     ]
     if problems:
         raise ConfigError(problems)

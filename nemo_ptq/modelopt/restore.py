@@ -7,16 +7,15 @@ puts there. Files are therefore read by :mod:`nemo_ptq.checkpoint.torch_dist`, w
 """
 
 import io
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import modelopt.torch.opt as mto
 import torch
-from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
-from megatron.core.dist_checkpointing.strategies.base import LoadCommonStrategy, LoadShardedStrategy
-from megatron.core.dist_checkpointing.validation import StrictHandling
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factory_merges
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.models.gpt import GPTModel
 
 import nemo_ptq.modelopt.attention  # noqa: F401  (ModelOpt must know it before it inserts quantizers)
@@ -54,13 +53,8 @@ def restore_quantizers(module: GPTModel, checkpoint: Path) -> None:
         for key, value in module.sharded_state_dict(prefix=PREFIX).items()
         if "_quantizer." in key and not key.endswith(_EXTRA_STATE)
     }
-    state = dist_checkpointing.load(
-        wanted,
-        str(weights),
-        _InertTensors(stored),
-        _NoCommonState(),
-        strict=StrictHandling.ASSUME_OK_UNEXPECTED,
-    )
+    shards, _, factories = load_preprocess(wanted)
+    state = apply_factory_merges(dict_list_map_outplace(partial(_read, weights, stored), shards), factories)
     module.load_state_dict({key.removeprefix(PREFIX): value for key, value in state.items()}, strict=False)
     _compute_weight_amaxes_again(module, checkpoint)
 
@@ -105,51 +99,14 @@ def _set_extra_states(module: GPTModel, weights: Path, stored: Stored) -> None:
         modules[name].set_extra_state(state)
 
 
-class _InertTensors(LoadShardedStrategy):
-    """Reads the tensors of a checkpoint as data."""
-
-    can_handle_sharded_objects = True
-
-    def __init__(self, stored: Stored) -> None:
-        self._stored = stored
-
-    def check_backend_compatibility(self, loaded_backend: str) -> None:
-        """See Megatron; the index was read from the right format."""
-
-    def check_version_compatibility(self, loaded_version: int) -> None:
-        """See Megatron; there is one version."""
-
-    def load(self, sharded_state_dict: dict[str, Any], checkpoint_dir: str | Path) -> Any:
-        """Puts a tensor in the place of each description of one."""
-
-        def read(entry: ShardedTensor) -> torch.Tensor:
-            tensor = self._stored.tensors.get(entry.key)
-            if tensor is None or tuple(tensor.shape) != tuple(entry.global_shape):
-                raise PtqError(f"{checkpoint_dir} holds no {entry.key} of shape {tuple(entry.global_shape)}")
-            sizes = (1,) * entry.prepend_axis_num + tuple(entry.local_shape)
-            device = torch.device("cpu") if entry.data is None else entry.data.device
-            box = read_box(Path(checkpoint_dir), tensor, entry.global_offset, sizes, device)
-            return box.reshape(entry.local_shape).to(entry.dtype)
-
-        return dict_list_map_outplace(read, sharded_state_dict)
-
-
-class _NoCommonState(LoadCommonStrategy):
-    """Leaves the state of training, which is a pickle, where it is."""
-
-    def check_backend_compatibility(self, loaded_backend: str) -> None:
-        """See Megatron; nothing is read."""
-
-    def check_version_compatibility(self, loaded_version: int) -> None:
-        """See Megatron; nothing is read."""
-
-    def load_common(self, checkpoint_dir: str | Path) -> dict[str, Any]:
-        """Returns an empty state."""
-        return {}
-
-    def load_sharded_objects(self, sharded_objects_state_dict: Any, checkpoint_dir: str | Path) -> Any:
-        """Refuses: quantizers are tensors."""
-        raise NotImplementedError
+def _read(weights: Path, stored: Stored, shard: ShardedTensor) -> torch.Tensor:
+    """This rank's part of a quantizer's tensor."""
+    tensor = stored.tensors.get(shard.key)
+    if tensor is None or tuple(tensor.shape) != tuple(shard.global_shape):
+        raise PtqError(f"{weights} holds no {shard.key} of shape {tuple(shard.global_shape)}: copy or save it again")
+    sizes = (1,) * shard.prepend_axis_num + tuple(shard.local_shape)
+    device = torch.device("cpu") if shard.data is None else shard.data.device
+    return read_box(weights, tensor, shard.global_offset, sizes, device).reshape(shard.local_shape).to(shard.dtype)
 
 
 def _compute_weight_amaxes_again(module: GPTModel, checkpoint: Path) -> None:
