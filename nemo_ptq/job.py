@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.allowed_names import read_names
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.algorithms import kv_cache_is_quantized
@@ -38,6 +39,8 @@ class Job:
         calibration_state: File of a calibration to use in place of calibrating, or of the one that a quantized
             checkpoint was made with; `quantization` is then what it was made with.
         legacy_ckpt: Whether the checkpoint may come from another Transformer Engine.
+        trust_checkpoint: Names of code that the checkpoint may have called, with commas between; see
+            :func:`nemo_ptq.checkpoint.allowed_names.read_names`.
         tracking: Where the figures go, beside the record of the run: `mlflow:URL`, `tensorboard:DIR`, `wandb:PROJECT`.
     """
 
@@ -56,6 +59,7 @@ class Job:
     tokenizer_path: str | None = None
     calibration_state: Path | None = None
     legacy_ckpt: bool = False
+    trust_checkpoint: str | None = None
     tracking: str | None = None
 
     def directories(self, root: Path) -> dict[str, Path]:
@@ -79,6 +83,7 @@ class Job:
             "tokenizer_path": self.tokenizer_path,
             "calibration_state": None if given is None else str(given),
             "legacy_ckpt": self.legacy_ckpt,
+            **({} if self.trust_checkpoint is None else {"trust_checkpoint": self.trust_checkpoint}),
             "quantization_config": asdict(self.quantization),
             "export_config": {**_lasting(asdict(self.export)), "path": str(self.output)},
         }
@@ -95,6 +100,7 @@ class Job:
             "tokenizer_path": self.tokenizer_path,
             "num_layers_in_first_pipeline_stage": self.num_layers_in_first_pipeline_stage,
             "num_layers_in_last_pipeline_stage": self.num_layers_in_last_pipeline_stage,
+            "trusted": read_names(self.trust_checkpoint),
         }
 
     @property

@@ -13,6 +13,7 @@ from textwrap import wrap
 from typing import Any, get_args, get_type_hints
 
 from nemo_ptq.calibration.datasets import DATASETS
+from nemo_ptq.checkpoint.allowed_names import read_names
 from nemo_ptq.config import (
     ALGORITHM_FILES,
     DTYPES,
@@ -39,6 +40,7 @@ class Kind:
         convert: Makes a value of its text, or raises ValueError.
         known: The values that have names. A registry is looked at when it is asked for: plugins add to it.
         optional: Whether None is a value.
+        names_code: Whether a value is the name of a function or class.
     """
 
     rule: str
@@ -46,6 +48,7 @@ class Kind:
     convert: Callable[[str], Any] = str
     known: Collection[str] = ()
     optional: bool = False
+    names_code: bool = False
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -100,6 +103,13 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _names_code(value: Any) -> bool:
+    try:
+        return _is_text(value) and bool(read_names(value))
+    except ValueError:
+        return False
+
+
 def _are_formats(value: Any) -> bool:
     names = read_formats(value)
     return bool(names) and FORMATS.keys() >= set(names)
@@ -118,6 +128,7 @@ _KINDS: Mapping[str, Kind] = {
     "text": Kind("a text", _is_text),
     "device": Kind("the name of a device, such as H100 or CPU", lambda value: _is_text(value) and bool(value)),
     "function": Kind("a function, which only Python can give", callable),
+    "names": Kind("dotted names with commas between, such as my_models.MyConfig", _names_code, names_code=True),
     "algorithm": Kind(
         "one of {names}, or the path of a JSON or YAML file with a ModelOpt config",
         lambda value: _is_text(value) and (value in ALGORITHMS or value.lower().endswith(ALGORITHM_FILES)),
@@ -217,6 +228,11 @@ TASK_OPTIONS: Mapping[str, Option] = {
     ),
     "legacy_ckpt": _task_option(
         "switch", "accept a checkpoint of another Transformer Engine", "--legacy_ckpt", default=False
+    ),
+    "trust_checkpoint": _task_option(
+        "names",
+        "dotted names of functions and classes that the checkpoint may have called beside NeMo's",
+        "--trust_checkpoint",
     ),
     "plan_only": _task_option(
         "switch", "print what the job would need, and start nothing", "--plan_only", default=False

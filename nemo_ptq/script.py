@@ -6,6 +6,11 @@ torchrun --nproc_per_node 2 -m nemo_ptq.script --nemo_checkpoint=CKPT --calibrat
 srun --nodes 2 --ntasks-per-node 8 python -m nemo_ptq.script --calibration_tp=8 --calibration_pp=2 ...
 """
 
+from nemo_ptq.safe_path import leave_working_directory
+
+if __name__ == "__main__":
+    leave_working_directory()  # before anything else is imported
+
 import sys
 import time
 from collections.abc import Sequence

@@ -27,6 +27,7 @@ def ptq(
     tokenizer_path: Optional[str] = None,
     calibration_state: Optional[str] = None,
     legacy_ckpt: bool = False,
+    trust_checkpoint: Optional[str] = None,
     tracking: Optional[str] = None,
     model_path: Optional[str] = None,
     plan_only: bool = False,
@@ -60,6 +61,9 @@ def ptq(
         calibration_state: An export, or the `ptq/calibration.safetensors` of one: its calibration is used again, and
             nothing is calibrated. The checkpoint, if not given, is the one that was calibrated then.
         legacy_ckpt: Accept a checkpoint saved with another version of Transformer Engine.
+        trust_checkpoint: Dotted names, with commas between, of functions and classes of your own that the checkpoint
+            may have imported and called; those of NeMo's models, configs and tokenizers need no trust, and nothing
+            else that it names is called. The name of a module stands for all that is in it.
         tracking: Where the run's figures go, beside its record: `mlflow:http://HOST:PORT`, `tensorboard:DIR` or
             `wandb:PROJECT`.
         model_path: Another name for `nemo_checkpoint`, as NeMo 2.3 and later call it.

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Local text files as calibration data. Imports nothing heavy: arguments are checked with it before a job starts."""
 
+import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, Union
 
 from nemo_ptq.config import DATA_FILES
 from nemo_ptq.errors import PtqError
+from nemo_ptq.untrusted import FileError, open_file, parse_json
 
 # A text, or a chat: a list of messages with "role" and "content".
 Sample = Union[str, list[dict[str, Any]]]
@@ -32,6 +34,8 @@ def read_text_file(path: str) -> Iterator[Sample]:
         for sample in _READERS[source.suffix](source):
             empty = False
             yield sample
+    except FileError as error:
+        raise PtqError(f"calibration_dataset={path} {error.reason}") from error
     except (OSError, UnicodeDecodeError) as error:
         raise PtqError(f"calibration_dataset={path} cannot be read: {error}") from error
     if empty:
@@ -39,7 +43,8 @@ def read_text_file(path: str) -> Iterator[Sample]:
 
 
 def _lines(source: Path) -> Iterator[tuple[int, str]]:
-    with source.open(encoding="utf-8") as file:
+    # A byte order mark is not of the first text.
+    with io.TextIOWrapper(open_file(source), encoding="utf-8-sig") as file:
         for number, line in enumerate(file, start=1):
             if line.strip():
                 yield number, line.rstrip("\n")
@@ -53,20 +58,27 @@ def _read_jsonl(source: Path) -> Iterator[Sample]:
     for number, line in _lines(source):
         where = f"calibration_dataset={source}, line {number}"
         try:
-            record = json.loads(line)
+            record = parse_json(line, finite=False)
         except json.JSONDecodeError as error:
             raise PtqError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
+        except ValueError as error:
+            raise PtqError(f"{where}: not JSON ({error})") from error
         yield _sample(record, where)
 
 
 def _read_json(source: Path) -> Iterator[Sample]:
     try:
-        records = json.loads(source.read_text(encoding="utf-8"))
+        with open_file(source) as file:
+            records = parse_json(file.read().decode("utf-8-sig"), finite=False)
     except json.JSONDecodeError as error:
         raise PtqError(
             f"calibration_dataset={source}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}); "
             "for one object on each line, name the file .jsonl"
         ) from error
+    except UnicodeDecodeError:
+        raise
+    except ValueError as error:
+        raise PtqError(f"calibration_dataset={source}: not JSON ({error})") from error
     if not isinstance(records, list):
         raise PtqError(f"calibration_dataset={source}: the file must hold a JSON list, not {type(records).__name__}")
     for index, record in enumerate(records):

@@ -2,14 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The index of a NeMo 2.0 checkpoint's weights: which tensors there are, and where their chunks lie. Needs no torch."""
 
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from nemo_ptq.errors import ConfigError
+from nemo_ptq.untrusted import FileError, inside, open_file, read_json_object
+
+# Characters of an error that a message shows.
+_SHOWN = 200
+# Parts of a tensor without values, each of which would be listed.
+_MOST_EMPTY = 2**20
 
 
 @dataclass(frozen=True)
@@ -95,18 +101,53 @@ def read_index(checkpoint: Path) -> Any:
     backend_file = checkpoint / "weights" / "metadata.json"
     index_file = checkpoint / "weights" / ".metadata"
     try:
-        backend = json.loads(backend_file.read_text())["sharded_backend"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise ConfigError([f"{backend_file} cannot be read ({error!r}): copy or save the checkpoint again"]) from error
+        backend = read_json_object(backend_file)["sharded_backend"]
+    except (FileError, KeyError) as error:
+        raise ConfigError([_unreadable(backend_file, error)]) from error
     if backend != "torch_dist":
         raise ConfigError([f"{checkpoint}: weights are in {backend} format: save them in torch_dist format with NeMo"])
     try:
-        with index_file.open("rb") as file:
+        with open_file(index_file) as file:
             index = _InertUnpickler(file).load()
-        index.state_dict_metadata.items(), index.storage_data.values()
+        for name, entry in index.state_dict_metadata.items():
+            _check_entry(name, entry)
+        for place in index.storage_data.values():
+            _check_place(checkpoint / "weights", place)
     except Exception as error:  # a damaged pickle raises whatever it likes
-        raise ConfigError([f"{index_file} cannot be read ({error!r}): copy or save the checkpoint again"]) from error
+        raise ConfigError([_unreadable(index_file, error)]) from error
     return index
+
+
+def _unreadable(file: Path, error: Exception) -> str:
+    reason = error.reason if isinstance(error, FileError) else repr(error)[:_SHOWN]
+    return f"{file} cannot be read ({reason}): copy or save the checkpoint again"
+
+
+def _check_entry(name: Any, entry: Any) -> None:
+    """Raises where a tensor's sizes cannot be what they are called: much is counted by them."""
+    if not isinstance(name, str):
+        raise TypeError(f"{name!r} is no name")
+    if not hasattr(entry, "size"):
+        return
+    boxes = [(chunk.offsets, chunk.sizes) for chunk in entry.chunks]
+    axes = [*entry.size, *(number for box in boxes for numbers in box for number in numbers)]
+    if not all(type(number) is int and 0 <= number < 2**62 for number in axes):
+        raise ValueError(f"{name} has sizes that are no whole numbers")
+    if any(len(numbers) != len(entry.size) for box in boxes for numbers in box):
+        raise ValueError(f"{name} has chunks of other axes than its own")
+    if prod(entry.size) > sum(prod(sizes) for _, sizes in boxes):
+        raise ValueError(f"{name} is larger than its chunks")
+    if prod(max(axis, 1) for axis in entry.size) > _MOST_EMPTY and 0 in entry.size:
+        raise ValueError(f"{name} is empty, and has an axis of {max(entry.size)}")
+    if not isinstance(entry.properties.state[0], _TorchName):
+        raise TypeError(f"{name} has no data type")
+
+
+def _check_place(weights: Path, place: Any) -> None:
+    numbers = (place.offset, place.length)
+    if not all(type(number) is int and 0 <= number < 2**62 for number in numbers):
+        raise ValueError(f"{place.relative_path!r} holds nothing at {numbers}")
+    inside(weights, place.relative_path)
 
 
 @dataclass(frozen=True)
@@ -132,7 +173,10 @@ def read_stored(checkpoint: Path) -> Stored:
     places = {(place.fqn, getattr(place, "offset", None)): info for place, info in index.storage_data.items()}
 
     def chunk(name: str, offsets: tuple[int, ...] | None, sizes: tuple[int, ...]) -> Chunk:
-        info = places[name, offsets]
+        info = places.get((name, offsets))
+        if info is None or info.length < prod(sizes if offsets is not None else ()):
+            file = checkpoint / "weights" / ".metadata"
+            raise ConfigError([f"{file} lacks a place for all of {name}: copy or save the checkpoint again"])
         return Chunk(name, offsets or (), sizes, info.relative_path, info.offset, info.length)
 
     tensors, objects = {}, {}

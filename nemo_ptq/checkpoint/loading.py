@@ -3,7 +3,7 @@
 """Checkpoint -> Megatron-Core model on this rank, at any tensor and pipeline parallelism."""
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,12 @@ from megatron.core.transformer.enums import AttnBackend
 from nemo.collections.common.tokenizers.tokenizer_utils import get_tokenizer
 from nemo.collections.llm.fn.activation import openai_gelu
 
+from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.blocks import Block, BlockLoader, split_into_blocks
 from nemo_ptq.checkpoint.layer_spec import HAVE_TRANSFORMER_ENGINE, calibration_layer_spec
 from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.checkpoint.reader import open_checkpoint
+from nemo_ptq.errors import PtqError
 from nemo_ptq.parallel.attributes import replaced
 from nemo_ptq.parallel.ranks import Parallelism, this_rank
 from nemo_ptq.quantization.state import CalibrationState
@@ -143,11 +145,21 @@ def build_model(context: fdl.Config, device: torch.device, overrides: Mapping[st
 
     Returns:
         NeMo's model, whose ``module`` is Megatron's.
+
+    Raises:
+        PtqError: If NeMo's classes do not take what the context says, or the tokenizer cannot be loaded.
     """
     _adjust_to_machine(context.config, device, overrides)
     context.optim = None
     # NeMo's model class, not its config alone: Gemma's scales the embedding.
-    model = fdl.build(context)
+    try:
+        model = fdl.build(context)
+    except Exception as error:  # configurations and tokenizers raise what they like
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise PtqError(
+            f"NeMo cannot make the model and tokenizer that the checkpoint describes ({reason}): copy it again, or "
+            "give another tokenizer with tokenizer_path"
+        ) from error
     # Where stages share the embedding Megatron exchanges it between them, which the meta device has none of.
     with replaced(LanguageModule, "setup_embeddings_and_output_layer", lambda module: None), torch.device("meta"):
         model.configure_model()
@@ -162,6 +174,7 @@ def open_model(
     tokenizer_path: str | None = None,
     num_layers_in_first_pipeline_stage: int | None = None,
     num_layers_in_last_pipeline_stage: int | None = None,
+    trusted: Sequence[str] = (),
 ) -> LoadedModel:
     """Builds this rank's part of a model, none of its weights in memory.
 
@@ -173,11 +186,12 @@ def open_model(
         tokenizer_path: A tokenizer to use in place of the checkpoint's own.
         num_layers_in_first_pipeline_stage: Layers of the first stage, where stages are uneven.
         num_layers_in_last_pipeline_stage: Layers of the last stage, where stages are uneven.
+        trusted: Dotted names that a NeMo checkpoint's context may use beside those that are always allowed.
 
     Raises:
-        PtqError: If it does not hold a GPT-like model.
+        PtqError: If it does not hold a GPT-like model, or its context names code that is not allowed.
     """
-    reader = open_checkpoint(checkpoint)
+    reader = open_checkpoint(checkpoint, AllowedNames(trusted))
     parallelism = this_rank()
     overrides: dict[str, Any] = {
         "tensor_model_parallel_size": parallelism.tensor.size,

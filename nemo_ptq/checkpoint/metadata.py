@@ -2,17 +2,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a checkpoint says about itself, without torch or NeMo, and without running its code."""
 
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
+from nemo_ptq.checkpoint import context_graph
+from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.huggingface.description import describe
 from nemo_ptq.checkpoint.index import read_index
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.models.spec import ModelSpec, spec_of
+from nemo_ptq.models.spec import SIZES, ModelSpec, spec_of
+from nemo_ptq.untrusted import FileError, read_json, read_yaml
 
 EMBEDDING = "module.embedding.word_embeddings.weight"
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml")
@@ -79,9 +79,10 @@ def _check_files(checkpoint: Path) -> None:
 def is_hugging_face(directory: Path) -> bool:
     """Whether a directory is a model as Hugging Face's libraries save it."""
     try:
-        return "model_type" in json.loads((directory / "config.json").read_text())
-    except (OSError, ValueError):
+        content = read_json(directory / "config.json", finite=False)
+    except FileError:
         return False
+    return isinstance(content, dict) and "model_type" in content
 
 
 def _is_complete(checkpoint: Path) -> bool:
@@ -99,7 +100,7 @@ def _check_shards(checkpoint: Path, parts: Iterable[Any]) -> None:
     needed: dict[str, int] = {}
     for part in parts:
         needed[part.relative_path] = max(needed.get(part.relative_path, 0), part.offset + part.length)
-    sizes = {path.name: path.stat().st_size for path in (checkpoint / "weights").iterdir()}
+    sizes = {path.name: path.stat().st_size for path in (checkpoint / "weights").iterdir() if path.is_file()}
     missing = sorted(needed.keys() - sizes.keys())
     short = sorted(name for name, size in needed.items() if sizes.get(name, size) < size)
     problems = []
@@ -120,13 +121,35 @@ def read_model_yaml(checkpoint: Path) -> dict[str, Any]:
     """
     file = checkpoint / "context" / "model.yaml"
     try:
-        model = yaml.load(file.read_text(), Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-        return {**model["config"], "model_class": model["_target_"], "tokenizer": model.get("tokenizer")}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError) as error:
-        reason = str(error).splitlines()[0]
+        model = read_yaml(file)
+        return {**model["config"], "model_class": str(model["_target_"]), "tokenizer": model.get("tokenizer")}
+    except (FileError, KeyError, TypeError, AttributeError) as error:
+        reason = error.reason if isinstance(error, FileError) else str(error).partition("\n")[0]
         raise ConfigError(
             [f"{file} does not describe a model ({reason}): copy or save the checkpoint again"]
         ) from error
+
+
+def read_model(checkpoint: Path, allowed: AllowedNames) -> context_graph.Call:
+    """Reads how a NeMo 2.0 checkpoint's model is built; see :func:`nemo_ptq.checkpoint.context_graph.read_model`.
+
+    Raises:
+        ConfigError: If `context/io.json` cannot be read, names what is not allowed, or describes another model than
+            `context/model.yaml`, by which a job is planned.
+    """
+    model = context_graph.read_model(checkpoint / "context", allowed)
+    described, config = read_model_yaml(checkpoint), model.arguments["config"].arguments
+    problems = [
+        f"{checkpoint / 'context'}: {name} is {described[name]!r} in model.yaml and {config[name]!r} in io.json: copy "
+        "or save the checkpoint again"
+        for name in SIZES
+        if name in config and name in described
+        # A size that is another number, or none at all, such as 4.0.
+        if (type(described[name]), described[name]) != (type(config[name]), config[name])
+    ]
+    if problems:
+        raise ConfigError(problems)
+    return model
 
 
 def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str, Any]) -> ModelSpec:
@@ -145,7 +168,9 @@ def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str,
             config_class=config["_target_"],
             is_quantized=any("weight_quantizer." in name for name in tensors),
         )
-    except (KeyError, TypeError) as error:
+    except (KeyError, TypeError, AttributeError) as error:
         raise ConfigError(
             [f"{checkpoint / 'context' / 'model.yaml'} is not of a GPT-like model: {error} is missing"]
         ) from error
+    except PtqError as error:
+        raise ConfigError([f"{checkpoint / 'context' / 'model.yaml'}: {error}"]) from error

@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Protocol
 
 import fiddle as fdl
-from nemo.lightning import io
 
+from nemo_ptq.checkpoint.allowed_names import AllowedNames
+from nemo_ptq.checkpoint.context_build import model_config
 from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
-from nemo_ptq.checkpoint.metadata import is_hugging_face
+from nemo_ptq.checkpoint.metadata import is_hugging_face, read_model
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.errors import PtqError
@@ -47,13 +48,14 @@ class NemoCheckpoint:
 
     Args:
         path: Directory with ``context/`` and ``weights/``.
+        allowed: What its context may name.
 
     Raises:
         PtqError: If it is not the checkpoint of a GPT-like model.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._context = path / "context"
+    def __init__(self, path: Path, allowed: AllowedNames) -> None:
+        self._path, self._context, self._allowed = path, path / "context", allowed
         self.parts = checkpoint_parts(path)
         embedding = next((part for part in self.parts if part.key == EMBEDDING_KEY), None)
         if embedding is None:
@@ -63,18 +65,26 @@ class NemoCheckpoint:
 
     @contextmanager
     def model_config(self) -> Iterator[fdl.Config]:
-        """See :meth:`CheckpointReader.model_config`."""
-        yield io.load_context(self._context, subpath="model", build=False)
+        """See :meth:`CheckpointReader.model_config`.
+
+        Raises:
+            PtqError: If the context names code that is not allowed, or cannot be read.
+        """
+        yield model_config(read_model(self._path, self._allowed), self._context, self._allowed)
 
     def write_context(self, directory: Path) -> None:
         """See :meth:`CheckpointReader.write_context`."""
         shutil.copytree(self._context, directory)
 
 
-def open_checkpoint(path: Path) -> CheckpointReader:
+def open_checkpoint(path: Path, allowed: AllowedNames) -> CheckpointReader:
     """Opens a NeMo 2.0 checkpoint, or a Hugging Face directory. Nothing but metadata is read yet.
+
+    Args:
+        path: The directory.
+        allowed: What a NeMo checkpoint's context may name.
 
     Raises:
         PtqError: If it is neither, or what it holds cannot become a NeMo model.
     """
-    return HuggingFaceModel(path) if is_hugging_face(path) else NemoCheckpoint(path)
+    return HuggingFaceModel(path) if is_hugging_face(path) else NemoCheckpoint(path, allowed)

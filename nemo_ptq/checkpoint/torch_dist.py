@@ -20,6 +20,7 @@ import torch
 from nemo_ptq.checkpoint.index import Chunk, StoredTensor, read_stored
 from nemo_ptq.checkpoint.parts import PREFIX, TensorPart
 from nemo_ptq.errors import PtqError
+from nemo_ptq.untrusted import open_file
 
 _EXPERTS = ".experts.experts."
 
@@ -66,17 +67,24 @@ def _parts(weights: Path, key: str, tensor: StoredTensor) -> Sequence[TensorPart
     stacked = 0
     if re.match(r"decoder\.layers\.\D", key):
         stacked = 2 if _EXPERTS in key else 1
-    sizes, shape = tensor.shape[:stacked], tensor.shape[stacked:]
+    sizes, shape, dtype = tensor.shape[:stacked], tensor.shape[stacked:], _dtype(tensor)
     return [
         TensorPart(
             key,
             shape,
-            getattr(torch, tensor.dtype),
+            dtype,
             partial(read_part, weights, tensor, index),
             tuple(zip(index, sizes, strict=True)),
         )
         for index in product(*map(range, sizes))
     ]
+
+
+def _dtype(tensor: StoredTensor) -> torch.dtype:
+    dtype = getattr(torch, tensor.dtype, None)
+    if not isinstance(dtype, torch.dtype):
+        raise PtqError(f"a tensor of the checkpoint is of {tensor.dtype}, which torch does not have: save it again")
+    return dtype
 
 
 def read_part(weights: Path, tensor: StoredTensor, index: tuple[int, ...] = ()) -> torch.Tensor:
@@ -90,7 +98,7 @@ def read_part(weights: Path, tensor: StoredTensor, index: tuple[int, ...] = ()) 
     Raises:
         PtqError: If files are damaged, or values missing.
     """
-    whole, filled = torch.empty(tensor.shape[len(index) :], dtype=getattr(torch, tensor.dtype)), 0
+    whole, filled = torch.empty(tensor.shape[len(index) :], dtype=_dtype(tensor)), 0
     for chunk in tensor.chunks:
         inside = [place - start for place, start in zip(index, chunk.offsets, strict=False)]
         if all(0 <= place < size for place, size in zip(inside, chunk.sizes, strict=False)):
@@ -103,6 +111,37 @@ def read_part(weights: Path, tensor: StoredTensor, index: tuple[int, ...] = ()) 
     if filled != whole.numel():
         raise PtqError(f"{weights} holds {filled} of the {whole.numel()} values of a tensor: copy or save it again")
     return whole
+
+
+def read_box(
+    weights: Path, tensor: StoredTensor, offsets: Sequence[int], sizes: Sequence[int], device: torch.device
+) -> torch.Tensor:
+    """Puts a box of a tensor together.
+
+    Args:
+        weights: The directory that its chunks' files are in.
+        tensor: The tensor.
+        offsets: Where the box begins, along each axis.
+        sizes: How long it is along each of them.
+        device: Where the result goes.
+
+    Raises:
+        PtqError: If files are damaged, or values missing.
+    """
+    box, filled = torch.empty(tuple(sizes), dtype=_dtype(tensor), device=device), 0
+    for chunk in tensor.chunks:
+        spans = [
+            (max(start, begin), min(start + length, begin + size))
+            for start, length, begin, size in zip(offsets, sizes, chunk.offsets, chunk.sizes, strict=True)
+        ]
+        if all(low < high for low, high in spans):
+            inner = tuple(slice(low - at, high - at) for (low, high), at in zip(spans, chunk.offsets, strict=True))
+            piece = read_chunk(weights, chunk)[inner]
+            box[tuple(slice(low - at, high - at) for (low, high), at in zip(spans, offsets, strict=True))] = piece
+            filled += piece.numel()
+    if filled != box.numel():
+        raise PtqError(f"{weights} holds {filled} of the {box.numel()} values of a tensor: copy or save it again")
+    return box
 
 
 class _Window(io.RawIOBase):
@@ -143,7 +182,7 @@ def read_chunk(weights: Path, chunk: Chunk) -> Any:
         PtqError: If the file is missing or damaged.
     """
     try:
-        with (weights / chunk.file).open("rb", buffering=0) as file:
+        with open_file(weights / chunk.file, buffering=0) as file:
             window = io.BufferedReader(_Window(file, chunk.start, chunk.length))
             return torch.load(window, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever they like

@@ -11,10 +11,9 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.errors import PtqError
+from nemo_ptq.untrusted import read_json, read_yaml
 
 TOKENIZER = "nemo_tokenizer"
 # Where NeMo's tokenizer classes keep the path of their files.
@@ -40,7 +39,7 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
         HuggingFaceModel(checkpoint).write_context(directory)
     else:
         shutil.copytree(checkpoint / "context", directory)
-    settings = yaml.safe_load((directory / "model.yaml").read_text(encoding="utf-8")).get("tokenizer") or {}
+    settings = read_yaml(directory / "model.yaml").get("tokenizer") or {}
     field = next((field for field in _PATH_FIELDS if settings.get(field)), None)
     path = settings.get(field) if field else None
     if field and path and not replaced and not Path(path).is_absolute() and (directory / path).exists():
@@ -83,7 +82,7 @@ def _point_model_yaml_at(path: Path, field: str, old: str, new: str) -> None:
 
 
 def _point_io_json_at(path: Path, field: str, new: str) -> None:
-    graph = json.loads(path.read_text(encoding="utf-8"))
+    graph = read_json(path, finite=False)
     for node in graph["objects"].values():
         for _, value in node.get("items") or []:
             if isinstance(value, dict) and f"<root>.model.tokenizer.{field}" in value.get("paths", ()):

@@ -24,14 +24,15 @@ class CommandLine:
     Attributes:
         task: Those for the task whose value NeMo-Run can parse, as they were given.
         run: Those for NeMo-Run that exist, without their "run." prefix.
-        mistyped: Values of options whose text NeMo-Run could not parse: the checks of the job report them.
+        literal: Values that NeMo-Run must not parse: what is wrong, which the checks of the job report, and names of
+            code, which it would import.
         problems: What is wrong with the names of the task's arguments, one line each.
         run_problems: The same for NeMo-Run's.
     """
 
     task: Sequence[str]
     run: Sequence[str]
-    mistyped: Mapping[str, Any]
+    literal: Mapping[str, Any]
     problems: Sequence[str]
     run_problems: Sequence[str]
 
@@ -45,7 +46,7 @@ def read_command_line(arguments: Iterable[str], run_options: Collection[str]) ->
     """
     task: list[str] = []
     run: list[str] = []
-    mistyped: dict[str, Any] = {}
+    literal: dict[str, Any] = {}
     problems: list[str] = []
     for argument in arguments:
         match = _ARGUMENT.fullmatch(argument.lstrip("-"))
@@ -61,15 +62,15 @@ def read_command_line(arguments: Iterable[str], run_options: Collection[str]) ->
             problems.append(f"{name} is not an option{did_you_mean(name.rpartition('.')[2], _LAST_PARTS)}")
         else:
             kind = OPTIONS[name].kind
-            if kind.problem(name, kind.read(value)):
-                mistyped[name] = kind.read(value)
+            if kind.names_code or kind.problem(name, kind.read(value)):
+                literal[name] = kind.read(value)
             else:
                 task.append(argument)
     has_executor = any(argument.startswith("executor=") for argument in run)
     names = [re.split(r"[.\[=]", argument, maxsplit=1)[0] for argument in run]
     found = [_run_problem(argument, name, run_options, has_executor) for argument, name in zip(run, names, strict=True)]
     sound = [argument for argument, problem in zip(run, found, strict=True) if problem is None]
-    return CommandLine(task, sound, mistyped, problems, [problem for problem in found if problem])
+    return CommandLine(task, sound, literal, problems, [problem for problem in found if problem])
 
 
 def option_values(line: CommandLine) -> tuple[dict[str, Any], list[str]]:
@@ -78,7 +79,7 @@ def option_values(line: CommandLine) -> tuple[dict[str, Any], list[str]]:
     Returns:
         The values by their options' full names, right or not, and a line for each argument in NeMo-Run's own syntax.
     """
-    values = dict(line.mistyped)
+    values = dict(line.literal)
     problems: list[str] = []
     for argument in line.task:
         name, _, value = argument.partition("=")

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 from urllib.parse import urlsplit
 
 from nemo_ptq.errors import ConfigError
+from nemo_ptq.safe_path import VARIABLE
 
 # NeMo-Run imports torch, which takes seconds: it is imported where it is needed.
 if TYPE_CHECKING:
@@ -29,8 +30,13 @@ def _path() -> str:
 
 def _environment(env_vars: Optional[dict[str, str]]) -> dict[str, str]:
     """What every process on this machine gets: what makes a launch work and stay readable, and the user's variables."""
-    # NeMo-Run would have torchrun log every step that it takes.
-    return {"PATH": _path(), "LOGLEVEL": os.environ.get("LOGLEVEL", "WARNING"), **(env_vars or {})}
+    # NeMo-Run would have torchrun log every step that it takes, and look for modules in the working directory.
+    return {
+        "PATH": _path(),
+        "LOGLEVEL": os.environ.get("LOGLEVEL", "WARNING"),
+        VARIABLE: "1",
+        **(env_vars or {}),
+    }
 
 
 def torchrun(
@@ -116,7 +122,7 @@ def slurm(
     if problems:
         raise ConfigError(problems)
 
-    variables = {} if container_image or not is_local else {"PATH": _path()}
+    variables = {VARIABLE: "1", **({} if container_image or not is_local else {"PATH": _path()})}
     lines = [
         # NeMo-Run submits with --requeue.
         *([] if requeue else ["scontrol update JobId=$SLURM_JOB_ID Requeue=0"]),

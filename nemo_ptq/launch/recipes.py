@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
-
 from nemo_ptq.errors import ConfigError, did_you_mean
 from nemo_ptq.options import OPTIONS
+from nemo_ptq.untrusted import FileError, read_yaml
 
 # NeMo-Run imports torch, which takes seconds: it is imported where it is needed.
 if TYPE_CHECKING:
@@ -102,11 +101,9 @@ def read_arguments(file: Path) -> list[str]:
         ['calibration_tp=8', 'quantization_config.algorithm=fp8']
     """
     try:
-        content = yaml.safe_load(file.read_text())
-    except OSError as error:
-        raise ConfigError([f"{file} cannot be read: {error.strerror}"]) from error
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError([f"{file} is not YAML: {' '.join(str(error).split())}"]) from error
+        content = read_yaml(file)
+    except FileError as error:
+        raise ConfigError([str(error)]) from error
     if not isinstance(content, dict):
         raise ConfigError([f"{file} holds no arguments: write `name: value` lines, as `nemo-ptq recipes NAME` shows"])
     return list(_flatten(content, ""))

@@ -143,7 +143,7 @@ class PtqRunContext(RunContext):
         processes, launcher = None, None
         with collecting(problems):
             task = self.parse_fn(fn, list(line.task))
-            for option, value in line.mistyped.items():
+            for option, value in line.literal.items():
                 _set(task, option, value)
             arguments = _values(task)
             if executor_is_known:

@@ -6,14 +6,12 @@ This is the only module that knows ModelOpt's configuration format, which has ch
 https://nvidia.github.io/Model-Optimizer/ for its current form.
 """
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import modelopt.torch.quantization as mtq
-import yaml
 from megatron.core.models.gpt import GPTModel
 from modelopt.torch.quantization.config import QuantizeConfig
 from modelopt.torch.quantization.nn import TensorQuantizer
@@ -28,6 +26,7 @@ from nemo_ptq.modelopt.megatron_layers import scheme_of
 from nemo_ptq.modelopt.smoothing import modelopt_keeps_scales
 from nemo_ptq.quantization.algorithms import amax_floor, kv_cache_is_quantized
 from nemo_ptq.quantization.presets import kv_cache_config, preset_config
+from nemo_ptq.untrusted import read_json, read_yaml
 
 # The calibration methods that give layers a pre-quantization scale, by which ModelOpt tells formats apart.
 _SMOOTHING_METHODS = ("smoothquant", "awq_lite", "awq_clip", "awq_full")
@@ -54,8 +53,7 @@ def modelopt_config(quantization: QuantizationConfig, decoder: str) -> dict[str,
 
 def _read_modelopt_config(path: Path) -> dict[str, Any]:
     """Reads a user's own ModelOpt configuration."""
-    text = path.read_text(encoding="utf-8")
-    config = _from_json(json.loads(text) if path.suffix == ".json" else yaml.safe_load(text))
+    config = _from_json(read_json(path) if path.suffix == ".json" else read_yaml(path))
     if not isinstance(config, dict) or "quant_cfg" not in config:
         raise PtqError(f"algorithm={path}: a ModelOpt configuration is a mapping with quant_cfg and algorithm")
     if isinstance(config["quant_cfg"], dict) and "default" in config["quant_cfg"]:

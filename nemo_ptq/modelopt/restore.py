@@ -1,19 +1,34 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""ModelOpt's quantizers from a checkpoint that has them, into a Megatron model."""
+"""ModelOpt's quantizers from a checkpoint that has them, into a Megatron model.
 
+ModelOpt's and Megatron's own loaders unpickle the checkpoint's index and its objects, and would run what a hostile one
+puts there. Files are therefore read by :mod:`nemo_ptq.checkpoint.torch_dist`, which runs nothing.
+"""
+
+import io
+from functools import partial
 from pathlib import Path
+from typing import Any
 
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.validation import StrictHandling
+import modelopt.torch.opt as mto
+import torch
+from megatron.core.dist_checkpointing.dict_utils import dict_list_map_outplace
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, apply_factory_merges
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.models.gpt import GPTModel
-from modelopt.torch.opt.plugins.mcore_dist_checkpointing import restore_sharded_modelopt_state
 
 import nemo_ptq.modelopt.attention  # noqa: F401  (ModelOpt must know it before it inserts quantizers)
+from nemo_ptq.checkpoint.index import Stored, read_stored
 from nemo_ptq.checkpoint.parts import PREFIX
+from nemo_ptq.checkpoint.torch_dist import read_box, read_chunk
 from nemo_ptq.console.quiet import quiet_prints
+from nemo_ptq.errors import PtqError
 from nemo_ptq.modelopt.quantizers import compute_weight_amax
 from nemo_ptq.quantization.state_header import IN_EXPORT, read_header
+from nemo_ptq.untrusted import open_file
+
+_EXTRA_STATE = "_extra_state"
 
 
 def restore_quantizers(module: GPTModel, checkpoint: Path) -> None:
@@ -22,20 +37,76 @@ def restore_quantizers(module: GPTModel, checkpoint: Path) -> None:
     Args:
         module: This rank's part of the model, its weights read.
         checkpoint: Directory with ``context/`` and ``weights/``.
+
+    Raises:
+        PtqError: If what the checkpoint holds of them is damaged, or no plain data.
     """
     weights = checkpoint / "weights"
     if not (weights / "modelopt_state").is_dir():
         return
+    stored = read_stored(checkpoint)
     with quiet_prints():
-        restore_sharded_modelopt_state([module], weights, prefix=PREFIX)
+        mto.restore_from_modelopt_state(module, _common_state(weights / "modelopt_state"))
+        _set_extra_states(module, weights, stored)
     wanted = {
         key: value
         for key, value in module.sharded_state_dict(prefix=PREFIX).items()
-        if "_quantizer." in key and not key.endswith("_extra_state")
+        if "_quantizer." in key and not key.endswith(_EXTRA_STATE)
     }
-    state = dist_checkpointing.load(wanted, str(weights), strict=StrictHandling.ASSUME_OK_UNEXPECTED)
+    shards, _, factories = load_preprocess(wanted)
+    state = apply_factory_merges(dict_list_map_outplace(partial(_read, weights, stored), shards), factories)
     module.load_state_dict({key.removeprefix(PREFIX): value for key, value in state.items()}, strict=False)
     _compute_weight_amaxes_again(module, checkpoint)
+
+
+def _common_state(directory: Path) -> Any:
+    """What ModelOpt has done to the model as a whole."""
+    file = directory / "common.pt"
+    if not file.is_file():
+        raise PtqError(f"{file} is missing: copy the checkpoint again, or calibrate the model that it was made from")
+    with open_file(file) as opened:
+        return _plain(opened, file)
+
+
+def _plain(content: Any, source: object) -> Any:
+    """Reads what ``torch.save`` has written, without calling anything but what torch and ModelOpt declare as safe.
+
+    Raises:
+        PtqError: If there is something else in it.
+    """
+    try:
+        return torch.load(content, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged bytes raise whatever they like
+        reason = str(error).partition("\n")[0]
+        raise PtqError(
+            f"{source} cannot be read as plain data ({reason}): copy or save the checkpoint again"
+        ) from error
+
+
+def _set_extra_states(module: GPTModel, weights: Path, stored: Stored) -> None:
+    """Gives each of ModelOpt's modules what it does; what other modules keep beside their weights stays where it is."""
+    modules = dict(module.named_modules())
+    for key, entry in module.sharded_state_dict(prefix=PREFIX).items():
+        name = key.removeprefix(PREFIX).removesuffix(_EXTRA_STATE).removesuffix(".")
+        if not key.endswith(_EXTRA_STATE) or not hasattr(modules[name], "modelopt_set_extra_state_callbacks"):
+            continue
+        if not isinstance(entry, ShardedObject) or entry.unique_key not in stored.objects:
+            raise PtqError(f"{weights} holds no quantizers of {name}: copy or save the checkpoint again")
+        state = read_chunk(weights, stored.objects[entry.unique_key])[0]
+        if isinstance(state, torch.Tensor):
+            # ModelOpt reads the same bytes, and with TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD unpickles them.
+            _plain(io.BytesIO(state.numpy().tobytes()), f"{weights}: {key}")
+        modules[name].set_extra_state(state)
+
+
+def _read(weights: Path, stored: Stored, shard: ShardedTensor) -> torch.Tensor:
+    """This rank's part of a quantizer's tensor."""
+    tensor = stored.tensors.get(shard.key)
+    if tensor is None or tuple(tensor.shape) != tuple(shard.global_shape):
+        raise PtqError(f"{weights} holds no {shard.key} of shape {tuple(shard.global_shape)}: copy or save it again")
+    sizes = (1,) * shard.prepend_axis_num + tuple(shard.local_shape)
+    device = torch.device("cpu") if shard.data is None else shard.data.device
+    return read_box(weights, tensor, shard.global_offset, sizes, device).reshape(shard.local_shape).to(shard.dtype)
 
 
 def _compute_weight_amaxes_again(module: GPTModel, checkpoint: Path) -> None:

@@ -11,10 +11,28 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from nemo_ptq.errors import PtqError
 from nemo_ptq.models.layers import LayerSpec, ModuleSpec, gpt_layer
 
 # Our name of each activation, by that of NeMo's function.
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "openai_gelu": "gelu", "squared_relu": "squared-relu"}
+SIZES: Mapping[str, int] = {
+    "num_layers": 10_000,
+    "hidden_size": 2**24,
+    "num_attention_heads": 2**16,
+    "num_query_groups": 2**16,
+    "kv_channels": 2**16,
+    "ffn_hidden_size": 2**24,
+    "moe_ffn_hidden_size": 2**24,
+    "num_moe_experts": 10_000,
+    "moe_router_topk": 10_000,
+    "vocab_size": 2**31,
+    "seq_length": 2**31,
+}
+"""The sizes in NeMo's configuration, and the most that each may be: far beyond any model, and soon told."""
+# Characters of a value that a message shows.
+_SHOWN = 40
+_NEEDED = ("num_layers", "hidden_size", "num_attention_heads", "seq_length")
 # What a saved calibration says of its model, in the order of its header: files hold these names.
 _IDENTITY = (
     "model_class",
@@ -151,10 +169,12 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
 
     Raises:
         KeyError: If the configuration lacks a field that every GPT-like model has.
+        PtqError: If a size is none.
     """
     if not isinstance(config, Mapping):
         name = f"{type(config).__module__}.{type(config).__qualname__}"
         return spec_of(vars(config), vocab_size, **{"config_class": name, **known})
+    check_sizes({**config, "vocab_size": vocab_size})
     heads, hidden, experts = config["num_attention_heads"], config["hidden_size"], config.get("num_moe_experts")
     interpolation = config.get("seq_len_interpolation_factor")
     return ModelSpec(
@@ -183,6 +203,25 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
         rotary_scaling=_rotary_scaling(config),
         **known,
     )
+
+
+def check_sizes(config: Mapping[str, Any], names: Mapping[str, str] | None = None) -> None:
+    """Looks at the sizes in NeMo's configuration before anything is counted by them.
+
+    Args:
+        config: Fields of NeMo's configuration.
+        names: What messages call them, where the file has other names.
+
+    Raises:
+        PtqError: If one is no whole number, or none that a model could have.
+    """
+    for name, most in SIZES.items():
+        size = config.get(name)
+        if size is None and name not in _NEEDED:
+            continue
+        if name in config and not (isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= most):
+            shown = (names or {}).get(name, name)
+            raise PtqError(f"{shown} is {repr(size)[:_SHOWN]}: it must be a whole number from 1 to {most}")
 
 
 def _activation(function: Any) -> str:

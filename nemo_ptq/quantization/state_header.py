@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import ConfigError
+from nemo_ptq.untrusted import FileError, check_regular, parse_json
 
 IN_EXPORT = Path("ptq/calibration.safetensors")
 """Where an exported directory keeps the state that it was made from."""
@@ -90,21 +91,21 @@ def read_header(path: Path) -> StateHeader:
     """
     name = f"calibration_state={path}"
     try:
-        with safe_open(path, framework="numpy") as file:
+        with safe_open(check_regular(path), framework="numpy") as file:
             text = (file.metadata() or {}).get(_KEY)
-    except (OSError, SafetensorError) as error:
-        reason = str(error).partition("\n")[0]
+    except (OSError, SafetensorError, FileError) as error:
+        reason = error.reason if isinstance(error, FileError) else str(error).partition("\n")[0]
         raise ConfigError(
             [f"{name} cannot be read ({reason}): give an export that was calibrated, or its {IN_EXPORT}"]
         ) from error
     if text is None:
         raise ConfigError([f"{name} holds no calibration state: give an export, or its {IN_EXPORT}"])
-    content = json.loads(text)
-    version = content.pop("version", None)
     try:
+        content = parse_json(text, finite=False)
+        version = content.pop("version", None)
         if version != _VERSION:
             raise TypeError(f"version {version} of the format, not {_VERSION}")
         content["quantization"] = QuantizationConfig(**content["quantization"])
         return StateHeader(**content)
-    except TypeError as error:
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError([f"{name} is of another nemo_ptq ({error}): use that one, or calibrate again"]) from error

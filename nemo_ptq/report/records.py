@@ -10,6 +10,7 @@ from typing import Any
 
 from nemo_ptq.console.stopwatch import Step
 from nemo_ptq.errors import PtqError
+from nemo_ptq.untrusted import read_json
 from nemo_ptq.verify.intervals import Interval
 
 VERSION = 1
@@ -202,7 +203,7 @@ def read_report(file: Path) -> Report:
         PtqError: If it is not one of this version.
     """
     try:
-        raw = json.loads(file.read_text(encoding="utf-8"))
+        raw = read_json(file)
         if raw["version"] != VERSION:
             raise PtqError(f"{file}: version is {raw['version']!r}, this nemo_ptq reads version {VERSION}")
         return Report(

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Other figures of quality for the report of a directory that is there already."""
 
-import json
 import os
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from nemo_ptq.export.manifest_writer import MANIFEST, write_manifest
 from nemo_ptq.report.compose import with_quality
 from nemo_ptq.report.records import Quality, read_report
 from nemo_ptq.report.write import FILES, REPORT, write_report
+from nemo_ptq.untrusted import FileError, read_json
 
 
 def has_report(directory: Path) -> bool:
@@ -37,10 +37,10 @@ def update_quality(directory: Path, quality: Quality) -> None:
     directory = directory.resolve()
     report = with_quality(read_report(directory / REPORT), quality)
     try:
-        manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
+        manifest = read_json(directory / MANIFEST)
         digests = {name: entry["sha256"] for name, entry in manifest["files"].items()}
         about = {name: value for name, value in manifest.items() if name not in ("version", "sha256", "files")}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (FileError, KeyError, TypeError, AttributeError) as error:
         raise PtqError(f"{directory / MANIFEST} cannot be read: {error}") from error
     rewritten = {*map(str, FILES), str(MANIFEST)}
     try:

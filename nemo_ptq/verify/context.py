@@ -6,9 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-import yaml
-
 from nemo_ptq.errors import PtqError
+from nemo_ptq.untrusted import FileError, read_yaml
 from nemo_ptq.verify.model_config import Config, RotaryScaling, load_json
 
 # Where a qnemo directory has its context, and where a NeMo checkpoint does.
@@ -33,14 +32,6 @@ _ACTIVATIONS = {
 }
 
 
-class _PlainLoader(yaml.SafeLoader):
-    """Builds plain data only; whatever has a tag of its own becomes None instead of an object."""
-
-
-_PlainLoader.add_multi_constructor("!", lambda loader, suffix, node: None)
-_PlainLoader.add_multi_constructor("tag:yaml.org,2002:python/", lambda loader, suffix, node: None)
-
-
 def context_of(directory: Path) -> Path:
     """Returns the directory of the context; that of a qnemo directory where there is none."""
     return next((directory / name for name in CONTEXTS if (directory / name).is_dir()), directory / CONTEXTS[0])
@@ -54,11 +45,9 @@ def read_model_yaml(directory: Path) -> dict[str, Any]:
     """
     path = context_of(directory) / "model.yaml"
     try:
-        raw = yaml.load(path.read_text(encoding="utf-8"), Loader=_PlainLoader)
-    except OSError as error:
-        raise PtqError(f"{path.parent.name}/model.yaml cannot be read: {error.strerror}") from error
-    except (ValueError, yaml.YAMLError, RecursionError) as error:
-        raise PtqError(f"{path.parent.name}/model.yaml is not YAML: {error}".replace("\n", " ")) from error
+        raw = read_yaml(path)
+    except FileError as error:
+        raise PtqError(f"{path.parent.name}/model.yaml {error.reason}") from error
     if not isinstance(raw, dict):
         raise PtqError(f"{path.parent.name}/model.yaml holds no mapping")
     return raw

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """config.json as a frozen record: types checked, the reader's own defaults filled in, nothing judged yet."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.untrusted import FileError, read_json_object
 
 # Patterns that the reader takes where exclude_modules is absent or empty.
 DEFAULT_EXCLUDE_MODULES = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding")
@@ -173,23 +173,19 @@ def load_json(path: Path) -> dict[str, Any]:
     Raises:
         PtqError: The file cannot be read or does not hold a JSON object.
     """
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is not a JSON number")
-
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse)
-    except OSError as error:
-        raise PtqError(f"{path.name} cannot be read: {error.strerror}") from error
-    except (ValueError, RecursionError) as error:
-        raise PtqError(f"{path.name} is not JSON: {error}") from error
-    if not isinstance(raw, dict):
-        raise PtqError(f"{path.name} holds a {type(raw).__name__}, expected a JSON object")
-    return raw
+        return read_json_object(path)
+    except FileError as error:
+        raise PtqError(f"{path.name} {error.reason}") from error
+
+
+# Far beyond any model; what is counted by these comes to an end.
+MOST_LAYERS = 10_000
+_LARGEST_SIZE = 2**31
 
 
 def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= _LARGEST_SIZE
 
 
 def _is_number(value: Any) -> bool:
@@ -198,6 +194,7 @@ def _is_number(value: Any) -> bool:
 
 _KINDS: dict[str, Callable[[Any], bool]] = {
     "a positive integer": _is_size,
+    "a positive integer up to 10000": lambda value: _is_size(value) and value <= MOST_LAYERS,
     "an integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "a positive number": lambda value: _is_number(value) and value > 0,
     "true or false": lambda value: isinstance(value, bool),
@@ -253,7 +250,7 @@ def parse_config(raw: dict[str, Any]) -> Config:
         architecture=architecture,
         decoder=decoder,
         dtype=top.take("dtype", "a string"),
-        num_hidden_layers=top.take("num_hidden_layers", "a positive integer"),
+        num_hidden_layers=top.take("num_hidden_layers", "a positive integer up to 10000"),
         num_attention_heads=heads,
         num_key_value_heads=top.take("num_key_value_heads", "a positive integer", heads),
         hidden_size=hidden_size,
@@ -295,11 +292,11 @@ def _parse_rotary_scaling(top: _Section) -> RotaryScaling | None:
 
 def _parse_mapping(top: _Section) -> Mapping:
     section = top.section("mapping")
-    tp_size = section.take("tp_size", "a positive integer", 1)
+    tp_size = section.take("tp_size", "a positive integer up to 10000", 1)
     return Mapping(
-        world_size=section.take("world_size", "a positive integer", 1),
+        world_size=section.take("world_size", "a positive integer up to 10000", 1),
         tp_size=tp_size,
-        pp_size=section.take("pp_size", "a positive integer", 1),
+        pp_size=section.take("pp_size", "a positive integer up to 10000", 1),
         moe_tp_size=section.take("moe_tp_size", "a positive integer", tp_size),
         moe_ep_size=section.take("moe_ep_size", "a positive integer", 1),
     )
@@ -321,7 +318,7 @@ def _parse_moe(top: _Section) -> Moe | None:
         return None
     section = top.section("moe")
     return Moe(
-        num_experts=section.take("num_experts", "a positive integer"),
+        num_experts=section.take("num_experts", "a positive integer up to 10000"),
         top_k=section.take("top_k", "a positive integer"),
         normalization_mode=section.take("normalization_mode", "an integer", 1),
     )

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.untrusted import FileError, check_regular
 
 # The data types of the files that are verified, as safetensors spells them.
 _DTYPES = {
@@ -45,9 +46,10 @@ class TensorFile:
     def _file(self) -> safe_open:
         try:
             # As NumPy's: for torch the library maps files so that all of them count as this process's own memory.
-            return safe_open(self.path, framework="numpy")
-        except (OSError, SafetensorError) as error:
-            raise PtqError(f"{self.path.name}: not readable as safetensors: {error}") from error
+            return safe_open(check_regular(self.path), framework="numpy")
+        except (OSError, SafetensorError, FileError) as error:
+            reason = error.reason if isinstance(error, FileError) else error
+            raise PtqError(f"{self.path.name}: not readable as safetensors: {reason}") from error
 
     @property
     def _names(self) -> list[str]:
@@ -104,7 +106,7 @@ class TorchFile:
     @property
     def _tensors(self) -> dict[str, torch.Tensor]:
         try:
-            tensors = torch.load(self.path, map_location="cpu", mmap=True, weights_only=True)
+            tensors = torch.load(check_regular(self.path), map_location="cpu", mmap=True, weights_only=True)
         except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
             raise PtqError(f"{self.path.name}: not readable as tensors: {str(error).splitlines()[0]}") from error
         if not isinstance(tensors, dict):

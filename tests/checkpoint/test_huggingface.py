@@ -348,7 +348,7 @@ def _remove(name: str) -> Callable[[Path], None]:
 KNOWN = "LlamaForCausalLM, MistralForCausalLM"
 DAMAGE = {
     "no config": (_remove("config.json"), r"lacks config\.json; found there: .*model\.safetensors"),
-    "config is not JSON": (lambda d: (d / "config.json").write_text("{"), r"config\.json is not valid JSON"),
+    "config is not JSON": (lambda d: (d / "config.json").write_text("{"), r"config\.json is not JSON"),
     "no weights": (_remove("model.safetensors"), r"has no weights .*found there: .*config\.json"),
     "a part is missing": (_split, r"lacks model-00002-of-\d+\.safetensors, .*found there: .*model-00001-of-"),
     "truncated": (_truncate, r"model\.safetensors cannot be read as tensors"),

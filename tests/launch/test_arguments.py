@@ -25,7 +25,7 @@ def test_arguments_are_sorted() -> None:
     )
     assert line.task == ["nemo_checkpoint=/a=b", "quantization_config.sq_alpha=0.5", "export_config.path=OUT"]
     assert line.run == ["executor=torchrun", "executor.env_vars.X=run.1"]
-    assert not line.mistyped
+    assert not line.literal
     assert not line.problems
     assert not line.run_problems
 
@@ -69,7 +69,7 @@ def test_a_name_that_does_not_exist(argument: str, problem: str) -> None:
 )
 def test_a_value_of_the_wrong_type_is_kept_for_the_checks(argument: str, value: object) -> None:
     line = read(argument)
-    assert line.mistyped == {argument.partition("=")[0]: value}
+    assert line.literal == {argument.partition("=")[0]: value}
     assert not line.task
     assert not line.problems
 

@@ -9,7 +9,16 @@ from nemo_ptq.checkpoint.huggingface.hf_files import read_json, weight_files
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 from nemo_ptq.models.registry import class_of_architecture
-from nemo_ptq.models.spec import ModelSpec, spec_of
+from nemo_ptq.models.spec import ModelSpec, check_sizes, spec_of
+
+# Sizes that arithmetic is done with, and the field of NeMo's configuration that has the same limits.
+_SIZES = {
+    "num_attention_heads": "num_attention_heads",
+    "num_query_groups": "num_key_value_heads",
+    "kv_channels": "head_dim",
+    "vocab_size": "vocab_size",
+    "num_moe_experts": "num_local_experts",
+}
 
 
 def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
@@ -38,10 +47,17 @@ def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
 
 def nemo_arguments(directory: Path, hf_class: HuggingFaceClass, settings: Settings) -> tuple[str, dict[str, Any], Any]:
     """As :meth:`~nemo_ptq.models.hugging_face.HuggingFaceClass.nemo_arguments`, with errors that name the file."""
+    file = directory / "config.json"
+    own = {ours: settings.get(theirs) for ours, theirs in _SIZES.items()}
     try:
-        return hf_class.nemo_arguments(settings)
-    except (TypeError, AttributeError, ZeroDivisionError) as error:
-        raise PtqError(f"{directory / 'config.json'} has a setting that is no size: {error}") from error
+        check_sizes({name: size for name, size in own.items() if size is not None}, _SIZES)
+        name, common, special = hf_class.nemo_arguments(settings)
+        check_sizes({**common, **special}, hf_class.fields)
+    except PtqError as error:
+        raise PtqError(f"{file}: {error}") from error
+    except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError) as error:
+        raise PtqError(f"{file} has a setting that is no size: {error}") from error
+    return name, common, special
 
 
 def describe(directory: Path) -> ModelSpec:

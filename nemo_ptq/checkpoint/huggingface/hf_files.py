@@ -2,12 +2,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which files a Hugging Face directory has, and whether any is missing. Needs no torch."""
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.untrusted import read_json_object
 
 # In the order of preference; each may be split into parts that `<name>.index.json` lists.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -23,13 +23,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise PtqError(f"{file.parent} lacks {file.name}; {found_in(file.parent)}")
-    try:
-        content = json.loads(file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise PtqError(f"{file} is not valid JSON: {error}") from None
-    if not isinstance(content, dict):
-        raise PtqError(f"{file} must hold a JSON object, not {type(content).__name__}")
-    return content
+    return read_json_object(file)
 
 
 def weight_files(directory: Path) -> Sequence[Path]:
@@ -51,6 +45,8 @@ def _indexed_files(index: Path) -> Sequence[Path]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise PtqError(f"{index} has no weight_map")
+    if not all(isinstance(name, str) for name in weight_map.values()):
+        raise PtqError(f"{index} has a weight_map of something else than file names")
     names = sorted(set(weight_map.values()))
     outside = [name for name in names if Path(name).name != name]
     if outside:

@@ -51,11 +51,12 @@ class HuggingFaceModel:
     def __init__(self, directory: Path) -> None:
         self.path = directory
         self._class, settings = read_settings(directory)
+        # Before anything else counts by the sizes in the file.
+        arguments = nemo_arguments(directory, self._class, settings)
         weights = Weights(directory)
         self._tokenizer = load_tokenizer(directory)
         embedding = weights.meta(self._class.embedding)
         dtype = _dtype(settings, embedding)
-        arguments = nemo_arguments(directory, self._class, settings)
         self._config, self.vocab_size = _nemo_config(
             self._class, settings, arguments, dtype, rows=len(embedding), tokens=len(self._tokenizer)
         )

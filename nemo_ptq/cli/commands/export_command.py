@@ -15,6 +15,7 @@ _FLAGS = (
     Flag("calibration_state", ("STATE_OR_DIR",)),
     Flag("nemo_checkpoint", ("--checkpoint",)),
     Flag("tokenizer_path", ("--tokenizer",)),
+    Flag("trust_checkpoint", ("--trust-checkpoint",)),
     Flag("export_config.path", ("OUT",)),
     Flag("export_config.export_format", ("--format",)),
     Flag("export_config.dtype", ("--dtype",)),
@@ -39,6 +40,9 @@ def export(
     inference_pp: Annotated[int, typer.Option(help="Pipeline parallelism of the exported model.")] = 1,
     decoder_type: Annotated[Optional[str], typer.Option(help="Decoder type, for a model class of your own.")] = None,
     tokenizer: Annotated[Optional[str], typer.Option(help="Tokenizer in place of the checkpoint's.")] = None,
+    trust_checkpoint: Annotated[
+        Optional[str], typer.Option(help="Names of code that the checkpoint may have called beside NeMo's: a.b,c.d.")
+    ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export at OUT.")] = False,
 ) -> None:
     """Make another export (format, parallelism, data type) from a saved calibration, without calibrating.
@@ -66,6 +70,7 @@ def export(
         "calibration_state": state,
         "export_config": config,
         "tokenizer_path": tokenizer,
+        "trust_checkpoint": trust_checkpoint,
     }
     launch = read_launch()
     try:

@@ -10,6 +10,7 @@ from typing import Annotated, NoReturn, Optional
 import typer
 
 from nemo_ptq.errors import ConfigError
+from nemo_ptq.safe_path import VARIABLE
 
 
 def run(
@@ -80,7 +81,7 @@ def _with_recipe(arguments: Sequence[str], factory: str | None, yaml: str | None
 
 def _become_torchrun(processes: int) -> NoReturn:
     """Replaces this process by torchrun: signals and the exit status then need nobody in between."""
-    # torchrun would log every step that it takes.
-    environment = {"LOGLEVEL": "WARNING", **os.environ}
+    # torchrun would log every step that it takes, and look for modules in the working directory.
+    environment = {"LOGLEVEL": "WARNING", **os.environ, VARIABLE: "1"}
     torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     os.execve(sys.executable, [sys.executable, *torchrun, "-m", "nemo_ptq", *sys.argv[1:]], environment)

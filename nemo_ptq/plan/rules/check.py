@@ -21,6 +21,7 @@ _AS_GIVEN = (
     "forward_loop",
     "tokenizer_path",
     "legacy_ckpt",
+    "trust_checkpoint",
 )
 
 

@@ -5,10 +5,12 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nemo_ptq.checkpoint.metadata import read_metadata
+from nemo_ptq.checkpoint.allowed_names import AllowedNames, read_names
+from nemo_ptq.checkpoint.metadata import is_hugging_face, read_metadata, read_model
 from nemo_ptq.config import ExportConfig, QuantizationConfig, read_formats
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.models.registry import Family, family_of
@@ -72,6 +74,9 @@ def gather(arguments: Mapping[str, Any], world_size: int | None, launcher: str |
         model = _read(read_metadata, Path(checkpoint).expanduser(), problems)
         if model is not None:
             values["model"] = model
+            if "trust_checkpoint" in values and not is_hugging_face(Path(checkpoint).expanduser()):
+                allowed = AllowedNames(read_names(values["trust_checkpoint"]))
+                _read(partial(read_model, allowed=allowed), Path(checkpoint).expanduser(), problems)
     if header is not None or ("model" in values and values["model"].is_quantized):
         # What is calibrated needs no data any more.
         for name in ("calibration_dataset", "calibration_seq_len"):

@@ -2,16 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The algorithm: its settings agree, and its blocks divide the shards of every rank."""
 
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
-
-import yaml
 
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.algorithms import algorithm_of
+from nemo_ptq.untrusted import FileError, read_json, read_yaml
 
 
 def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = None) -> str | None:
@@ -21,11 +19,9 @@ def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = Non
         return None
     option = f"quantization_config.algorithm={algorithm}"
     try:
-        content = yaml.safe_load(file.read_text()) if file.suffix != ".json" else json.loads(file.read_text())
-    except OSError as error:
-        return f"{option} cannot be read: {error.strerror}"
-    except (ValueError, yaml.YAMLError) as error:
-        return f"{option} cannot be parsed: {' '.join(str(error).split())}"
+        content = read_yaml(file) if file.suffix != ".json" else read_json(file)
+    except FileError as error:
+        return f"{option} {error.reason}"
     if not isinstance(content, dict) or "quant_cfg" not in content:
         return f'{option} is not a ModelOpt config: it must hold an object with the keys "quant_cfg" and "algorithm"'
     return None

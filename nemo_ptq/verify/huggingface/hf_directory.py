@@ -24,7 +24,7 @@ from nemo_ptq.verify.huggingface.architectures import (
     model_config,
     stored_modules,
 )
-from nemo_ptq.verify.model_config import ModelConfig, load_json
+from nemo_ptq.verify.model_config import MOST_LAYERS, ModelConfig, load_json
 from nemo_ptq.verify.tensor_file import TensorFile, TorchFile, open_tensors
 
 INDEX = "model.safetensors.index.json"
@@ -107,6 +107,10 @@ def is_hugging_face(directory: Path) -> bool:
         return False
 
 
+# What transformers' classes make a list for each layer by.
+_LAYERS = ("num_hidden_layers", "n_layer", "num_layers")
+
+
 @dataclass(frozen=True)
 class HuggingFaceDirectory:
     """A directory; files are opened when they are asked for."""
@@ -168,6 +172,10 @@ class HuggingFaceDirectory:
         import transformers
 
         content = {key: value for key, value in self.config.items() if key != "quantization_config"}
+        for name in _LAYERS:
+            layers = content.get(name, 1)
+            if not isinstance(layers, int) or not 1 <= layers <= MOST_LAYERS:
+                raise PtqError(f"config.json: {name} is {layers!r}, expected a positive integer up to {MOST_LAYERS}")
         try:
             return transformers.AutoConfig.for_model(**content)
         except (ValueError, TypeError, KeyError) as error:

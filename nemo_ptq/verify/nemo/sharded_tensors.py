@@ -7,17 +7,18 @@ boxes that it was saved in, and for each box the file, the first byte and the le
 """
 
 import io
-import json
 import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.untrusted import FileError, inside, open_file, read_json_object
 
 _BACKEND = "torch_dist"
 _STATE = "._extra_state"
@@ -69,13 +70,15 @@ class _Entry:
 
 def _read_index(weights: Path) -> dict[str, _Entry]:
     try:
-        backend = json.loads((weights / "metadata.json").read_text(encoding="utf-8"))["sharded_backend"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise PtqError(f"{weights / 'metadata.json'} cannot be read: {error!r}") from error
+        backend = read_json_object(weights / "metadata.json")["sharded_backend"]
+    except FileError as error:
+        raise PtqError(f"{error}: copy the checkpoint again") from error
+    except KeyError as error:
+        raise PtqError(f"{weights / 'metadata.json'} lacks {error}: copy the checkpoint again") from error
     if backend != _BACKEND:
         raise PtqError(f"{weights} is in format {backend}, expected {_BACKEND}: save it again with NeMo")
     try:
-        with (weights / ".metadata").open("rb") as file:
+        with open_file(weights / ".metadata") as file:
             index = _PlainUnpickler(file).load()
         places: dict[tuple[str, tuple[int, ...]], Any] = {
             (key.fqn, getattr(key, "offset", None) or ()): place for key, place in index.storage_data.items()
@@ -83,12 +86,16 @@ def _read_index(weights: Path) -> dict[str, _Entry]:
 
         def piece(name: str, start: tuple[int, ...], shape: tuple[int, ...]) -> _Piece:
             place = places[name, start]
+            if place.length < prod(shape):
+                raise ValueError(f"{name} is larger than what is stored of it")
             return _Piece(name, start, shape, place.relative_path, place.offset, place.length)
 
         entries = {}
         for name, stored in index.state_dict_metadata.items():
             if hasattr(stored, "size"):
                 pieces = tuple(piece(name, box.offsets, box.sizes) for box in stored.chunks)
+                if prod(stored.size) > sum(prod(box.sizes) for box in stored.chunks):
+                    raise ValueError(f"{name} is larger than its chunks")
                 entries[name] = _Entry(stored.size, stored.properties.stored[0], pieces)
             else:
                 entries[name] = _Entry((), None, (piece(name, (), ()),))
@@ -192,9 +199,9 @@ class ShardedTensors:
         return entry
 
     def _load(self, piece: _Piece) -> Any:
-        path = self._weights / piece.file
+        path = inside(self._weights, piece.file)
         try:
-            with path.open("rb") as file:
+            with open_file(path) as file:
                 file.seek(piece.first_byte)
                 return torch.load(io.BytesIO(file.read(piece.length)), map_location="cpu", weights_only=True)
         except Exception as error:  # damaged bytes raise whatever they like

@@ -89,8 +89,8 @@ def test_kv_cache_needs_an_algorithm() -> None:
     [
         ("a.json", json.dumps({"quant_cfg": {}, "algorithm": "max"}), None),
         ("a.yaml", "quant_cfg: {}\nalgorithm: max\n", None),
-        ("a.json", "{", "cannot be parsed"),
-        ("a.yaml", "[", "cannot be parsed"),
+        ("a.json", "{", "is not JSON"),
+        ("a.yaml", "[", "is not YAML"),
         ("a.yml", "- 1", "is not a ModelOpt config"),
         ("a.json", "{}", "is not a ModelOpt config"),
         ("a.json", None, "cannot be read: No such file or directory"),

@@ -1,0 +1,96 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""From what :mod:`~nemo_ptq.checkpoint.context_graph` has read to a fiddle configuration of NeMo's model, not built."""
+
+import enum
+import inspect
+from collections.abc import Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import fiddle as fdl
+from megatron.core.transformer.transformer_config import TransformerConfig
+from nemo.collections.llm.gpt.model.base import GPTModel
+from nemo.lightning.io.artifact import Artifact
+
+from nemo_ptq.checkpoint.allowed_names import AllowedNames, Name, is_enum_member, is_nemo_model
+from nemo_ptq.checkpoint.context_graph import Call
+from nemo_ptq.errors import PtqError
+
+
+def model_config(model: Call, context: Path, allowed: AllowedNames) -> fdl.Config:
+    """Makes the fiddle configuration of a model; its modules are imported, and nothing is called.
+
+    Args:
+        model: What io.json holds, of whose names all are allowed.
+        context: The directory that files are named relative to.
+        allowed: What was allowed.
+
+    Raises:
+        PtqError: If what is installed has no such class.
+    """
+    return _Maker(context, allowed).value(model)
+
+
+class _Maker:
+    def __init__(self, context: Path, allowed: AllowedNames) -> None:
+        self._context, self._allowed = context, allowed
+
+    def value(self, value: Any) -> Any:
+        if isinstance(value, Call):
+            return self._configuration(value)
+        if isinstance(value, Name):
+            return self._imported(value)
+        if isinstance(value, list | tuple):
+            return type(value)(map(self.value, value))
+        if isinstance(value, dict):
+            return {key: self.value(item) for key, item in value.items()}
+        return value
+
+    def _configuration(self, call: Call) -> fdl.Buildable:
+        function = self._imported(call.function)
+        arguments = _known(function, {name: self.value(value) for name, value in call.arguments.items()})
+        if call.is_partial:
+            return fdl.Partial(function, **arguments)
+        for artifact in getattr(function, "__io_artifacts__", ()):
+            if artifact.attr in arguments:
+                arguments[artifact.attr] = self._artifact(artifact, arguments[artifact.attr])
+        return fdl.Config(function, **arguments)
+
+    def _artifact(self, artifact: Artifact, value: Any) -> Any:
+        """The path of a file that NeMo has put into the context, or the text that is no file of it."""
+        if isinstance(value, fdl.Config):
+            return value.attr
+        return value if artifact.skip or value is None else str(self._context / str(value))
+
+    def _imported(self, name: Name) -> Any:
+        try:
+            value = import_module(name.module)
+            for part in name.name.split("."):
+                value = getattr(value, part)
+        except (ImportError, AttributeError) as error:
+            raise PtqError(
+                f"{self._context} names {name}, which cannot be imported ({error}): install the NeMo that wrote it"
+            ) from error
+        if not self._allowed.is_trusted(name) and not _is_expected(name, value):
+            raise PtqError(f"{self._context} names {name}, which is no model and no config class: save it again")
+        return value
+
+
+def _is_expected(name: Name, value: Any) -> bool:
+    """Whether a name that is allowed for its place is of what belongs there."""
+    if is_nemo_model(name):
+        return isinstance(value, type) and issubclass(value, GPTModel | TransformerConfig)
+    return not is_enum_member(name) or isinstance(value, enum.Enum)
+
+
+def _known(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves out arguments that another version of NeMo had."""
+    try:
+        parameters = inspect.signature(function).parameters
+    except ValueError:  # a function of torch's in C++
+        return dict(arguments)
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return dict(arguments)
+    return {name: value for name, value in arguments.items() if name in parameters}
