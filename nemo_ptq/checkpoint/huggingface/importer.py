@@ -20,7 +20,7 @@ import torch
 from nemo_ptq.checkpoint.huggingface.description import nemo_arguments, read_settings
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights, load_generation_config, load_tokenizer
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
-from nemo_ptq.checkpoint.staging import atomic_directory
+from nemo_ptq.checkpoint.staging import atomic_directory, reserved
 from nemo_ptq.checkpoint.writer import write_context, write_weights
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
@@ -95,14 +95,16 @@ def import_hf(source: str, output: str, overwrite: bool = False) -> Path:
 
     Raises:
         PtqError: A file is missing or damaged, the model is of an unknown family, a tensor is missing or would be
-            lost, or `output` exists.
+            lost, `output` exists, or another process makes it.
     """
     directory, checkpoint = Path(source), Path(output)
     _check_paths(directory, checkpoint, overwrite)
     model = HuggingFaceModel(directory)
-    with atomic_directory(checkpoint) as staging:
-        write_weights(staging / "weights", model.parts)
-        model.write_context(staging / "context")
+    with reserved(checkpoint):
+        _check_paths(directory, checkpoint, overwrite)  # again: another process may have made it
+        with atomic_directory(checkpoint) as staging:
+            write_weights(staging / "weights", model.parts)
+            model.write_context(staging / "context")
     return checkpoint
 
 

@@ -6,7 +6,9 @@ import os
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.output_lock import owner_of
 from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.tracking.trackers import check_address
 
 
@@ -41,6 +43,18 @@ def output_is_apart(path: Any, checkpoint: Any) -> str | None:
             "directory"
         )
     return None
+
+
+def output_is_not_in_use(path: Any) -> str | None:
+    """No other job makes the directory."""
+    if not read_launch().is_first:
+        return None  # rank 0 of this very job may have begun
+    owner = owner_of(Path(path).expanduser().absolute())
+    if owner is None:
+        return None
+    return (
+        f"export_config.path={path} is being written by {owner}: wait until it has ended, or choose another directory"
+    )
 
 
 def output_is_free(path: Any, overwrite: bool) -> str | None:

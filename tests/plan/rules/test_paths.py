@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from nemo_ptq.plan.rules.paths import output_is_apart, output_is_free, output_is_writable, tokenizer_exists
+from nemo_ptq.checkpoint.output_lock import held
+from nemo_ptq.plan.rules.paths import (
+    output_is_apart,
+    output_is_free,
+    output_is_not_in_use,
+    output_is_writable,
+    tokenizer_exists,
+)
 from tests.plan.rules.examples import expect
 
 
@@ -59,3 +66,12 @@ def test_output_that_cannot_be_made(tmp_path: Path) -> None:
 def test_output_in_a_directory_that_is_read_only(tmp_path: Path) -> None:
     tmp_path.chmod(0o555)
     expect(output_is_writable(tmp_path / "out"), f"{tmp_path} is not writable")
+
+
+def test_output_that_another_job_makes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert output_is_not_in_use(tmp_path / "out") is None
+    with held(tmp_path / "out"):
+        expect(output_is_not_in_use(tmp_path / "out"), f"out is being written by process {os.getpid()} on ")
+        monkeypatch.setenv("RANK", "1")
+        monkeypatch.setenv("WORLD_SIZE", "2")
+        assert output_is_not_in_use(tmp_path / "out") is None  # by rank 0 of the same job
