@@ -12,6 +12,7 @@ from typing import Any
 
 import fiddle as fdl
 import nemo_run as run
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
@@ -27,6 +28,7 @@ from nemo_ptq.launch.run_context import PtqRunContext
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan import rules
 from nemo_ptq.plan.rules import check_job
+from nemo_ptq.quantization.state_entries import expected_shapes
 from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
 from nemo_ptq.task import ptq
 from tests.conftest import Demo
@@ -172,11 +174,12 @@ def test_a_job_goes_to_its_executor_with_absolute_paths(
 
 
 def write_state(directory: Path, metadata: ModelSpec) -> Path:
-    """The calibration of an fp8 export of a checkpoint, without its tensors."""
+    """The calibration of an fp8 export of a checkpoint, of ones."""
     header = StateHeader("/then", "", metadata.identity, "llama", QuantizationConfig(), {"algorithm": "max"}, {})
     file = directory / IN_EXPORT
     file.parent.mkdir(parents=True)
-    save_file({}, file, header.to_metadata())
+    amaxes = {name: np.ones(shape, np.float32) for name, shape in expected_shapes(header, metadata).items()}
+    save_file(amaxes, file, header.to_metadata())
     return file
 
 

@@ -19,6 +19,7 @@ import torch
 
 from nemo_ptq.checkpoint.huggingface.description import nemo_arguments, read_settings
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights, load_generation_config, load_tokenizer
+from nemo_ptq.checkpoint.links import links_out_of
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
 from nemo_ptq.checkpoint.staging import atomic_directory, reserved
 from nemo_ptq.checkpoint.writer import write_context, write_weights
@@ -26,6 +27,8 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 from nemo_ptq.models.mapping import OUTPUT, WeightRule
 
+# What a NeMo checkpoint is made of.
+_PARTS = ("context", "weights")
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Buffers that old files carry and no model loads.
 _BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
@@ -111,12 +114,21 @@ def import_hf(source: str, output: str, overwrite: bool = False) -> Path:
 def _check_paths(source: Path, output: Path, overwrite: bool) -> None:
     if not source.is_dir():
         raise PtqError(f"{source} is not a directory: download the model first")
+    if link := next(links_out_of(source), None):
+        raise PtqError(f"the link {link} leads out of {source}: put the file itself in its place, or remove the link")
     if output.resolve() in (source.resolve(), *source.resolve().parents):
         raise PtqError(f"{output} holds the source {source}: choose another output")
     if output.exists() and not overwrite:
         raise PtqError(f"{output} exists: choose another output, or ask to overwrite it")
-    if output.exists() and not (output / "weights").is_dir():
-        raise PtqError(f"{output} is not a NeMo checkpoint, so it is not overwritten: choose another output")
+    if output.exists():
+        if not (output / "weights" / "metadata.json").is_file():
+            raise PtqError(f"{output} is not a NeMo checkpoint, so it is not overwritten: choose another output")
+        others = sorted(entry.name for entry in output.iterdir() if entry.name not in _PARTS)
+        if others:
+            raise PtqError(
+                f"{output} holds {', '.join(others[:3])} beside a NeMo checkpoint, so it is not overwritten: move that "
+                "away, or choose another output"
+            )
 
 
 def _dtype(settings: Settings, embedding: torch.Tensor) -> torch.dtype:

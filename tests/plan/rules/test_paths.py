@@ -3,24 +3,36 @@
 """The rules about names and places."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from nemo_ptq.checkpoint.output_lock import held
+from nemo_ptq.export.manifest_writer import write_manifest
 from nemo_ptq.plan.rules.paths import (
+    checkpoint_is_self_contained,
     output_is_apart,
     output_is_free,
     output_is_not_in_use,
     output_is_writable,
     tokenizer_exists,
 )
+from tests.plan.models import LLAMA_8B
 from tests.plan.rules.examples import expect
 
 
 @pytest.mark.parametrize("name", ["/no/such", "./no/such", "~/no/such"])
 def test_a_tokenizer_that_is_a_path_must_exist(name: str) -> None:
     expect(tokenizer_exists(name), f"tokenizer_path={name} does not exist")
+
+
+def test_a_link_out_of_the_checkpoint(tmp_path: Path) -> None:
+    (tmp_path / "context").mkdir()
+    assert checkpoint_is_self_contained(tmp_path, LLAMA_8B) is None
+    (tmp_path / "context" / "notes").symlink_to("/etc/hostname")
+    problem = checkpoint_is_self_contained(tmp_path, LLAMA_8B)
+    expect(problem, f"the link {tmp_path}/context/notes leads out of the checkpoint, to /etc/hostname, which would be")
 
 
 def test_other_tokenizers_may_exist(tmp_path: Path) -> None:
@@ -48,11 +60,68 @@ def test_output_that_exists(tmp_path: Path) -> None:
     assert output_is_free(tmp_path / "new", False) is None
     expect(output_is_free(tmp_path, False), "or set export_config.overwrite=true")
     assert output_is_free(tmp_path, True) is None  # empty
-    (tmp_path / "thesis.tex").touch()
-    expect(output_is_free(tmp_path, True), "is not an export, so it is not overwritten")
-    (tmp_path / "config.json").touch()
+    (tmp_path / "config.json").touch()  # which anybody may have
+    expect(output_is_free(tmp_path, True), "holds what no manifest of an export lists (config.json)")
+    expect(output_is_free(tmp_path / "config.json", True), "is not a directory, so it is not overwritten")
+
+
+def make_export(directory: Path) -> None:
+    (directory / "context").mkdir(parents=True)
+    (directory / "config.json").write_text("{}")
+    (directory / "context" / "model.yaml").write_text("")
+    write_manifest(directory, {}, {})
+
+
+def add_note(directory: Path) -> None:
+    (directory / "notes.txt").touch()
+
+
+def add_engine(directory: Path) -> None:
+    (directory / "context" / "deep").mkdir()
+    (directory / "context" / "deep" / "rank0.engine").touch()
+
+
+def add_link(directory: Path) -> None:
+    (directory / "data").symlink_to("/usr")
+
+
+def change_manifest(directory: Path) -> None:
+    file = directory / "ptq" / "manifest.json"
+    file.write_text(file.read_text().replace("config.json", "thesis.tex"))
+
+
+@pytest.mark.parametrize("formats", [(), ("trtllm", "hf")])
+@pytest.mark.parametrize(
+    ("change", "shown"),
+    [
+        (add_note, "notes.txt"),
+        (add_engine, "context/deep/rank0.engine"),
+        (add_link, "data"),
+        (change_manifest, "config.json"),
+    ],
+)
+def test_what_was_added_to_an_export_is_not_overwritten(
+    change: Callable[[Path], None], shown: str, formats: tuple[str, ...], tmp_path: Path
+) -> None:
+    directories = [tmp_path / format for format in formats] or [tmp_path]
+    for directory in directories:
+        make_export(directory)
     assert output_is_free(tmp_path, True) is None
-    expect(output_is_free(tmp_path / "thesis.tex", True), "is not an export")
+    change(directories[-1])
+    prefix = f"{formats[-1]}/" if formats else ""
+    expect(output_is_free(tmp_path, True), f"lists ({prefix}{shown}")
+
+
+def test_what_lies_beside_the_formats_is_not_overwritten(tmp_path: Path) -> None:
+    make_export(tmp_path / "trtllm")
+    add_note(tmp_path)
+    expect(output_is_free(tmp_path, True), "(notes.txt)")
+
+
+def test_a_refusal_names_a_few_files_of_many(tmp_path: Path) -> None:
+    for name in "edcba":
+        (tmp_path / name).touch()
+    expect(output_is_free(tmp_path, True), "(a, b, c and others), so it is not overwritten")
 
 
 def test_output_that_cannot_be_made(tmp_path: Path) -> None:
