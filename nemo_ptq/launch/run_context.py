@@ -18,6 +18,7 @@ from nemo_run.cli.api import RunContext
 from nemo_run.cli.cli_parser import parse_value
 from nemo_run.config import get_type_namespace
 
+from nemo_ptq.console.text import printable
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.export.leftover import tidy
 from nemo_ptq.job import Job
@@ -78,7 +79,10 @@ class PtqRunContext(RunContext):
             except JobFailed:
                 with suppress(PtqError):  # another job has the directory
                     if leftover := tidy(job.output):  # a process that is killed leaves what it has written
-                        print(f"{leftover.blocks} finished blocks are kept: {leftover.ways_on}", file=sys.stderr)
+                        print(
+                            f"{leftover.blocks} finished blocks are kept: {printable(leftover.ways_on)}",
+                            file=sys.stderr,
+                        )
                 raise
 
     def prepare(self, fn: Callable[..., Any], args: Sequence[str]) -> tuple[run.Partial, Job, list[str]]:
