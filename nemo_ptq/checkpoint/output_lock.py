@@ -26,7 +26,7 @@ _ATTEMPTS, _PAUSE = 5, 0.1
 
 def lock_path(output: Path) -> Path:
     """Where the lock of a directory is."""
-    return output.with_name(f".{output.name}.lock")
+    return output.parent / f".{output.name}.lock"
 
 
 def owner_of(output: Path) -> str | None:

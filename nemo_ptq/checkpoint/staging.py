@@ -21,6 +21,8 @@ from nemo_ptq.checkpoint.output_lock import held
 from nemo_ptq.errors import PtqError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+# The longest of what is put behind a directory's name: ".calibration.safetensors", and a staging directory's dot.
+_LONGEST_SUFFIX = 25
 # Answers to a rename onto something that is there.
 _IS_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
@@ -109,6 +111,33 @@ def begin(output: Path, continued: Path | None = None, is_alone: bool = True) ->
     staging = Staging(output, root, stamp_of(output) if os.path.lexists(output) else None)
     staging.files.mkdir(parents=True, exist_ok=True)
     return staging
+
+
+def place_problem(output: Path) -> str | None:
+    """Says why no directory can be made at a path, or replaced by a rename: the predicate of a sentence."""
+    if output.name in ("", ".."):
+        return "does not end in a name: give the path of a directory to make"
+    parent = next(parent for parent in output.parents if os.path.isdir(parent))
+    longest, length = os.pathconf(parent, "PC_NAME_MAX") - _LONGEST_SUFFIX, len(os.fsencode(output.name))
+    if length > longest:
+        return f"has a name of {length} bytes, and {longest} leave room for what stands beside it: choose a shorter one"
+    if output.is_symlink():
+        target = os.readlink(output)
+        leads = f"is a link to {target}" if output.exists() else f"is a link to {target}, which does not exist"
+        return f"{leads}: give the directory itself"
+    if os.path.realpath(output) in _mount_points():
+        return "is a mount point, which cannot be renamed: choose a directory in it"
+    return None
+
+
+def _mount_points() -> set[str]:
+    """Where file systems and directories are mounted; empty where the system does not say."""
+    try:
+        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()
+    except OSError:
+        return set()
+    # Spaces and the like are written as octal numbers.
+    return {re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4]) for line in lines}
 
 
 def discard(staging: Staging) -> None:

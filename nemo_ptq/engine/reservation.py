@@ -13,7 +13,7 @@ from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.errors import PtqError, VerificationError
 from nemo_ptq.export.leftover import Leftover, find_leftover, finished_blocks
 from nemo_ptq.job import Job
-from nemo_ptq.plan.rules.paths import output_is_free
+from nemo_ptq.plan.rules.paths import output_can_be_renamed, output_is_free
 
 
 @contextmanager
@@ -34,8 +34,8 @@ def reserve(job: Job, reporter: Reporter, resumes: bool = False) -> Iterator[Sta
         if not is_alone:
             reporter.warn(f"the file system of {job.output} has no locks: start no other job with this path")
         leftover = find_leftover(job.output)
-        # Both were rules before the job was started: another one may have ended in the meantime.
-        problem = output_is_free(job.output, job.export.overwrite)
+        # These were rules before the job was started: another one may have ended in the meantime.
+        problem = output_can_be_renamed(job.output) or output_is_free(job.output, job.export.overwrite)
         if leftover is not None and not resumes:
             problem = problem or leftover.in_the_way_of(job.output)
         if problem is not None:

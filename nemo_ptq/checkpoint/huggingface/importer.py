@@ -21,7 +21,7 @@ from nemo_ptq.checkpoint.huggingface.description import nemo_arguments, read_set
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights, load_generation_config, load_tokenizer
 from nemo_ptq.checkpoint.links import links_out_of
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
-from nemo_ptq.checkpoint.staging import atomic_directory, reserved
+from nemo_ptq.checkpoint.staging import atomic_directory, place_problem, reserved
 from nemo_ptq.checkpoint.writer import write_context, write_weights
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
@@ -118,6 +118,8 @@ def _check_paths(source: Path, output: Path, overwrite: bool) -> None:
         raise PtqError(f"the link {link} leads out of {source}: put the file itself in its place, or remove the link")
     if output.resolve() in (source.resolve(), *source.resolve().parents):
         raise PtqError(f"{output} holds the source {source}: choose another output")
+    if problem := place_problem(output.absolute()):
+        raise PtqError(f"{output} {problem}")
     if output.exists() and not overwrite:
         raise PtqError(f"{output} exists: choose another output, or ask to overwrite it")
     if output.exists():

@@ -64,6 +64,7 @@ RULES: tuple[Rule, ...] = (
     quantization_limits.awq_blocks_fit_inference,
     quantization_limits.nvfp4_blocks_fit,
     paths.output_is_apart,
+    paths.output_can_be_renamed,
     paths.output_is_not_in_use,
     paths.output_is_free,
     layerwise.leftover_is_wanted,

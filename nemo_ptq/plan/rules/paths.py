@@ -11,6 +11,7 @@ from typing import Any
 
 from nemo_ptq.checkpoint.links import links_out_of
 from nemo_ptq.checkpoint.output_lock import owner_of
+from nemo_ptq.checkpoint.staging import place_problem
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.parallel.environment import read_launch
@@ -54,9 +55,15 @@ def tracker_is_known(tracking: str | None) -> str | None:
     return None if tracking is None else check_address(tracking)
 
 
+def output_can_be_renamed(path: Any) -> str | None:
+    """The directory is one that can be put in its place by a rename."""
+    problem = place_problem(Path(path).expanduser().absolute())
+    return None if problem is None else f"export_config.path={path} {problem}"
+
+
 def output_is_apart(path: Any, checkpoint: Any) -> str | None:
     """The export neither touches the checkpoint nor replaces a directory that holds it."""
-    output, source = (Path(item).expanduser().resolve() for item in (path, checkpoint))
+    output, source = (Path(os.path.realpath(Path(item).expanduser())) for item in (path, checkpoint))
     if output == source or source in output.parents or output in source.parents:
         return (
             f"export_config.path={path} and the checkpoint {checkpoint} must not contain one another: choose another "
@@ -79,8 +86,8 @@ def output_is_not_in_use(path: Any) -> str | None:
 
 def output_is_free(path: Any, overwrite: bool) -> str | None:
     """Nothing stands at the path, or an earlier export does, with nothing else in it, and may be replaced."""
-    output = Path(path).expanduser()
-    if not os.path.lexists(output):
+    output = Path(path).expanduser().absolute()
+    if not os.path.lexists(output) or place_problem(output) is not None:
         return None
     if not overwrite:
         return f"export_config.path={path} exists: choose another, or set export_config.overwrite=true to replace it"
@@ -99,7 +106,7 @@ def output_is_free(path: Any, overwrite: bool) -> str | None:
 def output_is_writable(path: Any) -> str | None:
     """The nearest directory above the path that exists can be written."""
     output = Path(path).expanduser().absolute()
-    parent = next(directory for directory in (*output.parents, output) if directory.exists())
+    parent = next(directory for directory in (*output.parents, output) if os.path.exists(directory))
     if not parent.is_dir():
         return f"export_config.path={path} cannot be made: {parent} is not a directory"
     if not os.access(parent, os.W_OK | os.X_OK):

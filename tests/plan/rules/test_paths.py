@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from nemo_ptq.checkpoint.output_lock import held
+from nemo_ptq.checkpoint.staging import begin, reserved
 from nemo_ptq.export.manifest_writer import write_manifest
 from nemo_ptq.plan.rules.paths import (
     checkpoint_is_self_contained,
+    output_can_be_renamed,
     output_is_apart,
     output_is_free,
     output_is_not_in_use,
@@ -122,6 +124,42 @@ def test_a_refusal_names_a_few_files_of_many(tmp_path: Path) -> None:
     for name in "edcba":
         (tmp_path / name).touch()
     expect(output_is_free(tmp_path, True), "(a, b, c and others), so it is not overwritten")
+
+
+@pytest.mark.parametrize(
+    ("place", "problem"),
+    [
+        ("link", "link is a link to here: give the directory itself"),
+        ("link/", "link/ is a link to here: give the directory itself"),
+        ("dangling", "dangling is a link to nowhere, which does not exist: give the directory itself"),
+        ("circle", "circle is a link to circle, which does not exist: give the directory itself"),
+        ("n" * 250, "has a name of 250 bytes, and 230 leave room for what stands beside it: choose a shorter one"),
+        ("ü" * 120, "has a name of 240 bytes, and 230 leave room"),
+        ("here/..", "does not end in a name: give the path of a directory to make"),
+        ("/", "export_config.path=/ does not end in a name"),
+        ("/proc", "export_config.path=/proc is a mount point, which cannot be renamed: choose a directory in it"),
+    ],
+)
+def test_output_that_cannot_be_renamed(place: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    for link, target in {"link": "here", "dangling": "nowhere", "circle": "circle"}.items():
+        (tmp_path / link).symlink_to(target)
+    path = place if place.startswith("/") else f"{tmp_path}/{place}"
+    expect(output_can_be_renamed(path), problem)
+    # One mistake is one line.
+    assert output_is_free(path, True) is None
+    assert output_is_free(path, False) is None
+    assert output_is_not_in_use(path) is None
+    assert output_is_apart(path, tmp_path / "here" / "checkpoint") is None or place.startswith(("here", "link", "/"))
+    assert output_is_writable(path) is None or place == "/proc"
+
+
+def test_output_whose_name_is_just_short_enough(tmp_path: Path) -> None:
+    output = tmp_path / ("n" * 230)
+    assert output_can_be_renamed(output) is None
+    with reserved(output):
+        (begin(output).files / "file").touch()
+        output.with_name(f"{output.name}.calibration.safetensors").touch()
 
 
 def test_output_that_cannot_be_made(tmp_path: Path) -> None:
