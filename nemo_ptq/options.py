@@ -7,6 +7,7 @@ NeMo-Run, which the task needs, takes seconds to import.
 """
 
 import os
+import re
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import MISSING, dataclass, fields, replace
 from textwrap import wrap
@@ -96,11 +97,12 @@ def _is_whole(value: Any) -> bool:
 
 
 def _is_path(value: Any) -> bool:
-    return isinstance(value, (str, os.PathLike)) and bool(str(value))
+    return isinstance(value, (str, os.PathLike)) and bool(str(value)) and _is_text(str(value))
 
 
 def _is_text(value: Any) -> bool:
-    return isinstance(value, str)
+    """Whether a value is text that files can hold: bytes of a path that are no UTF-8 cannot be written into JSON."""
+    return isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value)
 
 
 def _names_code(value: Any) -> bool:
@@ -124,8 +126,8 @@ _KINDS: Mapping[str, Kind] = {
     "count": Kind("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0, int),
     "fraction": Kind("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1, float),
     "switch": Kind("true or false", lambda value: isinstance(value, bool), _truth),
-    "path": Kind("a path", _is_path),
-    "text": Kind("a text", _is_text),
+    "path": Kind("a path, in UTF-8", _is_path),
+    "text": Kind("a text, in UTF-8", _is_text),
     "device": Kind("the name of a device, such as H100 or CPU", lambda value: _is_text(value) and bool(value)),
     "function": Kind("a function, which only Python can give", callable),
     "names": Kind("dotted names with commas between, such as my_models.MyConfig", _names_code, names_code=True),

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from nemo_ptq.console.text import printable
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.launch import front
 from nemo_ptq.launch.flags import in_flags, read_flags
@@ -56,12 +57,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except front.Planned as planned:
         return 0 if planned.plan.ok else front.FAILED
     except ConfigError as error:
-        _report(error.problems, launch)
+        _report(front.problems_of(error), launch)
         return front.WRONG
     try:
         start(job)
     except PtqError as error:
-        print(f"Error on rank {launch.rank}: {error}", file=sys.stderr, flush=True)
+        print(f"Error on rank {launch.rank}: {printable(error)}", file=sys.stderr, flush=True)
         return front.FAILED
     return 0
 

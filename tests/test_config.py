@@ -86,6 +86,14 @@ def test_options_are_the_arguments_of_the_task():
     assert configs <= arguments.keys()
 
 
+@pytest.mark.parametrize("name", ["export_config.path", "nemo_checkpoint", "tracking"])
+@pytest.mark.parametrize("value", ["a\udcff", "a\0b"])
+def test_text_that_no_file_can_hold_is_refused(name, value):
+    problem = OPTIONS[name].kind.problem(name, value)
+    assert problem.startswith(f"{name}={value!r} is not valid: it must be a ")
+    assert problem.endswith(", in UTF-8")
+
+
 def test_defaults_are_valid():
     for name, option in OPTIONS.items():
         if name != "export_config.path":

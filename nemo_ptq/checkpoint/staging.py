@@ -1,33 +1,211 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""A directory appears whole or not at all: it is written beside its place, hidden, and renamed at the end."""
+"""A directory appears whole or not at all: it is written beside its place, hidden, and renamed at the end.
 
+Each run writes into a staging directory of its own, so that two of them cannot mix even where locks do not help.
+"""
+
+import ctypes
+import errno
+import hashlib
 import os
+import re
+import secrets
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
+from nemo_ptq.checkpoint.output_lock import held
+from nemo_ptq.errors import PtqError
 
-def staging_path(output: Path) -> Path:
-    """Where a directory is written before it gets its name.
+_AT_FDCWD, _RENAME_EXCHANGE = -100, 2
+# The longest of what is put behind a directory's name: ".calibration.safetensors", and a staging directory's dot.
+_LONGEST_SUFFIX = 25
+# Answers to a rename onto something that is there.
+_IS_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
+_CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
-    One place for each output, so that a run takes away what a killed one has left.
+
+@dataclass(frozen=True)
+class Staging:
+    """Where one run writes a directory before it gets its name.
+
+    Attributes:
+        output: The directory that it makes.
+        root: The staging directory, beside it: ``.OUT.partial-`` and eight digits of the run's own.
+        replaces: The :func:`stamp_of` what stood at ``output`` when the run began; None where nothing did.
     """
-    return output.with_name(f".{output.name}.partial")
+
+    output: Path
+    root: Path
+    replaces: str | None
+
+    @property
+    def files(self) -> Path:
+        """What will be ``output``."""
+        return self.root / "files"
+
+    @property
+    def journal(self) -> Path:
+        """What another process needs to continue."""
+        return journal_in(self.root)
 
 
-def prepare(output: Path) -> Path:
-    """Makes an empty staging directory for ``output``, and returns it."""
-    staging = staging_path(output)
-    shutil.rmtree(staging, ignore_errors=True)
-    staging.mkdir(parents=True)
+def journal_in(root: Path) -> Path:
+    """Where a run keeps its journal, below its staging directory."""
+    return root / "journal"
+
+
+def stamp_of(path: Path) -> str:
+    """Returns a digest of the names, sizes and times of a file, or of everything in a directory."""
+    listed = []
+    for entry in sorted(path.rglob("*")) if path.is_dir() else [path]:
+        name = entry.relative_to(path).as_posix()
+        stat = entry.stat() if entry.exists() else entry.lstat()
+        listed.append((name,) if entry.is_dir() else (name, stat.st_size, stat.st_mtime_ns))
+    return hashlib.sha256(repr(listed).encode()).hexdigest()[:16]
+
+
+def staging_roots(output: Path) -> list[Path]:
+    """Returns the staging directories of a directory: of a run that writes it now, or of runs that were killed."""
+    own = re.compile(re.escape(f".{output.name}.partial-") + "[0-9a-f]{8}")
+    try:
+        return sorted(entry for entry in output.parent.iterdir() if own.fullmatch(entry.name))
+    except OSError:
+        return []
+
+
+@contextmanager
+def reserved(output: Path) -> Iterator[bool]:
+    """Keeps other processes from making a directory during a ``with`` block.
+
+    Yields:
+        Whether that works: False where the file system has no locks.
+
+    Raises:
+        PtqError: If another process makes it, or its lock cannot be written.
+    """
+    with held(output) as works:
+        for root in staging_roots(output):
+            if not os.path.lexists(output) and _aside(root).is_dir():
+                _aside(root).rename(output)  # the process was killed between two renames
+        yield works
+
+
+def begin(output: Path, continued: Path | None = None, is_alone: bool = True) -> Staging:
+    """Makes the staging directory of a run; the caller has :func:`reserved` the directory.
+
+    Args:
+        output: The directory that the run will make.
+        continued: The staging directory of an earlier run, to be taken over with all that is in it.
+        is_alone: Whether no other run can be at work, so that what earlier ones have left is removed.
+    """
+    root = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
+    if continued is not None:
+        continued.rename(root)
+    for other in staging_roots(output):
+        if is_alone and other != root:
+            shutil.rmtree(other, ignore_errors=True)
+    staging = Staging(output, root, stamp_of(output) if os.path.lexists(output) else None)
+    staging.files.mkdir(parents=True, exist_ok=True)
     return staging
 
 
-def discard(output: Path) -> None:
-    """Removes what has been written for ``output`` so far."""
-    shutil.rmtree(staging_path(output), ignore_errors=True)
+def place_problem(output: Path) -> str | None:
+    """Says why no directory can be made at a path, or replaced by a rename: the predicate of a sentence."""
+    if output.name in ("", ".."):
+        return "does not end in a name: give the path of a directory to make"
+    parent = next(parent for parent in output.parents if os.path.isdir(parent))
+    longest, length = os.pathconf(parent, "PC_NAME_MAX") - _LONGEST_SUFFIX, len(os.fsencode(output.name))
+    if length > longest:
+        return f"has a name of {length} bytes, and {longest} leave room for what stands beside it: choose a shorter one"
+    if output.is_symlink():
+        target = os.readlink(output)
+        leads = f"is a link to {target}" if output.exists() else f"is a link to {target}, which does not exist"
+        return f"{leads}: give the directory itself"
+    if os.path.realpath(output) in _mount_points():
+        return "is a mount point, which cannot be renamed: choose a directory in it"
+    return None
+
+
+def _mount_points() -> set[str]:
+    """Where file systems and directories are mounted; empty where the system does not say."""
+    try:
+        lines = os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).splitlines()
+    except OSError:
+        return set()
+    # Spaces and the like are written as octal numbers.
+    return {re.sub(r"\\(\d{3})", lambda match: chr(int(match[1], 8)), line.split(" ")[4]) for line in lines}
+
+
+def discard(staging: Staging) -> None:
+    """Removes what a run has written so far."""
+    shutil.rmtree(staging.root, ignore_errors=True)
+
+
+def publish(staging: Staging) -> None:
+    """Gives finished files their name, in place of what had it when the run began.
+
+    Raises:
+        PtqError: If something else stands there now. It is left as it is.
+    """
+    for path in (*staging.files.rglob("*"), staging.files):
+        _sync(path)
+    if staging.replaces is None or not os.path.lexists(staging.output):
+        try:
+            staging.files.rename(staging.output)
+        except OSError as error:
+            if error.errno in _IS_TAKEN:
+                raise _changed(staging, "appeared") from error
+            raise
+    else:
+        _replace(staging)
+    _sync(staging.output.parent)
+    discard(staging)
+
+
+def _replace(staging: Staging) -> None:
+    """Puts the files in the place of the directory that stands there, if it is still the one that it was."""
+    files, output, aside = staging.files, staging.output, _aside(staging.root)
+    in_one_step = _exchange(files, output)
+    if not in_one_step:
+        output.rename(aside)
+        files.rename(output)
+    if stamp_of(files if in_one_step else aside) == staging.replaces:
+        return
+    if in_one_step:
+        _exchange(files, output)
+    else:
+        output.rename(files)
+        aside.rename(output)
+    raise _changed(staging, "was changed")
+
+
+def _changed(staging: Staging, what: str) -> PtqError:
+    return PtqError(
+        f"{staging.output} {what} while this job ran, so it is left as it is: move it away, or choose another directory"
+    )
+
+
+def _aside(root: Path) -> Path:
+    """Where a directory waits that is replaced in two steps."""
+    return root / "replaced"
+
+
+def _exchange(first: Path, second: Path) -> bool:
+    """Has two directories change places in one step; returns False where the file system cannot do that."""
+    try:
+        renameat2 = ctypes.CDLL(None, use_errno=True).renameat2
+    except AttributeError:  # the C library has no such function
+        return False
+    if renameat2(_AT_FDCWD, os.fsencode(first), _AT_FDCWD, os.fsencode(second), _RENAME_EXCHANGE) == 0:
+        return True
+    number = ctypes.get_errno()
+    if number in _CANNOT_EXCHANGE:
+        return False
+    raise OSError(number, os.strerror(number), str(second))
 
 
 def _sync(path: Path) -> None:
@@ -39,34 +217,22 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def publish(output: Path) -> None:
-    """Gives a finished staging directory its name, replacing what has that name now."""
-    staging = staging_path(output)
-    for path in (*staging.rglob("*"), staging):
-        _sync(path)
-    retired = output.with_name(f".{output.name}.replaced")
-    shutil.rmtree(retired, ignore_errors=True)
-    if output.exists():
-        output.rename(retired)
-    staging.rename(output)
-    _sync(output.parent)
-    shutil.rmtree(retired, ignore_errors=True)
-
-
 @contextmanager
 def atomic_directory(output: Path) -> Iterator[Path]:
     """Publishes a directory when the ``with`` block ends, and discards it when the block fails.
 
     Args:
-        output: Where the directory will appear; one that stands there is replaced.
+        output: Where the directory will appear, which the caller has :func:`reserved`. What stands there is replaced.
 
     Yields:
-        The empty staging directory to fill.
+        The empty directory to fill.
+
+    Raises:
+        PtqError: If what stands there has changed in the meantime.
     """
-    staging = prepare(output)
+    staging = begin(output)
     try:
-        yield staging
-        publish(output)
-    except BaseException:
-        discard(output)
-        raise
+        yield staging.files
+        publish(staging)
+    finally:
+        discard(staging)

@@ -13,7 +13,10 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 from pathlib import Path
-from typing import Any
+from pickle import UnpicklingError
+from typing import IO, Any
+from zipfile import BadZipFile, ZipFile, ZipInfo
+from zlib import crc32
 
 import torch
 
@@ -22,6 +25,8 @@ from nemo_ptq.checkpoint.parts import PREFIX, TensorPart
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import open_file
 
+# The records with the bytes of tensors.
+_STORAGE = re.compile(r"/data/\d+$")
 _EXPERTS = ".experts.experts."
 
 
@@ -184,6 +189,42 @@ def read_chunk(weights: Path, chunk: Chunk) -> Any:
     try:
         with open_file(weights / chunk.file, buffering=0) as file:
             window = io.BufferedReader(_Window(file, chunk.start, chunk.length))
-            return torch.load(window, map_location="cpu", weights_only=True)
+            storages = _check_records(window)
+            window.seek(0)
+            value = torch.load(window, map_location="cpu", weights_only=True)
+            if isinstance(value, torch.Tensor):
+                _check_storage(value, storages)
+            return value
     except Exception as error:  # damaged bytes raise whatever they like
-        raise PtqError(f"{weights / chunk.file}: {chunk.name} cannot be read: {error}") from error
+        # torch's own words advise to run what the file names.
+        reason = "not a tensor" if isinstance(error, UnpicklingError) else str(error).partition("\n")[0]
+        raise PtqError(
+            f"{weights / chunk.file}: {chunk.name} cannot be read ({reason}): copy or save the checkpoint again"
+        ) from error
+
+
+def _check_records(file: IO[bytes]) -> list[ZipInfo]:
+    """Compares the records of a zip archive that torch has written with their CRC-32, which torch does not look at.
+
+    Returns:
+        The records with the bytes of tensors, which are not read here: :func:`_check_storage` compares them.
+
+    Raises:
+        BadZipFile: If a record differs.
+    """
+    with ZipFile(file) as archive:
+        records = archive.infolist()
+        if not any(record.CRC for record in records):
+            return []  # written after torch.serialization.set_crc32_options(False)
+        storages = [record for record in records if _STORAGE.search(record.filename)]
+        for record in records:
+            if record not in storages:
+                archive.read(record)
+        return storages
+
+
+def _check_storage(tensor: torch.Tensor, storages: Sequence[ZipInfo]) -> None:
+    """Compares a tensor's bytes, which are in memory, with the CRC-32 of the record that they were read from."""
+    content = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
+    if any(crc32(memoryview(content)) != record.CRC for record in storages):
+        raise BadZipFile("its bytes have another CRC-32 than when they were written")

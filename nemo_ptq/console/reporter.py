@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from nemo_ptq.console.stopwatch import Step, Stopwatch
+from nemo_ptq.console.text import printable
 
 # Seconds between two plain progress lines.
 _LINE_INTERVAL = 10.0
@@ -33,13 +34,13 @@ class Reporter:
     def say(self, message: str) -> None:
         """Prints one line."""
         if self.enabled:
-            self._console.print(message, markup=False)
+            self._console.print(printable(message), markup=False)
             self._console.file.flush()
 
     def warn(self, message: str) -> None:
         """Prints one line that the user should not miss."""
         if self.enabled:
-            self._console.print(f"warning: {message}", style="yellow", markup=False)
+            self._console.print(f"warning: {printable(message)}", style="yellow", markup=False)
             self._console.file.flush()
 
     @contextmanager

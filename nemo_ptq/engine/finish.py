@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.checkpoint.staging import publish, staging_path
+from nemo_ptq.checkpoint.staging import Staging, publish
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.errors import VerificationError
 from nemo_ptq.export.manifest_writer import write_manifest
@@ -26,24 +26,30 @@ Digests = Mapping[str, str]
 
 
 def finish(
-    job: Job, digests: Mapping[str, Digests], report_of: Callable[[Path, Digests], Report], reporter: Reporter
+    job: Job,
+    staging: Staging,
+    digests: Mapping[str, Digests],
+    report_of: Callable[[Path, Digests], Report],
+    reporter: Reporter,
 ) -> None:
     """Completes the directories of a job's formats where they were staged, verifies them, and gives them their name.
 
     Args:
         job: What was asked for.
+        staging: Where it was written.
         digests: For each format.
         report_of: Gives the report of one format's directory, which holds everything else but the manifest.
         reporter: Hears of the verification.
 
     Raises:
         VerificationError: If what was written does not verify.
+        PtqError: If something else stands at the output now.
     """
-    for name, directory in job.directories(staging_path(job.output)).items():
+    for name, directory in job.directories(staging.files).items():
         write_report(directory, report_of(directory, digests[name]))
         write_manifest(directory, digests[name], _about(name, job))
         _verify(directory, reporter)
-    publish(job.output)
+    publish(staging)
 
 
 def _about(name: str, job: Job) -> dict[str, Any]:

@@ -1,16 +1,14 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""How far a job has come, beside its staging directory, so that a killed or failed one can be continued.
+"""How far a job has come, in its staging directory, so that a killed or failed one can be continued.
 
 Between two blocks every rank writes what it needs to go on: the hidden states of its streams, the calibration state so
 far, and what it has measured. The packed blocks are in the staged files already. A journal is written no more often
 than costs one part in twenty of the walk's time.
 """
 
-import hashlib
 import json
 import os
-import shutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.leftover import PROGRESS, journal_path
+from nemo_ptq.export.leftover import PROGRESS
 from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
 
 _NOTES = "nemo_ptq.notes"
@@ -46,19 +44,6 @@ class Progress:
     notes: Mapping[str, Any]
 
 
-def discard_journal(output: Path) -> None:
-    """Removes the journal of a job that has ended, or is not to be continued."""
-    shutil.rmtree(journal_path(output), ignore_errors=True)
-
-
-def stamp_of(path: Path) -> str:
-    """Returns a digest of the names, sizes and times of a file or of all files in a directory."""
-    files = sorted(path.rglob("*")) if path.is_dir() else [path]
-    stats = [(file.relative_to(path).as_posix(), file.stat()) for file in files if file.is_file()]
-    listed = [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
-    return hashlib.sha256(repr(listed).encode()).hexdigest()[:16]
-
-
 def flattened(arguments: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Returns nested arguments under their dotted names.
 
@@ -76,13 +61,13 @@ class Journal:
     """The journal of one job on one rank; all ranks call its methods together.
 
     Args:
-        output: The directory that the job makes.
+        directory: Where it is; made when the job begins.
         identity: What must be the same for a run to be continued, by the name that the user knows it by.
         enabled: Whether anything is written.
     """
 
-    def __init__(self, output: Path, identity: Mapping[str, Any], enabled: bool = True) -> None:
-        self._directory, self._enabled = journal_path(output), enabled
+    def __init__(self, directory: Path, identity: Mapping[str, Any], enabled: bool = True) -> None:
+        self._directory, self._enabled = directory, enabled
         self._identity = json.loads(json.dumps(identity, default=str))
         self._rank, self._generation = dist.get_rank(), 0
         self._last, self._cost = time.monotonic(), 0.0

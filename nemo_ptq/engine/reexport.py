@@ -17,10 +17,11 @@ import torch
 from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize, is_linear
 from nemo_ptq.checkpoint.settings import Context, read_context
-from nemo_ptq.checkpoint.staging import discard, prepare, staging_path
+from nemo_ptq.checkpoint.staging import Staging
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.finish import finish
+from nemo_ptq.engine.reservation import reserve
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.formats import FORMATS
@@ -87,8 +88,14 @@ def run_reexport(job: Job) -> None:
         PtqError: If the calibration is of other weights, a format cannot hold the model, or what was written does not
             verify.
     """
-    assert job.calibration_state is not None
     reporter = Reporter(True)
+    with reserve(job, reporter) as staging:
+        _reexport(job, job.directories(staging.files), staging, reporter)
+    reporter.say(f"{job.output} is ready")
+
+
+def _reexport(job: Job, directories: Mapping[str, Path], staging: Staging, reporter: Reporter) -> None:
+    assert job.calibration_state is not None
     with reporter.step("load"):
         calibration = load_state(job.calibration_state)
         context, parts = read_context(job.checkpoint), checkpoint_parts(job.checkpoint)
@@ -99,19 +106,14 @@ def run_reexport(job: Job) -> None:
     with reporter.step("measure"):
         missing = {"quality": FROM_A_FILE, "activations": FROM_A_FILE}
         observations = Observations(measure_weights(source.layers, source.shard_map), missing=missing)
-    directories = job.directories(staging_path(job.output))
     size = WeightsSize.of((part.shape, part.dtype) for part in parts)
-    try:
-        with reporter.step("export"):
-            prepare(job.output)
-            for path in directories.values():
-                path.mkdir(exist_ok=True)
-            digests = _export(job, source, calibration, directories, reporter)
-        with reporter.step("verify"):
-            finish(job, digests, partial(report_of, size, job, observations, reporter.steps), reporter)
-    finally:
-        discard(job.output)
-    reporter.say(f"{job.output} is ready")
+    with reporter.step("export"):
+        for path in directories.values():
+            path.mkdir(exist_ok=True)
+        digests = _export(job, source, calibration, directories, reporter)
+    with reporter.step("verify"):
+        report = partial(report_of, size, job, observations, reporter.steps)
+        finish(job, staging, digests, report, reporter)
 
 
 def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequence[TensorPart]) -> Source:

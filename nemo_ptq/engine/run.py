@@ -21,19 +21,18 @@ from nemo_ptq.calibration.pipeline import Learner, State, TokenCounts, gather_co
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, open_model
-from nemo_ptq.checkpoint.staging import discard, prepare, staging_path
+from nemo_ptq.checkpoint.staging import Staging, stamp_of
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.evaluation import sample
 from nemo_ptq.engine.finish import calibration_kept, finish
-from nemo_ptq.engine.journal import Journal, discard_journal, flattened, stamp_of
+from nemo_ptq.engine.journal import Journal, flattened
 from nemo_ptq.engine.quantization import Quantization, by_algorithm, by_modelopt
+from nemo_ptq.engine.reservation import reserve_for_all
 from nemo_ptq.engine.walk import WALK_STEPS, JobWalk
-from nemo_ptq.errors import VerificationError
 from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.formats import FORMATS
-from nemo_ptq.export.leftover import finished_blocks, how_to_go_on
 from nemo_ptq.export.manifest_writer import sha256_of_all
 from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
@@ -70,36 +69,18 @@ def run_job(job: Job) -> None:
     launch = read_launch()
     reporter = Reporter(launch.is_first)
     device = pick_device(launch)
-    with process_groups(
+    groups = process_groups(
         launch,
         device,
         tensor_parallel=job.calibration_tp,
         pipeline_parallel=job.calibration_pp,
         expert_parallel=job.calibration_ep,
-    ):
+    )
+    with groups, reserve_for_all(job, reporter) as (staging, resumes):
         # Before the model: data that is not available is better known in seconds.
         samples = read_job_samples(job, reporter)
-        try:
-            _BlockJob(job, samples, device, reporter).run()
-        except VerificationError:
-            if launch.is_first:
-                discard(job.output)
-                discard_journal(job.output)
-            raise
-        except BaseException:
-            if launch.is_first:
-                _leave_or_discard(job, reporter)
-            raise
+        _BlockJob(job, samples, device, reporter, staging, resumes).run()
     reporter.say(f"{job.output} is ready")
-
-
-def _leave_or_discard(job: Job, reporter: Reporter) -> None:
-    """Leaves what a failed job has finished for another run to go on from; removes what it cannot go on from."""
-    if blocks := finished_blocks(job.output):
-        reporter.warn(f"{blocks} finished blocks are kept: {how_to_go_on(job.output)}")
-    else:
-        discard(job.output)
-        discard_journal(job.output)
 
 
 def check_exportable(model: LoadedModel, job: Job) -> None:
@@ -122,22 +103,29 @@ class _BlockJob:
         samples: Its text.
         device: Where this rank computes.
         reporter: Follows it.
+        staging: Where it writes.
+        resumes: Whether it goes on from the finished blocks that are there.
     """
 
-    def __init__(self, job: Job, samples: JobSamples, device: torch.device, reporter: Reporter) -> None:
+    def __init__(
+        self,
+        job: Job,
+        samples: JobSamples,
+        device: torch.device,
+        reporter: Reporter,
+        staging: Staging,
+        resumes: bool,
+    ) -> None:
         self.job, self.samples, self.device, self.reporter = job, samples, device, reporter
         self.is_first = dist.get_rank() == 0
-        self.directories = job.directories(staging_path(job.output))
-        # Without a finished block there is nothing to go on from.
-        resumes = [job.export.resume and finished_blocks(job.output) > 0]
-        dist.broadcast_object_list(resumes, src=0)
-        self._resumes = resumes[0]
+        self.directories = job.directories(staging.files)
+        self._staging, self._resumes = staging, resumes
 
     def run(self) -> None:
         """Walks through the model, and finishes the directories."""
         if self._resumes:
             # Opening the files for another layout would write its header over the blocks in them.
-            Journal(self.job.output, self._identity()).check()
+            Journal(self._staging.journal, self._identity()).check()
         dist.barrier()
         if self.is_first:
             self._prepare()
@@ -165,9 +153,6 @@ class _BlockJob:
 
     def _prepare(self) -> None:
         """Makes the directories that are written to; of an earlier run the files with packed blocks alone are left."""
-        if not self._resumes:
-            discard_journal(self.job.output)
-            prepare(self.job.output)
         for name, directory in self.directories.items():
             directory.mkdir(exist_ok=True)
             for entry in directory.iterdir():
@@ -196,7 +181,11 @@ class _BlockJob:
                 exports,
                 Measurement(model, runner, source.layers, reference, quantized, job.export.generate_sample),
                 Fingerprint(parallelism.tensor.rank),
-                Journal(job.output, self._identity(), quantization.is_resumable and not job.export.generate_sample),
+                Journal(
+                    self._staging.journal,
+                    self._identity(),
+                    quantization.is_resumable and not job.export.generate_sample,
+                ),
                 self.reporter,
             )
             walk.run(
@@ -375,6 +364,5 @@ class _BlockJob:
         steps = gather_steps(self.reporter.steps)
         with calibration_kept(self.job, state, self.reporter), self.reporter.step("verify"):
             if self.is_first:
-                finish(self.job, digests, partial(report, steps), self.reporter)
-                discard_journal(self.job.output)
+                finish(self.job, self._staging, digests, partial(report, steps), self.reporter)
             dist.barrier()

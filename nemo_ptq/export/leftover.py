@@ -3,28 +3,68 @@
 """What a job that was cut short has left beside its output, and how it is continued or removed. Needs no torch."""
 
 import json
+import shutil
+from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_ptq.checkpoint.staging import staging_path
+from nemo_ptq.checkpoint.staging import journal_in, reserved, staging_roots
 
 PROGRESS = "progress.json"
 """The file of a journal that says how far the job has come."""
 
 
-def journal_path(output: Path) -> Path:
-    """Where the journal of a job is kept while it runs."""
-    return output.with_name(f".{output.name}.journal")
+@dataclass(frozen=True)
+class Leftover:
+    """What can be continued of an earlier run.
+
+    Attributes:
+        root: Its staging directory.
+        blocks: How many blocks need not be done again.
+    """
+
+    root: Path
+    blocks: int
+
+    @property
+    def ways_on(self) -> str:
+        """Says how the run is continued, and how it is removed."""
+        return (
+            f"the same command with export_config.resume=true goes on from there, and `rm -r {self.root}` removes them"
+        )
+
+    def in_the_way_of(self, path: object) -> str:
+        """Says to a run that does not continue it that it is there.
+
+        Args:
+            path: The run's `export_config.path`, as the user gave it.
+        """
+        return f"export_config.path={path}: an earlier run has finished {self.blocks} blocks of it: {self.ways_on}"
 
 
-def finished_blocks(output: Path) -> int:
-    """Returns how many blocks of an earlier run need not be done again."""
+def finished_blocks(root: Path) -> int:
+    """Returns how many blocks a run has finished for good, by its staging directory."""
     try:
-        return int(json.loads((journal_path(output) / PROGRESS).read_text())["next_block"])
+        return int(json.loads((journal_in(root) / PROGRESS).read_text())["next_block"])
     except (OSError, ValueError, KeyError, TypeError):
         return 0
 
 
-def how_to_go_on(output: Path) -> str:
-    """Says how an earlier run is continued, and how it is removed."""
-    kept = f"{journal_path(output)} {staging_path(output)}"
-    return f"the same command with export_config.resume=true goes on from there, and `rm -r {kept}` removes them"
+def find_leftover(output: Path) -> Leftover | None:
+    """Returns what can be continued of earlier runs; of several, the one that has come furthest."""
+    found = [Leftover(root, blocks) for root in staging_roots(output) if (blocks := finished_blocks(root))]
+    return max(found, key=lambda leftover: leftover.blocks, default=None)
+
+
+def tidy(output: Path) -> Leftover | None:
+    """Removes what runs that have died have left of a directory, unless it can be continued: returns that.
+
+    Raises:
+        PtqError: If another process makes the directory.
+    """
+    if not output.parent.is_dir():
+        return None
+    with reserved(output) as is_alone:
+        for root in staging_roots(output):
+            if is_alone and not finished_blocks(root):
+                shutil.rmtree(root, ignore_errors=True)
+        return find_leftover(output)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
+from nemo_ptq.console.text import one_line, printable
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.job import Job
 from nemo_ptq.plan import Plan, plan_job, show_plan
@@ -94,6 +95,13 @@ def status_of(error: PtqError) -> int:
     return WRONG if isinstance(error, ConfigError) else FAILED
 
 
+def problems_of(error: PtqError) -> list[str]:
+    """What an error says, for a terminal: each problem with the arguments in one line."""
+    if isinstance(error, ConfigError):
+        return [one_line(problem) for problem in error.problems]
+    return [printable(error)]
+
+
 def end_with(error: PtqError, spell: Callable[[str], str] = str) -> NoReturn:
     """Ends a command with an error, a line for each problem.
 
@@ -101,6 +109,6 @@ def end_with(error: PtqError, spell: Callable[[str], str] = str) -> NoReturn:
         error: What is wrong.
         spell: Puts the spelling of this command in place of the options that a problem names.
     """
-    for problem in error.problems if isinstance(error, ConfigError) else [str(error)]:
+    for problem in problems_of(error):
         print(f"Error: {spell(problem)}", file=sys.stderr, flush=True)
     sys.exit(status_of(error))

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -17,8 +18,9 @@ from nemo_run.cli.api import RunContext
 from nemo_run.cli.cli_parser import parse_value
 from nemo_run.config import get_type_namespace
 
-from nemo_ptq.checkpoint.staging import discard
+from nemo_ptq.console.text import printable
 from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.export.leftover import tidy
 from nemo_ptq.job import Job
 from nemo_ptq.launch import front
 from nemo_ptq.launch.arguments import read_command_line
@@ -75,7 +77,12 @@ class PtqRunContext(RunContext):
                 plugins = [*self.plugins, RunRecord()]
                 run_experiment(task, self.executor, name=self.name, plugins=plugins, detach=self.detach)
             except JobFailed:
-                discard(job.output)  # a process that is killed leaves what it has written
+                with suppress(PtqError):  # another job has the directory
+                    if leftover := tidy(job.output):  # a process that is killed leaves what it has written
+                        print(
+                            f"{leftover.blocks} finished blocks are kept: {printable(leftover.ways_on)}",
+                            file=sys.stderr,
+                        )
                 raise
 
     def prepare(self, fn: Callable[..., Any], args: Sequence[str]) -> tuple[run.Partial, Job, list[str]]:

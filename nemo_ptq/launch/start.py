@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 from nemo_ptq.console.quiet import quiet_imports
+from nemo_ptq.console.text import printable
 from nemo_ptq.job import Job
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.tracking import runs
@@ -28,7 +29,7 @@ def start(job: Job) -> None:
     if not launch.is_first:
         _run(job, launch.world_size)
         return
-    print(f"reading {job.checkpoint}", flush=True)
+    print(f"reading {printable(job.checkpoint)}", flush=True)
     with _recorded(job, launch.world_size):
         _run(job, launch.world_size)
 

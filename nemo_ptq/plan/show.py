@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nemo_ptq.console.text import one_line
 from nemo_ptq.plan.files import FileSize
 from nemo_ptq.plan.memory import StepMemory
 from nemo_ptq.plan.planning import Plan
@@ -117,7 +118,12 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
     """
     console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
     ticks = ("✓", "✗") if console.encoding.lower().startswith("utf") else ("ok", "NO")
-    rows = [row for section in (_model, _rules, _memory, _files, _work) for row in section(plan)]
+    sections = (_model, _rules, _memory, _files, _work)
+    rows = [
+        (name, right, one_line(what), one_line(figure))
+        for section in sections
+        for name, right, what, figure in section(plan)
+    ]
     if console.is_terminal:
         console.print(_table(rows, ticks), soft_wrap=False)
     else:
@@ -126,7 +132,7 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
             tick = " " if right is None else ticks[not right]
             console.print(f"{tick} {section}: {what}{': ' if figure else ''}{figure}", markup=False)
     for suggestion in plan.suggestions:
-        console.print(f"suggestion: {suggestion}", style="yellow", markup=False)
+        console.print(f"suggestion: {one_line(suggestion)}", style="yellow", markup=False)
     verdict = "the job fits and keeps every rule" if plan.ok else "the job cannot run like this"
     console.print(f"{ticks[not plan.ok]} {verdict}", style="green" if plan.ok else "bold red", markup=False)
 

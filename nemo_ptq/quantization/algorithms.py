@@ -47,6 +47,7 @@ class Algorithm:
         method: Dotted path of its calibration method, a class of :mod:`nemo_ptq.calibration.methods` or like one; None
             where nothing is calibrated, or ModelOpt does it.
         settings: Makes the arguments of the method.
+        entries: What the method decides of each linear layer: "amax", "pre_quant_scale", "channel_amax".
         preset: Which of ModelOpt's presets (:mod:`nemo_ptq.quantization.presets`) says the same.
         preset_method: Makes the preset's calibration method, where it has settings.
         block_size: Input features that share a weight scale: 0 where there are no blocks, None where the user's
@@ -71,6 +72,7 @@ class Algorithm:
     quant_algo: str | None = None
     method: str | None = None
     settings: Settings = lambda quantization, decoder: {}
+    entries: tuple[str, ...] = ("amax",)
     preset: str | None = None
     preset_method: Settings | None = None
     block_size: int | None = 0
@@ -171,6 +173,7 @@ _BUILT_IN = (
             "alpha": quantization.sq_alpha,
             "floor": amax_floor(quantization, decoder),
         },
+        entries=("amax", "pre_quant_scale", "channel_amax"),
         preset="int8_sq",
         preset_method=lambda quantization, decoder: {"method": "smoothquant", "alpha": quantization.sq_alpha},
         amax_floors=_INT8_FLOORS,
@@ -204,6 +207,7 @@ _BUILT_IN = (
             "block_size": quantization.awq_block_size,
             "exponent_step": _EXPONENT_STEP,
         },
+        entries=("pre_quant_scale",),
         preset="int4_awq",
         preset_method=lambda quantization, decoder: {"method": "awq_lite", "alpha_step": _EXPONENT_STEP},
         block_size=None,
@@ -228,6 +232,7 @@ _BUILT_IN = (
             "exponent_step": _w4a8_step(decoder),
             "rounds_inputs": True,
         },
+        entries=("amax", "pre_quant_scale", "channel_amax"),
         preset="w4a8_awq",
         preset_method=lambda quantization, decoder: {"method": "awq_lite", "alpha_step": _w4a8_step(decoder)},
         block_size=None,

@@ -82,8 +82,17 @@ def load_state(path: Path) -> CalibrationState:
 
     Raises:
         ConfigError: If the file holds none.
+        PtqError: If a value cannot be one: amaxes and scales are finite and positive, or 0 of a channel without inputs.
     """
-    return CalibrationState(read_header(path), load_file(path))
+    state = CalibrationState(read_header(path), load_file(path))
+    for name, value in state.tensors.items():
+        least_is_zero = name.endswith("channel_amax")
+        if not (value.isfinite() & ((value >= 0) if least_is_zero else (value > 0))).all():
+            raise PtqError(
+                f"calibration_state={path}: {name} holds values that are not finite and "
+                f"{'at least 0' if least_is_zero else 'positive'}: give the export as it was made, or calibrate again"
+            )
+    return state
 
 
 def check_fits(state: CalibrationState, weights: str) -> None:

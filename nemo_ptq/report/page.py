@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from nemo_ptq.config import NO_QUANT
 from nemo_ptq.errors import PtqError
 from nemo_ptq.quantization.algorithms import algorithm_named
-from nemo_ptq.report import plots, words
+from nemo_ptq.report import markdown, plots, words
 from nemo_ptq.report.records import Finding, Layer, Report, Summary
 
 _FIGURES = {
@@ -93,6 +93,9 @@ def make_environment() -> Environment:
         keep_trailing_newline=True,
     )
     environment.filters |= {
+        "code": markdown.code,
+        "plain": markdown.plain,
+        "fence": markdown.fence,
         "bytes": words.human_bytes,
         "count": words.human_count,
         "seconds": words.seconds,

@@ -5,7 +5,7 @@
 import os
 from pathlib import Path
 
-from nemo_ptq.checkpoint.staging import discard, prepare, publish
+from nemo_ptq.checkpoint.staging import atomic_directory, reserved
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.manifest_writer import MANIFEST, write_manifest
 from nemo_ptq.report.compose import with_quality
@@ -32,9 +32,14 @@ def update_quality(directory: Path, quality: Quality) -> None:
         quality: The new figures.
 
     Raises:
-        PtqError: If its report or manifest cannot be read, or the file system has no hard links.
+        PtqError: If its report or manifest cannot be read, the file system has no hard links, or another process makes
+            the directory.
     """
-    directory = directory.resolve()
+    with reserved(directory.resolve()):
+        _update(directory.resolve(), quality)
+
+
+def _update(directory: Path, quality: Quality) -> None:
     report = with_quality(read_report(directory / REPORT), quality)
     try:
         manifest = read_json(directory / MANIFEST)
@@ -44,16 +49,13 @@ def update_quality(directory: Path, quality: Quality) -> None:
         raise PtqError(f"{directory / MANIFEST} cannot be read: {error}") from error
     rewritten = {*map(str, FILES), str(MANIFEST)}
     try:
-        staging = prepare(directory)
-        for file in directory.rglob("*"):
-            name = file.relative_to(directory)
-            if file.is_file() and str(name) not in rewritten:
-                (staging / name).parent.mkdir(parents=True, exist_ok=True)
-                os.link(file, staging / name)
-        write_report(staging, report)
-        write_manifest(staging, {name: digest for name, digest in digests.items() if name not in rewritten}, about)
-        publish(directory)
+        with atomic_directory(directory) as staging:
+            for file in directory.rglob("*"):
+                name = file.relative_to(directory)
+                if file.is_file() and str(name) not in rewritten:
+                    (staging / name).parent.mkdir(parents=True, exist_ok=True)
+                    os.link(file, staging / name)
+            write_report(staging, report)
+            write_manifest(staging, {name: digest for name, digest in digests.items() if name not in rewritten}, about)
     except OSError as error:
         raise PtqError(f"{directory / REPORT} cannot be replaced ({error}): use --no-update-report") from error
-    finally:
-        discard(directory)

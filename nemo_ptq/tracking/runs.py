@@ -172,10 +172,19 @@ def _record_files(home: Path) -> Iterator[Path]:
     yield from home.glob(f"ptq_runs/*/{RECORD}")
 
 
+def _check_kinds(run: Run) -> None:
+    """Raises TypeError at a record whose fields are not of the kinds that its readers count on."""
+    texts = (run.id, run.job, run.state, run.started, run.model, run.algorithm, run.path, run.host)
+    figures = (*run.metrics.values(), *(() if run.seconds is None else (run.seconds,)))
+    if not (all(isinstance(text, str) for text in texts) and all(map(_is_figure, figures))):
+        raise TypeError(f"{run.id}: a field is of another kind")
+
+
 def _read(file: Path) -> Run | None:
     try:
         run = Run(**json.loads(file.read_text(encoding="utf-8")))
-    except (OSError, ValueError, TypeError):
+        _check_kinds(run)
+    except (OSError, ValueError, TypeError, AttributeError):
         return None
     is_gone = run.state == RUNNING and run.host == socket.gethostname() and not Path(f"/proc/{run.pid}").exists()
     return replace(run, state=DIED) if is_gone else run

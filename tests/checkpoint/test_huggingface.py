@@ -419,17 +419,28 @@ def test_a_failed_write_leaves_nothing(llama: Path, tmp_path: Path, monkeypatch:
 def test_only_a_checkpoint_is_overwritten_and_only_when_asked(llama: Path, tmp_path: Path) -> None:
     output = tmp_path / "nemo"
     import_hf(str(llama), str(output))
-    (output / "stale").touch()
     with pytest.raises(PtqError, match="exists"):
         import_hf(str(llama), str(output))
+    (output / "notes").touch()
+    with pytest.raises(PtqError, match="holds notes beside a NeMo checkpoint"):
+        import_hf(str(llama), str(output), overwrite=True)
+    (output / "notes").unlink()
+    (output / "weights" / "stale").touch()
     import_hf(str(llama), str(output), overwrite=True)
     assert sorted(entry.name for entry in output.iterdir()) == ["context", "weights"]
+    assert not (output / "weights" / "stale").exists()
     (tmp_path / "precious").mkdir()
     with pytest.raises(PtqError, match="not a NeMo checkpoint"):
         import_hf(str(llama), str(tmp_path / "precious"), overwrite=True)
     for holder in (llama, tmp_path):
         with pytest.raises(PtqError, match="holds the source"):
             import_hf(str(llama), str(holder), overwrite=True)
+
+
+def test_a_link_out_of_the_source_is_refused(llama: Path, tmp_path: Path) -> None:
+    (llama / "chat_template.jinja").symlink_to("/etc/hostname")
+    with pytest.raises(PtqError, match=r"the link .*/chat_template\.jinja leads out of "):
+        import_hf(str(llama), str(tmp_path / "nemo"))
 
 
 def test_source_must_be_a_directory(tmp_path: Path) -> None:

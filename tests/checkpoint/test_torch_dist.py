@@ -2,14 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """The weights of a checkpoint read from its files are those that Megatron loads, whoever has written which shard."""
 
+import io
+import struct
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from nemo_ptq.checkpoint.index import Stored, read_stored
-from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
+from nemo_ptq.checkpoint.index import Chunk, Stored, read_stored
+from nemo_ptq.checkpoint.torch_dist import checkpoint_parts, read_chunk
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.mapping import live_name
 from tests.ranks import run_ranks
@@ -96,6 +100,45 @@ def test_a_tensor_with_a_hole_is_refused(checkpoint_of: Callable[[str], Path], m
     (part,) = checkpoint_parts(checkpoint_of("llama31"))
     with pytest.raises(PtqError, match=r"holds 0 of the .* values of a tensor"):
         part.read()
+
+
+def saved_chunk(value: Any, file: Path) -> Chunk:
+    """A chunk as torch.distributed.checkpoint writes it, behind another one."""
+    content = io.BytesIO()
+    torch.save(value, content)
+    file.write_bytes(b"x" * 100 + content.getvalue())
+    return Chunk("weight", (0,), (3,), file.name, 100, len(content.getvalue()))
+
+
+@pytest.mark.parametrize("value", [torch.randn(7, 9).bfloat16(), [None]], ids=["tensor", "object"])
+def test_a_damaged_byte_of_any_record_is_found(value: Any, tmp_path: Path) -> None:
+    file = tmp_path / "__0_0.distcp"
+    chunk = saved_chunk(value, file)
+    sound = file.read_bytes()
+    read_chunk(tmp_path, chunk)
+    with zipfile.ZipFile(io.BytesIO(sound[chunk.start :])) as archive:
+        starts = {
+            record.filename: chunk.start + record.header_offset + 30 + sum(struct.unpack_from("<HH", local, 26))
+            for record in archive.infolist()
+            if (local := sound[chunk.start + record.header_offset :])
+        }
+        sizes = {record.filename: record.file_size for record in archive.infolist()}
+    for name, start in starts.items():
+        for place in {start, start + sizes[name] - 1}:
+            damaged = bytearray(sound)
+            damaged[place] ^= 1
+            file.write_bytes(damaged)
+            with pytest.raises(PtqError, match=f"{file}: weight cannot be read .*: copy or save the checkpoint again"):
+                read_chunk(tmp_path, chunk)
+
+
+def test_a_file_without_checksums_is_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        chunk = saved_chunk(torch.arange(3.0), tmp_path / "__0_0.distcp")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert torch.equal(read_chunk(tmp_path, chunk), torch.arange(3.0))
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_ptq.checkpoint.staging import begin
 from tests.conftest import Demo
 
 SCRIPT = Path(__file__).parent / "cluster.sh"
@@ -145,9 +146,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 def output(tmp_path: Path) -> Path:
     """Where a job writes, with what a killed run before it has left there."""
     output = tmp_path / "exports" / "out"
-    left = output.with_name(".out.partial")
-    left.mkdir(parents=True)
-    (left / "rank0.safetensors").touch()
+    output.parent.mkdir()
+    (begin(output).files / "rank0.safetensors").touch()
     return output
 
 

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`nemo llm ptq` checks everything before it starts anything, and its exit status says how it ended."""
 
+import json
 import sys
 from collections.abc import Iterator
 from dataclasses import replace
@@ -11,12 +12,15 @@ from typing import Any
 
 import fiddle as fdl
 import nemo_run as run
+import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
 from nemo_ptq.checkpoint.metadata import read_metadata
+from nemo_ptq.checkpoint.staging import begin
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import PtqError
+from nemo_ptq.export.leftover import PROGRESS
 from nemo_ptq.job import Job
 from nemo_ptq.launch import executors, run_context
 from nemo_ptq.launch.experiment import JobFailed
@@ -24,6 +28,7 @@ from nemo_ptq.launch.run_context import PtqRunContext
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan import rules
 from nemo_ptq.plan.rules import check_job
+from nemo_ptq.quantization.state_entries import expected_shapes
 from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
 from nemo_ptq.task import ptq
 from tests.conftest import Demo
@@ -169,11 +174,12 @@ def test_a_job_goes_to_its_executor_with_absolute_paths(
 
 
 def write_state(directory: Path, metadata: ModelSpec) -> Path:
-    """The calibration of an fp8 export of a checkpoint, without its tensors."""
+    """The calibration of an fp8 export of a checkpoint, of ones."""
     header = StateHeader("/then", "", metadata.identity, "llama", QuantizationConfig(), {"algorithm": "max"}, {})
     file = directory / IN_EXPORT
     file.parent.mkdir(parents=True)
-    save_file({}, file, header.to_metadata())
+    amaxes = {name: np.ones(shape, np.float32) for name, shape in expected_shapes(header, metadata).items()}
+    save_file(amaxes, file, header.to_metadata())
     return file
 
 
@@ -340,19 +346,29 @@ def test_a_job_that_fails_in_this_process_exits_with_status_1(
 
 
 @pytest.mark.parametrize(
-    ("error", "left"), [(JobFailed("it was killed"), []), (PtqError("who knows"), [".out.partial"])]
+    ("error", "blocks", "left"),
+    [(JobFailed("killed"), 0, 0), (JobFailed("killed"), 3, 1), (PtqError("who knows"), 0, 1)],
 )
-def test_a_job_that_has_failed_leaves_nothing(
-    error: PtqError, left: list[str], sound: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_a_job_that_was_killed_leaves_what_can_be_continued(
+    error: PtqError,
+    blocks: int,
+    left: int,
+    sound: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def fail(*_: Any, **__: Any) -> None:
-        (tmp_path / ".out.partial").mkdir()
+        journal = begin(tmp_path / "out").journal
+        journal.mkdir()
+        (journal / PROGRESS).write_text(json.dumps({"next_block": blocks}))
         raise error
 
     monkeypatch.setattr(run_context, "run_experiment", fail)
     with pytest.raises(SystemExit):
         execute(*sound, "run.executor=torchrun")
-    assert [path.name for path in tmp_path.iterdir()] == left
+    assert len(list(tmp_path.iterdir())) == left
+    assert ("3 finished blocks are kept: the same command" in capsys.readouterr().err) == bool(blocks)
 
 
 def test_plan_only_prints_the_plan_and_starts_nothing(

@@ -139,6 +139,36 @@ def table_of(home: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest
     return capsys.readouterr().out
 
 
+@pytest.mark.parametrize("name", ["[/red]", "[bold]", "a\x1b[31mb", "a\nb", "a\udcffb", "a\u202eb", ":smile:"])
+def test_what_a_record_holds_is_shown_as_it_is(
+    name: str, home: Path, job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    runs.write(replace(runs.begin(job, 1), id="direct_1", state=runs.FAILED, job=name, model=name, path=f"/{name}"))
+    _, line = table_of(home, capsys, monkeypatch).splitlines()
+    shown = name.encode("ascii", "backslashreplace").decode() if "\udcff" in name or "\u202e" in name else name
+    shown = shown.replace("\x1b", "\\x1b").replace("\n", "\\n")
+    assert line.split() == ["direct_1", shown, shown, "fp8", "FAILED", f"/{shown}"]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"started": 5},
+        {"path": None},
+        {"metrics": []},
+        {"metrics": {"recovery": "much"}},
+        {"seconds": "long"},
+        {"id": {}},
+    ],
+)
+def test_a_record_of_another_kind_is_left_out(
+    change: dict[str, Any], home: Path, job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = runs.write(replace(runs.begin(job, 1), id="direct_1"))
+    file.write_text(json.dumps({**json.loads(file.read_text()), **change}))
+    assert table_of(home, capsys, monkeypatch) == f"no runs in {home}\n"
+
+
 def test_the_table(home: Path, job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     assert table_of(home, capsys, monkeypatch) == f"no runs in {home}\n"
     older = replace(runs.begin(job, 1), id="direct_1", started="2026-01-01T00:00:00+00:00")

@@ -19,13 +19,16 @@ import torch
 
 from nemo_ptq.checkpoint.huggingface.description import nemo_arguments, read_settings
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights, load_generation_config, load_tokenizer
+from nemo_ptq.checkpoint.links import links_out_of
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
-from nemo_ptq.checkpoint.staging import atomic_directory
+from nemo_ptq.checkpoint.staging import atomic_directory, place_problem, reserved
 from nemo_ptq.checkpoint.writer import write_context, write_weights
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 from nemo_ptq.models.mapping import OUTPUT, WeightRule
 
+# What a NeMo checkpoint is made of.
+_PARTS = ("context", "weights")
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 # Buffers that old files carry and no model loads.
 _BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
@@ -96,26 +99,39 @@ def import_hf(source: str, output: str, overwrite: bool = False) -> Path:
 
     Raises:
         PtqError: A file is missing or damaged, the model is of an unknown family, a tensor is missing or would be
-            lost, or `output` exists.
+            lost, `output` exists, or another process makes it.
     """
     directory, checkpoint = Path(source), Path(output)
     _check_paths(directory, checkpoint, overwrite)
     model = HuggingFaceModel(directory)
-    with atomic_directory(checkpoint) as staging:
-        write_weights(staging / "weights", model.parts)
-        model.write_context(staging / "context")
+    with reserved(checkpoint):
+        _check_paths(directory, checkpoint, overwrite)  # again: another process may have made it
+        with atomic_directory(checkpoint) as staging:
+            write_weights(staging / "weights", model.parts)
+            model.write_context(staging / "context")
     return checkpoint
 
 
 def _check_paths(source: Path, output: Path, overwrite: bool) -> None:
     if not source.is_dir():
         raise PtqError(f"{source} is not a directory: download the model first")
+    if link := next(links_out_of(source), None):
+        raise PtqError(f"the link {link} leads out of {source}: put the file itself in its place, or remove the link")
     if output.resolve() in (source.resolve(), *source.resolve().parents):
         raise PtqError(f"{output} holds the source {source}: choose another output")
+    if problem := place_problem(output.absolute()):
+        raise PtqError(f"{output} {problem}")
     if output.exists() and not overwrite:
         raise PtqError(f"{output} exists: choose another output, or ask to overwrite it")
-    if output.exists() and not (output / "weights").is_dir():
-        raise PtqError(f"{output} is not a NeMo checkpoint, so it is not overwritten: choose another output")
+    if output.exists():
+        if not (output / "weights" / "metadata.json").is_file():
+            raise PtqError(f"{output} is not a NeMo checkpoint, so it is not overwritten: choose another output")
+        others = sorted(entry.name for entry in output.iterdir() if entry.name not in _PARTS)
+        if others:
+            raise PtqError(
+                f"{output} holds {', '.join(others[:3])} beside a NeMo checkpoint, so it is not overwritten: move that "
+                "away, or choose another output"
+            )
 
 
 def _dtype(settings: Settings, embedding: torch.Tensor) -> torch.dtype:

@@ -9,6 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
+from nemo_ptq.console.text import printable
 from nemo_ptq.errors import PtqError
 
 # Tokens of a document that the samples continue.
@@ -105,9 +106,9 @@ def evaluate(
         for name, found in figures.items():
             if found is not None:
                 typer.echo(f"{name:32}{found.value:10.4f}   95 % interval {found.low:.4f} to {found.high:.4f}")
-        typer.echo(f"over {quality.tokens:,} tokens of {quality.documents} documents from {quality.text}")
+        typer.echo(f"over {quality.tokens:,} tokens of {quality.documents} documents from {printable(quality.text)}")
         for name, continued in words.items():
-            typer.echo(f"\n{name}: {continued}")
+            typer.echo(f"\n{name}: {printable(continued)}")
     if update_report or (update_report is None and has_report(directory)):
         update_quality(directory, quality)
         reporter.say(f"the report in {directory / 'ptq'} has these figures now")

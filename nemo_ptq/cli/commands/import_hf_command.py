@@ -7,6 +7,8 @@ from typing import Annotated
 
 import typer
 
+from nemo_ptq.console.text import printable
+
 
 def import_hf(
     source: Annotated[Path, typer.Argument(metavar="SRC", help="Hugging Face directory.")],
@@ -16,4 +18,4 @@ def import_hf(
     """Make a NeMo 2.0 checkpoint from a Hugging Face directory, on a CPU and without running code from it."""
     from nemo_ptq.checkpoint.huggingface.importer import import_hf as run
 
-    typer.echo(f"Wrote {run(str(source), str(output), overwrite)}")
+    typer.echo(f"Wrote {printable(run(str(source), str(output), overwrite))}")

@@ -19,7 +19,9 @@ def runs(
     """List past runs: those of NeMo-Run's experiments, and those that were launched directly."""
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    from nemo_ptq.console.text import one_line
     from nemo_ptq.tracking.runs import nemo_run_home, read_runs
 
     home = nemo_run_home()
@@ -35,7 +37,7 @@ def runs(
         table.add_column(name, overflow="fold")
     for run in found:
         recovery, size = run.metrics.get("recovery"), run.metrics.get("export_bytes")
-        table.add_row(
+        cells = (
             run.id,
             run.job,
             run.model,
@@ -45,6 +47,8 @@ def runs(
             "" if size is None else _readable(size),
             run.path,
         )
+        # What a record holds is no markup.
+        table.add_row(*(Text(one_line(cell)) for cell in cells))
     console = Console(highlight=False)
     if not console.is_terminal:
         console.width = _WIDTH_OF_A_PIPE

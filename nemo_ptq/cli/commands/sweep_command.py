@@ -58,7 +58,9 @@ def sweep(
 def _show(outcomes: Sequence[Any]) -> None:
     from rich.console import Console
     from rich.table import Table
+    from rich.text import Text
 
+    from nemo_ptq.console.text import one_line
     from nemo_ptq.report.outcomes import COLUMNS
 
     table = Table(box=None, pad_edge=False)
@@ -66,5 +68,5 @@ def _show(outcomes: Sequence[Any]) -> None:
     for head in COLUMNS:
         table.add_column(head, justify="right")
     for outcome in outcomes:
-        table.add_row(outcome.algorithm, *outcome.texts())
+        table.add_row(*(Text(one_line(text)) for text in (outcome.algorithm, *outcome.texts())))
     Console(highlight=False).print(table)

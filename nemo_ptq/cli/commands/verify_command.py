@@ -11,6 +11,8 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from nemo_ptq.console.text import printable
+
 
 def verify(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Exported directory.")],
@@ -29,6 +31,6 @@ def verify(
         console = Console(highlight=False, soft_wrap=True)
         for check in checks:
             mark = Text("ok  ", "green") if check.ok else Text("FAIL", "bold red")
-            console.print(mark.append(f"  {check.name}: {check.detail}", "default not bold"))
+            console.print(mark.append(f"  {check.name}: {printable(check.detail)}", "default not bold"))
     if not all(check.ok for check in checks):
         raise typer.Exit(1)

@@ -28,6 +28,7 @@ Rule = Callable[..., str | None]
 
 RULES: tuple[Rule, ...] = (
     paths.checkpoint_is_named,
+    paths.checkpoint_is_self_contained,
     model.family_is_supported,
     format_limits.family_has_class,
     model.norm_fits_decoder,
@@ -47,6 +48,8 @@ RULES: tuple[Rule, ...] = (
     format_limits.kv_cache_has_layers,
     saved_calibration.model_is_quantized_once,
     saved_calibration.state_is_of_the_model,
+    saved_calibration.state_is_as_it_was_made,
+    saved_calibration.state_is_whole,
     saved_calibration.state_is_repeatable,
     saved_calibration.state_leaves_no_data_to_run,
     quantization_limits.awq_blocks_fit_calibration,
@@ -61,6 +64,8 @@ RULES: tuple[Rule, ...] = (
     quantization_limits.awq_blocks_fit_inference,
     quantization_limits.nvfp4_blocks_fit,
     paths.output_is_apart,
+    paths.output_can_be_renamed,
+    paths.output_is_not_in_use,
     paths.output_is_free,
     layerwise.leftover_is_wanted,
     paths.output_is_writable,

@@ -16,6 +16,7 @@ from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.models.registry import Family, family_of
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
+from nemo_ptq.quantization.state_entries import read_entries
 from nemo_ptq.quantization.state_header import read_header, state_file
 
 T = TypeVar("T")
@@ -63,6 +64,9 @@ def gather(arguments: Mapping[str, Any], world_size: int | None, launcher: str |
     header = None if state is None else _read(read_header, state, problems)
     if header is not None:
         values["header"] = header
+        values["state"] = state
+        if (entries := _read(read_entries, state, problems)) is not None:
+            values["entries"] = entries
         if isinstance(quantization, QuantizationConfig):
             problems.extend(_other_quantization(quantization, header.quantization))
             quantization = header.quantization

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.export.leftover import finished_blocks, how_to_go_on
+from nemo_ptq.checkpoint.output_lock import owner_of
+from nemo_ptq.export.leftover import find_leftover
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.residence import whole_model_needs
 
@@ -39,7 +40,7 @@ def layerwise_is_possible(
 def leftover_is_wanted(path: Any, resume: bool) -> str | None:
     """What an earlier run has finished is continued, or was removed."""
     output = Path(path).expanduser().absolute()
-    blocks = finished_blocks(output)
-    if blocks and not resume:
-        return f"export_config.path={path}: an earlier run has finished {blocks} blocks of it: {how_to_go_on(output)}"
-    return None
+    leftover = find_leftover(output)
+    if leftover is None or resume or owner_of(output) is not None:  # which goes on with it
+        return None
+    return leftover.in_the_way_of(path)

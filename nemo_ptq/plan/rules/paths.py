@@ -3,11 +3,23 @@
 """Names and places: the checkpoint, the tokenizer, the tracker, the directory to make."""
 
 import os
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.checkpoint.links import links_out_of
+from nemo_ptq.checkpoint.output_lock import owner_of
+from nemo_ptq.checkpoint.staging import place_problem
+from nemo_ptq.errors import PtqError
+from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.tracking.trackers import check_address
+from nemo_ptq.verify.manifest import MANIFEST, read_manifest
+
+# A message names this many files.
+_NAMES_SHOWN = 3
 
 
 def checkpoint_is_named(nemo_checkpoint: Any, model_path: Any, calibration_state: Any) -> str | None:
@@ -17,6 +29,17 @@ def checkpoint_is_named(nemo_checkpoint: Any, model_path: Any, calibration_state
     if None not in (nemo_checkpoint, model_path) and str(nemo_checkpoint) != str(model_path):
         return f"nemo_checkpoint={nemo_checkpoint} and model_path={model_path} mean the same option: give one of them"
     return None
+
+
+def checkpoint_is_self_contained(checkpoint: Any, model: ModelSpec) -> str | None:
+    """No link leads out of the checkpoint from where the export copies files."""
+    link = next(links_out_of(Path(checkpoint).expanduser()), None)
+    if link is None:
+        return None
+    return (
+        f"nemo_checkpoint={checkpoint}: the link {link} leads out of the checkpoint, to {os.path.realpath(link)}, "
+        "which would be copied into the export: put the file itself in its place, or remove the link"
+    )
 
 
 def tokenizer_exists(tokenizer_path: Any) -> str | None:
@@ -32,9 +55,15 @@ def tracker_is_known(tracking: str | None) -> str | None:
     return None if tracking is None else check_address(tracking)
 
 
+def output_can_be_renamed(path: Any) -> str | None:
+    """The directory is one that can be put in its place by a rename."""
+    problem = place_problem(Path(path).expanduser().absolute())
+    return None if problem is None else f"export_config.path={path} {problem}"
+
+
 def output_is_apart(path: Any, checkpoint: Any) -> str | None:
     """The export neither touches the checkpoint nor replaces a directory that holds it."""
-    output, source = (Path(item).expanduser().resolve() for item in (path, checkpoint))
+    output, source = (Path(os.path.realpath(Path(item).expanduser())) for item in (path, checkpoint))
     if output == source or source in output.parents or output in source.parents:
         return (
             f"export_config.path={path} and the checkpoint {checkpoint} must not contain one another: choose another "
@@ -43,22 +72,41 @@ def output_is_apart(path: Any, checkpoint: Any) -> str | None:
     return None
 
 
+def output_is_not_in_use(path: Any) -> str | None:
+    """No other job makes the directory."""
+    if not read_launch().is_first:
+        return None  # rank 0 of this very job may have begun
+    owner = owner_of(Path(path).expanduser().absolute())
+    if owner is None:
+        return None
+    return (
+        f"export_config.path={path} is being written by {owner}: wait until it has ended, or choose another directory"
+    )
+
+
 def output_is_free(path: Any, overwrite: bool) -> str | None:
-    """Nothing stands at the path, or an earlier export does and may be replaced."""
-    output = Path(path).expanduser()
-    if not output.exists():
+    """Nothing stands at the path, or an earlier export does, with nothing else in it, and may be replaced."""
+    output = Path(path).expanduser().absolute()
+    if not os.path.lexists(output) or place_problem(output) is not None:
         return None
     if not overwrite:
         return f"export_config.path={path} exists: choose another, or set export_config.overwrite=true to replace it"
-    if not output.is_dir() or (any(output.iterdir()) and not _is_export(output)):
-        return f"export_config.path={path} is not an export, so it is not overwritten: choose another"
+    if not output.is_dir():
+        return f"export_config.path={path} is not a directory, so it is not overwritten: choose another"
+    names = [str(file.relative_to(output)) for file in islice(_foreign_files(output), _NAMES_SHOWN + 1)]
+    if names:
+        shown = ", ".join(names[:_NAMES_SHOWN]) + (" and others" if len(names) > _NAMES_SHOWN else "")
+        return (
+            f"export_config.path={path} holds what no manifest of an export lists ({shown}), so it is not overwritten: "
+            "move that away, or choose another directory"
+        )
     return None
 
 
 def output_is_writable(path: Any) -> str | None:
     """The nearest directory above the path that exists can be written."""
     output = Path(path).expanduser().absolute()
-    parent = next(directory for directory in (*output.parents, output) if directory.exists())
+    parent = next(directory for directory in (*output.parents, output) if os.path.exists(directory))
     if not parent.is_dir():
         return f"export_config.path={path} cannot be made: {parent} is not a directory"
     if not os.access(parent, os.W_OK | os.X_OK):
@@ -66,11 +114,18 @@ def output_is_writable(path: Any) -> str | None:
     return None
 
 
-def _is_export(directory: Path) -> bool:
-    """Whether a directory is one format's, or has a subdirectory for each of several."""
-    names = {entry.name for entry in directory.iterdir()}
-    return (
-        "config.json" in names
-        or (directory / "ptq" / "manifest.json").is_file()
-        or all(name in FORMATS and (directory / name / "ptq" / "manifest.json").is_file() for name in names)
-    )
+def _foreign_files(output: Path) -> Iterator[Path]:
+    """Yields the files below a directory that are not of an export: of one format, or of one in each subdirectory."""
+    directories = [output] if (output / MANIFEST).is_file() else [entry for entry in output.iterdir() if entry.is_dir()]
+    listed = {file for directory in directories for file in _listed_files(directory)}
+    for parent, subdirectories, files in os.walk(output):
+        links = [name for name in subdirectories if (Path(parent) / name).is_symlink()]
+        yield from (file for name in sorted([*files, *links]) if (file := Path(parent) / name) not in listed)
+
+
+def _listed_files(directory: Path) -> Iterator[Path]:
+    """Yields the files that a directory's manifest lists, and the manifest; none if there is no sound one."""
+    with suppress(PtqError):
+        entries = read_manifest(directory)
+        yield directory / MANIFEST
+        yield from (directory / name for name in entries)

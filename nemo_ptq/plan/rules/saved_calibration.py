@@ -2,10 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """A saved calibration: it is of this model, and all that the export needs."""
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
+from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec
-from nemo_ptq.quantization.state_header import StateHeader
+from nemo_ptq.quantization.state_entries import Shape, entry_problems
+from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
+from nemo_ptq.verify.manifest import MANIFEST, read_manifest, sha256_of
 
 
 def model_is_quantized_once(calibration_state: Any, model: ModelSpec) -> str | None:
@@ -29,6 +34,37 @@ def state_is_of_the_model(header: StateHeader, calibration_state: Any, model: Mo
             f"calibration_state={calibration_state} was made of another model ({', '.join(other)}): "
             f"give the checkpoint that was calibrated (then {header.checkpoint})"
         )
+    return None
+
+
+def state_is_as_it_was_made(state: Path) -> str | None:
+    """A saved calibration that lies in an export is the one that the export's manifest lists."""
+    directory = state.parents[len(IN_EXPORT.parts) - 1]
+    if state != directory / IN_EXPORT or not (directory / MANIFEST).is_file():
+        return None
+    try:
+        entry = read_manifest(directory).get(IN_EXPORT.as_posix())
+    except PtqError as error:
+        return f"calibration_state={state}: {error}; give the export as it was made"
+    if entry is None or entry.sha256 != sha256_of(state):
+        listed = "does not list it" if entry is None else "lists it with another sha256"
+        return (
+            f"calibration_state={state} is not as it was made: the export's manifest {listed}; copy the export again, "
+            "or calibrate again"
+        )
+    return None
+
+
+def state_is_whole(
+    header: StateHeader, entries: Mapping[str, tuple[str, Shape]], state: Path, calibration_state: Any, model: ModelSpec
+) -> str | None:
+    """A saved calibration holds what its algorithm decides of the model's layers, and nothing else."""
+    if model.is_quantized or state_is_of_the_model(header, calibration_state, model):
+        return None
+    problems = list(entry_problems(entries, header, model))
+    if problems:
+        more = f", and {len(problems) - 1} more" if len(problems) > 1 else ""
+        return f"calibration_state={state}: {problems[0]}{more}: give the export as it was made, or calibrate again"
     return None
 
 

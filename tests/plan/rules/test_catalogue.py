@@ -37,7 +37,7 @@ def test_every_rule_is_applied(subject: ModuleType) -> None:
 
 def test_rules_look_at_what_there_is() -> None:
     options = {name.rpartition(".")[2] for name in OPTIONS}
-    gathered = {"world_size", "launcher", "header", "checkpoint", "model"}
+    gathered = {"world_size", "launcher", "header", "state", "entries", "checkpoint", "model"}
     derived = with_derived({"export_format": "trtllm", "model": LLAMA_8B, "decoder_type": None}).keys()
     for rule in RULES:
         assert inspect.signature(rule).parameters.keys() <= options | gathered | derived, rule.__name__

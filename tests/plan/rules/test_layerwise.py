@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from nemo_ptq.export.leftover import PROGRESS, finished_blocks, journal_path
+from nemo_ptq.checkpoint.staging import begin, reserved
+from nemo_ptq.export.leftover import PROGRESS, finished_blocks
 from nemo_ptq.plan.rules.layerwise import layerwise_is_possible, leftover_is_wanted
 from tests.plan.models import LLAMA_8B
 from tests.plan.rules.examples import expect
@@ -47,11 +48,14 @@ def test_an_earlier_run_is_continued_or_removed_by_hand(tmp_path: Path) -> None:
     output = tmp_path / "out"
     for resume in (False, True):
         assert leftover_is_wanted(output, resume) is None
-    journal_path(output).mkdir()
+    staging = begin(output)
+    staging.journal.mkdir()
     assert leftover_is_wanted(output, False) is None  # nothing is finished
-    (journal_path(output) / PROGRESS).write_text(json.dumps({"next_block": 7}))
-    assert finished_blocks(output) == 7
+    (staging.journal / PROGRESS).write_text(json.dumps({"next_block": 7}))
+    assert finished_blocks(staging.root) == 7
     problem = leftover_is_wanted(str(output), False)
     expect(problem, "an earlier run has finished 7 blocks of it: the same command with export_config.resume=true")
-    expect(problem, f"`rm -r {tmp_path}/.out.journal {tmp_path}/.out.partial` removes them")
+    expect(problem, f"`rm -r {staging.root}` removes them")
     assert leftover_is_wanted(str(output), True) is None
+    with reserved(output):  # it still runs, and another rule says so
+        assert leftover_is_wanted(str(output), False) is None

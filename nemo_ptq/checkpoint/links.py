@@ -1,0 +1,43 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Links in a checkpoint must not lead out of it: what they lead to would be copied into exports."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+# Files of a Hugging Face directory that are read as tensors, and not copied.
+_WEIGHTS = (".safetensors", ".bin")
+
+
+def links_out_of(checkpoint: Path) -> Iterator[Path]:
+    """Yields the links among the files that exports copy from a checkpoint that lead out of it, or nowhere.
+
+    In a Hugging Face hub cache, whose snapshots are links into the ``blobs/`` beside them, these are a part of it.
+
+    Args:
+        checkpoint: A NeMo 2.0 checkpoint, whose ``context/`` is looked at, or a Hugging Face directory.
+    """
+    root = _real(checkpoint)
+    blobs = [parent.with_name("blobs") for parent in root.parents if parent.name == "snapshots"]
+    context = checkpoint / "context"
+    if os.path.lexists(context):
+        start = [context]
+    else:
+        start = [entry for entry in sorted(checkpoint.iterdir()) if entry.suffix not in _WEIGHTS]
+    yield from _links_out_of(start, [root, *blobs], set())
+
+
+def _links_out_of(entries: list[Path], roots: list[Path], seen: set[Path]) -> Iterator[Path]:
+    for entry in entries:
+        target = _real(entry)
+        is_inside = target.exists() and any(target.is_relative_to(root) for root in roots)
+        if entry.is_symlink() and not is_inside:
+            yield entry
+        elif target.is_dir() and target not in seen:
+            seen.add(target)
+            yield from _links_out_of(sorted(entry.iterdir()), roots, seen)
+
+
+def _real(path: Path) -> Path:
+    return Path(os.path.realpath(path))
