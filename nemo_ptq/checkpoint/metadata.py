@@ -11,8 +11,9 @@ import yaml
 
 from nemo_ptq.checkpoint.huggingface.description import describe
 from nemo_ptq.checkpoint.index import read_index
+from nemo_ptq.checkpoint.known_tensors import check_tensors
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.models.spec import ModelSpec, spec_of
+from nemo_ptq.models.spec import ModelSpec, check_sizes, spec_of
 
 EMBEDDING = "module.embedding.word_embeddings.weight"
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml")
@@ -33,7 +34,7 @@ def read_metadata(checkpoint: Path) -> ModelSpec:
     """
     try:
         if is_hugging_face(checkpoint):
-            return describe(checkpoint)
+            return describe(checkpoint).spec
         _check_files(checkpoint)
     except OSError as error:
         raise ConfigError([f"nemo_checkpoint={checkpoint} cannot be read: {error.strerror}"]) from error
@@ -79,7 +80,7 @@ def _check_files(checkpoint: Path) -> None:
 def is_hugging_face(directory: Path) -> bool:
     """Whether a directory is a model as Hugging Face's libraries save it."""
     try:
-        return "model_type" in json.loads((directory / "config.json").read_text())
+        return "model_type" in json.loads((directory / "config.json").read_text(encoding="utf-8-sig"))
     except (OSError, ValueError):
         return False
 
@@ -138,7 +139,7 @@ def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str,
             ]
         )
     try:
-        return spec_of(
+        model = spec_of(
             config,
             tensors[EMBEDDING].size[0],
             model_class=config["model_class"],
@@ -149,3 +150,11 @@ def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str,
         raise ConfigError(
             [f"{checkpoint / 'context' / 'model.yaml'} is not of a GPT-like model: {error} is missing"]
         ) from error
+    try:
+        check_sizes(model)
+        check_tensors(
+            model, {name: str(entry.properties.state[0]) for name, entry in tensors.items() if hasattr(entry, "size")}
+        )
+    except PtqError as error:
+        raise ConfigError([f"nemo_checkpoint={checkpoint}: {error}"]) from error
+    return model

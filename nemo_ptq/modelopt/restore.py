@@ -10,7 +10,7 @@ from megatron.core.models.gpt import GPTModel
 from modelopt.torch.opt.plugins.mcore_dist_checkpointing import restore_sharded_modelopt_state
 
 import nemo_ptq.modelopt.attention  # noqa: F401  (ModelOpt must know it before it inserts quantizers)
-from nemo_ptq.checkpoint.parts import PREFIX
+from nemo_ptq.checkpoint.known_tensors import PREFIX
 from nemo_ptq.console.quiet import quiet_prints
 from nemo_ptq.modelopt.quantizers import compute_weight_amax
 from nemo_ptq.quantization.state_header import IN_EXPORT, read_header

@@ -6,11 +6,13 @@ It is read from the fields of NeMo's configuration, wherever those come from: a 
 a config.json of Hugging Face's. Imports nothing heavy.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from nemo_ptq.errors import PtqError
 from nemo_ptq.models.layers import LayerSpec, ModuleSpec, gpt_layer
 
 # Our name of each activation, by that of NeMo's function.
@@ -183,6 +185,39 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
         rotary_scaling=_rotary_scaling(config),
         **known,
     )
+
+
+# Fields that are sizes, those that are positive numbers, and what NeMo calls them where that is something else.
+_SIZES = ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "head_size", "ffn_hidden_size")
+_NUMBERS = ("norm_epsilon", "rotary_base", "rotary_percent")
+_NEMO_NAMES = {"head_size": "kv_channels", "norm_epsilon": "layernorm_epsilon"}
+
+
+def check_sizes(model: ModelSpec) -> None:
+    """Refuses a description that no model can have.
+
+    Raises:
+        PtqError: If a size is no positive whole number, a number not finite and above zero, or the query groups do
+            not divide the heads.
+    """
+    for name in (*_SIZES, "seq_length"):
+        value = getattr(model, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise PtqError(
+                f"the context has {_NEMO_NAMES.get(name, name)} {value!r}, which is no size: it must be a positive "
+                "whole number"
+            )
+    for name in _NUMBERS:
+        value = getattr(model, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            raise PtqError(
+                f"the context has {_NEMO_NAMES.get(name, name)} {value!r}: it must be a finite number above zero"
+            )
+    if model.num_attention_heads % model.num_query_groups:
+        raise PtqError(
+            f"the context has num_query_groups {model.num_query_groups}, which does not divide num_attention_heads "
+            f"{model.num_attention_heads}"
+        )
 
 
 def _activation(function: Any) -> str:

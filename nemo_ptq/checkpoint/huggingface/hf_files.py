@@ -24,7 +24,8 @@ def read_json(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise PtqError(f"{file.parent} lacks {file.name}; {found_in(file.parent)}")
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        # Some editors put a byte order mark before the text.
+        content = json.loads(file.read_text(encoding="utf-8-sig"))
     except ValueError as error:
         raise PtqError(f"{file} is not valid JSON: {error}") from None
     if not isinstance(content, dict):
