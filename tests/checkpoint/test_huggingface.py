@@ -370,6 +370,10 @@ DAMAGE = {
         _change_tensors(lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(256)})),
         r"NeMo has no place for 1 tensors .*q_proj\.bias",
     ),
+    "other sizes": (
+        _change_config(num_key_value_heads=2),
+        r"k_proj\.weight has shape \(128, 256\), and the sizes in config\.json make it \(64, 256\)",
+    ),
     "another vocabulary": (
         _change_config(vocab_size=VOCAB + 1),
         f"the embedding has {VOCAB} rows, but config.json has vocab_size {VOCAB + 1}",

@@ -25,6 +25,7 @@ class HuggingFaceDescription:
     Attributes:
         hf_class: The model's class.
         settings: Those of config.json, the ones that it leaves out included.
+        spec: The model that the import is.
         nemo_class: Name of NeMo's configuration class.
         common: Its arguments that every family has.
         special: Those that replace or add to them.
@@ -34,16 +35,12 @@ class HuggingFaceDescription:
 
     hf_class: HuggingFaceClass
     settings: Settings
+    spec: ModelSpec
     nemo_class: str
     common: dict[str, Any]
     special: dict[str, Any]
     tensors: Mapping[str, StoredTensor]
     dtype: str
-
-    @property
-    def spec(self) -> ModelSpec:
-        """The model that the import is."""
-        return settings_spec(self.hf_class, self.settings)
 
 
 def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
@@ -99,6 +96,7 @@ def describe(directory: Path) -> HuggingFaceDescription:
     hf_class, settings = read_settings(directory)
     name, common, special = hf_class.nemo_arguments(settings)
     tensors = stored_tensors(directory)
-    check_tensors(hf_class, settings, tensors)
+    spec = settings_spec(hf_class, settings)
+    check_tensors(hf_class, settings, spec, tensors)
     dtype = weights_dtype(settings, tensors[hf_class.embedding])
-    return HuggingFaceDescription(hf_class, settings, name, common, special, tensors, dtype)
+    return HuggingFaceDescription(hf_class, settings, spec, name, common, special, tensors, dtype)

@@ -16,7 +16,8 @@ from pathlib import Path
 from nemo_ptq.checkpoint.huggingface.hf_files import weight_files
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
-from nemo_ptq.models.mapping import OUTPUT, WeightRule
+from nemo_ptq.models.mapping import EMBEDDING, OUTPUT, WeightRule
+from nemo_ptq.models.spec import ModelSpec
 
 DTYPES = ("float32", "float16", "bfloat16")
 """Data types that weights may have."""
@@ -130,24 +131,28 @@ def _numbered(rule: WeightRule, settings: Settings) -> Iterator[PlannedPart]:
         yield PlannedPart(rule, names, tuple((number, sizes[axis]) for axis, number in numbers.items()))
 
 
-def check_tensors(hf_class: HuggingFaceClass, settings: Settings, stored: Mapping[str, StoredTensor]) -> None:
+def check_tensors(
+    hf_class: HuggingFaceClass, settings: Settings, model: ModelSpec, stored: Mapping[str, StoredTensor]
+) -> None:
     """Refuses weights that a model cannot be made of.
 
     Args:
         hf_class: The model's class.
         settings: Those of its config.json.
+        model: The model that they describe.
         stored: What the files hold.
 
     Raises:
-        PtqError: If a tensor is missing or would be lost, has a data type that no weights have, or the embedding has
-            another size than config.json says.
+        PtqError: If a tensor is missing or would be lost, has a data type that no weights have, or another shape than
+            config.json says.
     """
     if settings["num_hidden_layers"] > len(stored):
         raise PtqError(
             f"config.json has {settings['num_hidden_layers']} layers, and the weights have only {len(stored)} tensors: "
             "give the config.json of these weights"
         )
-    used = {name for part in planned_parts(hf_class, settings) for name in part.names}
+    parts = planned_parts(hf_class, settings)
+    used = {name for part in parts for name in part.names}
     if missing := sorted(used - stored.keys()):
         raise PtqError(f"the weights lack {len(missing)} tensors, {missing[0]} among them; is a file missing?")
     copies = {f"{hf_class.output_layer}.weight"} if settings["tie_word_embeddings"] else set()
@@ -165,6 +170,33 @@ def check_tensors(hf_class: HuggingFaceClass, settings: Settings, stored: Mappin
             f"the embedding has {rows} rows, but config.json has vocab_size {settings['vocab_size']}: give the "
             "config.json of these weights"
         )
+    for part in parts:
+        for name, shape in _shapes(part, model, rows).items():
+            if stored[name].shape != shape:
+                raise PtqError(
+                    f"{name} has shape {stored[name].shape}, and the sizes in config.json make it {shape}: give the "
+                    "config.json of these weights"
+                )
+
+
+def _shapes(part: PlannedPart, model: ModelSpec, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that a part is made of, by their names."""
+    hidden = model.hidden_size
+    outside = {
+        EMBEDDING: (vocab_size, hidden),
+        OUTPUT: (vocab_size, hidden),
+        "embedding.position_embeddings": (model.seq_length, hidden),
+        "decoder.final_layernorm": (hidden,),
+    }
+    if part.rule.module in outside:
+        return dict.fromkeys(part.names, outside[part.rule.module])
+    numbers = dict(zip(("layer", "expert"), (number for number, _ in part.position), strict=False))
+    module = model.module(part.rule.module.format(**numbers))
+    is_bias = part.rule.target.endswith("bias")
+    return {
+        name: (module.outputs(rows),) if is_bias or module.kind == "norm" else (module.outputs(rows), module.inputs)
+        for rows, name in zip(part.rule.sources, part.names, strict=True)
+    }
 
 
 def weights_dtype(settings: Settings, embedding: StoredTensor) -> str:

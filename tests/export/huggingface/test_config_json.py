@@ -5,6 +5,7 @@
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,10 +41,12 @@ def edit(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(read(path) | changes))
 
 
-def export(source: Path, output: Path, format: str = "hf", algorithm: str = "no_quant", dtype: str = "bf16") -> Path:
-    """A whole job without data, verified."""
-    quantization = QuantizationConfig(algorithm, evaluation_dataset_size=0)
-    ptq(str(source), ExportConfig(str(output), export_format=format, dtype=dtype), quantization_config=quantization)
+def export(source: Path, output: Path, dtype: str = "bf16", text: Path | None = None) -> Path:
+    """A whole job that quantizes nothing, verified; its report measures the model on the text."""
+    quantization = QuantizationConfig("no_quant", evaluation_dataset_size=0)
+    if text is not None:
+        quantization = replace(quantization, calibration_dataset=str(text), evaluation_dataset_size=2)
+    ptq(str(source), ExportConfig(str(output), export_format="hf", dtype=dtype), quantization_config=quantization)
     assert [check for check in verify(output) if not check.ok] == []
     return output
 
@@ -139,7 +142,7 @@ def test_a_context_of_another_model_is_not_described_by_the_file_that_was_kept(t
     found = read(export(checkpoint, tmp_path / "out") / "config.json")
     assert found["rope_theta"] == 10000.0
     assert found["sliding_window"] == 128
-    assert found["eos_token_id"] == 1
+    assert found["eos_token_id"] == read(checkpoint.with_name("hf") / "generation_config.json")["eos_token_id"]
 
 
 def test_without_the_file_the_tokens_are_those_of_the_generation_settings(tmp_path: Path) -> None:
@@ -159,7 +162,11 @@ def test_float16_weights_are_kept_bit_for_bit(through: str, tmp_path: Path) -> N
     expected = load_file(source / "model.safetensors")
     assert any(not torch.equal(tensor, tensor.bfloat16().half()) for tensor in expected.values())
     checkpoint = import_hf(str(source), str(tmp_path / "nemo")) if through == "nemo" else source
-    found = load_file(export(checkpoint, tmp_path / "out", dtype="fp16") / "model.safetensors")
+    (tmp_path / "texts.txt").write_text("the quick brown fox jumps over it\n" * 4)
+    output = export(checkpoint, tmp_path / "out", "fp16", tmp_path / "texts.txt")
+    quality = read(output / "ptq" / "report.json")["quality"]
+    assert quality["perplexity"]["value"] == quality["baseline_perplexity"]["value"] > 1
+    found = load_file(output / "model.safetensors")
     assert found.keys() == expected.keys()
     assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
 
