@@ -164,7 +164,7 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
         hidden_size=hidden,
         num_attention_heads=heads,
         num_query_groups=config.get("num_query_groups") or heads,
-        head_size=config.get("kv_channels") or hidden // heads,
+        head_size=config.get("kv_channels") or (hidden // heads if heads else 0),
         ffn_hidden_size=config.get("moe_ffn_hidden_size") or config.get("ffn_hidden_size") or 4 * hidden,
         gated_mlp=config.get("gated_linear_unit", False),
         vocab_size=vocab_size,
@@ -189,7 +189,7 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
 
 # Fields that are sizes, those that are positive numbers, and what NeMo calls them where that is something else.
 _SIZES = ("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "head_size", "ffn_hidden_size")
-_NUMBERS = ("norm_epsilon", "rotary_base", "rotary_percent")
+_ROTARY = ("rotary_base", "rotary_percent")
 _NEMO_NAMES = {"head_size": "kv_channels", "norm_epsilon": "layernorm_epsilon"}
 
 
@@ -207,7 +207,7 @@ def check_sizes(model: ModelSpec) -> None:
                 f"the context has {_NEMO_NAMES.get(name, name)} {value!r}, which is no size: it must be a positive "
                 "whole number"
             )
-    for name in _NUMBERS:
+    for name in ("norm_epsilon", *(_ROTARY if model.position_embedding_type == "rope" else ())):
         value = getattr(model, name)
         if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
             raise PtqError(

@@ -83,7 +83,7 @@ def test_sizes_that_the_config_leaves_open_are_megatrons(checkpoint: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"num_attention_heads": 0}, "num_attention_heads 0, which is no size"),
+        ({"num_attention_heads": 0, "kv_channels": None}, "num_attention_heads 0, which is no size"),
         ({"ffn_hidden_size": 12.5}, "ffn_hidden_size 12.5, which is no size"),
         ({"layernorm_epsilon": float("nan")}, "layernorm_epsilon nan: it must be a finite number above zero"),
         ({"layernorm_epsilon": None}, "layernorm_epsilon None: it must be"),
