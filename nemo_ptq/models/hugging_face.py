@@ -103,7 +103,7 @@ class HuggingFaceClass:
             PtqError: If a setting is missing, is not known, or has a value that NeMo's class or no model can have.
         """
         given = with_one_spelling(content)
-        check_known(given, self._read, self.neutral, self.architecture)
+        check_known(given, self._known, self.neutral, self.architecture)
         settings = {**self.defaults, **given}
         missing = sorted({*self.fields.values(), *self.aliases.values()} - settings.keys())
         if missing:
@@ -120,7 +120,7 @@ class HuggingFaceClass:
         return settings
 
     @property
-    def _read(self) -> frozenset[str]:
+    def _known(self) -> frozenset[str]:
         """The settings that are read, or need not be."""
         named = (self.defaults, self.fields.values(), self.aliases, self.aliases.values(), self.fixed, self.harmless)
         return frozenset(_COMMON).union(*named)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ptq.checkpoint.huggingface.hf_files import read_json
+from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 
@@ -40,7 +41,7 @@ def published_config(checkpoint: Path, hf_class: HuggingFaceClass, nemo: Any) ->
     Raises:
         PtqError: If it cannot be read.
     """
-    if (checkpoint / "config.json").is_file():
+    if is_hugging_face(checkpoint):
         return read_json(checkpoint / "config.json")
     if not (checkpoint / "context" / KEPT).is_file():
         return None
