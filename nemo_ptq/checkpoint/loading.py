@@ -72,19 +72,22 @@ class LoadedModel:
         return bool(self.config.share_embeddings_and_output_weights)
 
 
-def _adjust_to_machine(config: fdl.Config, device: torch.device, overrides: Mapping[str, Any]) -> None:
+def _adjust_to_machine(
+    config: fdl.Config, device: torch.device, dtype: torch.dtype, overrides: Mapping[str, Any]
+) -> None:
     """Rewrites the training machine's settings in a checkpoint's model config for calibration on this one.
 
     Args:
         config: Fiddle config of a NeMo ``GPTConfig``, changed in place.
         device: Where the model will live.
+        dtype: In which its weights are held, bfloat16 or float16.
         overrides: Parallel sizes and other fields to set.
     """
     settings: dict[str, Any] = {
-        "params_dtype": torch.bfloat16,
-        "pipeline_dtype": torch.bfloat16,
-        "bf16": True,
-        "fp16": False,
+        "params_dtype": dtype,
+        "pipeline_dtype": dtype,
+        "bf16": dtype == torch.bfloat16,
+        "fp16": dtype == torch.float16,
         # So that nothing asks for CUDA's memory while the model is built on the meta device.
         "use_cpu_initialization": True,
         # The weights are read from the checkpoint, so nothing is gained by initialising them first.
@@ -135,13 +138,16 @@ def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
 
 
-def build_model(context: fdl.Config, device: torch.device, overrides: Mapping[str, Any]) -> Any:
+def build_model(
+    context: fdl.Config, device: torch.device, overrides: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16
+) -> Any:
     """Builds this rank's part of a model without memory for its weights: they are on torch's meta device.
 
     Args:
         context: Fiddle config of a NeMo model such as ``LlamaModel``, changed in place to suit this machine.
         device: Where the weights will go.
         overrides: Fields of the model's config to set, parallel sizes among them.
+        dtype: In which its weights are held.
 
     Returns:
         NeMo's model, whose ``module`` is Megatron's.
@@ -149,7 +155,7 @@ def build_model(context: fdl.Config, device: torch.device, overrides: Mapping[st
     Raises:
         PtqError: If NeMo's classes do not take what the context says, or the tokenizer cannot be loaded.
     """
-    _adjust_to_machine(context.config, device, overrides)
+    _adjust_to_machine(context.config, device, dtype, overrides)
     context.optim = None
     # NeMo's model class, not its config alone: Gemma's scales the embedding.
     try:
@@ -175,6 +181,7 @@ def open_model(
     num_layers_in_first_pipeline_stage: int | None = None,
     num_layers_in_last_pipeline_stage: int | None = None,
     trusted: Sequence[str] = (),
+    dtype: torch.dtype = torch.bfloat16,
 ) -> LoadedModel:
     """Builds this rank's part of a model, none of its weights in memory.
 
@@ -187,11 +194,15 @@ def open_model(
         num_layers_in_first_pipeline_stage: Layers of the first stage, where stages are uneven.
         num_layers_in_last_pipeline_stage: Layers of the last stage, where stages are uneven.
         trusted: Dotted names that a NeMo checkpoint's context may use beside those that are always allowed.
+        dtype: In which weights are held. Those that are bfloat16 in the checkpoint stay so: nothing is lost by it, and
+            activations of such a model may exceed float16.
 
     Raises:
         PtqError: If it does not hold a GPT-like model, or its context names code that is not allowed.
     """
     reader = open_checkpoint(checkpoint, AllowedNames(trusted))
+    if all(part.dtype == torch.bfloat16 for part in reader.parts):
+        dtype = torch.bfloat16
     parallelism = this_rank()
     overrides: dict[str, Any] = {
         "tensor_model_parallel_size": parallelism.tensor.size,
@@ -206,7 +217,7 @@ def open_model(
         has_vocab_size = context.config.vocab_size is not None
         if tokenizer_path is not None:
             context.tokenizer = fdl.Config(get_tokenizer, tokenizer_path)
-        model = build_model(context, device, overrides)
+        model = build_model(context, device, overrides, dtype)
     return LoadedModel(
         model.module,
         model.config,

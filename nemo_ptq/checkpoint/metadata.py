@@ -10,8 +10,9 @@ from nemo_ptq.checkpoint import context_graph
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.huggingface.description import describe
 from nemo_ptq.checkpoint.index import read_index
+from nemo_ptq.checkpoint.known_tensors import check_tensors
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.models.spec import SIZES, ModelSpec, spec_of
+from nemo_ptq.models.spec import SIZES, ModelSpec, check_numbers, spec_of
 from nemo_ptq.untrusted import FileError, read_json, read_yaml
 
 EMBEDDING = "module.embedding.word_embeddings.weight"
@@ -33,7 +34,7 @@ def read_metadata(checkpoint: Path) -> ModelSpec:
     """
     try:
         if is_hugging_face(checkpoint):
-            return describe(checkpoint)
+            return describe(checkpoint).spec
         _check_files(checkpoint)
     except OSError as error:
         raise ConfigError([f"nemo_checkpoint={checkpoint} cannot be read: {error.strerror}"]) from error
@@ -161,7 +162,7 @@ def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str,
             ]
         )
     try:
-        return spec_of(
+        model = spec_of(
             config,
             tensors[EMBEDDING].size[0],
             model_class=config["model_class"],
@@ -174,3 +175,11 @@ def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str,
         ) from error
     except PtqError as error:
         raise ConfigError([f"{checkpoint / 'context' / 'model.yaml'}: {error}"]) from error
+    try:
+        check_numbers(model)
+        check_tensors(
+            model, {name: str(entry.properties.state[0]) for name, entry in tensors.items() if hasattr(entry, "size")}
+        )
+    except PtqError as error:
+        raise ConfigError([f"nemo_checkpoint={checkpoint}: {error}"]) from error
+    return model

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
+from nemo_ptq.errors import PtqError
 from nemo_ptq.models.mapping import live_name
-
-# NeMo wraps Megatron's model in a LightningModule, whose attribute `module` it is.
-PREFIX = "module."
 
 
 @dataclass(frozen=True)
@@ -69,3 +67,17 @@ def is_linear(name: str) -> bool:
 def shares_inputs(linear: str) -> bool:
     """Whether tensor-parallel ranks share the input channels of a linear layer, by Megatron's name of it."""
     return linear.endswith(("linear_proj", "linear_fc2"))
+
+
+def check_finite(name: str, tensor: torch.Tensor) -> None:
+    """Refuses weights with NaN or infinity; a pass over them that takes no memory.
+
+    Args:
+        name: Of the tensor in its files.
+        tensor: Of a floating-point type, on any device.
+
+    Raises:
+        PtqError: If a value is not finite.
+    """
+    if tensor.numel() and not all(extreme.isfinite() for extreme in tensor.aminmax()):
+        raise PtqError(f"{name} has values that are not finite: the checkpoint is damaged, or its training diverged")

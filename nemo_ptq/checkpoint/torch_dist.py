@@ -21,7 +21,8 @@ from zlib import crc32
 import torch
 
 from nemo_ptq.checkpoint.index import Chunk, StoredTensor, read_stored
-from nemo_ptq.checkpoint.parts import PREFIX, TensorPart
+from nemo_ptq.checkpoint.known_tensors import PREFIX, is_weight
+from nemo_ptq.checkpoint.parts import TensorPart, check_finite
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import open_file
 
@@ -42,7 +43,7 @@ def checkpoint_parts(checkpoint: Path) -> list[TensorPart]:
     parts = [
         part
         for name, tensor in read_stored(checkpoint).tensors.items()
-        if name.startswith(PREFIX) and not name.endswith("_extra_state") and "_quantizer." not in name
+        if is_weight(name)
         for part in _parts(checkpoint / "weights", name.removeprefix(PREFIX), tensor)
     ]
     return list(_with_gated_joined(parts))
@@ -78,7 +79,7 @@ def _parts(weights: Path, key: str, tensor: StoredTensor) -> Sequence[TensorPart
             key,
             shape,
             dtype,
-            partial(read_part, weights, tensor, index),
+            partial(_read_weight, key, weights, tensor, index),
             tuple(zip(index, sizes, strict=True)),
         )
         for index in product(*map(range, sizes))
@@ -90,6 +91,12 @@ def _dtype(tensor: StoredTensor) -> torch.dtype:
     if not isinstance(dtype, torch.dtype):
         raise PtqError(f"a tensor of the checkpoint is of {tensor.dtype}, which torch does not have: save it again")
     return dtype
+
+
+def _read_weight(key: str, weights: Path, tensor: StoredTensor, index: tuple[int, ...]) -> torch.Tensor:
+    part = read_part(weights, tensor, index)
+    check_finite(f"{PREFIX}{key}", part)
+    return part
 
 
 def read_part(weights: Path, tensor: StoredTensor, index: tuple[int, ...] = ()) -> torch.Tensor:

@@ -24,7 +24,8 @@ from torch.distributed.checkpoint.planner import (
     WriteItemType,
 )
 
-from nemo_ptq.checkpoint.parts import PREFIX, TensorPart
+from nemo_ptq.checkpoint.known_tensors import PREFIX
+from nemo_ptq.checkpoint.parts import TensorPart
 
 # What NeMo expects in a checkpoint beside the weights.
 COMMON_STATE: Mapping[str, Any] = {

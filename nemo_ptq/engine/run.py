@@ -22,6 +22,7 @@ from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, open_model
 from nemo_ptq.checkpoint.staging import Staging, stamp_of
+from nemo_ptq.config import NO_QUANT
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.evaluation import sample
@@ -133,7 +134,7 @@ class _BlockJob:
         unpacked = {name: self.directories[name] for name in self._unpacked}
         calibrated = by_modelopt(self.job, self.samples, self.device, unpacked, self.reporter)
         with self.reporter.part("load"):
-            model = open_model(self.job.checkpoint, self.device, **self.job.loading_options)
+            model = open_model(self.job.checkpoint, self.device, dtype=self._dtype, **self.job.loading_options)
             check_exportable(model, self.job)
         quantization = calibrated or by_algorithm(self.job, model)
         state, observations, files = self._walk(model, quantization)
@@ -150,6 +151,12 @@ class _BlockJob:
         if observations.quality is not None:
             self.reporter.say(describe(observations.quality))
         self._finish(files, state, partial(report_of, size, self.job, observations))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """In which weights are held: algorithms take bfloat16, and what is not quantized is rounded once."""
+        is_quantized = self.job.quantization.algorithm_name != NO_QUANT
+        return torch.bfloat16 if is_quantized else getattr(torch, self.job.export.torch_dtype_name)
 
     def _prepare(self) -> None:
         """Makes the directories that are written to; of an earlier run the files with packed blocks alone are left."""

@@ -20,7 +20,7 @@ from megatron.core.models.gpt import GPTModel
 
 import nemo_ptq.modelopt.attention  # noqa: F401  (ModelOpt must know it before it inserts quantizers)
 from nemo_ptq.checkpoint.index import Stored, read_stored
-from nemo_ptq.checkpoint.parts import PREFIX
+from nemo_ptq.checkpoint.known_tensors import PREFIX
 from nemo_ptq.checkpoint.torch_dist import read_box, read_chunk
 from nemo_ptq.console.quiet import quiet_prints
 from nemo_ptq.errors import PtqError

@@ -11,11 +11,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.hf_settings import check_known, check_number, check_size, with_one_spelling
 from nemo_ptq.models.mapping import EMBEDDING, OUTPUT, QKV, WeightRule
 
 Settings = Mapping[str, Any]
 # NeMo's own models.
 NEMO = "nemo.collections.llm.gpt.model."
+# Fields of NeMo's configurations that are sizes, and those that are positive numbers.
+_SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length")
+_NUMBERS = ("layernorm_epsilon", "rotary_base", "rotary_percent")
+# Settings that every class may have.
+_COMMON = ("vocab_size", "num_key_value_heads", "head_dim", "tie_word_embeddings")
 
 
 @dataclass(frozen=True)
@@ -38,6 +44,9 @@ class HuggingFaceClass:
         aliases: Common settings that this class has another name for.
         output_layer: Hugging Face's name of the output layer.
         can_tie: Whether embedding and output layer can be one tensor in NeMo; if not, a tied one is written twice.
+        harmless: Further settings that do not change what the model computes.
+        neutral: Further settings that do not change it with these values alone.
+        written: What an export's config.json says in place of the source's.
     """
 
     architecture: str
@@ -53,6 +62,9 @@ class HuggingFaceClass:
     aliases: Mapping[str, str] = field(default_factory=dict)
     output_layer: str = "lm_head"
     can_tie: bool = False
+    harmless: Sequence[str] = ()
+    neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    written: Settings = field(default_factory=dict)
 
     @property
     def nemo_module(self) -> str:
@@ -85,12 +97,14 @@ class HuggingFaceClass:
         """Returns the settings of a config.json, those that it leaves out and the common names included.
 
         Args:
-            content: What the file holds.
+            content: What the file holds, in the spelling of transformers 4 or 5.
 
         Raises:
-            PtqError: If a setting is missing, or has a value that NeMo's class cannot have.
+            PtqError: If a setting is missing, is not known, or has a value that NeMo's class or no model can have.
         """
-        settings = {**self.defaults, **content}
+        given = with_one_spelling(content)
+        check_known(given, self._known, self.neutral, self.architecture)
+        settings = {**self.defaults, **given}
         missing = sorted({*self.fields.values(), *self.aliases.values()} - settings.keys())
         if missing:
             raise PtqError(f"config.json has no {', '.join(missing)}: give the file that the model was published with")
@@ -102,7 +116,38 @@ class HuggingFaceClass:
                     f"config.json has {name} {settings.get(name)!r}, but NeMo's {self.nemo_model.rpartition('.')[2]} "
                     f"can only have {values}"
                 )
+        self._check_values(settings)
         return settings
+
+    @property
+    def _known(self) -> frozenset[str]:
+        """The settings that are read, or need not be."""
+        named = (self.defaults, self.fields.values(), self.aliases, self.aliases.values(), self.fixed, self.harmless)
+        return frozenset(_COMMON).union(*named)
+
+    def _check_values(self, settings: Settings) -> None:
+        for field_name in (name for name in _SIZES if name in self.fields):
+            check_size(self.fields[field_name], settings[self.fields[field_name]])
+        for field_name in (name for name in _NUMBERS if name in self.fields):
+            check_number(self.fields[field_name], settings[self.fields[field_name]])
+        check_size("vocab_size", settings["vocab_size"])
+        optional = (
+            *("num_key_value_heads", "head_dim", "sliding_window", "num_local_experts", "num_experts_per_tok"),
+            "n_inner",
+        )
+        for name in optional:
+            if settings.get(name) is not None:
+                check_size(name, settings[name])
+        heads, groups = settings["num_attention_heads"], settings.get("num_key_value_heads")
+        for name, whole, divisor in (
+            ("num_key_value_heads", heads, groups or 1),
+            ("num_attention_heads", settings["hidden_size"] if settings.get("head_dim") is None else heads, heads),
+        ):
+            if whole % divisor:
+                raise PtqError(
+                    f"config.json has {name} {divisor}, which does not divide {whole}: give the config.json that the "
+                    "model was published with"
+                )
 
     def nemo_arguments(self, settings: Settings) -> tuple[str, dict[str, Any], dict[str, Any]]:
         """Returns NeMo's configuration of a model.

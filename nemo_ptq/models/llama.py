@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.hf_settings import check_number
 from nemo_ptq.models.hugging_face import FIELDS, NEMO, HuggingFaceClass, Settings, llama_like, sizes
 from nemo_ptq.models.mapping import ATTENTION, EMBEDDING_RULE, GATED_MLP, RMS_NORMS
 from nemo_ptq.models.registry import Family
@@ -27,14 +28,29 @@ _ROPE_SCALING: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
 }
+# What transformers does not look at, and its files may hold.
+_IGNORED = {
+    "default": ("factor",),
+    "linear": ("original_max_position_embeddings",),
+    "llama3": (),
+}
 
 
 def _nemo_config(hf: Settings) -> tuple[str, dict[str, Any]]:
     scaling = hf["rope_scaling"] or {"rope_type": "default"}
-    kind = str(scaling.get("type", scaling.get("rope_type")))
+    kind = str(scaling.get("rope_type", scaling.get("type")))
     if kind not in _ROPE_SCALING:
         raise PtqError(f"config.json has rope_scaling of type {kind!r}; NeMo's Llama knows {', '.join(_ROPE_SCALING)}")
     name, fields = _ROPE_SCALING[kind]
+    others = sorted(scaling.keys() - {"type", "rope_type", *fields.values(), *_IGNORED[kind]})
+    if others:
+        raise PtqError(
+            f"config.json has rope_scaling of type {kind!r} with {', '.join(others)}, which it does not have in "
+            "transformers: give the config.json that the model was published with"
+        )
+    for theirs in fields.values():
+        if theirs in scaling:
+            check_number(f"rope_scaling.{theirs}", scaling[theirs])
     missing = [theirs for theirs in fields.values() if theirs not in scaling]
     if missing:
         raise PtqError(

@@ -19,10 +19,10 @@ from nemo_ptq.models.registry import Family
 
 
 def _nemo_config(hf: Settings) -> tuple[str, dict[str, Any]]:
-    if hf["sliding_window"] is None:  # NeMo's importer then leaves seq_length empty
+    # NeMo's importer takes the window for the length of its sequences, and leaves that empty where there is none.
+    if hf["sliding_window"] is None:
         return "MistralConfig7B", {"window_size": None, "cp_comm_type": None}
-    # NeMo takes the window for the length of its sequences.
-    return "MistralConfig7B", {"seq_length": hf["sliding_window"], **sliding_window_fields(hf)}
+    return "MistralConfig7B", sliding_window_fields(hf)
 
 
 MISTRAL = HuggingFaceClass(

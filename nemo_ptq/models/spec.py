@@ -6,6 +6,7 @@ It is read from the fields of NeMo's configuration, wherever those come from: a 
 a config.json of Hugging Face's. Imports nothing heavy.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -182,7 +183,7 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
         hidden_size=hidden,
         num_attention_heads=heads,
         num_query_groups=config.get("num_query_groups") or heads,
-        head_size=config.get("kv_channels") or hidden // heads,
+        head_size=config.get("kv_channels") or (hidden // heads if heads else 0),
         ffn_hidden_size=config.get("moe_ffn_hidden_size") or config.get("ffn_hidden_size") or 4 * hidden,
         gated_mlp=config.get("gated_linear_unit", False),
         vocab_size=vocab_size,
@@ -222,6 +223,25 @@ def check_sizes(config: Mapping[str, Any], names: Mapping[str, str] | None = Non
         if name in config and not (isinstance(size, int) and not isinstance(size, bool) and 1 <= size <= most):
             shown = (names or {}).get(name, name)
             raise PtqError(f"{shown} is {repr(size)[:_SHOWN]}: it must be a whole number from 1 to {most}")
+
+
+def check_numbers(model: ModelSpec) -> None:
+    """Refuses a description that no model can have.
+
+    Raises:
+        PtqError: If a number is not finite and above zero, or the query groups do not divide the heads.
+    """
+    rotary = ("rotary_base", "rotary_percent") if model.position_embedding_type == "rope" else ()
+    for name in ("norm_epsilon", *rotary):
+        value = getattr(model, name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
+            shown = "layernorm_epsilon" if name == "norm_epsilon" else name
+            raise PtqError(f"the context has {shown} {value!r}: it must be a finite number above zero")
+    if model.num_attention_heads % model.num_query_groups:
+        raise PtqError(
+            f"the context has num_query_groups {model.num_query_groups}, which does not divide num_attention_heads "
+            f"{model.num_attention_heads}"
+        )
 
 
 def _activation(function: Any) -> str:

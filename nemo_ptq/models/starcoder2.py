@@ -35,6 +35,9 @@ STARCODER2 = HuggingFaceClass(
     | {"initializer_range": 0.018042, "hidden_act": GELU[0], "sliding_window": None, "tie_word_embeddings": True},
     fields=FIELDS | {"layernorm_epsilon": "norm_epsilon"},
     fixed={"hidden_act": GELU, "use_bias": (True,), "rope_scaling": (None,)},
+    # Of the files that were published, and not read by transformers.
+    harmless=("layer_norm_epsilon",),
+    neutral={"mlp_type": ("default",), "norm_type": ("layer_norm",)},
     rules=(
         EMBEDDING_RULE,
         *with_bias("decoder.layers.self_attention.linear_qkv.", SPLIT_QKV),

@@ -20,7 +20,7 @@ from nemo_ptq.verify.trtllm.expected_tensors import rank_tensors
 
 # Where a format keeps the context; Hugging Face's have the tokenizer's files among their own.
 _CONTEXTS = {"trtllm": "nemo_context/", "nemo": "context/"}
-_NEMOS_OWN = ("io.json", "model.yaml")
+_NEMOS_OWN = ("io.json", "model.yaml", "hf_config.json")
 
 
 @dataclass(frozen=True)
@@ -74,6 +74,7 @@ def reader_config(model: ModelSpec, decoder: str, quantization: QuantizationConf
             exclude_modules=DEFAULT_EXCLUDE_MODULES,
         ),
         moe=Moe(model.num_experts, model.experts_per_token or 1, 1) if model.num_experts else None,
+        attention_window=None,
     )
 
 

@@ -114,8 +114,16 @@ class _Attention:
         if self._quantize_kv is not None:
             key, value = (quantize(kv) for quantize, kv in zip(self._quantize_kv, (key, value), strict=True))
         key, value = (kv.repeat_interleave(heads // kv_heads, dim=1) for kv in (key, value))
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value, is_causal=True)
+        mask = _window_mask(config.attention_window, hidden.shape[1], hidden.device)
+        mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
         return self._dense(mixed.transpose(1, 2).flatten(2))
+
+
+def _window_mask(window: int | None, length: int, device: torch.device) -> torch.Tensor | None:
+    """Bool (length, length), true where a position attends to another; None where it attends to all before it."""
+    if window is None or length <= window:
+        return None
+    return torch.ones(length, length, dtype=torch.bool, device=device).tril().triu(1 - window)
 
 
 class _Mlp:

@@ -93,6 +93,7 @@ class ModelConfig:
         hidden_act: The activation, by the names that TensorRT-LLM and Hugging Face have for it.
         position_embedding_type: "rope_gpt_neox" or "learned_absolute".
         rotary_pct: Share of each head that is rotated.
+        attention_window: Positions that each one attends to, itself included; None for all before it.
     """
 
     decoder: str
@@ -114,6 +115,7 @@ class ModelConfig:
     rotary_scaling: RotaryScaling | None
     share_embedding_table: bool
     moe: Moe | None
+    attention_window: int | None
 
     @property
     def gated(self) -> bool:
@@ -271,6 +273,7 @@ def parse_config(raw: dict[str, Any]) -> Config:
         mapping=_parse_mapping(top),
         quantization=_parse_quantization(top),
         moe=_parse_moe(top),
+        attention_window=None,  # Its readers take a window as an option of theirs.
     )
     if problems:
         raise ConfigError([f"config.json: {problem}" for problem in problems])

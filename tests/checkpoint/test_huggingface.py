@@ -26,9 +26,11 @@ from safetensors.torch import load_file, save_file
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
+from nemo_ptq.checkpoint.huggingface import hf_weights
 from nemo_ptq.checkpoint.huggingface import importer as importer_module
 from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel, import_hf
 from nemo_ptq.checkpoint.metadata import read_metadata
+from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.mapping import interleave_qkv
 from tests.families import FAMILIES, TOKENS, VOCAB, make_hf, make_tokenizer
@@ -56,6 +58,8 @@ CONFIG_DIFFERENCE: dict[str, dict[str, tuple[Any, Any]]] = {
     "llama31": ROPE_DIFFERENCE,
     "llama32": ROPE_DIFFERENCE,
     "gemma": {"kv_channels": (256, 128), "seq_length": (8192, 256)},
+    # NeMo's importer takes the window for the length of the sequences.
+    "mistral": {"seq_length": (128, 256)},
     # These two say how the importing process makes the model, not what the model is.
     "mixtral": {"use_cpu_initialization": (True, False), "perform_initialization": (False, True)},
 }
@@ -345,7 +349,12 @@ def _remove(name: str) -> Callable[[Path], None]:
     return lambda directory: (directory / name).unlink()
 
 
+def _cast(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+    tensors[NORM] = tensors[NORM].to(dtype)
+
+
 KNOWN = "LlamaForCausalLM, MistralForCausalLM"
+NORM = "model.layers.1.input_layernorm.weight"
 DAMAGE = {
     "no config": (_remove("config.json"), r"lacks config\.json; found there: .*model\.safetensors"),
     "config is not JSON": (lambda d: (d / "config.json").write_text("{"), r"config\.json is not JSON"),
@@ -360,6 +369,10 @@ DAMAGE = {
     "a tensor would be lost": (
         _change_tensors(lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(256)})),
         r"NeMo has no place for 1 tensors .*q_proj\.bias",
+    ),
+    "other sizes": (
+        _change_config(num_key_value_heads=2),
+        r"k_proj\.weight has shape \(128, 256\), and the sizes in config\.json make it \(64, 256\)",
     ),
     "another vocabulary": (
         _change_config(vocab_size=VOCAB + 1),
@@ -376,6 +389,13 @@ DAMAGE = {
     ),
     "quantized": (_change_config(quantization_config={"quant_method": "fp8"}), "before quantization"),
     "quantized silently": (_change_config(dtype="float8_e4m3fn"), "weights are float8_e4m3fn"),
+    "integers": (_change_tensors(lambda tensors: _cast(tensors, torch.int8)), rf"{NORM} of int8 among them: give"),
+    "doubles": (_change_tensors(lambda tensors: _cast(tensors, torch.float64)), rf"{NORM} of float64 among them"),
+    "an unknown setting": (_change_config(attention_multiplier=0.1), r"has attention_multiplier 0\.1: the import of"),
+    "no epsilon": (_change_config(rms_norm_eps=None), "has rms_norm_eps None: it must be a finite number above zero"),
+    "no heads": (_change_config(num_attention_heads=0), "has num_attention_heads 0, which is no size"),
+    "many layers": (_change_config(num_hidden_layers=10**12), "has 1000000000000 layers, and the weights have only 21"),
+    "dynamic rope": (_change_config(rope_scaling={"type": "dynamic", "factor": 2.0}), "of type 'dynamic'; NeMo's"),
     "another activation": (_change_config(hidden_act="gelu"), "has hidden_act 'gelu', but .*can only have 'silu'"),
     "biases": (_change_config(attention_bias=True), "has attention_bias True"),
     "unknown rope": (
@@ -397,6 +417,59 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(case: str, lla
         import_hf(str(llama), str(tmp_path / "nemo"))
     assert "\n" not in str(caught.value)
     assert [entry.name for entry in tmp_path.iterdir()] == ["llama"]
+
+
+@pytest.mark.parametrize("case", sorted(set(DAMAGE) - {"no tokenizer"}))
+def test_a_plan_knows_what_the_import_refuses(case: str, llama: Path) -> None:
+    damage, message = DAMAGE[case]
+    damage(llama)
+    with pytest.raises(PtqError, match=message):
+        read_metadata(llama)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_not_finite_are_refused_by_name(value: float, llama: Path, tmp_path: Path) -> None:
+    _change_tensors(lambda tensors: tensors[NORM][3:4].fill_(value))(llama)
+    with pytest.raises(PtqError, match=f"^{re.escape(NORM)} has values that are not finite"):
+        import_hf(str(llama), str(tmp_path / "nemo"))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["llama"]
+
+
+def test_weights_of_a_nemo_checkpoint_that_are_not_finite_are_refused_by_name(
+    llama: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _change_tensors(lambda tensors: tensors["model.layers.1.mlp.down_proj.weight"][0, :1].fill_(torch.nan))(llama)
+    with monkeypatch.context() as careless:
+        careless.setattr(hf_weights, "check_finite", lambda *_: None)
+        checkpoint = import_hf(str(llama), str(tmp_path / "nemo"))
+    parts = {part.live_name: part for part in checkpoint_parts(checkpoint)}
+    parts["decoder.layers.0.mlp.linear_fc2.weight"].read()
+    with pytest.raises(PtqError, match=r"^module\.decoder\.layers\.mlp\.linear_fc2\.weight has values that are not"):
+        parts["decoder.layers.1.mlp.linear_fc2.weight"].read()
+
+
+def test_a_byte_order_mark_is_passed_over(llama: Path, tmp_path: Path) -> None:
+    expected = read_metadata(llama)
+    text = (llama / "config.json").read_text(encoding="utf-8")
+    (llama / "config.json").write_text(text, encoding="utf-8-sig")
+    assert (llama / "config.json").read_bytes().startswith(b"\xef\xbb\xbf")
+    assert read_metadata(llama) == expected
+    assert read_metadata(import_hf(str(llama), str(tmp_path / "nemo"))) == expected
+
+
+def test_the_spelling_of_transformers_5_gives_the_same_checkpoint(
+    imported: Callable[[str], tuple[Path, Path]], tmp_path: Path
+) -> None:
+    source, checkpoint = imported("llama31")
+    directory = Path(shutil.copytree(source, tmp_path / "hf"))
+    config = json.loads((directory / "config.json").read_text())
+    scaling = config.pop("rope_scaling")
+    config["rope_parameters"] = {**scaling, "rope_theta": config.pop("rope_theta")}
+    (directory / "config.json").write_text(json.dumps(config))
+    again = import_hf(str(directory), str(tmp_path / "nemo"))
+    model_yaml = (again / "context" / "model.yaml").read_text()
+    assert model_yaml == (checkpoint / "context" / "model.yaml").read_text()
+    assert "rotary_base: 500000.0" in model_yaml and "scale_factor: 8.0" in model_yaml
 
 
 def test_linear_rope_scaling_is_kept(llama: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Loaded models against transformers' own, at every parallelism; nothing of the training machine remains."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -47,12 +48,57 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert difference < 5e-5 * expected.std()
 
 
+# Settings of each family that are not transformers' defaults, so that one which is not read is seen in the logits.
+TELLING: dict[str, dict[str, Any]] = {
+    "llama2": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
+    "llama3": {"head_dim": 64},
+    "llama31": {},
+    "llama32": {},
+    "mistral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "head_dim": 64},
+    "mixtral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "num_experts_per_tok": 3},
+    "gemma": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
+    "starcoder": {"layer_norm_epsilon": 0.3, "n_inner": 512},
+    "starcoder2": {"rope_theta": 3000.0, "norm_epsilon": 0.3},
+    "nemotron": {"rope_theta": 3000.0, "norm_eps": 0.3, "partial_rotary_factor": 0.25},
+}
+# What tells one model from another, beyond sizes that tensors could not have otherwise.
+COMPUTED = (
+    *("rope_theta", "rope_scaling", "partial_rotary_factor", "num_experts_per_tok"),
+    *("rms_norm_eps", "norm_eps", "norm_epsilon", "layer_norm_epsilon"),
+)
+
+
+def in_new_spelling(directory: Path) -> None:
+    """Writes config.json as transformers 5 does."""
+    file = directory / "config.json"
+    config = json.loads(file.read_text())
+    scaling = config.pop("rope_scaling", None) or {"rope_type": "default"}
+    parameters = {name: config.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in config}
+    file.write_text(json.dumps({**config, "rope_parameters": {**parameters, **scaling}}))
+
+
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
-    make_nemo(name, tmp_path / "nemo")
-    source = make_hf(name, tmp_path / "hf")
-    (found,) = run_ranks(logits_in_float32, 1, tmp_path / "nemo", 1, 1)
-    assert_close(found, transformers_logits(source))
+    source = make_hf(name, tmp_path / "hf", **TELLING[name])
+    expected = transformers_logits(source)
+    if "rope_theta" in json.loads((source / "config.json").read_text()):
+        in_new_spelling(source)
+    (found,) = run_ranks(logits_in_float32, 1, source, 1, 1)
+    assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", ["llama31", "nemotron", "mixtral"])
+def test_a_setting_that_is_lost_is_seen(name: str, tmp_path: Path) -> None:
+    """The comparison above can fail: each setting that is left out of config.json moves the logits."""
+    source = make_hf(name, tmp_path / "hf", **TELLING[name])
+    expected = transformers_logits(source)
+    file = source / "config.json"
+    config = json.loads(file.read_text())
+    for setting in [setting for setting in COMPUTED if config.get(setting)]:
+        file.write_text(json.dumps({key: value for key, value in config.items() if key != setting}))
+        (found,) = run_ranks(logits_in_float32, 1, source, 1, 1)
+        with pytest.raises(AssertionError):
+            assert_close(found, expected)
 
 
 @pytest.mark.parametrize(("tp", "pp"), [(2, 1), (1, 2), (2, 2), (4, 1)])

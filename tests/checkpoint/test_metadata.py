@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from nemo_ptq.checkpoint.metadata import EMBEDDING, read_metadata
+from nemo_ptq.checkpoint.huggingface.description import read_settings, settings_spec
+from nemo_ptq.checkpoint.metadata import EMBEDDING, read_metadata, read_model_yaml
 from nemo_ptq.errors import ConfigError
 from nemo_ptq.models.registry import class_of_architecture, hugging_face_classes
+from nemo_ptq.models.spec import spec_of
 from tests.conftest import Demo
 from tests.families import FAMILIES
 
@@ -70,11 +72,29 @@ def test_sizes_are_those_of_the_model_that_nemo_builds(demo: Demo) -> None:
 
 
 def test_sizes_that_the_config_leaves_open_are_megatrons(checkpoint: Path) -> None:
-    change_config(checkpoint, kv_channels=None, num_query_groups=None, num_moe_experts=8, moe_ffn_hidden_size=96)
+    change_config(checkpoint, kv_channels=None, num_query_groups=None)
     metadata = read_metadata(checkpoint)
     assert metadata.num_query_groups == metadata.num_attention_heads
     assert metadata.head_size == metadata.hidden_size // metadata.num_attention_heads
-    assert (metadata.num_experts, metadata.ffn_hidden_size) == (8, 96)
+    experts = spec_of(read_model_yaml(checkpoint) | {"num_moe_experts": 8, "moe_ffn_hidden_size": 96}, 1)
+    assert (experts.num_experts, experts.ffn_hidden_size) == (8, 96)
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_attention_heads": 0, "kv_channels": None}, "num_attention_heads 0, which is no size"),
+        ({"ffn_hidden_size": 12.5}, "ffn_hidden_size 12.5, which is no size"),
+        ({"layernorm_epsilon": float("nan")}, "layernorm_epsilon nan: it must be a finite number above zero"),
+        ({"layernorm_epsilon": None}, "layernorm_epsilon None: it must be"),
+        ({"rotary_base": 0}, "rotary_base 0: it must be"),
+        ({"num_query_groups": 5}, "num_query_groups 5, which does not divide num_attention_heads"),
+        ({"num_moe_experts": 8}, "has no place for 2 tensors of the checkpoint, module.decoder.layers.mlp.linear_fc1"),
+    ],
+)
+def test_a_context_that_no_model_can_have(changes: dict[str, object], said: str, checkpoint: Path) -> None:
+    change_config(checkpoint, **changes)
+    assert said in problem_of(checkpoint)
 
 
 def test_reading_needs_neither_torch_nor_nemo(demo: Demo) -> None:
@@ -137,11 +157,10 @@ def test_settings_that_a_config_leaves_out_are_those_of_transformers(architectur
     import transformers
 
     full = getattr(transformers, class_of_architecture(architecture).config_class)(architectures=[architecture])
-    (tmp_path / "model.safetensors").touch()
     found = []
     for content in (full.to_dict(), {"architectures": [architecture], "model_type": full.model_type}):
         (tmp_path / "config.json").write_text(json.dumps(content))
-        found.append(read_metadata(tmp_path))
+        found.append(settings_spec(*read_settings(tmp_path)))
     assert found[0] == found[1]
 
 
@@ -156,7 +175,7 @@ def test_a_hugging_face_directory_must_be_whole(checkpoint_of: Callable[[str], P
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Unheard"]}))
     assert "unknown architecture Unheard in config.json; nearest: " in problem_of(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"num_attention_heads": None, "head_dim": None}))
-    assert "has a setting that is no size: " in problem_of(tmp_path)
+    assert "has num_attention_heads None, which is no size" in problem_of(tmp_path)
 
 
 @pytest.mark.parametrize("kind", ["archive", "directory"])

@@ -23,7 +23,7 @@ def loaded_by_megatron(checkpoint: Path) -> dict[str, torch.Tensor]:
     """A model's weights through Megatron's own reader, not ours."""
     from megatron.core import dist_checkpointing
 
-    from nemo_ptq.checkpoint.parts import PREFIX
+    from nemo_ptq.checkpoint.known_tensors import PREFIX
     from nemo_ptq.modelopt.megatron_layers import global_modules
     from tests import steps
 
@@ -45,7 +45,7 @@ def save_in_shards(checkpoint: Path, directory: Path) -> None:
     import torch.distributed as dist
     from megatron.core import dist_checkpointing
 
-    from nemo_ptq.checkpoint.parts import PREFIX
+    from nemo_ptq.checkpoint.known_tensors import PREFIX
     from nemo_ptq.export.nemo.nemo_writer import _InTurn
     from tests import steps
 

@@ -2,5 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """A Hugging Face directory as a NeMo model, without running code from the directory.
 
-`files` and `description` need no torch; `importer` makes NeMo's configuration and tensors.
+`description` says what the model is, and whether it can be imported, without torch; `importer` makes NeMo's
+configuration and tensors.
 """

@@ -1,24 +1,46 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the config.json of a Hugging Face directory says, in a few milliseconds: without torch, transformers or NeMo."""
+"""What a Hugging Face directory is as a NeMo model, in a few milliseconds: without torch, transformers or NeMo.
 
+All that the import refuses is refused here, so that a plan knows it as well.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.checkpoint.huggingface.hf_files import read_json, weight_files
+from nemo_ptq.checkpoint.huggingface.hf_files import read_json
+from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor, check_tensors, stored_tensors, weights_dtype
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 from nemo_ptq.models.registry import class_of_architecture
 from nemo_ptq.models.spec import ModelSpec, check_sizes, spec_of
 
-# Sizes that arithmetic is done with, and the field of NeMo's configuration that has the same limits.
-_SIZES = {
-    "num_attention_heads": "num_attention_heads",
-    "num_query_groups": "num_key_value_heads",
-    "kv_channels": "head_dim",
-    "vocab_size": "vocab_size",
-    "num_moe_experts": "num_local_experts",
-}
+
+@dataclass(frozen=True)
+class HuggingFaceDescription:
+    """A Hugging Face directory whose import is possible.
+
+    Attributes:
+        hf_class: The model's class.
+        settings: Those of config.json, the ones that it leaves out included.
+        spec: The model that the import is.
+        nemo_class: Name of NeMo's configuration class.
+        common: Its arguments that every family has.
+        special: Those that replace or add to them.
+        tensors: What the files hold, by name.
+        dtype: Name of the weights' data type.
+    """
+
+    hf_class: HuggingFaceClass
+    settings: Settings
+    spec: ModelSpec
+    nemo_class: str
+    common: dict[str, Any]
+    special: dict[str, Any]
+    tensors: Mapping[str, StoredTensor]
+    dtype: str
 
 
 def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
@@ -45,33 +67,24 @@ def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
     return hf_class, hf_class.read(content)
 
 
-def nemo_arguments(directory: Path, hf_class: HuggingFaceClass, settings: Settings) -> tuple[str, dict[str, Any], Any]:
-    """As :meth:`~nemo_ptq.models.hugging_face.HuggingFaceClass.nemo_arguments`, with errors that name the file."""
-    file = directory / "config.json"
-    own = {ours: settings.get(theirs) for ours, theirs in _SIZES.items()}
-    try:
-        check_sizes({name: size for name, size in own.items() if size is not None}, _SIZES)
-        name, common, special = hf_class.nemo_arguments(settings)
-        check_sizes({**common, **special}, hf_class.fields)
-    except PtqError as error:
-        raise PtqError(f"{file}: {error}") from error
-    except (TypeError, AttributeError, ValueError, ArithmeticError, LookupError) as error:
-        raise PtqError(f"{file} has a setting that is no size: {error}") from error
+def nemo_arguments(hf_class: HuggingFaceClass, settings: Settings) -> tuple[str, dict[str, Any], dict[str, Any]]:
+    """As :meth:`~nemo_ptq.models.hugging_face.HuggingFaceClass.nemo_arguments`, with sizes that a model can have.
+
+    Raises:
+        PtqError: If NeMo has no such model.
+    """
+    name, common, special = hf_class.nemo_arguments(settings)
+    check_sizes({**common, **special}, hf_class.fields)
     return name, common, special
 
 
-def describe(directory: Path) -> ModelSpec:
-    """Describes the model that the import of a Hugging Face directory is.
-
-    Args:
-        directory: Its config.json names the architecture, and its weights are there.
+def settings_spec(hf_class: HuggingFaceClass, settings: Settings) -> ModelSpec:
+    """Describes the model of a config.json.
 
     Raises:
-        PtqError: As :func:`read_settings`, or if files with weights are missing.
+        PtqError: If NeMo has no such model.
     """
-    hf_class, settings = read_settings(directory)
-    weight_files(directory)
-    name, common, special = nemo_arguments(directory, hf_class, settings)
+    name, common, special = nemo_arguments(hf_class, settings)
     multiple = special.get("make_vocab_size_divisible_by", 1)
     return spec_of(
         {**hf_class.nemo_fixed, **common, **special},
@@ -79,3 +92,22 @@ def describe(directory: Path) -> ModelSpec:
         model_class=hf_class.nemo_model,
         config_class=f"{hf_class.nemo_module}.{name}",
     )
+
+
+def describe(directory: Path) -> HuggingFaceDescription:
+    """Describes a Hugging Face directory; plan and import both begin with it.
+
+    Args:
+        directory: Has a config.json and weights; its tokenizer is not looked at.
+
+    Raises:
+        PtqError: As :func:`read_settings`, and if NeMo has no such model, files are missing or damaged, or the tensors
+            are not those of such a model.
+    """
+    hf_class, settings = read_settings(directory)
+    name, common, special = nemo_arguments(hf_class, settings)
+    tensors = stored_tensors(directory)
+    spec = settings_spec(hf_class, settings)
+    check_tensors(hf_class, settings, spec, tensors)
+    dtype = weights_dtype(settings, tensors[hf_class.embedding])
+    return HuggingFaceDescription(hf_class, settings, spec, name, common, special, tensors, dtype)

@@ -3,6 +3,7 @@
 """Read a Hugging Face directory as data: configuration, tensors, tokenizer. Nothing in it is executed."""
 
 import pickle
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -10,7 +11,9 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
 
-from nemo_ptq.checkpoint.huggingface.hf_files import found_in, read_json, weight_files
+from nemo_ptq.checkpoint.huggingface.hf_files import found_in, read_json
+from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor
+from nemo_ptq.checkpoint.parts import check_finite
 from nemo_ptq.errors import PtqError
 
 
@@ -20,38 +23,26 @@ class Weights:
     Tensors are memory maps of their files: only what is being converted occupies memory.
 
     Args:
-        directory: Holds `model.safetensors` or `pytorch_model.bin`, whole or in parts with an index.
-
-    Raises:
-        PtqError: There are no weights, files that the index lists are missing, or a file is damaged.
+        stored: Which there are.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._file_of: dict[str, Path] = {}
-        self._meta: dict[str, torch.Tensor] = {}
-        for file in weight_files(directory):
-            for name, tensor in _load(file).items():
-                self._file_of[name] = file
-                self._meta[name] = tensor.to("meta")
-
-    def names(self) -> set[str]:
-        """The names of all tensors."""
-        return set(self._file_of)
+    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
+        self._stored = stored
 
     def meta(self, name: str) -> torch.Tensor:
-        """The shape and data type of a tensor: the tensor on the meta device.
-
-        Raises:
-            PtqError: There is no such tensor.
-        """
-        if name not in self._meta:
-            raise PtqError(f"the weights in {self._directory} lack tensor {name}; is a file missing?")
-        return self._meta[name]
+        """The shape and data type of a tensor: an empty tensor on the meta device."""
+        stored = self._stored[name]
+        return torch.empty(stored.shape, dtype=getattr(torch, stored.dtype), device="meta")
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor, memory-mapped."""
-        return _load(self._file_of[name])[name]
+        """A tensor, memory-mapped.
+
+        Raises:
+            PtqError: It has values that are not finite.
+        """
+        tensor = load_tensors(self._stored[name].file)[name]
+        check_finite(name, tensor)
+        return tensor
 
 
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
@@ -74,8 +65,12 @@ def load_generation_config(directory: Path) -> GenerationConfig | None:
     return GenerationConfig.from_dict(read_json(directory / "generation_config.json"))
 
 
-def _load(file: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a file, memory-mapped."""
+def load_tensors(file: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a file, memory-mapped.
+
+    Raises:
+        PtqError: The file is damaged.
+    """
     try:
         if file.suffix == ".safetensors":
             return load_file(file)

@@ -5,33 +5,29 @@
 import copy
 import importlib
 import math
-import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from itertools import product
 from pathlib import Path
-from typing import Any
 
 import fiddle as fdl
 import torch
 
-from nemo_ptq.checkpoint.huggingface.description import nemo_arguments, read_settings
+from nemo_ptq.checkpoint.huggingface.description import HuggingFaceDescription, describe
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights, load_generation_config, load_tokenizer
+from nemo_ptq.checkpoint.huggingface.published import keep_config
+from nemo_ptq.checkpoint.huggingface.stored_tensors import planned_parts
 from nemo_ptq.checkpoint.links import links_out_of
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
 from nemo_ptq.checkpoint.staging import atomic_directory, place_problem, reserved
 from nemo_ptq.checkpoint.writer import write_context, write_weights
 from nemo_ptq.errors import PtqError
-from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
-from nemo_ptq.models.mapping import OUTPUT, WeightRule
+from nemo_ptq.models.hugging_face import HuggingFaceClass
+from nemo_ptq.models.mapping import WeightRule
 
 # What a NeMo checkpoint is made of.
 _PARTS = ("context", "weights")
-_DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-# Buffers that old files carry and no model loads.
-_BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
 
 
 class HuggingFaceModel:
@@ -53,18 +49,11 @@ class HuggingFaceModel:
 
     def __init__(self, directory: Path) -> None:
         self.path = directory
-        self._class, settings = read_settings(directory)
-        # Before anything else counts by the sizes in the file.
-        arguments = nemo_arguments(directory, self._class, settings)
-        weights = Weights(directory)
+        self._model = describe(directory)
         self._tokenizer = load_tokenizer(directory)
-        embedding = weights.meta(self._class.embedding)
-        dtype = _dtype(settings, embedding)
-        self._config, self.vocab_size = _nemo_config(
-            self._class, settings, arguments, dtype, rows=len(embedding), tokens=len(self._tokenizer)
-        )
+        self._config, self.vocab_size = _nemo_config(self._model, len(self._tokenizer))
         self._config.generation_config = load_generation_config(directory)
-        self.parts = _convert(self._class, settings, weights, self._config.num_query_groups, self.vocab_size, dtype)
+        self.parts = _convert(self._model, Weights(self._model.tensors), self.vocab_size)
         self.size = WeightsSize.of((part.shape, part.dtype) for part in self.parts)
 
     @contextmanager
@@ -76,12 +65,13 @@ class HuggingFaceModel:
         with tempfile.TemporaryDirectory() as scratch:
             files = str(Path(scratch, "nemo_tokenizer"))
             self._tokenizer.save_pretrained(files)
-            yield _nemo_model(self._class, copy.deepcopy(self._config), files)
+            yield _nemo_model(self._model.hf_class, copy.deepcopy(self._config), files)
 
     def write_context(self, directory: Path) -> None:
         """Makes the ``context/`` directory of a NeMo checkpoint."""
         with self.model_config() as model:
             write_context(directory, model)
+        keep_config(self.path, directory)
 
 
 def import_hf(source: str, output: str, overwrite: bool = False) -> Path:
@@ -134,50 +124,28 @@ def _check_paths(source: Path, output: Path, overwrite: bool) -> None:
             )
 
 
-def _dtype(settings: Settings, embedding: torch.Tensor) -> torch.dtype:
-    name = settings.get("dtype") or settings.get("torch_dtype") or str(embedding.dtype).removeprefix("torch.")
-    if name not in _DTYPES:
-        raise PtqError(f"the weights are {name}: import a model in {', '.join(_DTYPES)}")
-    return _DTYPES[name]
-
-
-def _nemo_config(
-    hf_class: HuggingFaceClass,
-    settings: Settings,
-    nemo: tuple[str, dict[str, Any], dict[str, Any]],
-    dtype: torch.dtype,
-    rows: int,
-    tokens: int,
-) -> tuple[fdl.Config, int]:
+def _nemo_config(model: HuggingFaceDescription, tokens: int) -> tuple[fdl.Config, int]:
     """NeMo's configuration, not built, and the number of rows of its embedding.
 
     Args:
-        hf_class: The model's class.
-        settings: Those of config.json.
-        nemo: NeMo's class and its arguments.
-        dtype: Of the model's weights.
-        rows: Of the embedding in the files.
-        tokens: That the tokenizer knows: usually fewer; more where some were added and the model was not trained on.
+        model: The model.
+        tokens: That the tokenizer knows: usually fewer than the embedding has rows; more where some were added and the
+            model was not trained on.
     """
-    if rows != settings["vocab_size"]:
-        raise PtqError(
-            f"the embedding has {rows} rows, but config.json has vocab_size {settings['vocab_size']}: give the "
-            "config.json of these weights"
-        )
-    name, common, special = nemo
+    hf_class, rows, dtype = model.hf_class, model.settings["vocab_size"], getattr(torch, model.dtype)
     arguments = {
-        **common,
+        **model.common,
         "make_vocab_size_divisible_by": math.gcd(rows, 128),
         "fp16": dtype == torch.float16,
         "bf16": dtype == torch.bfloat16,
         "params_dtype": dtype,
-        **special,
+        **model.special,
     }
     divisor = arguments["make_vocab_size_divisible_by"]
     padded = _round_up(rows, divisor)
     if _round_up(tokens, divisor) != padded:  # NeMo must not count the tokens
         arguments["vocab_size"] = padded
-    return fdl.Config(getattr(importlib.import_module(hf_class.nemo_module), name), **arguments), padded
+    return fdl.Config(getattr(importlib.import_module(hf_class.nemo_module), model.nemo_class), **arguments), padded
 
 
 def _nemo_model(hf_class: HuggingFaceClass, config: fdl.Config, tokenizer: str) -> fdl.Config:
@@ -191,58 +159,20 @@ def _round_up(number: int, divisor: int) -> int:
     return -(-number // divisor) * divisor
 
 
-def _convert(
-    hf_class: HuggingFaceClass,
-    settings: Settings,
-    weights: Weights,
-    query_groups: int,
-    padded_vocab: int,
-    dtype: torch.dtype,
-) -> list[TensorPart]:
+def _convert(model: HuggingFaceDescription, weights: Weights, padded_vocab: int) -> list[TensorPart]:
     """Plan every tensor. Nothing is read yet; shapes come from running the rules on tensors without data."""
-    plan = [(rule, *numbered) for rule in _rules(hf_class, settings) for numbered in _numbered(rule, settings)]
-    used = {name for _, names, _ in plan for name in names}
-    copies = {f"{hf_class.output_layer}.weight"} if settings["tie_word_embeddings"] else set()
-    _check_complete(used, weights.names() - copies)
+    groups, dtype = model.common["num_query_groups"], getattr(torch, model.dtype)
 
     def make(rule: WeightRule, names: tuple[str, ...]) -> torch.Tensor:
-        return rule.join(map(weights.read, names), query_groups, padded_vocab).to(dtype)
+        return rule.join(map(weights.read, names), groups, padded_vocab).to(dtype)
 
     return [
         TensorPart(
-            key=rule.target,
-            shape=tuple(rule.join(map(weights.meta, names), query_groups, padded_vocab).shape),
+            key=part.rule.target,
+            shape=tuple(part.rule.join(map(weights.meta, part.names), groups, padded_vocab).shape),
             dtype=dtype,
-            read=partial(make, rule, names),
-            position=position,
+            read=partial(make, part.rule, part.names),
+            position=part.position,
         )
-        for rule, names, position in plan
+        for part in planned_parts(model.hf_class, model.settings)
     ]
-
-
-def _rules(hf_class: HuggingFaceClass, settings: Settings) -> Sequence[WeightRule]:
-    if hf_class.can_tie and settings["tie_word_embeddings"]:
-        return hf_class.rules
-    head = hf_class.embedding if settings["tie_word_embeddings"] else f"{hf_class.output_layer}.weight"
-    return (*hf_class.rules, WeightRule(f"{OUTPUT}.weight", {"": head}))
-
-
-def _numbered(rule: WeightRule, settings: Settings) -> Iterator[tuple[tuple[str, ...], tuple[tuple[int, int], ...]]]:
-    """The rule's source names and position for each layer (and expert)."""
-    sizes = {"layer": settings["num_hidden_layers"], "expert": settings.get("num_local_experts", 0)}
-    sources = tuple(rule.sources.values())
-    axes = [axis for axis in sizes if f"{{{axis}}}" in sources[0]]
-    for index in product(*(range(sizes[axis]) for axis in axes)):
-        numbers = dict(zip(axes, index, strict=True))
-        names = tuple(source.format(**numbers) for source in sources)
-        yield names, tuple((number, sizes[axis]) for axis, number in numbers.items())
-
-
-def _check_complete(used: set[str], present: set[str]) -> None:
-    missing = sorted(used - present)
-    if missing:
-        raise PtqError(f"the weights lack {len(missing)} tensors, {missing[0]} among them; is a file missing?")
-    ignored = {name for name in present if _BUFFERS.search(name)}
-    lost = sorted(present - used - ignored)
-    if lost:
-        raise PtqError(f"NeMo has no place for {len(lost)} tensors of the weights, {lost[0]} among them")

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.huggingface.published import published_config
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
 from nemo_ptq.export.source import Source
@@ -73,11 +74,41 @@ def stored_vocab_size(source: Source) -> int:
     return min(source.shape.vocab_size, len(source.tokenizer.tokenizer))
 
 
+# Settings of the source that are about its directory, which is not this one.
+_OF_THE_SOURCE = ("_name_or_path", "auto_map", "quantization_config")
+_TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
+
+
 def model_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
-    """Returns config.json, but for what it says about quantization."""
+    """Returns config.json, but for what it says about quantization.
+
+    It is the one that the model was published with, where that is known, and otherwise what NeMo's configuration says.
+    What the tensors decide is as they are here.
+    """
+    published = published_config(source.checkpoint, hf_class, source.config)
+    if published is None:
+        return {**_nemo_config(source, hf_class), **hf_class.written}
+    settings = hf_class.read(published)
+    config = {name: value for name, value in published.items() if name not in _OF_THE_SOURCE}
+    if "rope_parameters" in config:  # transformers 4 reads the older names alone
+        config |= {
+            name: settings[name] for name in ("rope_theta", "rope_scaling", "partial_rotary_factor") if name in settings
+        }
+    if bool(settings["tie_word_embeddings"]) != source.shape.tied_embeddings:
+        config["tie_word_embeddings"] = source.shape.tied_embeddings
+    dtypes = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
+    return {
+        **config,
+        **hf_class.written,
+        **dict.fromkeys(dtypes, source.settings.torch_dtype_name),
+        "vocab_size": stored_vocab_size(source),
+    }
+
+
+def _nemo_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
     import transformers
 
-    nemo, shape, tokenizer = source.config, source.shape, source.tokenizer.tokenizer
+    nemo, shape = source.config, source.shape
     settings = {
         **{theirs: getattr(nemo, ours) for ours, theirs in hf_class.fields.items()},
         **{name: allowed[0] for name, allowed in hf_class.fixed.items()},
@@ -85,12 +116,19 @@ def model_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
         "head_dim": shape.head_size,
         "tie_word_embeddings": shape.tied_embeddings,
         "vocab_size": stored_vocab_size(source),
-        **{name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")},
+        **_special_tokens(source),
         **hf_class.nemo_settings(nemo),
     }
     config = getattr(transformers, hf_class.config_class)(architectures=[hf_class.architecture], **settings)
     config.dtype = source.settings.torch_dtype_name
     return config.to_diff_dict()
+
+
+def _special_tokens(source: Source) -> dict[str, Any]:
+    """The tokens that begin, end and pad a text; the generation settings may name several that end one."""
+    tokenizer, generation = source.tokenizer.tokenizer, getattr(source.config, "generation_config", None)
+    own = {name: getattr(tokenizer, name) for name in _TOKENS}
+    return {name: value if (found := getattr(generation, name, None)) is None else found for name, value in own.items()}
 
 
 def write_model_documents(source: Source, layout: HuggingFaceLayout, directory: Path, config: dict[str, Any]) -> None:
@@ -110,8 +148,7 @@ def write_model_documents(source: Source, layout: HuggingFaceLayout, directory: 
     source.tokenizer.tokenizer.save_pretrained(directory)
     generation = getattr(source.config, "generation_config", None)
     if not isinstance(generation, transformers.GenerationConfig):
-        tokens = {name: config.get(name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-        generation = transformers.GenerationConfig(**tokens)
+        generation = transformers.GenerationConfig(**{name: config.get(name) for name in _TOKENS})
     write_json(directory / "generation_config.json", generation.to_diff_dict())
 
 

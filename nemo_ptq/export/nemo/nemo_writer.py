@@ -23,8 +23,8 @@ from megatron.core.dist_checkpointing.strategies.torch import (
 from modelopt.torch.opt.plugins.mcore_dist_checkpointing import save_sharded_modelopt_state
 from torch.distributed import checkpoint as dcp
 
+from nemo_ptq.checkpoint.known_tensors import PREFIX
 from nemo_ptq.checkpoint.loading import LoadedModel
-from nemo_ptq.checkpoint.parts import PREFIX
 from nemo_ptq.checkpoint.writer import COMMON_STATE
 from nemo_ptq.export.nemo_context import write_context
 from nemo_ptq.job import Job

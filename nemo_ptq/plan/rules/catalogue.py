@@ -21,6 +21,7 @@ from nemo_ptq.plan.rules import (
     paths,
     quantization_limits,
     saved_calibration,
+    tokenizer,
 )
 from nemo_ptq.plan.rules.gathering import with_derived
 
@@ -34,6 +35,7 @@ RULES: tuple[Rule, ...] = (
     model.norm_fits_decoder,
     model.reader_knows_layers,
     paths.tokenizer_exists,
+    tokenizer.tokens_have_rows,
     paths.tracker_is_known,
     parallelism.ranks_are_enough,
     parallelism.devices_match,

@@ -12,6 +12,9 @@ from nemo_ptq.quantization.state_entries import Shape, entry_problems
 from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
 from nemo_ptq.verify.manifest import MANIFEST, read_manifest, sha256_of
 
+# The same weights may be of another class, and be said to have been made for longer sequences.
+_NOT_COMPARED = ("_class", "seq_length")
+
 
 def model_is_quantized_once(calibration_state: Any, model: ModelSpec) -> str | None:
     """A saved calibration is for the checkpoint as it was before."""
@@ -27,7 +30,7 @@ def state_is_of_the_model(header: StateHeader, calibration_state: Any, model: Mo
     other = [
         f"{name} {then}, not {now}"
         for name, now in model.identity.items()
-        if (then := header.model.get(name)) is not None and then != now and not name.endswith("_class")
+        if (then := header.model.get(name)) is not None and then != now and not name.endswith(_NOT_COMPARED)
     ]
     if other:
         return (

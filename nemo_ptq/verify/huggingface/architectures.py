@@ -66,7 +66,6 @@ class Architecture:
         decoder: As in :class:`~nemo_ptq.verify.model_config.ModelConfig`.
         names: Its modules.
         settings: Its names of the settings that not all classes call the same.
-        fixed: Settings that its config.json cannot vary, whatever it says.
         zero_centered: Whether the gains of norms are stored minus one.
         has_biases: Whether every linear layer but the last has a bias.
     """
@@ -75,7 +74,6 @@ class Architecture:
     decoder: str
     names: Names
     settings: Mapping[str, str] = field(default_factory=dict)
-    fixed: Mapping[str, Any] = field(default_factory=dict)
     zero_centered: bool = False
     has_biases: bool = False
 
@@ -84,10 +82,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
     "LlamaForCausalLM": Architecture("llama", "llama", _LLAMA),
     "MistralForCausalLM": Architecture("mistral", "llama", _LLAMA),
     "MixtralForCausalLM": Architecture("mixtral", "llama", _MIXTRAL),
-    # Early files of Gemma say "gelu" and mean the approximation, as all readers know.
-    "GemmaForCausalLM": Architecture(
-        "gemma", "gemma", _LLAMA, fixed={"hidden_act": "gelu_pytorch_tanh"}, zero_centered=True
-    ),
+    "GemmaForCausalLM": Architecture("gemma", "gemma", _LLAMA, zero_centered=True),
     "Starcoder2ForCausalLM": Architecture(
         "starcoder2", "gpt", _STARCODER2, {"norm_epsilon": "norm_epsilon"}, has_biases=True
     ),
@@ -114,7 +109,7 @@ def model_config(hf: Any, architecture: Architecture) -> ModelConfig:
     """
 
     def setting(name: str, hf_name: str) -> Any:
-        return architecture.fixed.get(name, getattr(hf, architecture.settings.get(name, hf_name)))
+        return getattr(hf, architecture.settings.get(name, hf_name))
 
     heads, hidden = hf.num_attention_heads, hf.hidden_size
     multi_query = getattr(hf, "multi_query", None)
@@ -122,6 +117,7 @@ def model_config(hf: Any, architecture: Architecture) -> ModelConfig:
     act = setting("hidden_act", "hidden_act")
     experts = getattr(hf, "num_local_experts", None)
     rotary = "position_embedding" not in architecture.names
+    base, share, scaling = _rotary(hf)
     return ModelConfig(
         decoder=architecture.decoder,
         dtype=str(hf.dtype or "float32").removeprefix("torch."),
@@ -138,22 +134,81 @@ def model_config(hf: Any, architecture: Architecture) -> ModelConfig:
         # Transformers' "gelu" is exact, where TensorRT-LLM's is an approximation.
         hidden_act={"gelu": "gelu_erf"}.get(act, act),
         position_embedding_type="rope_gpt_neox" if rotary else "learned_absolute",
-        rotary_pct=getattr(hf, "partial_rotary_factor", 1.0),
-        rotary_base=getattr(hf, "rope_theta", 10000.0),
-        rotary_scaling=_rotary_scaling(getattr(hf, "rope_scaling", None)),
+        rotary_pct=share,
+        rotary_base=base,
+        rotary_scaling=scaling,
         share_embedding_table=bool(hf.tie_word_embeddings),
         moe=Moe(experts, hf.num_experts_per_tok, 1) if experts else None,
+        attention_window=getattr(hf, "sliding_window", None),
     )
 
 
-def _rotary_scaling(raw: Mapping[str, Any] | None) -> RotaryScaling | None:
-    kind = (raw or {}).get("rope_type", (raw or {}).get("type", "default"))
-    if raw is None or kind == "default":
-        return None
+def _rotary(hf: Any) -> tuple[float, float, RotaryScaling | None]:
+    """Base, rotated share and scaling; transformers 5 has all of them in rope_parameters."""
+    new, old = (getattr(hf, name, None) or {} for name in ("rope_parameters", "rope_scaling"))
+    base = new.get("rope_theta", getattr(hf, "rope_theta", 10000.0))
+    share = new.get("partial_rotary_factor", getattr(hf, "partial_rotary_factor", 1.0))
+    raw = {name: value for name, value in (new or old).items() if name not in ("rope_theta", "partial_rotary_factor")}
+    kind = raw.pop("rope_type", raw.pop("type", "default"))
+    raw.pop("type", None)
+    if kind == "default":
+        return base, share, None
     if kind not in ("linear", "llama3"):
         raise PtqError(f"config.json has rope_scaling of type {kind!r}, expected linear or llama3")
-    known = {field.name for field in fields(RotaryScaling)} - {"type"}
-    return RotaryScaling(kind, **{name: value for name, value in raw.items() if name in known})
+    unknown = sorted(raw.keys() - {field.name for field in fields(RotaryScaling)})
+    if unknown:
+        raise PtqError(f"config.json has rope_scaling with {', '.join(unknown)}, which the reader does not compute")
+    return base, share, RotaryScaling(kind, **raw)
+
+
+# Settings that readers do not look at, beside those that every class of transformers' has.
+_NOT_READ = frozenset(
+    (
+        *("_commit_hash", "auto_map", "dtype", "hidden_activation", "is_llama_config", "quantization_config"),
+        *("rope_parameters", "rope_scaling", "torch_dtype", "transformers.js_config", "unsloth_fixed"),
+        *("_attn_implementation", "_flash_attn_2_enabled", "attention_softmax_in_fp32", "inference_runner"),
+        *("layer_norm_epsilon", "max_batch_size", "max_new_tokens", "max_sequence_length", "pad_key_length"),
+        *("pre_allocate_kv_cache", "pretraining_tp", "scale_attention_softmax_in_fp32", "unsloth_version"),
+        *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type"),
+        *("summary_use_proj", "use_bfloat16", "validate_runner_input", "_attn_implementation_autoset"),
+    )
+)
+# What the forward pass takes for granted, where a class has such a setting.
+_PRESUMED: Mapping[str, tuple[Any, ...]] = {
+    "add_cross_attention": (False,),
+    "is_encoder_decoder": (False,),
+    "mlp_type": ("default",),
+    "norm_type": ("layer_norm",),
+    "scale_attn_weights": (True,),
+    "use_bias": (True,),
+}
+
+
+def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
+    """Returns what a config.json says that the forward pass does not compute.
+
+    Args:
+        content: What it holds.
+        hf: Transformers' configuration of it.
+    """
+    known = {*type(hf)().to_dict(), *type(hf).attribute_map, *_NOT_READ, *_PRESUMED}
+    problems = [
+        f"has {name} {value!r}, which the reader does not know: take it out if it changes nothing"
+        for name, value in content.items()
+        if name not in known and value is not None
+    ]
+    problems += [
+        f"has {name} {content[name]!r}, which the reader does not compute"
+        for name, presumed in _PRESUMED.items()
+        if content.get(name) is not None and content[name] not in presumed
+    ]
+    rotary = content.get("rope_parameters") or {}
+    problems += [
+        f"has {name} {content[name]!r} and {rotary[name]!r} in rope_parameters"
+        for name in ("rope_theta", "partial_rotary_factor")
+        if name in rotary and content.get(name, rotary[name]) != rotary[name]
+    ]
+    return problems
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,7 @@ from nemo_ptq.verify.huggingface.architectures import (
     Architecture,
     StoredModule,
     model_config,
+    setting_problems,
     stored_modules,
 )
 from nemo_ptq.verify.model_config import MOST_LAYERS, ModelConfig, load_json
@@ -197,7 +198,13 @@ class HuggingFaceDirectory:
 
     @cached_property
     def model_config(self) -> ModelConfig:
-        """The model's sizes."""
+        """The model's sizes.
+
+        Raises:
+            PtqError: If config.json has settings that the forward pass does not compute.
+        """
+        if problems := setting_problems(self.config, self.transformers_config):
+            raise PtqError(f"config.json {problems[0]}")
         return model_config(self.transformers_config, self.architecture)
 
     @cached_property
@@ -336,6 +343,7 @@ def config_problems(directory: HuggingFaceDirectory) -> list[str]:
     model_type, expected = directory.config.get("model_type"), directory.architecture.model_type
     if model_type != expected:
         problems.append(f"architectures is {directory.config['architectures']!r}, model_type {model_type!r}")
+    problems += _activation_problems(directory)
     quantization = directory.quantization
     if quantization is not None:
         layers = [name for name, module in directory.modules.items() if module.kind != "norm"]
@@ -344,6 +352,19 @@ def config_problems(directory: HuggingFaceDirectory) -> list[str]:
         if not any(directory.quantized):
             problems.append("no linear layer is quantized")
     return problems
+
+
+def _activation_problems(directory: HuggingFaceDirectory) -> list[str]:
+    """Where transformers and vLLM, which look at different settings, would compute different activations."""
+    if directory.architecture.model_type != "gemma":
+        return []
+    transformers, vllm = (directory.config.get(name) for name in ("hidden_act", "hidden_activation"))
+    if transformers == vllm == "gelu_pytorch_tanh":
+        return []
+    return [
+        f"hidden_act is {transformers!r}, which transformers reads, and hidden_activation {vllm!r}, which vLLM reads: "
+        "both must be 'gelu_pytorch_tanh'"
+    ]
 
 
 def tensor_problems(directory: HuggingFaceDirectory) -> list[str]:

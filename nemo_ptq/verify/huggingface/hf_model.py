@@ -103,7 +103,5 @@ def open_hugging_face(path: Path) -> HuggingFaceWeights:
     """
     directory = HuggingFaceDirectory(path)
     architecture = directory.architecture
-    if not getattr(directory.transformers_config, "scale_attn_weights", True):
-        raise PtqError(f"{path}/config.json has scale_attn_weights false, which the reader does not compute")
     directory.quantization  # noqa: B018 - says what is wrong with it before anything is computed
     return HuggingFaceWeights(directory, architecture, directory.model_config)

@@ -279,4 +279,10 @@ def _model_config(description: Mapping[str, Any], model: Mapping[str, Any], file
         rotary_scaling=model_scaling(model) if rotary else None,
         share_embedding_table=bool(model["share_embeddings_and_output_weights"]),
         moe=Moe(experts, model["moe_router_topk"], 1) if experts else None,
+        attention_window=_window(model.get("window_size")),
     )
+
+
+def _window(sizes: Sequence[int] | None) -> int | None:
+    """Megatron counts the positions before a token, and -1 stands for all of them."""
+    return sizes[0] + 1 if sizes and sizes[0] >= 0 else None

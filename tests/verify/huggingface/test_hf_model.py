@@ -10,8 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    GemmaConfig,
+    GemmaForCausalLM,
     GPTBigCodeConfig,
     GPTBigCodeForCausalLM,
+    MistralConfig,
+    MistralForCausalLM,
     PreTrainedModel,
     Starcoder2Config,
     Starcoder2ForCausalLM,
@@ -22,6 +26,14 @@ from nemo_ptq.verify.forward_pass import logits, open_model
 from tests.verify.qnemo_writer import Recipe
 from tests.verify.reference import FAMILIES, VOCAB, build, reference_logits
 
+SIZES: dict[str, Any] = {
+    "vocab_size": VOCAB,
+    "hidden_size": 128,
+    "intermediate_size": 256,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+}
 TOKENS = torch.randint(VOCAB, (6, 24), generator=torch.Generator().manual_seed(7))
 
 
@@ -83,9 +95,49 @@ def edit(directory: Path, **changes: Any) -> None:
     file.write_text(json.dumps(json.loads(file.read_text()) | changes))
 
 
+def saved(family: str, directory: Path) -> PreTrainedModel:
+    model = build(family)
+    model.save_pretrained(directory)
+    return model
+
+
+@pytest.mark.parametrize("family", ["llama3", "llama_linear", "nemotron"])
+def test_the_spelling_of_transformers_5_is_the_same_model(family: str, tmp_path: Path) -> None:
+    model, file = saved(family, tmp_path), tmp_path / "config.json"
+    config = json.loads(file.read_text())
+    scaling = config.pop("rope_scaling", None) or {"rope_type": "default"}
+    parameters = {name: config.pop(name) for name in ("rope_theta", "partial_rotary_factor") if name in config}
+    file.write_text(json.dumps({**config, "rope_parameters": {**parameters, **scaling}}))
+    compare(model, tmp_path)
+    assert open_model(tmp_path).config.rotary_pct == getattr(model.config, "partial_rotary_factor", 1.0)
+
+
+def test_a_window_of_attention(tmp_path: Path) -> None:
+    """Sequences are longer than the window, so that what it leaves out is seen."""
+    config = MistralConfig(**SIZES, sliding_window=7, attn_implementation="eager")
+    model = spread(MistralForCausalLM(config))
+    model.save_pretrained(tmp_path)
+    compare(model, tmp_path)
+    edit(tmp_path, sliding_window=8)
+    assert (logits(tmp_path, TOKENS) - reference_logits(model, TOKENS, Recipe())).abs().max() > 2e-4
+
+
+def test_gemma_computes_what_transformers_reads(tmp_path: Path) -> None:
+    """Early files say gelu, which transformers takes at its word."""
+    model = GemmaForCausalLM(GemmaConfig(**SIZES, head_dim=32, hidden_act="gelu", attn_implementation="eager"))
+    model = spread(model)
+    model.save_pretrained(tmp_path)
+    compare(model, tmp_path)
+    edit(tmp_path, hidden_act="gelu_pytorch_tanh")
+    assert (logits(tmp_path, TOKENS) - reference_logits(model, TOKENS, Recipe())).abs().max() > 2e-4
+
+
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
+        ({"residual_multiplier": 0.2}, "has residual_multiplier 0.2, which the reader does not know"),
+        ({"rope_parameters": {"rope_theta": 2e4, "rope_type": "default"}}, "has rope_theta 10000.0 and 20000.0 in"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "mscale": 1.0}}, "has rope_scaling with mscale"),
         ({"architectures": ["FalconForCausalLM"]}, "is of architecture FalconForCausalLM, not one of LlamaForCausalLM"),
         ({"hidden_act": "mish"}, "hidden_act 'mish' is not one of"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling of type 'yarn', expected linear or"),

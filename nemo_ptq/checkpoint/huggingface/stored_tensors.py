@@ -1,0 +1,211 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which tensors a Hugging Face directory holds, and whether they are what NeMo's are made of.
+
+Of safetensors files the headers alone are read, without torch; only PyTorch's own files, which few models still have,
+need it.
+"""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+
+from nemo_ptq.checkpoint.huggingface.hf_files import weight_files
+from nemo_ptq.errors import PtqError
+from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
+from nemo_ptq.models.mapping import EMBEDDING, OUTPUT, WeightRule
+from nemo_ptq.models.spec import ModelSpec
+
+DTYPES = ("float32", "float16", "bfloat16")
+"""Data types that weights may have."""
+
+# Data types by the names that safetensors files have for them.
+_SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | {
+    **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
+    **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
+}
+# No model has a header of more; safetensors itself refuses such a file.
+_LONGEST_HEADER = 100_000_000
+# Buffers that old files carry and no model loads.
+_BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file.
+
+    Attributes:
+        file: Where it is.
+        dtype: Name of its torch data type.
+        shape: Its shape.
+    """
+
+    file: Path
+    dtype: str
+    shape: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class PlannedPart:
+    """One layer's (or expert's) part of a tensor of Megatron's, and what it is made of.
+
+    Attributes:
+        rule: Says which tensor it is.
+        names: Of the tensors that it is made of, in the order of the rule's sources.
+        position: (index, size) along each stacked axis.
+    """
+
+    rule: WeightRule
+    names: tuple[str, ...]
+    position: tuple[tuple[int, int], ...]
+
+
+def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
+    """Returns the tensors of a Hugging Face directory by name; none of them is read.
+
+    Raises:
+        PtqError: If there are no weights, files that the index lists are missing, or a file is damaged.
+    """
+    found: dict[str, StoredTensor] = {}
+    for file in weight_files(directory):
+        found |= _safetensors(file) if file.suffix == ".safetensors" else _pytorch(file)
+    return found
+
+
+def _safetensors(file: Path) -> dict[str, StoredTensor]:
+    size = file.stat().st_size
+    try:
+        with file.open("rb") as stream:
+            length = int.from_bytes(stream.read(8), "little")
+            if size < 8 or not 0 < length <= min(size - 8, _LONGEST_HEADER):
+                raise ValueError(f"its header would take {length} bytes")
+            header = json.loads(stream.read(length))
+        header.pop("__metadata__", None)
+        ends = [entry["data_offsets"][1] for entry in header.values()]
+        if 8 + length + max(ends, default=0) != size:
+            raise ValueError(f"it has {size} bytes, and its header promises {8 + length + max(ends, default=0)}")
+        return {
+            name: StoredTensor(file, _SAFETENSORS.get(entry["dtype"], str(entry["dtype"])), tuple(entry["shape"]))
+            for name, entry in header.items()
+        }
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        raise PtqError(f"{file} cannot be read as tensors ({error}); is it whole, or a Git LFS pointer?") from error
+
+
+def _pytorch(file: Path) -> dict[str, StoredTensor]:
+    from nemo_ptq.checkpoint.huggingface.hf_weights import load_tensors
+
+    return {
+        name: StoredTensor(file, str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+        for name, tensor in load_tensors(file).items()
+    }
+
+
+def planned_parts(hf_class: HuggingFaceClass, settings: Settings) -> Sequence[PlannedPart]:
+    """Returns what every tensor of Megatron's is made of.
+
+    Args:
+        hf_class: The model's class.
+        settings: From :meth:`~nemo_ptq.models.hugging_face.HuggingFaceClass.read`.
+    """
+    return [part for rule in _rules(hf_class, settings) for part in _numbered(rule, settings)]
+
+
+def _rules(hf_class: HuggingFaceClass, settings: Settings) -> Sequence[WeightRule]:
+    if hf_class.can_tie and settings["tie_word_embeddings"]:
+        return hf_class.rules
+    head = hf_class.embedding if settings["tie_word_embeddings"] else f"{hf_class.output_layer}.weight"
+    return (*hf_class.rules, WeightRule(f"{OUTPUT}.weight", {"": head}))
+
+
+def _numbered(rule: WeightRule, settings: Settings) -> Iterator[PlannedPart]:
+    sizes = {"layer": settings["num_hidden_layers"], "expert": settings.get("num_local_experts", 0)}
+    sources = tuple(rule.sources.values())
+    axes = [axis for axis in sizes if f"{{{axis}}}" in sources[0]]
+    for index in product(*(range(sizes[axis]) for axis in axes)):
+        numbers = dict(zip(axes, index, strict=True))
+        names = tuple(source.format(**numbers) for source in sources)
+        yield PlannedPart(rule, names, tuple((number, sizes[axis]) for axis, number in numbers.items()))
+
+
+def check_tensors(
+    hf_class: HuggingFaceClass, settings: Settings, model: ModelSpec, stored: Mapping[str, StoredTensor]
+) -> None:
+    """Refuses weights that a model cannot be made of.
+
+    Args:
+        hf_class: The model's class.
+        settings: Those of its config.json.
+        model: The model that they describe.
+        stored: What the files hold.
+
+    Raises:
+        PtqError: If a tensor is missing or would be lost, has a data type that no weights have, or another shape than
+            config.json says.
+    """
+    if settings["num_hidden_layers"] > len(stored):
+        raise PtqError(
+            f"config.json has {settings['num_hidden_layers']} layers, and the weights have only {len(stored)} tensors: "
+            "give the config.json of these weights"
+        )
+    parts = planned_parts(hf_class, settings)
+    used = {name for part in parts for name in part.names}
+    if missing := sorted(used - stored.keys()):
+        raise PtqError(f"the weights lack {len(missing)} tensors, {missing[0]} among them; is a file missing?")
+    copies = {f"{hf_class.output_layer}.weight"} if settings["tie_word_embeddings"] else set()
+    lost = sorted(name for name in stored.keys() - used - copies if not _BUFFERS.search(name))
+    if lost:
+        raise PtqError(f"NeMo has no place for {len(lost)} tensors of the weights, {lost[0]} among them")
+    if others := sorted(name for name in used if stored[name].dtype not in DTYPES):
+        raise PtqError(
+            f"{len(others)} tensors are of a data type that is not supported, {others[0]} of {stored[others[0]].dtype} "
+            f"among them: give the model in {', '.join(DTYPES)}"
+        )
+    rows = stored[hf_class.embedding].shape[0]
+    if rows != settings["vocab_size"]:
+        raise PtqError(
+            f"the embedding has {rows} rows, but config.json has vocab_size {settings['vocab_size']}: give the "
+            "config.json of these weights"
+        )
+    for part in parts:
+        for name, shape in _shapes(part, model, rows).items():
+            if stored[name].shape != shape:
+                raise PtqError(
+                    f"{name} has shape {stored[name].shape}, and the sizes in config.json make it {shape}: give the "
+                    "config.json of these weights"
+                )
+
+
+def _shapes(part: PlannedPart, model: ModelSpec, vocab_size: int) -> dict[str, tuple[int, ...]]:
+    """The shapes of the tensors that a part is made of, by their names."""
+    hidden = model.hidden_size
+    outside = {
+        EMBEDDING: (vocab_size, hidden),
+        OUTPUT: (vocab_size, hidden),
+        "embedding.position_embeddings": (model.seq_length, hidden),
+        "decoder.final_layernorm": (hidden,),
+    }
+    if part.rule.module in outside:
+        return dict.fromkeys(part.names, outside[part.rule.module])
+    numbers = dict(zip(("layer", "expert"), (number for number, _ in part.position), strict=False))
+    module = model.module(part.rule.module.format(**numbers))
+    is_bias = part.rule.target.endswith("bias")
+    return {
+        name: (module.outputs(rows),) if is_bias or module.kind == "norm" else (module.outputs(rows), module.inputs)
+        for rows, name in zip(part.rule.sources, part.names, strict=True)
+    }
+
+
+def weights_dtype(settings: Settings, embedding: StoredTensor) -> str:
+    """Returns the data type of a model: what its config.json says, else that of its embedding.
+
+    Raises:
+        PtqError: If no model has it.
+    """
+    name = settings.get("dtype") or settings.get("torch_dtype") or embedding.dtype
+    if name not in DTYPES:
+        raise PtqError(f"the weights are {name}: import a model in {', '.join(DTYPES)}")
+    return str(name)

@@ -1,0 +1,77 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which tensors of a NeMo 2.0 checkpoint its model reads. What else is there would be lost, and is refused."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.models.mapping import live_name
+from nemo_ptq.models.spec import ModelSpec
+
+# NeMo wraps Megatron's model in a LightningModule, whose attribute `module` it is.
+PREFIX = "module."
+DTYPES = ("float32", "float16", "bfloat16")
+# Of the model and yet no weights: Transformer Engine's states, ModelOpt's quantizers, a buffer that follows from sizes.
+_NO_WEIGHTS = re.compile(r"_extra_state(/|$)|_quantizer\.|(^|\.)rotary_pos_emb\.")
+# NeMo's LoRA: adapters beside the layers that it wraps.
+_ADAPTER = re.compile(r"\.(adapters?|to_wrap|lora_[ab])\.|\.adapter_layer\.|\.lora\.", re.IGNORECASE)
+# Halves of a gated layer, where each has a name for itself.
+_HALF = re.compile(r"(\.(?:weight|bias))_[wv]$")
+
+
+def is_weight(name: str) -> bool:
+    """Whether an entry of a checkpoint is a weight of the model, and neither an optimizer's state nor the like."""
+    return name.startswith(PREFIX) and not _NO_WEIGHTS.search(name)
+
+
+def check_tensors(model: ModelSpec, dtypes: Mapping[str, str]) -> None:
+    """Refuses a checkpoint with weights that its model does not read, or of types that no weights have.
+
+    Args:
+        model: What the context says.
+        dtypes: Names of the torch data types of the tensors in the weights, by their names.
+
+    Raises:
+        PtqError: If there are such weights, LoRA adapters that are not merged among them.
+    """
+    weights = sorted(filter(is_weight, dtypes))
+    if adapters := [name for name in weights if _ADAPTER.search(name)]:
+        raise PtqError(
+            f"the checkpoint holds {len(adapters)} tensors of LoRA adapters that are not merged, {adapters[0]} among "
+            "them: merge them into the weights first (in NeMo, llm.peft.merge_lora)"
+        )
+    known = set(_parameters(model))
+    if lost := [name for name in weights if _general(name) not in known]:
+        raise PtqError(
+            f"the model that the context describes has no place for {len(lost)} tensors of the checkpoint, {lost[0]} "
+            "among them: give the context of these weights, or take out what does not belong to the model"
+        )
+    if others := [name for name in weights if dtypes[name] not in DTYPES]:
+        raise PtqError(
+            f"{len(others)} tensors are of a data type that is not supported, {others[0]} of {dtypes[others[0]]} among "
+            f"them: save the checkpoint in {', '.join(DTYPES)}"
+        )
+
+
+def _general(name: str) -> str:
+    """Megatron's name of a parameter in a model, with "*" for layers and experts."""
+    live = live_name(_HALF.sub(r"\1", name.removeprefix(PREFIX)), "*", "*")
+    return re.sub(r"\.\d+\.", ".*.", live).replace("local_experts.*.*.", "local_experts.*.")
+
+
+def _parameters(model: ModelSpec) -> Iterator[str]:
+    yield from ("embedding.word_embeddings.weight", "output_layer.weight")
+    if model.position_embedding_type == "learned_absolute":
+        yield "embedding.position_embeddings.weight"
+    yield from _of_module("decoder.final_layernorm", model.normalization == "LayerNorm")
+    for layer in {id(layer): layer for layer in model.layers}.values():
+        for module in layer.modules:
+            yield from _of_module(f"decoder.layers.*.{re.sub(r'[.][0-9]+[.]', '.*.', module.name)}", module.has_bias)
+        if model.qk_norm:
+            for norm in ("q_layernorm", "k_layernorm"):
+                yield from _of_module(f"decoder.layers.*.self_attention.{norm}", model.normalization == "LayerNorm")
+
+
+def _of_module(name: str, has_bias: bool) -> Iterable[str]:
+    return (f"{name}.weight", f"{name}.bias") if has_bias else (f"{name}.weight",)

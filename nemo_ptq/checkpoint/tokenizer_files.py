@@ -1,0 +1,88 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The largest token that a tokenizer knows, from its files alone: without transformers."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from nemo_ptq.checkpoint.huggingface.hf_files import read_json
+from nemo_ptq.errors import PtqError
+
+# Files of a Hugging Face tokenizer with tokens by name.
+_BY_NAME = ("vocab.json", "added_tokens.json")
+_SENTENCEPIECE = "tokenizer.model"
+
+
+def tokenizer_of(checkpoint: Path, settings: Any = None) -> Path | None:
+    """Returns where a checkpoint has its tokenizer.
+
+    Args:
+        checkpoint: A Hugging Face directory, or a NeMo checkpoint.
+        settings: What the context of a NeMo checkpoint says of the tokenizer; None of a Hugging Face directory.
+
+    Returns:
+        A Hugging Face directory, or a file of sentencepiece's; None where it is not in the checkpoint.
+    """
+    if settings is None:
+        return checkpoint
+    name = settings.get("pretrained_model_name") or settings.get("model_path")
+    path = checkpoint / "context" / str(name)
+    return path if name and path.exists() else None
+
+
+def largest_token(tokenizer: Path) -> tuple[int, str] | None:
+    """Returns the largest token id of a tokenizer, and the token.
+
+    Args:
+        tokenizer: A Hugging Face directory, or a file of sentencepiece's.
+
+    Returns:
+        None where no file there says which tokens there are.
+
+    Raises:
+        PtqError: If a file is damaged.
+    """
+    if tokenizer.is_file():
+        return max(_of_sentencepiece(tokenizer), default=None)
+    try:
+        return max(_of_directory(tokenizer), default=None)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise PtqError(f"the tokenizer in {tokenizer} cannot be read: {error!r}; copy it again") from error
+
+
+def _of_directory(directory: Path) -> Iterator[tuple[int, str]]:
+    if (directory / "tokenizer.json").is_file():
+        content = read_json(directory / "tokenizer.json")
+        yield from _of_model(content["model"]["vocab"])
+        for token in content.get("added_tokens") or ():
+            yield int(token["id"]), str(token["content"])
+    else:
+        for name in _BY_NAME:
+            if (directory / name).is_file():
+                yield from _of_model(read_json(directory / name))
+        if (directory / _SENTENCEPIECE).is_file():
+            yield from _of_sentencepiece(directory / _SENTENCEPIECE)
+    if (directory / "tokenizer_config.json").is_file():
+        # Tokens that were added when it was saved; transformers takes them from here as well.
+        added = read_json(directory / "tokenizer_config.json").get("added_tokens_decoder") or {}
+        for number, token in added.items():
+            yield int(number), str(token["content"])
+
+
+def _of_model(vocabulary: Any) -> Iterator[tuple[int, str]]:
+    if isinstance(vocabulary, dict):
+        yield from ((int(number), str(token)) for token, number in vocabulary.items())
+    else:  # of tokens with their scores, in the order of their ids
+        yield from ((number, str(token[0])) for number, token in enumerate(vocabulary))
+
+
+def _of_sentencepiece(file: Path) -> Iterator[tuple[int, str]]:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        processor = SentencePieceProcessor(model_file=str(file))
+    except (OSError, RuntimeError) as error:
+        raise PtqError(f"{file} is no sentencepiece model: copy it again") from error
+    if last := processor.get_piece_size():
+        yield last - 1, processor.id_to_piece(last - 1)

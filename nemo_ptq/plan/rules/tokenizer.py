@@ -1,0 +1,40 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The tokenizer: the model has a row for each of its tokens."""
+
+from pathlib import Path
+from typing import Any
+
+from nemo_ptq.checkpoint.metadata import is_hugging_face, read_model_yaml
+from nemo_ptq.checkpoint.tokenizer_files import largest_token, tokenizer_of
+from nemo_ptq.errors import PtqError
+from nemo_ptq.models.spec import ModelSpec
+
+
+def tokens_have_rows(model: ModelSpec, checkpoint: Any, tokenizer_path: Any) -> str | None:
+    """The embedding has a row for every token of the tokenizer that is used."""
+    try:
+        path = _tokenizer(Path(checkpoint).expanduser(), tokenizer_path)
+        found = None if path is None else largest_token(path)
+    except PtqError as error:
+        return str(error)
+    if found is None or found[0] < model.vocab_size:
+        return None
+    number, token = found
+    return (
+        f"the tokenizer in {path} has token {number} ({token!r}), and the embedding only {model.vocab_size} rows: take "
+        "out the tokens that were added (tokenizer_path= names another tokenizer), or resize the model's embedding "
+        f"to {number + 1} rows or more (resize_token_embeddings in transformers)"
+    )
+
+
+def _tokenizer(checkpoint: Path, tokenizer_path: Any) -> Path | None:
+    """The files of the tokenizer that a job uses, None where they are elsewhere, as on the hub."""
+    if tokenizer_path is not None:
+        given = Path(str(tokenizer_path)).expanduser()
+        return given if given.exists() else None
+    if is_hugging_face(checkpoint):
+        return tokenizer_of(checkpoint)
+    if not (checkpoint / "context" / "model.yaml").is_file():
+        return None
+    return tokenizer_of(checkpoint, read_model_yaml(checkpoint)["tokenizer"] or {})

@@ -1,0 +1,173 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""A config.json is read completely: both spellings, and nothing that changes a model is passed over."""
+
+import math
+from typing import Any
+
+import pytest
+
+from nemo_ptq.errors import PtqError
+from nemo_ptq.models.hugging_face import HuggingFaceClass
+from nemo_ptq.models.registry import class_of_architecture
+from tests.families import FAMILIES
+
+ROTARY = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+
+
+def config_of(family: str, **changes: Any) -> dict[str, Any]:
+    """The config.json of a tiny model, as transformers writes it."""
+    import transformers
+
+    record = FAMILIES[family]
+    config = getattr(transformers, record.config)(**{**record.arguments, record.layers: 2, **changes})
+    model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    return {**config.to_dict(), "architectures": [model.__name__]}
+
+
+def class_of(config: dict[str, Any]) -> HuggingFaceClass:
+    return class_of_architecture(config["architectures"][0])
+
+
+def in_new_spelling(config: dict[str, Any]) -> dict[str, Any]:
+    """The same as transformers 5 writes it."""
+    scaling = config.get("rope_scaling") or {"rope_type": "default"}
+    parameters = {name: config[name] for name in ROTARY if name in config and name != "rope_scaling"}
+    others = {name: value for name, value in config.items() if name not in ROTARY}
+    return {**others, "rope_parameters": {**parameters, **scaling}}
+
+
+@pytest.mark.parametrize("family", sorted(set(FAMILIES) - {"starcoder"}))  # which has learned positions
+def test_both_spellings_are_the_same_model(family: str) -> None:
+    config = config_of(family, rope_theta=654321.0)
+    new = in_new_spelling(config)
+    assert "rope_theta" not in new
+    hf_class = class_of(config)
+    expected = hf_class.nemo_arguments(hf_class.read(config))
+    assert expected[1]["rotary_base"] == 654321.0
+    assert hf_class.nemo_arguments(hf_class.read(new)) == expected
+    assert hf_class.nemo_arguments(hf_class.read({**config, **new})) == expected, "both in one file"
+
+
+def test_a_file_of_transformers_5() -> None:
+    """What a Llama 3.2 has in the new spelling."""
+    rope = {"rope_theta": 500000.0, "rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4}
+    config = {"architectures": ["LlamaForCausalLM"], "dtype": "bfloat16", "rope_parameters": rope, **sizes}
+    hf_class = class_of(config)
+    name, common, special = hf_class.nemo_arguments(hf_class.read(config))
+    assert (name, common["rotary_base"]) == ("Llama31Config", 500000.0)
+    assert special | {"vocab_size": 0} == {
+        "vocab_size": 0,
+        "scale_factor": 32.0,
+        "low_freq_factor": 1.0,
+        "high_freq_factor": 4.0,
+        "old_context_len": 8192,
+    }
+
+
+def test_the_rotated_share_of_a_head_is_read_from_the_new_spelling() -> None:
+    config = in_new_spelling(config_of("nemotron", partial_rotary_factor=0.25))
+    assert config["rope_parameters"]["partial_rotary_factor"] == 0.25
+    hf_class = class_of(config)
+    assert hf_class.nemo_arguments(hf_class.read(config))[1]["rotary_percent"] == 0.25
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_every_setting_of_transformers_own_class_is_known(family: str) -> None:
+    config = config_of(family)
+    assert len(config) > 60
+    class_of(config).read(config)
+
+
+def test_settings_of_published_files_are_known() -> None:
+    """Some that transformers' classes do not have, or no longer."""
+    starcoder2 = {"attention_softmax_in_fp32": True, "layer_norm_epsilon": 1e-5, "mlp_type": "default"}
+    starcoder2 |= {"norm_type": "layer_norm", "scale_attention_softmax_in_fp32": True, "scale_attn_weights": True}
+    starcoder = {"inference_runner": 0, "max_batch_size": None, "pad_key_length": True, "summary_type": "cls_index"}
+    llama = {"pretraining_tp": 1, "_name_or_path": "a/b", "unsloth_version": "2024.9", "max_length": 4096}
+    for family, more in (("starcoder2", starcoder2), ("starcoder", starcoder), ("llama31", llama)):
+        config = config_of(family)
+        class_of(config).read(config | more)
+
+
+REFUSED = {
+    "made up": ({"residual_multiplier": 0.22}, "has residual_multiplier 0.22: the import of LlamaForCausalLM does not"),
+    "two": ({"logit_scale": 0.1, "qk_norm": True}, "has logit_scale 0.1, qk_norm True: "),
+    "of another class": ({"scale_attn_weights": False}, "has scale_attn_weights False: "),
+    "not as a flag": ({"use_qk_norm": 0}, "has use_qk_norm 0: "),
+    "rotated in part": ({"partial_rotary_factor": 0.5}, "has partial_rotary_factor 0.5: "),
+    "windows in some layers": ({"layer_types": ["sliding_attention", "full_attention"]}, "has layer_types ["),
+    "yarn": ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "rope_scaling of type 'yarn'"),
+    "yarn, new": (
+        {"rope_scaling": None, "rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0}},
+        "rope_scaling of type 'yarn'",
+    ),
+    "dynamic": ({"rope_scaling": {"type": "dynamic", "factor": 2.0}}, "rope_scaling of type 'dynamic'"),
+    "more to a scaling": (
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "attention_factor": 0.7}},
+        "of type 'linear' with attention_factor",
+    ),
+    "no factor": ({"rope_scaling": {"rope_type": "linear", "factor": math.nan}}, "rope_scaling.factor nan: it must be"),
+    "no object": ({"rope_parameters": "llama3"}, "has rope_parameters 'llama3': it must be an object"),
+    "two bases": ({"rope_parameters": {"rope_theta": 2e4, "rope_type": "default"}}, "rope_theta 10000.0 and, for"),
+    "two scalings": (
+        {
+            "rope_parameters": {"rope_type": "linear", "factor": 2.0},
+            "rope_scaling": {"rope_type": "linear", "factor": 4.0},
+        },
+        "contradict one another",
+    ),
+    "no heads": ({"num_attention_heads": 0}, "has num_attention_heads 0, which is no size"),
+    "a size as text": ({"hidden_size": "256"}, "has hidden_size '256', which is no size"),
+    "a yes as a size": ({"num_hidden_layers": True}, "has num_hidden_layers True, which is no size"),
+    "no epsilon": ({"rms_norm_eps": None}, "has rms_norm_eps None: it must be a finite number"),
+    "epsilon NaN": ({"rms_norm_eps": math.nan}, "has rms_norm_eps nan: it must be a finite number"),
+    "endless base": ({"rope_theta": math.inf}, "has rope_theta inf: it must be a finite number"),
+    "uneven groups": ({"num_key_value_heads": 3}, "num_key_value_heads 3, which does not divide 8"),
+    "biases": ({"attention_bias": True}, "has attention_bias True, but NeMo's LlamaModel can only have False"),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_what_would_change_the_model_is_refused_by_name(case: str) -> None:
+    changes, said = REFUSED[case]
+    config = config_of("llama2")
+    with pytest.raises(PtqError) as caught:
+        class_of(config).read(config | changes)
+        hf_class = class_of(config)
+        hf_class.nemo_arguments(hf_class.read(config | changes))
+    assert said in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_each_family_refuses_what_it_does_not_know(family: str) -> None:
+    config = config_of(family)
+    with pytest.raises(PtqError, match=r"has secret_gate True: .* take it out of config\.json if it changes nothing"):
+        class_of(config).read({**config, "secret_gate": True})
+    class_of(config).read({**config, "secret_gate": None})
+
+
+def test_a_window_in_every_layer_may_be_said_layer_by_layer() -> None:
+    config = config_of("mistral", sliding_window=64)
+    assert class_of(config).read({**config, "layer_types": ["sliding_attention"] * 2})["sliding_window"] == 64
+    with pytest.raises(PtqError, match="layer_types"):
+        class_of(config).read({**config, "layer_types": ["full_attention"] * 2})
+
+
+def test_a_window_does_not_shorten_the_sequences() -> None:
+    config = config_of("mistral", sliding_window=64, max_position_embeddings=256)
+    hf_class = class_of(config)
+    _, common, special = hf_class.nemo_arguments(hf_class.read(config))
+    assert {**common, **special}["seq_length"] == 256
+    assert special["window_size"] == [64, 0]
+
+
+def test_gemma_computes_the_approximation_alone() -> None:
+    config = config_of("gemma")
+    for activation in ("gelu", "gelu_pytorch_tanh"):  # what early files call it
+        class_of(config).read({**config, "hidden_act": activation, "hidden_activation": None})
+    with pytest.raises(PtqError, match="hidden_activation 'gelu'"):
+        class_of(config).read({**config, "hidden_activation": "gelu"})

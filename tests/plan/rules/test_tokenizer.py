@@ -1,0 +1,90 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""A tokenizer that is longer than the vocabulary is found before a job starts, with the ways out."""
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from nemo_ptq.checkpoint.metadata import read_metadata
+from nemo_ptq.checkpoint.tokenizer_files import largest_token
+from nemo_ptq.plan.rules.tokenizer import tokens_have_rows
+from tests.families import make_tokenizer
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("tokenizer")
+    make_tokenizer(directory)
+    return directory
+
+
+def padded(tokenizer: Path, directory: Path) -> Path:
+    """The tokenizer with a token more, as people add one to pad with."""
+    from transformers import AutoTokenizer
+
+    longer = AutoTokenizer.from_pretrained(tokenizer)
+    assert longer.add_special_tokens({"pad_token": "[PAD]"}) == 1
+    longer.save_pretrained(directory)
+    return directory
+
+
+def test_tokens_are_counted_as_transformers_does(tokenizer: Path, tmp_path: Path) -> None:
+    from transformers import AutoTokenizer
+
+    for path in (tokenizer, padded(tokenizer, tmp_path)):
+        found = largest_token(path)
+        loaded = AutoTokenizer.from_pretrained(path)
+        assert found is not None
+        assert found[0] == len(loaded) - 1
+        assert loaded.convert_tokens_to_ids(found[1]) == found[0]
+
+
+def test_tokens_of_files_by_name(tmp_path: Path) -> None:
+    assert largest_token(tmp_path) is None
+    (tmp_path / "vocab.json").write_text(json.dumps({"a": 0, "b": 1}))
+    assert largest_token(tmp_path) == (1, "b")
+    (tmp_path / "added_tokens.json").write_text(json.dumps({"<x>": 2}))
+    assert largest_token(tmp_path) == (2, "<x>")
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps({"added_tokens_decoder": {"3": {"content": "<y>"}}}))
+    assert largest_token(tmp_path) == (3, "<y>")
+
+
+@pytest.mark.parametrize("kind", ["hf", "nemo"])
+def test_a_token_without_a_row(
+    kind: str, checkpoint_of: Callable[[str], Path], tokenizer: Path, tmp_path: Path
+) -> None:
+    made = checkpoint_of("llama2")
+    source = Path(shutil.copytree(made.with_name("llama2.hf") if kind == "hf" else made, tmp_path / "model"))
+    files = source if kind == "hf" else source / "context" / "nemo_tokenizer"
+    model, tokens = read_metadata(source), largest_token(files)
+    assert tokens is not None
+    shorter = replace(model, vocab_size=tokens[0] + 1)
+    assert tokens_have_rows(model, source, None) is None
+    assert tokens_have_rows(shorter, source, None) is None
+    padded(tokenizer, files)
+    problem: Any = tokens_have_rows(shorter, source, None)
+    assert f"has token {tokens[0] + 1} ('[PAD]'), and the embedding only {tokens[0] + 1} rows: take out" in problem
+    assert f"to {tokens[0] + 2} rows or more" in problem
+    assert "tokenizer_path=" in problem
+    assert tokens_have_rows(shorter, source, str(tokenizer)) is None
+    assert "[PAD]" in str(tokens_have_rows(shorter, tokenizer, str(files)))
+
+
+def test_a_damaged_tokenizer_is_told(tokenizer: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    model = read_metadata(checkpoint_of("llama2"))
+    damaged = Path(shutil.copytree(tokenizer, tmp_path / "damaged"))
+    for content in ("{", "{}", '{"model": {"vocab": 3}}', '{"model": {"vocab": {"a": "b"}}}'):
+        (damaged / "tokenizer.json").write_text(content)
+        assert "tokenizer" in str(tokens_have_rows(model, tokenizer, str(damaged)))
+
+
+def test_files_that_are_elsewhere_are_not_looked_at(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    model = replace(read_metadata(checkpoint_of("llama2")), vocab_size=1)
+    assert tokens_have_rows(model, tmp_path / "nowhere", None) is None
+    assert tokens_have_rows(model, checkpoint_of("llama2"), "meta-llama/Llama-3.1-8B") is None
