@@ -119,7 +119,7 @@ def _check_paths(source: Path, output: Path, overwrite: bool) -> None:
 
 
 def _dtype(settings: Settings, embedding: torch.Tensor) -> torch.dtype:
-    name = settings.get("dtype") or settings.get("torch_dtype") or str(embedding.dtype).removeprefix("torch.")
+    name = str(settings.get("dtype") or settings.get("torch_dtype") or embedding.dtype).removeprefix("torch.")
     if name not in _DTYPES:
         raise PtqError(f"the weights are {name}: import a model in {', '.join(_DTYPES)}")
     return _DTYPES[name]
