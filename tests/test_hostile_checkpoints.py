@@ -12,14 +12,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 from nemo_ptq.calibration.text_files import read_text_file
 from nemo_ptq.checkpoint.huggingface.importer import import_hf
 from nemo_ptq.checkpoint.metadata import read_metadata
-from nemo_ptq.config import ExportConfig
+from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.launch import front
+from nemo_ptq.quantization.state_header import StateHeader
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.forward_pass import open_model
 from tests.conftest import Demo
@@ -55,12 +58,28 @@ def in_the_index(checkpoint: Path, marker: Path) -> None:
 PLACES = [in_the_context, in_model_yaml, in_the_index]
 
 
+def saved_state(output: Path) -> Path:
+    """A saved calibration, beside an output."""
+    file = output.with_name("state.safetensors")
+    header = StateHeader("/then", "", {}, "llama", QuantizationConfig(), {"algorithm": "max"}, {})
+    save_file({"x": np.zeros(1, np.float32)}, file, header.to_metadata())
+    return file
+
+
 def commands(checkpoint: Path, output: Path) -> dict[str, list[str]]:
     """The commands that read a checkpoint before anything starts."""
     named = [f"nemo_checkpoint={checkpoint}", f"export_config.path={output}"]
     return {
         "run": [str(BIN / "nemo-ptq"), "run", *named, "quantization_config.calibration_dataset=/nowhere.txt"],
         "plan": [str(BIN / "nemo-ptq"), "plan", *named],
+        "export": [
+            str(BIN / "nemo-ptq"),
+            "export",
+            str(saved_state(output)),
+            str(output),
+            "--checkpoint",
+            str(checkpoint),
+        ],
         "script": [sys.executable, "-m", "nemo_ptq.script", f"--nemo_checkpoint={checkpoint}", "--plan_only"],
     }
 
@@ -71,7 +90,7 @@ def run(command: Sequence[str], cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("command", ["run", "plan", "script"])
+@pytest.mark.parametrize("command", ["run", "plan", "export", "script"])
 def test_no_command_runs_code_of_a_checkpoint(
     command: str, place: Callable[[Path, Path], None], checkpoint: Path, tmp_path: Path
 ) -> None:
@@ -84,7 +103,8 @@ def test_no_command_runs_code_of_a_checkpoint(
         assert ended.returncode != 0
         told = ended.stdout + ended.stderr
         assert "names subprocess.getoutput at model.config.rotary_base" in told
-        assert "--trust_checkpoint=" in told if command == "script" else "trust_checkpoint=subprocess.getoutput" in told
+        spelled = {"script": "--trust_checkpoint", "export": "--trust-checkpoint"}.get(command, "trust_checkpoint")
+        assert f"add {spelled}=subprocess.getoutput" in told
 
 
 @pytest.mark.parametrize("place", PLACES)

@@ -160,15 +160,15 @@ def build_model(
     # NeMo's model class, not its config alone: Gemma's scales the embedding.
     try:
         model = fdl.build(context)
+        # Where stages share the embedding Megatron exchanges it between them, which the meta device has none of.
+        with replaced(LanguageModule, "setup_embeddings_and_output_layer", lambda module: None), torch.device("meta"):
+            model.configure_model()
     except Exception as error:  # configurations and tokenizers raise what they like
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise PtqError(
             f"NeMo cannot make the model and tokenizer that the checkpoint describes ({reason}): copy it again, or "
             "give another tokenizer with tokenizer_path"
         ) from error
-    # Where stages share the embedding Megatron exchanges it between them, which the meta device has none of.
-    with replaced(LanguageModule, "setup_embeddings_and_output_layer", lambda module: None), torch.device("meta"):
-        model.configure_model()
     model.module = model.module.eval().requires_grad_(False)
     return model
 

@@ -21,6 +21,8 @@ _WEIGHTS_FILES = ("weights/.metadata", "weights/common.pt", "weights/metadata.js
 _FILES = _CONTEXT_FILES + _WEIGHTS_FILES
 # A message names this many files and counts the others.
 _NAMES_SHOWN = 6
+# Characters of a value that a message shows.
+_SHOWN = 40
 
 
 def read_metadata(checkpoint: Path) -> ModelSpec:
@@ -69,6 +71,13 @@ def _check_files(checkpoint: Path) -> None:
                 f"found {_listed(sorted(path.name for path in checkpoint.iterdir()))}"
             ]
         )
+    strange = [
+        path.relative_to(checkpoint).as_posix()
+        for path in (checkpoint / "context").rglob("*")
+        if not path.is_file() and not path.is_dir()
+    ]
+    if strange:  # a pipe, or a link to a device or to nothing; what is in the context is copied into the export
+        raise ConfigError([f"{name} is damaged: {_listed(sorted(strange))} is neither file nor directory: remove it"])
     missing = [file for file in _FILES if not (checkpoint / file).is_file()]
     if missing:
         found = [file for file in _FILES if file not in missing]
@@ -123,7 +132,10 @@ def read_model_yaml(checkpoint: Path) -> dict[str, Any]:
     file = checkpoint / "context" / "model.yaml"
     try:
         model = read_yaml(file)
-        return {**model["config"], "model_class": str(model["_target_"]), "tokenizer": model.get("tokenizer")}
+        tokenizer = model.get("tokenizer")
+        if not isinstance(tokenizer, dict | None):
+            raise TypeError(f"tokenizer is {str(tokenizer)[:_SHOWN]!r}")
+        return {**model["config"], "model_class": str(model["_target_"]), "tokenizer": tokenizer}
     except (FileError, KeyError, TypeError, AttributeError) as error:
         reason = error.reason if isinstance(error, FileError) else str(error).partition("\n")[0]
         raise ConfigError(
@@ -169,11 +181,11 @@ def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str,
             config_class=config["_target_"],
             is_quantized=any("weight_quantizer." in name for name in tensors),
         )
-    except (KeyError, TypeError, AttributeError) as error:
+    except KeyError as error:
         raise ConfigError(
             [f"{checkpoint / 'context' / 'model.yaml'} is not of a GPT-like model: {error} is missing"]
         ) from error
-    except PtqError as error:
+    except (PtqError, TypeError, ValueError, AttributeError) as error:
         raise ConfigError([f"{checkpoint / 'context' / 'model.yaml'}: {error}"]) from error
     try:
         check_numbers(model)

@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from nemo_ptq.checkpoint.metadata import read_model_yaml
+from nemo_ptq.errors import PtqError
 
 _TOKENIZER = "nemo.collections.common.tokenizers.huggingface.auto_tokenizer.AutoTokenizer"
 _GENERATION_CONFIG = "transformers.generation.configuration_utils.GenerationConfig"
@@ -63,14 +64,23 @@ class Context:
         from transformers import GenerationConfig
 
         described = self.config.generation_config
-        return described and GenerationConfig.from_pretrained(self.path / described["pretrained_model_name_or_path"])
+        if not described:
+            return None
+        files = self.path / described["pretrained_model_name_or_path"]
+        try:
+            return GenerationConfig.from_pretrained(files)
+        except Exception as error:  # transformers raises what it likes
+            raise PtqError(_unloadable(files, "generation_config.json", error)) from error
 
     def load_tokenizer(self) -> Any:
         """Returns transformers' tokenizer with the special tokens that NeMo gives it; of a context that `is_known`."""
         from transformers import AutoTokenizer
 
         files = self.path / self.tokenizer["pretrained_model_name"]
-        tokenizer = AutoTokenizer.from_pretrained(files, local_files_only=True, trust_remote_code=False)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(files, local_files_only=True, trust_remote_code=False)
+        except Exception as error:  # every tokenizer class raises its own kinds
+            raise PtqError(_unloadable(files, "tokenizer", error)) from error
         special: dict[str, Any] = {"additional_special_tokens": []}
         for one, other in (("sep_token", "eos_token"), ("cls_token", "bos_token")):
             # NeMo has each stand in for the other.
@@ -81,6 +91,11 @@ class Context:
                 special[other] = mine
         tokenizer.add_special_tokens(special)
         return tokenizer
+
+
+def _unloadable(files: Path, what: str, error: Exception) -> str:
+    reason = str(error).partition("\n")[0]
+    return f"{files} has no {what} that can be loaded ({reason}): copy or save the checkpoint again"
 
 
 def read_context(checkpoint: Path) -> Context:

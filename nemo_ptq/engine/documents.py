@@ -15,6 +15,7 @@ from nemo_ptq.calibration.datasets import read_samples
 from nemo_ptq.calibration.text_files import Sample, read_text_file
 from nemo_ptq.calibration.tokens import tokenize
 from nemo_ptq.errors import PtqError
+from nemo_ptq.untrusted import check_regular
 from nemo_ptq.verify.context import read_model_yaml, tokenizer_path
 from nemo_ptq.verify.huggingface.hf_directory import is_hugging_face
 from nemo_ptq.verify.manifest import MANIFEST
@@ -43,8 +44,19 @@ def load_tokenizer(directory: Path) -> Any:
 
     Returns:
         An object of the form that :func:`nemo_ptq.calibration.tokens.tokenize` takes, with ``decode``.
+
+    Raises:
+        PtqError: If its files are missing or damaged.
     """
     path = directory if is_hugging_face(directory) else tokenizer_path(directory, read_model_yaml(directory))
+    try:
+        return _load_tokenizer(path)
+    except Exception as error:  # every tokenizer class raises its own kinds
+        reason = str(error).partition("\n")[0]
+        raise PtqError(f"{path} has no tokenizer that can be loaded ({reason}): copy or export it again") from error
+
+
+def _load_tokenizer(path: Path) -> Any:
     if path.is_dir():
         from transformers import AutoTokenizer
 
@@ -52,7 +64,7 @@ def load_tokenizer(directory: Path) -> Any:
         return SimpleNamespace(tokenizer=inner, decode=inner.decode)
     from sentencepiece import SentencePieceProcessor
 
-    processor = SentencePieceProcessor(model_file=str(path))
+    processor = SentencePieceProcessor(model_file=str(check_regular(path)))
     return SimpleNamespace(bos_id=processor.bos_id(), text_to_ids=processor.encode, decode=processor.decode)
 
 

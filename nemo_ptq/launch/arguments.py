@@ -56,13 +56,15 @@ def read_command_line(arguments: Iterable[str], run_options: Collection[str]) ->
         name, operation, value = match["name"], match["operation"], match["value"]
         if name.startswith("run."):
             run.append(argument.removeprefix("run."))
+        elif name in OPTIONS and OPTIONS[name].kind.names_code:
+            literal[name] = OPTIONS[name].kind.read(value)
         elif name in _CONFIGS or (name in OPTIONS and (operation or value.startswith("@"))):
             task.append(argument)
         elif name not in OPTIONS:
             problems.append(f"{name} is not an option{did_you_mean(name.rpartition('.')[2], _LAST_PARTS)}")
         else:
             kind = OPTIONS[name].kind
-            if kind.names_code or kind.problem(name, kind.read(value)):
+            if kind.problem(name, kind.read(value)):
                 literal[name] = kind.read(value)
             else:
                 task.append(argument)

@@ -29,6 +29,7 @@ from nemo_ptq.launch.executors import fit, launcher_name, unmounted, world_size
 from nemo_ptq.launch.experiment import JobFailed, processes_needed, run_experiment
 from nemo_ptq.launch.parsing import collecting
 from nemo_ptq.launch.recipes import find_file, override, read_arguments, recipe_file
+from nemo_ptq.options import OPTIONS
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.tracking.plugin import RunRecord
 
@@ -65,7 +66,9 @@ class PtqRunContext(RunContext):
     def _execute(self, fn: Callable[..., Any], args: list[str]) -> None:
         task, job, args = self.prepare(fn, args)
         if any((self.to_yaml, self.to_toml, self.to_json, self.repl)):
-            super()._execute_task(fn, [argument for argument in args if not argument.startswith("run.")])
+            # NeMo-Run would call what is trusted; whoever uses the file says again what that is.
+            literal = ("run.", *(f"{name}=" for name, option in OPTIONS.items() if option.kind.names_code))
+            super()._execute_task(fn, [argument for argument in args if not argument.startswith(literal)])
             return
         run.dryrun_fn(task, executor=self.executor)
         if self.dryrun or not self._should_continue(self.skip_confirmation or not sys.stdin.isatty()):

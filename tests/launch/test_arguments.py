@@ -74,6 +74,13 @@ def test_a_value_of_the_wrong_type_is_kept_for_the_checks(argument: str, value: 
     assert not line.problems
 
 
+@pytest.mark.parametrize("value", ["os.getcwd", "os.getcwd,my_models.Mine", "@trusted.yaml", "os.getcwd()"])
+def test_nemo_run_never_sees_a_name_that_it_would_call(value: str) -> None:
+    line = read(f"trust_checkpoint={value}")
+    assert line.literal == {"trust_checkpoint": value}
+    assert not line.task
+
+
 def test_settings_of_no_executor() -> None:
     line = read("run.executor.ntasks_per_node=2", "run.dryrun=true")
     assert line.run_problems == ["run.executor.ntasks_per_node=2 needs an executor: add run.executor=torchrun"]

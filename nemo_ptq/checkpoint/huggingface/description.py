@@ -62,7 +62,8 @@ def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
             f"{directory} is quantized already (config.json has a quantization_config): give the model as it was "
             "before quantization"
         )
-    architecture = str((content.get("architectures") or ["(none given)"])[0])
+    named = content.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else "(none given)"
     hf_class = class_of_architecture(architecture)
     return hf_class, hf_class.read(content)
 

@@ -59,10 +59,19 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
 
 
 def load_generation_config(directory: Path) -> GenerationConfig | None:
-    """Load `generation_config.json`; None where there is none."""
+    """Load `generation_config.json`; None where there is none.
+
+    Raises:
+        PtqError: It cannot be read, or transformers does not take what it says.
+    """
     if not (directory / "generation_config.json").is_file():
         return None
-    return GenerationConfig.from_dict(read_json(directory / "generation_config.json"))
+    content = read_json(directory / "generation_config.json")
+    try:
+        return GenerationConfig.from_dict(content)
+    except Exception as error:  # transformers raises what it likes
+        reason = str(error).partition("\n")[0]
+        raise PtqError(f"{directory / 'generation_config.json'} is not valid ({reason}): copy it again") from error
 
 
 def load_tensors(file: Path) -> dict[str, torch.Tensor]:
