@@ -13,7 +13,7 @@ from nemo_ptq.console.text import printable
 from nemo_ptq.job import Job
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.tracking import runs
-from nemo_ptq.tracking.trackers import Tracker, open_tracker
+from nemo_ptq.tracking.trackers import Tracker, open_tracker, without_credentials
 
 # Set to 0, it leaves no record of runs.
 RECORD_VARIABLE = "NEMO_PTQ_RECORD"
@@ -80,4 +80,4 @@ def _finish(tracker: Tracker, run: runs.Run) -> None:
     try:
         tracker.finish(run)
     except Exception as error:  # each library raises its own, and the export is there
-        print(f"warning: the figures did not reach the tracker: {error}", file=sys.stderr)
+        print(f"warning: the figures did not reach the tracker: {without_credentials(str(error))}", file=sys.stderr)
