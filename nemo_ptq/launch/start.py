@@ -12,6 +12,7 @@ from nemo_ptq.console.quiet import quiet_imports
 from nemo_ptq.console.text import printable
 from nemo_ptq.job import Job
 from nemo_ptq.parallel.environment import read_launch
+from nemo_ptq.parallel.parent import end_with_parent
 from nemo_ptq.tracking import runs
 from nemo_ptq.tracking.trackers import Tracker, open_tracker, without_credentials
 
@@ -25,6 +26,7 @@ def start(job: Job) -> None:
     Raises:
         PtqError: If the job cannot be done for a reason that the user can correct.
     """
+    end_with_parent()
     launch = read_launch()
     if not launch.is_first:
         _run(job, launch.world_size)
