@@ -9,6 +9,7 @@ from typing import Any
 
 from nemo_ptq.checkpoint.allowed_names import read_names
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
+from nemo_ptq.home import without_home
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.algorithms import kv_cache_is_quantized
 
@@ -69,10 +70,10 @@ class Job:
 
     @property
     def arguments(self) -> dict[str, Any]:
-        """The task's arguments, nested as its configs are, paths absolute."""
+        """The task's arguments, nested as its configs are, paths absolute or below "~": exports hold them."""
         # A quantized checkpoint holds its own calibration: none is given with it.
         given = None if self.metadata.is_quantized else self.calibration_state
-        return {
+        arguments = {
             "nemo_checkpoint": str(self.checkpoint),
             "calibration_tp": self.calibration_tp,
             "calibration_pp": self.calibration_pp,
@@ -87,6 +88,7 @@ class Job:
             "quantization_config": asdict(self.quantization),
             "export_config": {**_lasting(asdict(self.export)), "path": str(self.output)},
         }
+        return dict(without_home(arguments))
 
     @property
     def is_custom(self) -> bool:

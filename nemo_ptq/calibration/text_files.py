@@ -26,7 +26,7 @@ def read_text_file(path: str) -> Iterator[Sample]:
         PtqError: If the file cannot be read or holds no sample, or a line is not what the format wants; the message
             gives the line's number.
     """
-    source = Path(path)
+    source = Path(path).expanduser()
     if source.suffix not in DATA_FILES:
         raise PtqError(f"calibration_dataset={path}: the file's ending must be one of {', '.join(DATA_FILES)}")
     empty = True

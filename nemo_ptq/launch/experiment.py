@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A NeMo-Run experiment that fails when one of its ranks does, and ends with the command that started it."""
 
+import os
 import re
 import signal
 from collections.abc import Callable, Iterator, Mapping
@@ -14,6 +15,7 @@ from typing import Any, Optional
 from nemo_ptq.errors import PtqError
 from nemo_ptq.launch import slurm
 from nemo_ptq.launch.executors import PLACEHOLDER, fit
+from nemo_ptq.parallel.parent import LAUNCHER, name_of
 
 # Lines of a failed rank's log that the error shows.
 _LOG_LINES = 15
@@ -80,6 +82,8 @@ def run_tasks(
         if isinstance(executor, run.Config):
             fit(executor, processes_needed(task.__arguments__))
             executor = fdl.build(executor)
+        if isinstance(executor, run.LocalExecutor):
+            executor.env_vars[LAUNCHER] = name_of(os.getpid())  # it ends with this command, however that ends
         executors[job_name] = executor
     first = next(iter(executors.values()))
     on_slurm = isinstance(first, run.SlurmExecutor)

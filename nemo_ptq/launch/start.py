@@ -12,8 +12,9 @@ from nemo_ptq.console.quiet import quiet_imports
 from nemo_ptq.console.text import printable
 from nemo_ptq.job import Job
 from nemo_ptq.parallel.environment import read_launch
+from nemo_ptq.parallel.parent import end_with_parent
 from nemo_ptq.tracking import runs
-from nemo_ptq.tracking.trackers import Tracker, open_tracker
+from nemo_ptq.tracking.trackers import Tracker, open_tracker, without_credentials
 
 # Set to 0, it leaves no record of runs.
 RECORD_VARIABLE = "NEMO_PTQ_RECORD"
@@ -25,6 +26,7 @@ def start(job: Job) -> None:
     Raises:
         PtqError: If the job cannot be done for a reason that the user can correct.
     """
+    end_with_parent()
     launch = read_launch()
     if not launch.is_first:
         _run(job, launch.world_size)
@@ -80,4 +82,4 @@ def _finish(tracker: Tracker, run: runs.Run) -> None:
     try:
         tracker.finish(run)
     except Exception as error:  # each library raises its own, and the export is there
-        print(f"warning: the figures did not reach the tracker: {error}", file=sys.stderr)
+        print(f"warning: the figures did not reach the tracker: {without_credentials(str(error))}", file=sys.stderr)

@@ -6,20 +6,27 @@ Which tensors there will be is asked of the reader, :mod:`nemo_ptq.verify.trtllm
 type and shape from config.json alone, and no export passes that differs from it by a byte.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+import os
+import shutil
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.safetensors_header import lay_out
 from nemo_ptq.models.registry import ARCHITECTURES
 from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.plan.sharding import model_parameters
 from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
 from nemo_ptq.verify.model_config import DEFAULT_EXCLUDE_MODULES, Config, Mapping, Moe, Quantization
 from nemo_ptq.verify.trtllm.expected_tensors import rank_tensors
 
 # Where a format keeps the context; Hugging Face's have the tokenizer's files among their own.
 _CONTEXTS = {"trtllm": "nemo_context/", "nemo": "context/"}
+# What a size that is not exact has at least of what it says.
+_ABOUT = 0.9
 _NEMOS_OWN = ("io.json", "model.yaml", "hf_config.json")
 
 
@@ -87,6 +94,27 @@ def rank_files(config: Config) -> Iterator[FileSize]:
         yield FileSize(f"rank{rank}.safetensors", size)
 
 
+def weight_files(
+    model: ModelSpec, decoder: str, quantization: QuantizationConfig, export: ExportConfig
+) -> Iterator[FileSize]:
+    """The files with the weights.
+
+    A Hugging Face directory has about as many bytes as TensorRT-LLM's; a NeMo checkpoint's weights are not packed.
+    """
+    for name in export.formats:
+        prefix = f"{name}/" if export.has_subdirectories else ""
+        format = FORMATS[name]
+        if format.is_tensorrt_llm:
+            for file in rank_files(reader_config(model, decoder, quantization, export)):
+                exact = quantization.algorithm_name != CUSTOM
+                yield replace(file, name=prefix + file.name, exact=exact)
+        elif not format.is_packed:
+            yield FileSize(f"{prefix}weights/*.distcp", 2 * model_parameters(model), exact=False)
+        else:
+            whole = reader_config(model, decoder, quantization, replace(export, inference_tp=1, inference_pp=1))
+            yield FileSize(f"{prefix}*.safetensors", sum(file.bytes for file in rank_files(whole)), exact=False)
+
+
 def context_files(checkpoint: Path, export: ExportConfig) -> Iterator[FileSize]:
     """Yields what each format has of a NeMo checkpoint's context: all of it, or the tokenizer's files alone."""
     context = checkpoint / "context"
@@ -99,3 +127,25 @@ def context_files(checkpoint: Path, export: ExportConfig) -> Iterator[FileSize]:
             place, size = "tokenizer*", tokenizer
         if size:
             yield FileSize(prefix + place, size, exact=False)
+
+
+def space_problem(path: Any, files: Iterable[FileSize], resume: bool) -> str | None:
+    """Says in one line that the file system of the output has no room for it, if it has none.
+
+    Args:
+        path: The output, as the user gave it.
+        files: What will be written into it, beside what stands there now.
+        resume: Whether the job goes on from an earlier run, which has claimed the space if there is one.
+    """
+    output = Path(path).expanduser().absolute()
+    parent = next(parent for parent in output.parents if os.path.isdir(parent))
+    if resume or (parent == parent.parent and parent != output.parent):  # planned for another machine
+        return None
+    usage = shutil.disk_usage(parent)
+    needed = sum(file.bytes if file.exact else int(_ABOUT * file.bytes) for file in files)
+    if not usage.total or needed <= usage.free:  # some file systems do not say
+        return None
+    return (
+        f"export_config.path={path}: {needed:,} bytes will be written, and the file system of {parent} has only "
+        f"{usage.free:,} free: remove something there, or choose another directory"
+    )

@@ -10,11 +10,10 @@ from typing import Any
 
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.devices import Device, device_named
-from nemo_ptq.plan.files import FileSize, context_files, rank_files, reader_config
+from nemo_ptq.plan.files import FileSize, context_files, space_problem, weight_files
 from nemo_ptq.plan.memory import StepMemory, without_data, worst_memory
 from nemo_ptq.plan.residence import LAYERWISE, RESIDENT, runs_layerwise, whole_model_needs
 from nemo_ptq.plan.rules import Rule, findings, gather
@@ -273,7 +272,7 @@ def _plan(
     can_be_cut = broken.isdisjoint(rule.__name__ for rule in _LAYOUT_RULES) and decoder is not None
     files: tuple[FileSize, ...] = ()
     if can_be_cut and decoder is not None:
-        files = tuple(_files(model, decoder, quantization, export))
+        files = tuple(weight_files(model, decoder, quantization, export))
     written = sum(file.bytes for file in files) or 2 * model_parameters(model)
     has_loop = further.get("forward_loop") is not None
     whole = whole_model_needs(
@@ -339,27 +338,6 @@ def _mode(
 def _needs(memory: tuple[StepMemory, ...], parallelism: Parallelism, device: Device) -> int:
     peak = max(step.device for step in memory)
     return parallelism.ranks * (peak + _PROCESS_BYTES) if device.is_cpu else peak
-
-
-def _files(
-    model: ModelSpec, decoder: str, quantization: QuantizationConfig, export: ExportConfig
-) -> Iterator[FileSize]:
-    """The files with the weights.
-
-    A Hugging Face directory has about as many bytes as TensorRT-LLM's; a NeMo checkpoint's weights are not packed.
-    """
-    for name in export.formats:
-        prefix = f"{name}/" if export.has_subdirectories else ""
-        format = FORMATS[name]
-        if format.is_tensorrt_llm:
-            for file in rank_files(reader_config(model, decoder, quantization, export)):
-                exact = quantization.algorithm_name != CUSTOM
-                yield replace(file, name=prefix + file.name, exact=exact)
-        elif not format.is_packed:
-            yield FileSize(f"{prefix}weights/*.distcp", 2 * model_parameters(model), exact=False)
-        else:
-            whole = reader_config(model, decoder, quantization, replace(export, inference_tp=1, inference_pp=1))
-            yield FileSize(f"{prefix}*.safetensors", sum(file.bytes for file in rank_files(whole)), exact=False)
 
 
 _LAYOUT_RULES: tuple[Rule, ...] = (
@@ -482,4 +460,9 @@ def plan_job(
     )
     if plan.files:
         plan = replace(plan, files=(*plan.files, *context_files(Path(values["checkpoint"]).expanduser(), export)))
+    if "export_config" in arguments and "path" in values:
+        says = "The file system of the output has room for it"
+        is_known = gathered.quantization.algorithm_name != CUSTOM
+        problem = space_problem(values["path"], plan.files, export.resume) if is_known else None
+        plan = replace(plan, rules=(*plan.rules, RuleLine(space_problem.__name__, says, problem)))
     return plan

@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import ConfigError
+from nemo_ptq.home import without_home
 from nemo_ptq.untrusted import FileError, check_regular, parse_json
 
 IN_EXPORT = Path("ptq/calibration.safetensors")
@@ -62,10 +63,15 @@ class StateHeader:
 
     def to_metadata(self) -> dict[str, str]:
         """Returns the free-form header of the safetensors file."""
-        content = {"version": _VERSION, **asdict(self)}
+        content = without_home({"version": _VERSION, **asdict(self)})
         for name in _NOT_OF_THE_STATE:
             content["quantization"].pop(name)
         return {_KEY: json.dumps(content)}
+
+
+def _with_home(content: Mapping[str, Any]) -> dict[str, Any]:
+    """Undoes :func:`~nemo_ptq.home.without_home`, of texts that are not nested."""
+    return {name: os.path.expanduser(value) if isinstance(value, str) else value for name, value in content.items()}
 
 
 def state_file(path: str | os.PathLike[str]) -> Path:
@@ -105,7 +111,7 @@ def read_header(path: Path) -> StateHeader:
         version = content.pop("version", None)
         if version != _VERSION:
             raise TypeError(f"version {version} of the format, not {_VERSION}")
-        content["quantization"] = QuantizationConfig(**content["quantization"])
-        return StateHeader(**content)
+        content["quantization"] = QuantizationConfig(**_with_home(content["quantization"]))
+        return StateHeader(**_with_home(content))
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError([f"{name} is of another nemo_ptq ({error}): use that one, or calibrate again"]) from error

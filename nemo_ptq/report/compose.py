@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nemo_ptq.console.stopwatch import Step
+from nemo_ptq.home import without_home
 from nemo_ptq.job import Job
 from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.report.advice import findings_of
@@ -71,7 +72,7 @@ def compose(
     algorithm = algorithm_of(job.quantization)
     summary = Summary(
         model=job.metadata.config_class.rpartition(".")[2],
-        checkpoint=str(job.checkpoint),
+        checkpoint=without_home(str(job.checkpoint)),
         parameters=sizes.parameters,
         layers=job.metadata.num_layers,
         algorithm=algorithm.name,

@@ -12,6 +12,7 @@ from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.config import NO_QUANT
 from nemo_ptq.console.stopwatch import Step, slowest
 from nemo_ptq.export.manifest_writer import file_entries
+from nemo_ptq.home import without_home
 from nemo_ptq.job import Job
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.report.compose import Observations, Sizes, compose, quality_of
@@ -44,7 +45,8 @@ def observe(job: Job, samples: "JobSamples", measured: "Measured", expert_tokens
         reason = _why_not_compared(job, samples)
         missing = {"quality": reason, "activations": reason}
         return Observations(measured.layers, None, missing, expert_tokens)
-    quality = quality_of(measured.scores, "job", job.quantization.calibration_dataset, samples.held_out)
+    text = without_home(job.quantization.calibration_dataset)
+    quality = quality_of(measured.scores, "job", text, samples.held_out)
     return Observations(measured.layers, quality, {}, expert_tokens)
 
 
@@ -59,7 +61,7 @@ def _why_not_compared(job: Job, samples: "JobSamples") -> str:
         return FROM_A_FILE
     if not job.quantization.evaluation_dataset_size:
         return "turned off: quantization_config.evaluation_dataset_size=0"
-    return f"{job.quantization.calibration_dataset} holds no sample of two tokens or more"
+    return f"{without_home(job.quantization.calibration_dataset)} holds no sample of two tokens or more"
 
 
 def gather_steps(mine: list[Step]) -> list[Step]:

@@ -7,6 +7,7 @@ when they are asked for.
 """
 
 import os
+import re
 import time
 from collections.abc import Callable, Mapping
 from importlib.util import find_spec
@@ -16,6 +17,8 @@ from typing import Any, Protocol
 from nemo_ptq.errors import PtqError
 from nemo_ptq.tracking.runs import SUCCEEDED, Run, figures, flatten
 
+# The name and the password in an address.
+_CREDENTIALS = re.compile(r"//[^/\s]*@")
 # Seconds that a server may take for an answer.
 _PATIENCE = 10.0
 # MLflow's limits: of a parameter's value, and of parameters or metrics in a request.
@@ -32,6 +35,11 @@ class Tracker(Protocol):
 def check_address(address: str) -> str | None:
     """Says in one line what is wrong with `tracking`, if anything is; nothing is opened."""
     kind, _, place = address.partition(":")
+    if _CREDENTIALS.search(address):
+        return (
+            f"tracking={without_credentials(address)} holds credentials, which logs and configurations keep: give "
+            "the address without them, and set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD instead"
+        )
     if kind not in TRACKERS or not place:
         return f"tracking={address} is not valid: it must be one of {', '.join(_EXAMPLES.values())}"
     if kind == "mlflow" and not place.startswith(("http://", "https://")):
@@ -40,6 +48,11 @@ def check_address(address: str) -> str | None:
     if find_spec(module) is None:
         return f"tracking={address} needs the package {module}: pip install 'nemo_ptq[{kind}]'"
     return None
+
+
+def without_credentials(text: str) -> str:
+    """Returns a text without the names and passwords in the addresses that it holds."""
+    return _CREDENTIALS.sub("//***@", text)
 
 
 def absolute_address(address: str) -> str:
@@ -63,7 +76,7 @@ def open_tracker(address: str, run: Run) -> Tracker:
         return TRACKERS[kind](place, run)
     except Exception as error:  # each library raises its own
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise PtqError(f"tracking={address} cannot be opened: {reason}") from error
+        raise PtqError(f"tracking={address} cannot be opened: {without_credentials(reason)}") from error
 
 
 class MlflowServer:

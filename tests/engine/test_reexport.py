@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """An export straight from the checkpoint's files has the bytes of the engine's, in every format, for every family."""
 
+import io
 import resource
 import shutil
 import subprocess
@@ -11,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from nemo_ptq.checkpoint.index import read_stored
+from nemo_ptq.checkpoint.torch_dist import read_chunk
 from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.plan.rules import check_job
@@ -161,8 +164,13 @@ def test_other_weights_are_refused(
     other = Path(shutil.copytree(demo.checkpoint, tmp_path / "other"))
     (shard,) = (other / "weights").glob("*.distcp")
     place = read_stored(other).tensors["module.decoder.layers.mlp.linear_fc2.weight"].chunks[0]
+    weight = read_chunk(other / "weights", place)
+    weight.view(torch.int16)[..., 7, 11] ^= 1  # one bit
+    saved = io.BytesIO()
+    torch.save(weight, saved)
     content = bytearray(shard.read_bytes())
-    content[place.start + place.length // 2] ^= 1  # a bit in the middle of the tensor's values
+    assert len(saved.getvalue()) == place.length
+    content[place.start : place.start + place.length] = saved.getvalue()
     shard.write_bytes(content)
     export = ExportConfig(str(tmp_path / "out"))
     job = check_job(world_size=1, nemo_checkpoint=other, calibration_state=whole_run[0], export_config=export)

@@ -56,6 +56,15 @@ def test_addresses(address: str, problem: str | None) -> None:
     assert found is None if problem is None else found is not None and problem in found
 
 
+@pytest.mark.parametrize("password", ["secret", "sec@ret", "", "se:c?re=t"])
+def test_credentials_in_an_address_are_refused_and_not_repeated(password: str) -> None:
+    for kind in ("mlflow:", "comet:", ""):
+        problem = check_address(f"{kind}http://user:{password}@host:5000/path@1")
+        assert problem is not None
+        assert problem.startswith(f"tracking={kind}http://***@host:5000/path@1 holds credentials")
+        assert "user" not in problem.partition(" ")[0]
+
+
 def test_a_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trackers, "find_spec", lambda _: None)
     assert check_address("wandb:project") == (
@@ -67,6 +76,17 @@ def test_the_checks_of_the_job_look_at_it(demo: Demo, tmp_path: Path) -> None:
     export = ExportConfig(path=str(tmp_path / "out"))
     with pytest.raises(ConfigError, match="tracking=comet:project is not valid"):
         check_job(nemo_checkpoint=demo.checkpoint, export_config=export, world_size=1, tracking="comet:project")
+
+
+def test_what_a_library_says_of_an_address_holds_no_credentials(
+    begun: runs.Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(place: str, run: runs.Run) -> trackers.Tracker:
+        raise OSError("401 Client Error for url: http://user:secret@host/api")
+
+    monkeypatch.setattr(trackers, "TRACKERS", {"mlflow": refuse})
+    with pytest.raises(PtqError, match=r"cannot be opened: 401 Client Error for url: http://\*\*\*@host/api"):
+        open_tracker("mlflow:http://host", begun)
 
 
 def test_a_directory_is_named_by_its_absolute_path() -> None:

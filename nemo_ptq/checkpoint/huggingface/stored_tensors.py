@@ -205,7 +205,7 @@ def weights_dtype(settings: Settings, embedding: StoredTensor) -> str:
     Raises:
         PtqError: If no model has it.
     """
-    name = settings.get("dtype") or settings.get("torch_dtype") or embedding.dtype
+    name = str(settings.get("dtype") or settings.get("torch_dtype") or embedding.dtype).removeprefix("torch.")
     if name not in DTYPES:
         raise PtqError(f"the weights are {name}: import a model in {', '.join(DTYPES)}")
-    return str(name)
+    return name

@@ -58,6 +58,7 @@ def evaluate(
     from nemo_ptq.console.quiet import quiet_libraries
     from nemo_ptq.console.reporter import Reporter
     from nemo_ptq.engine.documents import load_documents
+    from nemo_ptq.home import without_home
     from nemo_ptq.report.compose import quality_of
     from nemo_ptq.report.update import has_report, update_quality
     from nemo_ptq.verify.evaluate import continue_greedily, document_groups, require_same_model
@@ -91,7 +92,9 @@ def evaluate(
         if truth is not None:
             guess = samples["unquantized"] = continue_greedily(truth, prompt, guess, place)
         samples["quantized"] = continue_greedily(model, prompt, guess, place)
-    quality = quality_of(scores, "evaluate", read.source, read.held_out, has_baseline=baseline is not None)
+    quality = quality_of(
+        scores, "evaluate", without_home(read.source), read.held_out, has_baseline=baseline is not None
+    )
     words = {name: read.decode(torch.cat((prompt, tokens)).tolist()) for name, tokens in samples.items()}
     if as_json:
         typer.echo(json.dumps({**asdict(quality), "samples": words}, indent=2))

@@ -5,8 +5,10 @@
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.config import CUSTOM
 from nemo_ptq.errors import ConfigError
 from nemo_ptq.job import Job
+from nemo_ptq.plan.files import space_problem, weight_files
 from nemo_ptq.plan.rules.catalogue import findings
 from nemo_ptq.plan.rules.gathering import gather, with_derived
 from nemo_ptq.tracking.trackers import absolute_address
@@ -48,6 +50,10 @@ def check_job(*, world_size: int | None, launcher: str | None = None, **argument
         raise ConfigError(problems)
 
     tracking, export = values["tracking"], arguments["export_config"]
+    if gathered.quantization.algorithm_name != CUSTOM:  # whose sizes are not known
+        files = weight_files(values["model"], values["decoder"], gathered.quantization, export)
+        if problem := space_problem(export.path, files, export.resume):
+            raise ConfigError([problem])
     return Job(
         checkpoint=Path(values["checkpoint"]).expanduser().absolute(),
         metadata=values["model"],
