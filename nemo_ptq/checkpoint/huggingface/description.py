@@ -50,6 +50,8 @@ def nemo_arguments(directory: Path, hf_class: HuggingFaceClass, settings: Settin
     """As :meth:`~nemo_ptq.models.hugging_face.HuggingFaceClass.nemo_arguments`, with errors that name the file."""
     file = directory / "config.json"
     own = {ours: settings.get(theirs) for ours, theirs in _SIZES.items()}
+    if settings.get("vocab_size") is None:
+        raise PtqError(f"{file} has no vocab_size: give the file that the model was published with")
     try:
         check_sizes({name: size for name, size in own.items() if size is not None}, _SIZES)
         name, common, special = hf_class.nemo_arguments(settings)
