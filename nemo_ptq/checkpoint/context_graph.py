@@ -24,6 +24,7 @@ _BUILDABLES = {
     "fiddle._src.partial.Partial": _PARTIAL,
     "nemo_run.config.Partial": _PARTIAL,
 }
+_METADATA = "fiddle._src.config.BuildableTraverserMetadata"
 _SEQUENCES: Mapping[str, type] = {"builtins.list": list, "builtins.tuple": tuple}
 _NO_VALUE = "fiddle._src.config.NoValue"
 # The functions and objects of training, and what would write files.
@@ -164,7 +165,12 @@ class _Reader:
         return None if not isinstance(kind, dict) else self._name(kind)
 
     def _buildable(self, node: Any) -> str | None:
-        return _BUILDABLES.get(str(self._type(node)))
+        """What kind of a configuration an object is; None of what is none."""
+        kind = self._type(node)
+        if kind is None or str(kind) in _BUILDABLES:
+            return _BUILDABLES.get(str(kind))
+        # An object that NeMo has saved by its own configuration; a pickle of one has no such metadata.
+        return _CONFIG if str(self._type(self._node(node.get("metadata")))) == _METADATA else None
 
     def _name(self, node: Any) -> Name:
         parts = (node.get("module"), node.get("name")) if isinstance(node, dict) else ()
@@ -228,7 +234,7 @@ class _Reader:
         kind = self._type(node)
         if kind is None:
             raise _Malformed(f"{place} is of no type that fiddle has")
-        if str(kind) in _BUILDABLES:
+        if self._buildable(node) is not None:
             return self._call(node, place)
         if str(kind) in _SEQUENCES:
             values = [self._value(item, f"{place}[{index}]") for index, item in enumerate(self._items(node))]

@@ -130,7 +130,7 @@ class HuggingFaceClass:
             check_size(self.fields[field_name], settings[self.fields[field_name]])
         for field_name in (name for name in _NUMBERS if name in self.fields):
             check_number(self.fields[field_name], settings[self.fields[field_name]])
-        check_size("vocab_size", settings["vocab_size"])
+        check_size("vocab_size", settings.get("vocab_size"))
         optional = (
             *("num_key_value_heads", "head_dim", "sliding_window", "num_local_experts", "num_experts_per_tok"),
             "n_inner",

@@ -158,6 +158,17 @@ def test_a_pickle_is_not_read(checkpoint: Path) -> None:
         assert "LlamaConfig at model.config.rotary_base, which may be a pickle: none is ever read" in problem
 
 
+def test_an_object_that_nemo_has_saved_by_its_configuration_is_one(checkpoint: Path, demo: Demo) -> None:
+    def as_object(graph: Graph) -> None:
+        tokenizer = "nemo.collections.common.tokenizers.huggingface.auto_tokenizer.AutoTokenizer"
+        node(graph, "auto_tokenizer")["type"] = pyref(tokenizer)
+
+    change_graph(checkpoint, as_object)
+    assert read_model(checkpoint / "context", NOTHING_TRUSTED) == read_model(
+        demo.checkpoint / "context", NOTHING_TRUSTED
+    )
+
+
 def test_functions_and_constants_of_real_configs_are_read(checkpoint: Path) -> None:
     values = {
         "activation_func": pyref("torch._C._nn.gelu"),

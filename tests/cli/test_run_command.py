@@ -30,6 +30,7 @@ def commands(monkeypatch: pytest.MonkeyPatch) -> list[list[str]]:
     executed: list[list[str]] = []
 
     def execve(path: str, command: list[str], environment: Any) -> None:
+        assert environment["PYTHONSAFEPATH"] == "1"  # whatever lies in the working directory
         executed.append(command)
 
     monkeypatch.setattr(os, "execve", execve)

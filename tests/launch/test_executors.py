@@ -22,6 +22,7 @@ def test_python_and_torchrun_are_found_without_an_active_environment(factory: Ca
     executor = fdl.build(factory(env_vars={"A": "1"}))
     assert executor.env_vars["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
     assert executor.env_vars["A"] == "1"
+    assert executor.env_vars["PYTHONSAFEPATH"] == "1"
 
 
 @pytest.mark.parametrize(
@@ -150,7 +151,7 @@ def test_environment_variables_arrive_as_they_are(tmp_path: Path) -> None:
     )
     environment = __import__("json").loads(result.stdout)
     assert {name: environment[name] for name in values} == values
-    assert environment["LATER"] == "1"
+    assert environment["LATER"] == environment["PYTHONSAFEPATH"] == "1"
     assert environment["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
 
 
@@ -165,6 +166,7 @@ def test_a_container_has_its_own_environment(tmp_path: Path) -> None:
     assert "--container-image image.sqsh" in task
     assert "--container-mounts /data:/data,/models:/models," in task
     assert "export PATH" not in script
+    assert "export PYTHONSAFEPATH=1" in script
 
 
 def test_a_tunnel() -> None:
