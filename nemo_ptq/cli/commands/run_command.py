@@ -80,7 +80,5 @@ def _with_recipe(arguments: Sequence[str], factory: str | None, yaml: str | None
 
 def _become_torchrun(processes: int) -> NoReturn:
     """Replaces this process by torchrun: signals and the exit status then need nobody in between."""
-    # torchrun would log every step that it takes.
-    environment = {"LOGLEVEL": "WARNING", **os.environ}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
-    os.execve(sys.executable, [sys.executable, *torchrun, "-m", "nemo_ptq", *sys.argv[1:]], environment)
+    torchrun = ["-m", "nemo_ptq.launch.agent", "--standalone", f"--nproc_per_node={processes}"]
+    os.execve(sys.executable, [sys.executable, *torchrun, "-m", "nemo_ptq", *sys.argv[1:]], os.environ)
