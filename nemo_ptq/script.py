@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from nemo_ptq.console.output import written_output
 from nemo_ptq.console.text import printable
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.launch import front
@@ -60,7 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _report(front.problems_of(error), launch)
         return front.WRONG
     try:
-        start(job)
+        with written_output():
+            start(job)
     except PtqError as error:
         print(f"Error on rank {launch.rank}: {printable(error)}", file=sys.stderr, flush=True)
         return front.FAILED

@@ -120,7 +120,7 @@ def _is_at(descriptor: int, path: Path) -> bool:
 def _describe(descriptor: int) -> str:
     try:
         owner = json.loads(os.pread(descriptor, 4096, 0))
-        return f"process {int(owner['pid'])} on {str(owner['host'])!r} since {str(owner['since'])!r}".replace("'", "")
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
     except (OSError, ValueError, KeyError, TypeError):
         return "another process"
 

@@ -233,5 +233,5 @@ def _check_records(file: IO[bytes]) -> list[ZipInfo]:
 def _check_storage(tensor: torch.Tensor, storages: Sequence[ZipInfo]) -> None:
     """Compares a tensor's bytes, which are in memory, with the CRC-32 of the record that they were read from."""
     content = torch.empty(0, dtype=torch.uint8).set_(tensor.untyped_storage()).numpy()
-    if any(crc32(memoryview(content)) != record.CRC for record in storages):
+    if any(crc32(content.data) != record.CRC for record in storages):
         raise BadZipFile("its bytes have another CRC-32 than when they were written")

@@ -17,6 +17,7 @@ from nemo_ptq.cli.commands.run_command import run
 from nemo_ptq.cli.commands.runs_command import runs
 from nemo_ptq.cli.commands.sweep_command import sweep
 from nemo_ptq.cli.commands.verify_command import verify
+from nemo_ptq.console.output import written_output
 from nemo_ptq.errors import PtqError
 from nemo_ptq.plugins import load_plugins
 
@@ -43,7 +44,8 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of the libraries, about what they would rather have installed
     try:
-        app()
+        with written_output():
+            app()
     except PtqError as error:
         from nemo_ptq.launch.front import end_with  # what only an error needs
 

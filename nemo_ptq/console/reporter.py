@@ -29,19 +29,27 @@ class Reporter:
     def __init__(self, enabled: bool, console: Console | None = None) -> None:
         self.enabled = enabled
         self._stopwatch = Stopwatch()
+        self._is_full = False
         self._console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
 
     def say(self, message: str) -> None:
         """Prints one line."""
-        if self.enabled:
-            self._console.print(printable(message), markup=False)
-            self._console.file.flush()
+        self._print(printable(message))
 
     def warn(self, message: str) -> None:
         """Prints one line that the user should not miss."""
-        if self.enabled:
-            self._console.print(f"warning: {printable(message)}", style="yellow", markup=False)
+        self._print(f"warning: {printable(message)}", "yellow")
+
+    def _print(self, line: str, style: str | None = None) -> None:
+        if not self.enabled or self._is_full:
+            return
+        try:
+            self._console.print(line, style=style, markup=False)
             self._console.file.flush()
+        except OSError as error:
+            # A log that has no room is no reason to lose hours of work.
+            self._is_full = True
+            print(f"warning: the job goes on, but its log cannot be written: {error.strerror}", file=sys.stderr)
 
     @contextmanager
     def step(self, name: str) -> Iterator[None]:

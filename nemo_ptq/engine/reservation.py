@@ -40,7 +40,7 @@ def reserve(job: Job, reporter: Reporter, resumes: bool = False) -> Iterator[Sta
             problem = problem or leftover.in_the_way_of(job.output)
         if problem is not None:
             raise PtqError(problem)
-        staging = begin(job.output, leftover and leftover.root, is_alone)
+        staging = begin(job.output, None if leftover is None else leftover.root, is_alone)
         try:
             yield staging
         except VerificationError:

@@ -8,8 +8,10 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from nemo_ptq.console.output import NO_ROOM
 from nemo_ptq.console.quiet import quiet_imports
 from nemo_ptq.console.text import printable
+from nemo_ptq.errors import PtqError
 from nemo_ptq.job import Job
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.parent import end_with_parent
@@ -40,12 +42,19 @@ def _run(job: Job, world_size: int) -> None:
     # Imports torch: only a job that can run waits for it, and for Megatron and NeMo only one that runs a model.
     from nemo_ptq.engine.reexport import is_possible, run_reexport
 
-    if is_possible(job, world_size):
-        run_reexport(job)
-        return
-    with quiet_imports():
-        from nemo_ptq.engine.run import run_job
-    run_job(job)
+    try:
+        if is_possible(job, world_size):
+            run_reexport(job)
+            return
+        with quiet_imports():
+            from nemo_ptq.engine.run import run_job
+        run_job(job)
+    except OSError as error:
+        if error.errno not in NO_ROOM:
+            raise
+        place = error.filename or job.output
+        reason = f"{error.strerror}; free some, or choose another directory"
+        raise PtqError(f"{place} cannot be written: {reason}") from error
 
 
 @contextmanager

@@ -511,8 +511,8 @@ def test_only_a_checkpoint_is_overwritten_and_only_when_asked(llama: Path, tmp_p
 
 
 def test_a_link_out_of_the_source_is_refused(llama: Path, tmp_path: Path) -> None:
-    (llama / "chat_template.jinja").symlink_to("/etc/hostname")
-    with pytest.raises(PtqError, match=r"the link .*/chat_template\.jinja leads out of "):
+    (llama / "extra.jinja").symlink_to("/etc/hostname")
+    with pytest.raises(PtqError, match=r"the link .*/extra\.jinja leads out of "):
         import_hf(str(llama), str(tmp_path / "nemo"))
 
 

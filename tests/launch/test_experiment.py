@@ -16,6 +16,7 @@ import pytest
 from nemo_ptq.errors import PtqError
 from nemo_ptq.launch.executors import local, slurm, torchrun
 from nemo_ptq.launch.experiment import JobFailed, describe_failure, processes_needed, run_experiment, run_tasks
+from nemo_ptq.parallel.parent import name_of
 
 _TASK = """
 import os, sys, time
@@ -24,6 +25,7 @@ from pathlib import Path
 def work(directory: str, failing_rank: int = -1, seconds: float = 0.0) -> None:
     rank = os.environ.get("RANK", "0")
     Path(directory, rank).write_text(os.environ.get("WORLD_SIZE", "1"))
+    Path(directory, "launcher").write_text(os.environ["NEMO_PTQ_LAUNCHER"])
     if int(rank) == failing_rank:
         sys.exit(f"rank {rank} cannot go on")
     time.sleep(seconds)
@@ -60,6 +62,8 @@ def test_torchrun_runs_every_rank(task_module: Path, monkeypatch: pytest.MonkeyP
 def test_local_runs_one_process(task_module: Path) -> None:
     launch(task_module, local())
     assert {file.name: file.read_text() for file in task_module.glob("[0-9]*")} == {"0": "1", "0.done": ""}
+    # So that it ends with this process, however that ends.
+    assert (task_module / "launcher").read_text() == name_of(os.getpid())
 
 
 def test_a_rank_that_fails_ends_the_others_and_is_named(task_module: Path) -> None:

@@ -94,9 +94,9 @@ def import_hf(source: str, output: str, overwrite: bool = False) -> Path:
     directory, checkpoint = Path(source), Path(output)
     _check_paths(directory, checkpoint, overwrite)
     model = HuggingFaceModel(directory)
-    with reserved(checkpoint):
+    with reserved(checkpoint.absolute()):
         _check_paths(directory, checkpoint, overwrite)  # again: another process may have made it
-        with atomic_directory(checkpoint) as staging:
+        with atomic_directory(checkpoint.absolute()) as staging:
             write_weights(staging / "weights", model.parts)
             model.write_context(staging / "context")
     return checkpoint

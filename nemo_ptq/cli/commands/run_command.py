@@ -81,7 +81,7 @@ def _with_recipe(arguments: Sequence[str], factory: str | None, yaml: str | None
 
 def _become_torchrun(processes: int) -> NoReturn:
     """Replaces this process by torchrun: signals and the exit status then need nobody in between."""
-    # torchrun would log every step that it takes, and look for modules in the working directory.
-    environment = {"LOGLEVEL": "WARNING", **os.environ, VARIABLE: "1"}
-    torchrun = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
+    torchrun = ["-m", "nemo_ptq.launch.agent", "--standalone", f"--nproc_per_node={processes}"]
+    # torchrun would look for modules in the working directory.
+    environment = {**os.environ, VARIABLE: "1"}
     os.execve(sys.executable, [sys.executable, *torchrun, "-m", "nemo_ptq", *sys.argv[1:]], environment)

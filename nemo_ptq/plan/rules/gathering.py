@@ -62,7 +62,7 @@ def gather(arguments: Mapping[str, Any], world_size: int | None, launcher: str |
     named = task["nemo_checkpoint"] or task["model_path"]
     state = _saved_calibration(values["calibration_state"], named) if "calibration_state" in values else None
     header = None if state is None else _read(read_header, state, problems)
-    if header is not None:
+    if state is not None and header is not None:
         values["header"] = header
         values["state"] = state
         if (entries := _read(read_entries, state, problems)) is not None:
