@@ -419,7 +419,8 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(case: str, lla
     assert [entry.name for entry in tmp_path.iterdir()] == ["llama"]
 
 
-@pytest.mark.parametrize("case", sorted(set(DAMAGE) - {"no tokenizer"}))
+# A plan counts a tokenizer's tokens and does not load it, and takes a directory without a config.json for no model.
+@pytest.mark.parametrize("case", sorted(set(DAMAGE) - {"no tokenizer", "no config", "config is not JSON"}))
 def test_a_plan_knows_what_the_import_refuses(case: str, llama: Path) -> None:
     damage, message = DAMAGE[case]
     damage(llama)

@@ -52,7 +52,7 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
 TELLING: dict[str, dict[str, Any]] = {
     "llama2": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
     "llama3": {"head_dim": 64},
-    "llama31": {},
+    "llama31": {"rms_norm_eps": 0.3},
     "llama32": {},
     "mistral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "head_dim": 64},
     "mixtral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "num_experts_per_tok": 3},

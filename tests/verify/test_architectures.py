@@ -5,7 +5,9 @@
 import pytest
 import torch
 
-from nemo_ptq.verify.huggingface.architectures import ARCHITECTURES, model_config, stored_modules
+from nemo_ptq.models.hf_settings import HARMLESS, NEUTRAL
+from nemo_ptq.models.registry import class_of_architecture
+from nemo_ptq.verify.huggingface.architectures import ARCHITECTURES, model_config, setting_problems, stored_modules
 from tests.families import FAMILIES
 
 
@@ -27,3 +29,25 @@ def test_modules_are_transformers(family: str) -> None:
         kinds = {"linear": torch.nn.Linear, "embedding": torch.nn.Embedding}
         assert isinstance(model.get_submodule(name), kinds.get(module.kind, torch.nn.Module)), name
     assert found == {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_reader_takes_every_setting_that_the_import_takes(family: str) -> None:
+    """Otherwise an export of what was imported would not verify."""
+    import transformers
+
+    record = FAMILIES[family]
+    config = getattr(transformers, record.config)(**record.arguments, **{record.layers: 3})
+    model = transformers.MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
+    hf_class = class_of_architecture(model.__name__)
+    content = dict.fromkeys(HARMLESS, "anything") | {name: values[0] for name, values in NEUTRAL.items()}
+    content |= dict.fromkeys(hf_class.harmless, 3) | {name: values[0] for name, values in hf_class.neutral.items()}
+    content |= config.to_dict()
+    content |= {"architectures": [model.__name__], "not_set": None}
+    window = getattr(config, "sliding_window", None)
+    content |= {"layer_types": ["full_attention" if window is None else "sliding_attention"] * 3}
+    hf_class.read(content)
+    assert setting_problems(content, config) == []
+    for name, value in {"secret_gate": True, "use_qk_norm": True, "layer_types": ["chunked_attention"]}.items():
+        (problem,) = setting_problems({**content, name: value}, config)
+        assert f"has {name} " in problem

@@ -161,26 +161,53 @@ def _rotary(hf: Any) -> tuple[float, float, RotaryScaling | None]:
     return base, share, RotaryScaling(kind, **raw)
 
 
-# Settings that readers do not look at, beside those that every class of transformers' has.
-_NOT_READ = frozenset(
+# Settings that the logits do not depend on, beside those that every class of transformers' has: some are of older or
+# newer versions of it, some of the programs that models are trained and served with.
+_NOT_COMPUTED = frozenset(
     (
-        *("_commit_hash", "auto_map", "dtype", "hidden_activation", "is_llama_config", "quantization_config"),
-        *("rope_parameters", "rope_scaling", "torch_dtype", "transformers.js_config", "unsloth_fixed"),
-        *("_attn_implementation", "_flash_attn_2_enabled", "attention_softmax_in_fp32", "inference_runner"),
-        *("layer_norm_epsilon", "max_batch_size", "max_new_tokens", "max_sequence_length", "pad_key_length"),
-        *("pre_allocate_kv_cache", "pretraining_tp", "scale_attention_softmax_in_fp32", "unsloth_version"),
+        *("_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_flash_attn_2_enabled"),
+        *("_name_or_path", "attention_dropout", "attention_softmax_in_fp32", "attn_implementation", "attn_pdrop"),
+        *("auto_map", "bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty"),
+        *("do_sample", "dtype", "early_stopping", "embd_pdrop", "embedding_dropout", "encoder_no_repeat_ngram_size"),
+        *("exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id"),
+        *("hidden_activation", "hidden_dropout", "inference_runner", "initializer_range", "is_llama_config"),
+        *("layer_norm_epsilon", "length_penalty", "max_batch_size", "max_length", "max_new_tokens"),
+        *("max_sequence_length", "min_length", "name_or_path", "no_repeat_ngram_size", "num_beam_groups", "num_beams"),
+        *("num_labels", "num_return_sequences", "output_router_logits", "output_scores", "pad_key_length"),
+        *("pre_allocate_kv_cache", "prefix", "pretraining_tp", "problem_type", "quantization_config"),
+        *("remove_invalid_values", "repetition_penalty", "resid_pdrop", "residual_dropout", "return_dict_in_generate"),
+        *("router_aux_loss_coef", "router_jitter_noise", "scale_attention_softmax_in_fp32", "sep_token_id"),
         *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type"),
-        *("summary_use_proj", "use_bfloat16", "validate_runner_input", "_attn_implementation_autoset"),
+        *("summary_use_proj", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss"),
+        *("tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config", "typical_p"),
+        *("unsloth_fixed", "unsloth_version", "use_bfloat16", "validate_runner_input"),
     )
 )
+# Settings that are computed, or looked at here, whether a class has them or not.
+_LOOKED_AT = ("layer_types", "rope_parameters", "rope_scaling")
 # What the forward pass takes for granted, where a class has such a setting.
-_PRESUMED: Mapping[str, tuple[Any, ...]] = {
-    "add_cross_attention": (False,),
-    "is_encoder_decoder": (False,),
-    "mlp_type": ("default",),
-    "norm_type": ("layer_norm",),
-    "scale_attn_weights": (True,),
-    "use_bias": (True,),
+_PRESUMED: Mapping[str, Any] = {
+    "add_cross_attention": False,
+    "is_encoder_decoder": False,
+    "scale_attn_weights": True,
+    "use_bias": True,
+}
+# Settings that a class does not have, and that ask nothing of it with this value.
+_OFF: Mapping[str, Any] = {
+    **_PRESUMED,
+    "attention_bias": False,
+    "chunk_size_feed_forward": 0,
+    "is_decoder": False,
+    "mlp_bias": False,
+    "mlp_type": "default",
+    "norm_type": "layer_norm",
+    "partial_rotary_factor": 1.0,
+    "pruned_heads": {},
+    "qk_layernorm": False,
+    "rope_interleaved": False,
+    "tie_encoder_decoder": False,
+    "use_qk_norm": False,
+    "use_sliding_window": False,
 }
 
 
@@ -191,22 +218,27 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
         content: What it holds.
         hf: Transformers' configuration of it.
     """
-    known = {*type(hf)().to_dict(), *type(hf).attribute_map, *_NOT_READ, *_PRESUMED}
+    own = {*type(hf)().to_dict(), *type(hf).attribute_map}
+    given = {name: value for name, value in content.items() if value is not None}
+    unknown = [name for name in given if name not in own and name not in _NOT_COMPUTED and name not in _LOOKED_AT]
     problems = [
-        f"has {name} {value!r}, which the reader does not know: take it out if it changes nothing"
-        for name, value in content.items()
-        if name not in known and value is not None
+        f"has {name} {given[name]!r}, which the reader does not know: take it out if it changes nothing"
+        for name in unknown
+        if name not in _OFF or given[name] != _OFF[name]
     ]
     problems += [
-        f"has {name} {content[name]!r}, which the reader does not compute"
+        f"has {name} {given[name]!r}, which the reader does not compute"
         for name, presumed in _PRESUMED.items()
-        if content.get(name) is not None and content[name] not in presumed
+        if name in own and given.get(name, presumed) != presumed
     ]
-    rotary = content.get("rope_parameters") or {}
+    kind = "full_attention" if getattr(hf, "sliding_window", None) is None else "sliding_attention"
+    if set(given.get("layer_types", ())) - {kind}:
+        problems.append(f"has layer_types {given['layer_types']!r}, which differ, or from sliding_window")
+    rotary = given.get("rope_parameters", {})
     problems += [
-        f"has {name} {content[name]!r} and {rotary[name]!r} in rope_parameters"
+        f"has {name} {given[name]!r} and {rotary[name]!r} in rope_parameters"
         for name in ("rope_theta", "partial_rotary_factor")
-        if name in rotary and content.get(name, rotary[name]) != rotary[name]
+        if name in rotary and given.get(name, rotary[name]) != rotary[name]
     ]
     return problems
 
