@@ -33,10 +33,12 @@ from nemo_ptq.plan.rules.quantization_limits import (
     awq_blocks_fit_inference,
     kv_cache_has_algorithm,
     nvfp4_blocks_fit,
+    quality_is_available,
 )
-from nemo_ptq.plan.sharding import Parallelism, model_parameters
+from nemo_ptq.plan.sharding import Parallelism, linear_parameters, model_parameters
 from nemo_ptq.plan.work import calibration_work, step_seconds
 from nemo_ptq.quantization.algorithms import algorithm_of
+from nemo_ptq.quantization.state_header import WEIGHTS_IN_EXPORT
 
 # Parallelism that suggestions try: tensor parallelism stays within a node.
 _TENSOR_SIZES = (1, 2, 4, 8)
@@ -52,6 +54,7 @@ _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     experts_are_sharded_once: lambda model, quantization: bool(model.num_experts),
     experts_have_a_format: lambda model, quantization: bool(model.num_experts),
     algorithm_file_is_config: lambda model, quantization: quantization.algorithm_name == CUSTOM,
+    quality_is_available: lambda model, quantization: quantization.is_balanced,
     kv_cache_has_algorithm: lambda model, quantization: bool(quantization.enable_kv_cache),
     layerwise_is_possible: lambda model, quantization: bool(quantization.layerwise),
     positions_suffice: lambda model, quantization: model.position_embedding_type == "learned_absolute",
@@ -351,6 +354,9 @@ def _files(
     for name in export.formats:
         prefix = f"{name}/" if export.has_subdirectories else ""
         format = FORMATS[name]
+        if quantization.is_balanced:
+            weights = algorithm_of(quantization).packed_bytes
+            yield FileSize(f"{prefix}{WEIGHTS_IN_EXPORT}", int(weights * linear_parameters(model)), exact=False)
         if format.is_tensorrt_llm:
             for file in rank_files(reader_config(model, decoder, quantization, export)):
                 exact = quantization.algorithm_name != CUSTOM

@@ -47,6 +47,9 @@ class Algorithm:
         method: Dotted path of its calibration method, a class of :mod:`nemo_ptq.calibration.methods` or like one; None
             where nothing is calibrated, or ModelOpt does it.
         settings: Makes the arguments of the method.
+        rounder: Dotted path of what quality "balanced" rounds its layers with, a class of
+            :mod:`nemo_ptq.calibration.rounders` or like one; None where it has no such quality.
+        rounder_settings: Makes the arguments of that.
         preset: Which of ModelOpt's presets (:mod:`nemo_ptq.quantization.presets`) says the same.
         preset_method: Makes the preset's calibration method, where it has settings.
         block_size: Input features that share a weight scale: 0 where there are no blocks, None where the user's
@@ -57,6 +60,7 @@ class Algorithm:
         vocab_multiple: TensorRT-LLM's readers take vocabularies of multiples of this.
         amax_floors: What activation amaxes are at least, by decoder type.
         quantizes_kv_cache: Whether the KV cache is quantized if the user says nothing.
+        rounds_inputs: Whether activations are quantized.
         smooths: Whether weights are divided by a pre-quantization scale before they are packed.
         packed_bytes: Bytes of a packed weight, scales included, for each of its elements.
         packing_bytes: What torch needs beside a weight to pack it, in bytes for each of its elements.
@@ -71,6 +75,8 @@ class Algorithm:
     quant_algo: str | None = None
     method: str | None = None
     settings: Settings = lambda quantization, decoder: {}
+    rounder: str | None = None
+    rounder_settings: Settings = lambda quantization, decoder: {}
     preset: str | None = None
     preset_method: Settings | None = None
     block_size: int | None = 0
@@ -80,6 +86,7 @@ class Algorithm:
     vocab_multiple: int = 1
     amax_floors: Mapping[str, float] = field(default_factory=dict)
     quantizes_kv_cache: bool = False
+    rounds_inputs: bool = True
     smooths: bool = False
     packed_bytes: float = 2.0
     packing_bytes: int = 0
@@ -153,6 +160,8 @@ _BUILT_IN = (
         quant_algo="FP8",
         method="nemo_ptq.calibration.methods:Max",
         settings=lambda quantization, decoder: {"floor": amax_floor(quantization, decoder)},
+        rounder="nemo_ptq.calibration.rounders:Fp8",
+        rounder_settings=lambda quantization, decoder: {"floor": amax_floor(quantization, decoder)},
         preset="fp8",
         amax_floors=_FP8_FLOORS,
         quantizes_kv_cache=True,
@@ -168,11 +177,16 @@ _BUILT_IN = (
         quant_algo="W8A8_SQ_PER_CHANNEL",
         method="nemo_ptq.calibration.methods:SmoothQuant",
         settings=lambda quantization, decoder: {
-            "alpha": quantization.sq_alpha,
+            "alpha": quantization.fixed_alpha,
+            "floor": amax_floor(quantization, decoder),
+        },
+        rounder="nemo_ptq.calibration.rounders:Int8",
+        rounder_settings=lambda quantization, decoder: {
+            "alpha": quantization.fixed_alpha,
             "floor": amax_floor(quantization, decoder),
         },
         preset="int8_sq",
-        preset_method=lambda quantization, decoder: {"method": "smoothquant", "alpha": quantization.sq_alpha},
+        preset_method=lambda quantization, decoder: {"method": "smoothquant", "alpha": quantization.fixed_alpha},
         amax_floors=_INT8_FLOORS,
         smooths=True,
         packed_bytes=1.0,
@@ -204,9 +218,12 @@ _BUILT_IN = (
             "block_size": quantization.awq_block_size,
             "exponent_step": _EXPONENT_STEP,
         },
+        rounder="nemo_ptq.calibration.rounders:Int4",
+        rounder_settings=lambda quantization, decoder: {"group_size": quantization.awq_block_size},
         preset="int4_awq",
         preset_method=lambda quantization, decoder: {"method": "awq_lite", "alpha_step": _EXPONENT_STEP},
         block_size=None,
+        rounds_inputs=False,
         row_multiple=64,
         column_multiple=64,
         vocab_multiple=64,
@@ -226,6 +243,11 @@ _BUILT_IN = (
         settings=lambda quantization, decoder: {
             "block_size": quantization.awq_block_size,
             "exponent_step": _w4a8_step(decoder),
+            "rounds_inputs": True,
+        },
+        rounder="nemo_ptq.calibration.rounders:Int4",
+        rounder_settings=lambda quantization, decoder: {
+            "group_size": quantization.awq_block_size,
             "rounds_inputs": True,
         },
         preset="w4a8_awq",
@@ -248,6 +270,7 @@ _BUILT_IN = (
         scheme="nvfp4",
         quant_algo="NVFP4",
         method="nemo_ptq.calibration.methods:Max",
+        rounder="nemo_ptq.calibration.rounders:Nvfp4",
         preset="nvfp4",
         block_size=16,
         row_multiple=128,

@@ -80,6 +80,7 @@ def compose(
         export_bytes=sizes.export_bytes,
         compression=sizes.checkpoint_bytes / sizes.export_bytes,
         required_recovery=algorithm.required_recovery,
+        quality=job.quantization.quality,
     )
     report = Report(
         summary=summary,

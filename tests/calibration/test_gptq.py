@@ -23,7 +23,16 @@ from nemo_ptq.calibration.gptq import (
 from nemo_ptq.calibration.search import nvfp4_block_scales
 from nemo_ptq.errors import PtqError
 from nemo_ptq.quantization.grids import FP4, FP8, INT4, INT8, Grid
-from nemo_ptq.quantization.rounding import block_scales, scale_of, to_fp8, to_int4, to_int8, to_nvfp4
+from nemo_ptq.quantization.rounding import (
+    block_scales,
+    pack_fp4,
+    pack_int4,
+    scale_of,
+    to_fp8,
+    to_int4,
+    to_int8,
+    to_nvfp4,
+)
 from nemo_ptq.verify import dequantize as dq
 
 GROUP = 16
@@ -84,10 +93,12 @@ def plain(name: str, weight: torch.Tensor) -> torch.Tensor:
 def read(name: str, rounded: Rounded, weight: torch.Tensor) -> torch.Tensor:
     """What verify's readers make of codes and scales."""
     if name == "w4a8":
-        return dq.dequantize_w4a8(rounded.codes, rounded.scale, fp8_scale(weight))
+        return dq.dequantize_w4a8(pack_int4(rounded.codes), rounded.scale, fp8_scale(weight))
     if name == "nvfp4":
-        return dq.dequantize_nvfp4(rounded.codes, rounded.scale, plain_scale(name, weight)[0])
-    readers = {"fp8": dq.dequantize_fp8, "int8": dq.dequantize_int8, "int4": dq.dequantize_int4}
+        return dq.dequantize_nvfp4(pack_fp4(rounded.codes), rounded.scale, plain_scale(name, weight)[0])
+    if name == "int4":
+        return dq.dequantize_int4(pack_int4(rounded.codes), rounded.scale)
+    readers = {"fp8": dq.dequantize_fp8, "int8": dq.dequantize_int8}
     return readers[name](rounded.codes, rounded.scale)
 
 

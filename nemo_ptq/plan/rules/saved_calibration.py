@@ -5,7 +5,7 @@
 from typing import Any
 
 from nemo_ptq.models.spec import ModelSpec
-from nemo_ptq.quantization.state_header import StateHeader
+from nemo_ptq.quantization.state_header import StateHeader, state_file, weights_file
 
 
 def model_is_quantized_once(calibration_state: Any, model: ModelSpec) -> str | None:
@@ -40,6 +40,19 @@ def state_is_repeatable(header: StateHeader, calibration_state: Any) -> str | No
             "weight amaxes; they are not part of the state: calibrate again"
         )
     return None
+
+
+def rounded_weights_are_there(header: StateHeader, calibration_state: Any) -> str | None:
+    """Weights that were rounded by the data are beside the calibration."""
+    if calibration_state is None or not header.quantization.is_balanced:
+        return None
+    file = weights_file(state_file(calibration_state))
+    if file.is_file():
+        return None
+    return (
+        f"calibration_state={calibration_state} is of quality={header.quantization.quality}, and its rounded weights "
+        f"are not beside it: give the whole export, or put {file.name} there"
+    )
 
 
 def state_leaves_no_data_to_run(calibration_state: Any, forward_loop: Any) -> str | None:

@@ -3,10 +3,12 @@
 """The rules about saved calibrations."""
 
 from dataclasses import replace
+from pathlib import Path
 
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.plan.rules.saved_calibration import (
     model_is_quantized_once,
+    rounded_weights_are_there,
     state_is_of_the_model,
     state_is_repeatable,
     state_leaves_no_data_to_run,
@@ -46,3 +48,13 @@ def test_a_state_leaves_no_data_to_run() -> None:
     assert state_leaves_no_data_to_run(STATE, None) is None
     assert state_leaves_no_data_to_run(None, print) is None
     expect(state_leaves_no_data_to_run(STATE, print), "give one of them")
+
+
+def test_rounded_weights_are_beside_the_state(tmp_path: Path) -> None:
+    rounded = replace(HEADER, quantization=QuantizationConfig(quality="balanced"))
+    state = tmp_path / "calibration.safetensors"
+    assert rounded_weights_are_there(HEADER, state) is None
+    assert rounded_weights_are_there(rounded, None) is None
+    expect(rounded_weights_are_there(rounded, state), "put calibration.weights.safetensors there")
+    (tmp_path / "calibration.weights.safetensors").touch()
+    assert rounded_weights_are_there(rounded, state) is None

@@ -1,0 +1,299 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Quality "balanced": each block is rounded so that it gives, from what reaches it, what the unquantized model gives.
+
+The calibration batches walk twice, through the unquantized model and through what has become of it so far. For each
+block:
+
+1. The quantized batches run through it, for the scales of activations, where the algorithm rounds them.
+2. Both run through it, still with its own weights, and H = X_q^T X_q and (X - X_q)^T X_q are summed up for each linear
+   layer: X_q what enters it in the quantized model, rounded as a server does, X what enters it in the other.
+3. Each linear layer is rounded by :mod:`nemo_ptq.calibration.gptq`.
+4. The quantized batches run through the rounded block.
+
+That is one forward pass more than the numbered items, as in item 2 there are two.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from nemo_ptq.calibration.gptq import Rounded, full_precision_target, inverse_factor
+from nemo_ptq.calibration.methods import LinearShard
+from nemo_ptq.calibration.observing import (
+    BlockStatistics,
+    State,
+    TokenCounts,
+    expert_of,
+    has_cache,
+    linear_shards,
+    round_cache,
+)
+from nemo_ptq.calibration.rounders import Rounder
+from nemo_ptq.calibration.statistics import PairedMoments
+from nemo_ptq.calibration.streams import BlockRunner, Stream
+from nemo_ptq.checkpoint.blocks import Block
+from nemo_ptq.parallel.ranks import Parallelism
+from nemo_ptq.quantization.activations import rounded_activation
+from nemo_ptq.quantization.rounded_weight import RoundedWeight
+from nemo_ptq.quantization.schemes import Scheme
+
+# Gives the pre-quantization scale that every format can hold, of a layer by name and the scale that it would like best.
+Foldable = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class RoundingLearner:
+    """Decides scales and rounds weights, block by block: a :class:`~nemo_ptq.calibration.pipeline.Learner`.
+
+    Attributes:
+        runner: Computes blocks.
+        parallelism: This rank's place.
+        reference: The calibration batches of this data-parallel rank, on their way through the unquantized model.
+        quantized: The same on their way through the quantized one.
+        rounder: How layers are rounded.
+        scheme: How they are stored.
+        foldable: Which pre-quantization scales there may be.
+        quantizes_kv_cache: Whether keys and values are calibrated as well.
+        counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`.
+        rounded: This rank's shards of the weights of the block that was learned last, by the layers' names.
+    """
+
+    runner: BlockRunner
+    parallelism: Parallelism
+    reference: Stream
+    quantized: Stream
+    rounder: Rounder
+    scheme: Scheme
+    foldable: Foldable
+    quantizes_kv_cache: bool
+    counts: TokenCounts = field(default_factory=Counter)
+    rounded: dict[str, RoundedWeight] = field(default_factory=dict)
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """See :attr:`~nemo_ptq.calibration.pipeline.Learner.streams`."""
+        return {"calibration": self.reference, "calibration_quantized": self.quantized}
+
+    @torch.no_grad()
+    def learn(self, block: Block, is_head: bool) -> dict[str, torch.Tensor]:
+        """See :meth:`~nemo_ptq.calibration.pipeline.Learner.learn`."""
+        self.rounded.clear()
+        if is_head:
+            return {}
+        if block.index == 0:
+            self.runner.advance(block, self.reference)
+            self.quantized.hidden = list(self.reference.hidden)
+            return {}
+        linears = linear_shards(block, self.parallelism)
+        state = self._learn_scales(block, linears)
+        layers = {name: _Layer(block.modules[name], linear, state, self.scheme) for name, linear in linears.items()}
+        with self._as_served(block, layers, state):
+            self._compare(block, layers)
+            for name, layer in layers.items():
+                if expert := expert_of(name):
+                    self.counts[expert] += layer.moments.tokens
+                self.rounded[name] = self._round(layer)
+            self.runner.advance(block, self.quantized)
+        return state
+
+    def _learn_scales(self, block: Block, linears: Mapping[str, LinearShard]) -> dict[str, torch.Tensor]:
+        """Decides what the block's activations are scaled with: the entries of the calibration state."""
+        observed = {name: linear for name, linear in linears.items() if self.rounder.statistic(linear) is not None}
+        if not observed and not self.quantizes_kv_cache:
+            return {}
+        found = BlockStatistics(
+            block,
+            observed,
+            self.rounder.statistic,
+            self.quantizes_kv_cache,
+            self.parallelism,
+            self.runner.dtype,
+            self.runner.device,
+        )
+        with found.observing():
+            for states in self.quantized.hidden:
+                self.runner.layer(block, states)
+        found.merge()
+        state = {
+            f"{name}.input_quantizer.{entry}": value.cpu()
+            for name, linear in observed.items()
+            for entry, value in self.rounder.decide(
+                linear, found.linears.pop(name), lambda scale, name=name: self.foldable(name, scale.cpu()).to(scale)
+            ).items()
+        }
+        return state | found.cache_entries()
+
+    @contextmanager
+    def _as_served(self, block: Block, layers: Mapping[str, "_Layer"], state: State) -> Iterator[None]:
+        """Has the block round its activations within a ``with`` block; afterwards it is as it was."""
+        with ExitStack() as stack:
+            for layer in layers.values():
+                stack.callback(layer.restore)
+            for name, module in block.modules.items():
+                if has_cache(name, state):
+                    stack.callback(round_cache(module, name, state).remove)
+            yield
+
+    def _compare(self, block: Block, layers: Mapping[str, "_Layer"]) -> None:
+        """Runs both streams through the block; the reference stream is then behind it."""
+        for place, states in enumerate(self.quantized.hidden):
+            for layer in layers.values():
+                layer.mode = _EXACT
+            self.runner.advance_batch(block, self.reference, place)
+            for layer in layers.values():
+                layer.mode = _COMPARE
+            self.runner.layer(block, states)
+        for layer in layers.values():
+            layer.mode = _SERVE
+            layer.moments.merge(self.parallelism.data)
+        for kind in ("linear_fc1", "linear_fc2"):
+            share_among_experts([layer for name, layer in layers.items() if is_of_expert(name) and name.endswith(kind)])
+
+    def _round(self, layer: "_Layer") -> RoundedWeight:
+        """Rounds a layer, and has it compute with what the weight was rounded to."""
+        rounded = round_shard(layer.linear, layer.smoothed(), layer.moments, self.rounder)
+        del layer.moments
+        layer.replace_weight(rounded.weight)
+        return RoundedWeight(rounded.codes, rounded.scale, rounded.scale_2)
+
+
+# What a layer does with what enters it: keeps it as that of the unquantized model, compares that of the quantized model
+# with what is kept, or computes with it as a server does.
+_EXACT, _COMPARE, _SERVE = "exact", "compare", "serve"
+
+
+class _Layer:
+    """A linear layer whose inputs are rounded, and compared with those of the unquantized model.
+
+    Args:
+        module: The layer.
+        linear: This rank's shard of it.
+        state: The block's calibration state.
+        scheme: How the layer is stored.
+    """
+
+    def __init__(self, module: torch.nn.Module, linear: LinearShard, state: State, scheme: Scheme) -> None:
+        self.linear, self._module, self._scheme = linear, module, scheme
+        self._weight, local = module.get_parameter("weight"), linear.weight.shape[1]
+        device = linear.weight.device
+        amax, scale = (state.get(f"{linear.name}.input_quantizer.{entry}") for entry in ("amax", "pre_quant_scale"))
+        self._amax = None if amax is None else amax.to(device)
+        self._scale = None if scale is None else linear.input_ranks.shard(scale).to(linear.weight)
+        # The two models may send a token to different experts.
+        self._compares = not is_of_expert(linear.name)
+        self.moments = PairedMoments(local, local * linear.input_ranks.size, device, self._compares)
+        self.mode = _SERVE
+        self._exact: torch.Tensor | None = None
+        self._hook = module.register_forward_pre_hook(self._enter)
+
+    def smoothed(self) -> torch.Tensor:
+        """Returns the layer's own weight, divided by the pre-quantization scale: float32."""
+        weight = self.linear.weight.float()
+        return weight if self._scale is None else weight / self._scale.float()
+
+    def replace_weight(self, weight: torch.Tensor) -> None:
+        """Computes with another weight, which is multiplied with scaled inputs."""
+        self._set_weight(torch.nn.Parameter(weight.to(self._weight.dtype), requires_grad=False))
+
+    def restore(self) -> None:
+        """Leaves the layer as it was."""
+        self._hook.remove()
+        self._set_weight(self._weight)
+
+    def _set_weight(self, weight: torch.nn.Parameter) -> None:
+        self._module.register_parameter("weight", weight)
+
+    def _enter(self, _: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        scaled = args[0] if self._scale is None else args[0] * self._scale
+        if self.mode == _EXACT:
+            self._exact = _tokens(scaled) if self._compares else None
+            return None
+        inputs = scaled if self._amax is None else rounded_activation(scaled, self._amax, self._scheme)
+        if self.mode == _COMPARE:
+            local, exact, self._exact = _tokens(inputs), self._exact, None
+            self.moments.observe(local, self.linear.input_ranks.gather(local), exact)
+            if self._scale is not None:
+                inputs = inputs / self._scale  # the weight is not smoothed yet
+        return inputs, *args[1:]
+
+
+def is_of_expert(name: str) -> bool:
+    """Whether a linear layer is one of an expert, by Megatron's name."""
+    return ".local_experts." in name
+
+
+# An expert is rounded as if it had seen so many more tokens of the layer's ordinary kind, for each of its in-features.
+_BORROWED = 0.1
+
+
+def share_among_experts(layers: Sequence["_Layer"]) -> None:
+    """Adds to the Gram matrix of each expert the mean square of each channel over all experts of its layer.
+
+    An expert that saw many more tokens than it has in-features hardly notices; one that saw few is kept from making up
+    for errors by what these few tokens happened to have in common.
+
+    Args:
+        layers: The same linear layer of each expert.
+    """
+    tokens = sum((layer.moments.count for layer in layers), torch.zeros(()))
+    if not tokens:
+        return
+    diagonals = [_own_diagonal(layer) for layer in layers]
+    borrowed = torch.stack(list(diagonals)).sum(0) * (_BORROWED * layers[0].moments.gram.shape[1] / tokens)
+    for diagonal in diagonals:
+        diagonal += borrowed
+
+
+def _own_diagonal(layer: "_Layer") -> torch.Tensor:
+    """This rank's part of the diagonal of a Gram matrix, a view of it."""
+    gram, ranks = layer.moments.gram, layer.linear.input_ranks
+    return gram.diagonal(len(gram) * ranks.rank)
+
+
+def _tokens(inputs: torch.Tensor) -> torch.Tensor:
+    return inputs.reshape(-1, inputs.shape[-1])
+
+
+def round_shard(linear: LinearShard, weight: torch.Tensor, moments: PairedMoments, rounder: Rounder) -> Rounded:
+    """Rounds this rank's shard of a layer; every rank that shares the layer calls it.
+
+    Where the ranks share the inputs of a layer, each rounds some whole rows of it, and hands the others their columns.
+
+    Args:
+        linear: The layer.
+        weight: float32 (local out-features, local in-features): what is rounded.
+        moments: Of the layer's inputs, merged over the ranks that read other samples.
+        rounder: How it is rounded.
+    """
+    ranks = linear.input_ranks
+    factor = inverse_factor(ranks.gather(moments.gram.T), rounder.sorts)  # symmetric
+    weight = ranks.shard(ranks.gather(weight), 0)
+    if moments.cross is not None:
+        weight = full_precision_target(weight, ranks.gather(moments.cross.T).T, factor)
+    rounded = rounder.round(weight, factor, linear.ranks)
+    if ranks.size == 1:
+        return rounded
+    scale = rounded.scale
+    if scale.dim() == 2:
+        scale = _own_columns(scale, linear)
+    elif scale.numel() > 1:
+        scale = ranks.gather(scale)
+    return replace(
+        rounded,
+        codes=_own_columns(rounded.codes, linear),
+        scale=scale,
+        weight=_own_columns(rounded.weight, linear),
+    )
+
+
+def _own_columns(rows: torch.Tensor, linear: LinearShard) -> torch.Tensor:
+    """From some rows of a matrix on each rank, (rows, in), to some columns of it, (out, local in)."""
+    # No process group knows FP8.
+    as_bytes = rows.view(torch.uint8) if rows.dtype == torch.float8_e4m3fn else rows
+    columns = linear.input_ranks.shard(linear.input_ranks.gather(as_bytes.T).T)
+    return columns.contiguous().view(rows.dtype)
