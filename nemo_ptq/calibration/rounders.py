@@ -147,8 +147,10 @@ class Int4:
 
     def round(self, weight: torch.Tensor, factor: InverseFactor, ranks: Ranks) -> Rounded:
         """See :meth:`Rounder.round`."""
-        fp8_scale = _scale_of_all(weight, FP8.largest, ranks) if self.rounds_inputs else None
-        return gptq.round_int4(weight, factor, group_scales(weight, factor.importance, self.group_size), fp8_scale)
+        scale = group_scales(weight, factor.importance, self.group_size)
+        # The largest code is -8.
+        fp8_scale = _scale_of_all(8 * scale, FP8.largest, ranks) if self.rounds_inputs else None
+        return gptq.round_int4(weight, factor, scale, fp8_scale)
 
 
 @dataclass(frozen=True)
@@ -170,9 +172,9 @@ class Nvfp4:
         return gptq.round_nvfp4(weight, factor, _scale_of_all(weight, FP4.largest * FP8.largest, ranks))
 
 
-def _scale_of_all(weight: torch.Tensor, largest: float, ranks: Ranks) -> torch.Tensor:
-    """The scale of a weight of which each rank has some rows, float32 (1)."""
-    return scale_of(ranks.max(weight.abs().amax()), largest).reshape(1)
+def _scale_of_all(values: torch.Tensor, largest: float, ranks: Ranks) -> torch.Tensor:
+    """The scale of a tensor of which each rank has a part, float32 (1)."""
+    return scale_of(ranks.max(values.abs().amax()), largest).reshape(1)
 
 
 def rounder_for(quantization: QuantizationConfig, decoder: str) -> Rounder:

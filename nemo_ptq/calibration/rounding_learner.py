@@ -37,7 +37,7 @@ from nemo_ptq.calibration.rounders import Rounder
 from nemo_ptq.calibration.statistics import PairedMoments
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block
-from nemo_ptq.parallel.ranks import Parallelism
+from nemo_ptq.parallel.ranks import Parallelism, Ranks
 from nemo_ptq.quantization.activations import rounded_activation
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.schemes import Scheme
@@ -152,7 +152,9 @@ class RoundingLearner:
             layer.mode = _SERVE
             layer.moments.merge(self.parallelism.data)
         for kind in ("linear_fc1", "linear_fc2"):
-            share_among_experts([layer for name, layer in layers.items() if is_of_expert(name) and name.endswith(kind)])
+            experts = [layer for name, layer in layers.items() if _is_of_expert(name) and name.endswith(kind)]
+            if experts:
+                share_among_experts([layer.moments for layer in experts], self.parallelism.expert_tensor)
 
     def _round(self, layer: "_Layer") -> RoundedWeight:
         """Rounds a layer, and has it compute with what the weight was rounded to."""
@@ -185,7 +187,7 @@ class _Layer:
         self._amax = None if amax is None else amax.to(device)
         self._scale = None if scale is None else linear.input_ranks.shard(scale).to(linear.weight)
         # The two models may send a token to different experts.
-        self._compares = not is_of_expert(linear.name)
+        self._compares = not _is_of_expert(linear.name)
         self.moments = PairedMoments(local, local * linear.input_ranks.size, device, self._compares)
         self.mode = _SERVE
         self._exact: torch.Tensor | None = None
@@ -222,8 +224,7 @@ class _Layer:
         return inputs, *args[1:]
 
 
-def is_of_expert(name: str) -> bool:
-    """Whether a linear layer is one of an expert, by Megatron's name."""
+def _is_of_expert(name: str) -> bool:
     return ".local_experts." in name
 
 
@@ -231,28 +232,29 @@ def is_of_expert(name: str) -> bool:
 _BORROWED = 0.1
 
 
-def share_among_experts(layers: Sequence["_Layer"]) -> None:
+def share_among_experts(moments: Sequence[PairedMoments], ranks: Ranks) -> None:
     """Adds to the Gram matrix of each expert the mean square of each channel over all experts of its layer.
 
     An expert that saw many more tokens than it has in-features hardly notices; one that saw few is kept from making up
     for errors by what these few tokens happened to have in common.
 
     Args:
-        layers: The same linear layer of each expert.
+        moments: Of the same linear layer of each expert, merged.
+        ranks: The ranks that share its inputs, or any others where they do not.
     """
-    tokens = sum((layer.moments.count for layer in layers), torch.zeros(()))
+    tokens = torch.stack([each.count for each in moments]).sum()
     if not tokens:
         return
-    diagonals = [_own_diagonal(layer) for layer in layers]
-    borrowed = torch.stack(list(diagonals)).sum(0) * (_BORROWED * layers[0].moments.gram.shape[1] / tokens)
+    diagonals = [_own_diagonal(each.gram, ranks) for each in moments]
+    borrowed = torch.stack(diagonals).sum(0) * (_BORROWED * moments[0].gram.shape[1] / tokens)
     for diagonal in diagonals:
         diagonal += borrowed
 
 
-def _own_diagonal(layer: "_Layer") -> torch.Tensor:
-    """This rank's part of the diagonal of a Gram matrix, a view of it."""
-    gram, ranks = layer.moments.gram, layer.linear.input_ranks
-    return gram.diagonal(len(gram) * ranks.rank)
+def _own_diagonal(gram: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """The part of a Gram matrix's diagonal that is in this rank's rows of it, a view."""
+    is_whole = len(gram) == gram.shape[1]
+    return gram.diagonal(0 if is_whole else len(gram) * ranks.rank)
 
 
 def _tokens(inputs: torch.Tensor) -> torch.Tensor:

@@ -12,10 +12,10 @@ from safetensors.torch import load_file
 
 from nemo_ptq.calibration.methods import LinearShard
 from nemo_ptq.calibration.rounders import Fp8, Int4, Int8, Nvfp4, Rounder
-from nemo_ptq.calibration.rounding_learner import round_shard
+from nemo_ptq.calibration.rounding_learner import round_shard, share_among_experts
 from nemo_ptq.calibration.statistics import PairedMoments
 from nemo_ptq.config import ExportConfig, QuantizationConfig
-from nemo_ptq.parallel.ranks import Ranks
+from nemo_ptq.parallel.ranks import ALONE, Ranks
 from nemo_ptq.quantization.state_header import WEIGHTS_IN_EXPORT
 from nemo_ptq.report.records import Report, read_report
 from nemo_ptq.report.write import REPORT
@@ -203,3 +203,15 @@ def test_the_output_comes_nearer_to_the_unquantized_models(name: str) -> None:
         found = round_shard(LinearShard("layer", weight), weight, moments, ROUNDERS[name])
         errors.append(float((given @ found.weight.T - exact @ weight.T).square().sum()))
     assert errors[1] < errors[0]
+
+
+def test_an_expert_that_saw_no_token_borrows_from_the_others() -> None:
+    experts = [PairedMoments(8, 8, CPU, compares=False) for _ in range(3)]
+    inputs = torch.randn(80, 8, generator=torch.Generator().manual_seed(5)) * torch.arange(1, 9)
+    for moments, seen in zip(experts, (inputs[:60], inputs[60:], inputs[:0]), strict=True):
+        moments.observe(seen, seen, None)
+    before = [moments.gram.clone() for moments in experts]
+    share_among_experts(experts, ALONE)
+    ordinary = inputs.square().mean(0)
+    for moments, gram in zip(experts, before, strict=True):
+        torch.testing.assert_close(moments.gram, gram + torch.diag(0.8 * ordinary))
