@@ -130,6 +130,34 @@ def _unit_factor(size: int, device: torch.device) -> InverseFactor:
     )
 
 
+def predictable_share(
+    cross: torch.Tensor, factor: InverseFactor, mean: torch.Tensor, lack: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """Returns which part of :func:`full_precision_target`'s correction is more than a fit to chance.
+
+    The correction predicts what the quantized model's inputs lack, dX = X - X_q, from X_q by least squares. Of noise, a
+    prediction from d inputs explains d / tokens on the data that it was fitted to, and nothing of other data. What is
+    explained beyond that is what the correction is worth (as James and Stein shrink an estimate). It is most of it
+    where weights are rounded coarsely, and little where the rounding of activations is all that there is.
+
+    Args:
+        cross: float32 (in, in): dX^T X_q.
+        factor: Of H = X_q^T X_q.
+        mean: The mean of H's diagonal.
+        lack: The sum of dX^2.
+        tokens: How many there are.
+
+    Returns:
+        float32 (), from 0 to 1; 0 where there are fewer than two tokens for each input that varies.
+    """
+    explained = (cross[:, factor.order] @ factor.upper.T).square().sum()
+    inputs = len(cross) - factor.damping * mean * factor.upper.square().sum()
+    if explained <= 0 or tokens < 2 * inputs:
+        return torch.zeros_like(explained)
+    by_chance = inputs * (lack - explained).clamp(min=0) / (tokens - inputs)
+    return (1 - by_chance / explained).clamp(min=0)
+
+
 def full_precision_target(weight: torch.Tensor, cross: torch.Tensor, factor: InverseFactor) -> torch.Tensor:
     """Returns the weight that comes closest to the unquantized model's output from the quantized model's inputs.
 

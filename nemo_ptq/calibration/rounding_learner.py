@@ -5,24 +5,24 @@
 The calibration batches walk twice, through the unquantized model and through what has become of it so far. For each
 block:
 
-1. The quantized batches run through it, for the scales of activations, where the algorithm rounds them.
-2. Both run through it, still with its own weights, and H = X_q^T X_q and (X - X_q)^T X_q are summed up for each linear
-   layer: X_q what enters it in the quantized model, rounded as a server does, X what enters it in the other.
-3. Each linear layer is rounded by :mod:`nemo_ptq.calibration.gptq`.
-4. The quantized batches run through the rounded block.
+1. Both run through it, still with its own weights. Summed up for each linear layer are X_q^T X_q and (X - X_q)^T X_q:
+   X_q what enters it in the quantized model, X what enters it in the other; and what the scales of activations need.
+2. Each linear layer is rounded by :mod:`nemo_ptq.calibration.gptq`.
+3. The quantized batches run through the rounded block, activations rounded as a server does.
 
-That is one forward pass more than the numbered items, as in item 2 there are two.
+That is three forward passes over the calibration data.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import torch
 
-from nemo_ptq.calibration.gptq import Rounded, full_precision_target, inverse_factor
+from nemo_ptq.calibration.gptq import Rounded, full_precision_target, inverse_factor, predictable_share
 from nemo_ptq.calibration.methods import LinearShard
 from nemo_ptq.calibration.observing import (
     BlockStatistics,
@@ -90,22 +90,31 @@ class RoundingLearner:
             self.quantized.hidden = list(self.reference.hidden)
             return {}
         linears = linear_shards(block, self.parallelism)
-        state = self._learn_scales(block, linears)
-        layers = {name: _Layer(block.modules[name], linear, state, self.scheme) for name, linear in linears.items()}
-        with self._as_served(block, layers, state):
-            self._compare(block, layers)
+        with ExitStack() as stack:
+            layers = {name: _Layer(block.modules[name], linear) for name, linear in linears.items()}
+            for layer in layers.values():
+                stack.callback(layer.restore)
+            state = self._gather(block, layers)
             for name, layer in layers.items():
                 if expert := expert_of(name):
                     self.counts[expert] += layer.moments.tokens
+                layer.serve(state, self.scheme)
                 self.rounded[name] = self._round(layer)
+            for name, module in block.modules.items():
+                if has_cache(name, state):
+                    stack.callback(round_cache(module, name, state).remove)
             self.runner.advance(block, self.quantized)
         return state
 
-    def _learn_scales(self, block: Block, linears: Mapping[str, LinearShard]) -> dict[str, torch.Tensor]:
-        """Decides what the block's activations are scaled with: the entries of the calibration state."""
-        observed = {name: linear for name, linear in linears.items() if self.rounder.statistic(linear) is not None}
-        if not observed and not self.quantizes_kv_cache:
-            return {}
+    def _gather(self, block: Block, layers: Mapping[str, "_Layer"]) -> dict[str, torch.Tensor]:
+        """Runs both streams through the block, of which the reference is then behind it.
+
+        Returns:
+            What the block's activations are scaled with: its entries of the calibration state.
+        """
+        observed = {
+            name: layer.linear for name, layer in layers.items() if self.rounder.statistic(layer.linear) is not None
+        }
         found = BlockStatistics(
             block,
             observed,
@@ -115,46 +124,30 @@ class RoundingLearner:
             self.runner.dtype,
             self.runner.device,
         )
-        with found.observing():
-            for states in self.quantized.hidden:
-                self.runner.layer(block, states)
-        found.merge()
-        state = {
-            f"{name}.input_quantizer.{entry}": value.cpu()
-            for name, linear in observed.items()
-            for entry, value in self.rounder.decide(
-                linear, found.linears.pop(name), lambda scale, name=name: self.foldable(name, scale.cpu()).to(scale)
-            ).items()
-        }
-        return state | found.cache_entries()
-
-    @contextmanager
-    def _as_served(self, block: Block, layers: Mapping[str, "_Layer"], state: State) -> Iterator[None]:
-        """Has the block round its activations within a ``with`` block; afterwards it is as it was."""
-        with ExitStack() as stack:
-            for layer in layers.values():
-                stack.callback(layer.restore)
-            for name, module in block.modules.items():
-                if has_cache(name, state):
-                    stack.callback(round_cache(module, name, state).remove)
-            yield
-
-    def _compare(self, block: Block, layers: Mapping[str, "_Layer"]) -> None:
-        """Runs both streams through the block; the reference stream is then behind it."""
         for place, states in enumerate(self.quantized.hidden):
             for layer in layers.values():
                 layer.mode = _EXACT
             self.runner.advance_batch(block, self.reference, place)
             for layer in layers.values():
                 layer.mode = _COMPARE
-            self.runner.layer(block, states)
+            with found.observing():
+                self.runner.layer(block, states)
         for layer in layers.values():
-            layer.mode = _SERVE
             layer.moments.merge(self.parallelism.data)
         for kind in ("linear_fc1", "linear_fc2"):
             experts = [layer for name, layer in layers.items() if _is_of_expert(name) and name.endswith(kind)]
             if experts:
                 share_among_experts([layer.moments for layer in experts], self.parallelism.expert_tensor)
+        found.merge()
+        state = found.cache_entries()
+        for name, linear in observed.items():
+            constrain = partial(self._constrained, name)
+            entries = self.rounder.decide(linear, found.linears.pop(name), constrain)
+            state |= {f"{name}.input_quantizer.{entry}": value.cpu() for entry, value in entries.items()}
+        return state
+
+    def _constrained(self, name: str, scale: torch.Tensor) -> torch.Tensor:
+        return self.foldable(name, scale.cpu()).to(scale)
 
     def _round(self, layer: "_Layer") -> RoundedWeight:
         """Rounds a layer, and has it compute with what the weight was rounded to."""
@@ -170,28 +163,47 @@ _EXACT, _COMPARE, _SERVE = "exact", "compare", "serve"
 
 
 class _Layer:
-    """A linear layer whose inputs are rounded, and compared with those of the unquantized model.
+    """A linear layer while its block is learned: what enters it is looked at, and afterwards rounded.
 
     Args:
         module: The layer.
         linear: This rank's shard of it.
-        state: The block's calibration state.
-        scheme: How the layer is stored.
+
+    Attributes:
+        linear: As given.
+        moments: Of what entered it.
+        mode: What it does.
     """
 
-    def __init__(self, module: torch.nn.Module, linear: LinearShard, state: State, scheme: Scheme) -> None:
-        self.linear, self._module, self._scheme = linear, module, scheme
+    def __init__(self, module: torch.nn.Module, linear: LinearShard) -> None:
+        self.linear, self.mode, self._module = linear, _EXACT, module
         self._weight, local = module.get_parameter("weight"), linear.weight.shape[1]
-        device = linear.weight.device
-        amax, scale = (state.get(f"{linear.name}.input_quantizer.{entry}") for entry in ("amax", "pre_quant_scale"))
-        self._amax = None if amax is None else amax.to(device)
-        self._scale = None if scale is None else linear.input_ranks.shard(scale).to(linear.weight)
         # The two models may send a token to different experts.
         self._compares = not _is_of_expert(linear.name)
-        self.moments = PairedMoments(local, local * linear.input_ranks.size, device, self._compares)
-        self.mode = _SERVE
+        self.moments = PairedMoments(local, local * linear.input_ranks.size, linear.weight.device, self._compares)
+        self._amax: torch.Tensor | None = None
+        self._scale: torch.Tensor | None = None
+        self._scheme: Scheme | None = None
         self._exact: torch.Tensor | None = None
         self._hook = module.register_forward_pre_hook(self._enter)
+
+    def serve(self, state: State, scheme: Scheme) -> None:
+        """Scales and rounds from now on what enters, and the moments of what has entered likewise.
+
+        Args:
+            state: The block's calibration state.
+            scheme: How the layer is stored.
+        """
+        amax, scale = (
+            state.get(f"{self.linear.name}.input_quantizer.{entry}") for entry in ("amax", "pre_quant_scale")
+        )
+        self.mode, self._scheme = _SERVE, scheme
+        self._amax = None if amax is None else amax.to(self.linear.weight.device)
+        if scale is not None:
+            scale = scale.to(self.linear.weight.device)
+            local = self.linear.input_ranks.shard(scale)
+            self._scale = local.to(self.linear.weight.dtype)
+            self.moments.smooth(local, scale)
 
     def smoothed(self) -> torch.Tensor:
         """Returns the layer's own weight, divided by the pre-quantization scale: float32."""
@@ -211,17 +223,19 @@ class _Layer:
         self._module.register_parameter("weight", weight)
 
     def _enter(self, _: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        scaled = args[0] if self._scale is None else args[0] * self._scale
+        if self.mode == _SERVE:
+            scaled = args[0] if self._scale is None else args[0] * self._scale
+            if self._amax is None:
+                return scaled, *args[1:]
+            assert self._scheme is not None
+            return rounded_activation(scaled, self._amax, self._scheme), *args[1:]
+        inputs = args[0].reshape(-1, args[0].shape[-1])
         if self.mode == _EXACT:
-            self._exact = _tokens(scaled) if self._compares else None
-            return None
-        inputs = scaled if self._amax is None else rounded_activation(scaled, self._amax, self._scheme)
-        if self.mode == _COMPARE:
-            local, exact, self._exact = _tokens(inputs), self._exact, None
-            self.moments.observe(local, self.linear.input_ranks.gather(local), exact)
-            if self._scale is not None:
-                inputs = inputs / self._scale  # the weight is not smoothed yet
-        return inputs, *args[1:]
+            self._exact = inputs if self._compares else None
+        else:
+            exact, self._exact = self._exact, None
+            self.moments.observe(inputs, self.linear.input_ranks.gather(inputs), exact)
+        return None
 
 
 def _is_of_expert(name: str) -> bool:
@@ -257,10 +271,6 @@ def _own_diagonal(gram: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     return gram.diagonal(0 if is_whole else len(gram) * ranks.rank)
 
 
-def _tokens(inputs: torch.Tensor) -> torch.Tensor:
-    return inputs.reshape(-1, inputs.shape[-1])
-
-
 def round_shard(linear: LinearShard, weight: torch.Tensor, moments: PairedMoments, rounder: Rounder) -> Rounded:
     """Rounds this rank's shard of a layer; every rank that shares the layer calls it.
 
@@ -273,10 +283,14 @@ def round_shard(linear: LinearShard, weight: torch.Tensor, moments: PairedMoment
         rounder: How it is rounded.
     """
     ranks = linear.input_ranks
-    factor = inverse_factor(ranks.gather(moments.gram.T), rounder.sorts)  # symmetric
+    gram = ranks.gather(moments.gram.T)  # symmetric
+    factor = inverse_factor(gram, rounder.sorts)
     weight = ranks.shard(ranks.gather(weight), 0)
     if moments.cross is not None:
-        weight = full_precision_target(weight, ranks.gather(moments.cross.T).T, factor)
+        cross = ranks.gather(moments.cross.T).T
+        lack = ranks.sum(moments.lack.sum())
+        share = predictable_share(cross, factor, gram.diagonal().mean(), lack, moments.count)
+        weight = full_precision_target(weight, share * cross, factor)
     rounded = rounder.round(weight, factor, linear.ranks)
     if ranks.size == 1:
         return rounded

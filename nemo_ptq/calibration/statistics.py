@@ -131,6 +131,7 @@ class PairedMoments:
     Attributes:
         gram: float32 (local in-features, in-features): this rank's rows of X_q^T X_q.
         cross: The same of (X - X_q)^T X_q; None where the two inputs are not compared.
+        lack: float32 (local in-features): sum of (X - X_q)^2.
         count: float32 (): tokens of all ranks, once merged.
         tokens: How many tokens entered on this rank.
     """
@@ -138,7 +139,7 @@ class PairedMoments:
     def __init__(self, local_features: int, features: int, device: torch.device, compares: bool) -> None:
         self.gram = torch.zeros(local_features, features, device=device)
         self.cross = torch.zeros_like(self.gram) if compares else None
-        self.count = torch.zeros((), device=device)
+        self.lack, self.count = torch.zeros(local_features, device=device), torch.zeros((), device=device)
         self.tokens = 0
 
     def observe(self, inputs: torch.Tensor, whole: torch.Tensor, exact: torch.Tensor | None) -> None:
@@ -156,12 +157,26 @@ class PairedMoments:
         self.count += inputs.shape[0]
         if self.cross is not None:
             assert exact is not None
-            add_product(self.cross, (exact - inputs).T, whole)
+            difference = exact - inputs
+            add_product(self.cross, difference.T, whole)
+            self.lack += difference.float().square().sum(0)
+
+    def smooth(self, local: torch.Tensor, whole: torch.Tensor) -> None:
+        """Multiplies the inputs with a pre-quantization scale.
+
+        Args:
+            local: float32 (local in-features).
+            whole: float32 (in-features).
+        """
+        for matrix in (self.gram, self.cross):
+            if matrix is not None:
+                matrix *= local[:, None] * whole[None]
+        self.lack *= local.square()
 
     def merge(self, data: Ranks) -> None:
         """Merges what the ranks have gathered that read other samples."""
-        data.sum(self.gram)
-        data.sum(self.count)
+        for total in (self.gram, self.lack, self.count):
+            data.sum(total)
         if self.cross is not None:
             data.sum(self.cross)
 

@@ -20,9 +20,9 @@ _FORWARD_SHARE, _GRAM_SHARE = 0.5, 0.25
 _CPU_FLOAT32_SHARE = 0.35
 # Share of D G D^T that is computed: the upper triangle of G is folded into the lower, in eight stripes.
 _SEARCH_SHARE = 0.5 + 0.5 / 8
-# Operations of GPTQ: of a Gram matrix's inverse, for the cube of its size; of moving a weight and rounding it, for each
-# of its elements and inputs.
-_INVERSE, _ROUNDING = 2, 7
+# Operations of GPTQ: of a Gram matrix's inverse and a product with it, for the cube of its size; of moving a weight and
+# rounding it, for each of its elements and inputs.
+_INVERSE, _ROUNDING = 4, 7
 # One core of a host, in 10^9 bytes a second: packing and writing, SHA-256, the reader's checks.
 _PACK_RATE, _HASH_RATE, _VERIFY_RATE = 2.0, 1.0, 0.4
 # Between a GPU and memory that is not page-locked, in 10^9 bytes a second: hidden states that wait on the host.
@@ -72,8 +72,8 @@ def forward_passes(quantization: QuantizationConfig) -> int:
     """Returns how often the calibration data goes through each block: see calibration/rounding_learner.py."""
     if not quantization.is_balanced:
         return 1
-    # The unquantized stream, and the quantized one before and after rounding; once more where activations are rounded.
-    return 4 if algorithm_of(quantization).rounds_inputs or quantization.enable_kv_cache else 3
+    # The unquantized stream, and the quantized one before and after rounding.
+    return 3
 
 
 def _rounding_flops(model: ModelSpec, tokens: int) -> int:

@@ -60,7 +60,6 @@ class Algorithm:
         vocab_multiple: TensorRT-LLM's readers take vocabularies of multiples of this.
         amax_floors: What activation amaxes are at least, by decoder type.
         quantizes_kv_cache: Whether the KV cache is quantized if the user says nothing.
-        rounds_inputs: Whether activations are quantized.
         smooths: Whether weights are divided by a pre-quantization scale before they are packed.
         packed_bytes: Bytes of a packed weight, scales included, for each of its elements.
         packing_bytes: What torch needs beside a weight to pack it, in bytes for each of its elements.
@@ -86,7 +85,6 @@ class Algorithm:
     vocab_multiple: int = 1
     amax_floors: Mapping[str, float] = field(default_factory=dict)
     quantizes_kv_cache: bool = False
-    rounds_inputs: bool = True
     smooths: bool = False
     packed_bytes: float = 2.0
     packing_bytes: int = 0
@@ -223,7 +221,6 @@ _BUILT_IN = (
         preset="int4_awq",
         preset_method=lambda quantization, decoder: {"method": "awq_lite", "alpha_step": _EXPONENT_STEP},
         block_size=None,
-        rounds_inputs=False,
         row_multiple=64,
         column_multiple=64,
         vocab_multiple=64,

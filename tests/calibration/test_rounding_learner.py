@@ -156,11 +156,11 @@ def export_experts(checkpoint: Path, algorithm: str, formats: tuple[str, ...], o
 
 
 def inputs_of_a_layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A weight, and what enters the layer in the unquantized and in the quantized model."""
+    """A weight, and what enters the layer in the unquantized and in the quantized model, which drifts away from it."""
     generator = torch.Generator().manual_seed(3)
     mixing = torch.randn(64, 64, generator=generator)
     exact = torch.randn(512, 64, generator=generator) @ mixing
-    given = exact + torch.randn(512, 64, generator=generator)
+    given = exact + 0.2 * exact @ torch.randn(64, 64, generator=generator) / 8
     return torch.randn(32, 64, generator=generator), exact, given
 
 
