@@ -15,6 +15,9 @@ NO_QUANT = "no_quant"
 CUSTOM = "custom"
 """What :attr:`QuantizationConfig.algorithm_name` says where the user gave a file."""
 ALGORITHM_FILES = (".json", ".yaml", ".yml")
+FAST, BALANCED = "fast", "balanced"
+QUALITIES = (FAST, BALANCED)
+"""What `quality` can be, the quickest first."""
 KV_CACHE_FORMATS = ("fp8",)
 DATA_FILES = (".jsonl", ".json", ".txt")
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "16": "float16", "fp16": "float16", "float16": "float16"}
@@ -77,9 +80,11 @@ class QuantizationConfig:
     Attributes:
         algorithm: "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4", or "no_quant" (None means the same); or the path
             of a JSON or YAML file with a ModelOpt config.
+        quality: "fast" takes scales from largest magnitudes, or AWQ's search, and rounds weights to the nearest codes.
+            "balanced" chooses scales and codes together, by how close each layer comes to the unquantized model.
         awq_block_size: Consecutive input features that share a weight scale, in the AWQ algorithms.
         sq_alpha: SmoothQuant's migration strength: 0 leaves the difficulty with the activations, 1 moves all of it
-            to the weights.
+            to the weights. None is 0.5; with quality "balanced" it is then chosen for each layer.
         enable_kv_cache: Quantize the KV cache. None leaves it to the algorithm and the model: on for fp8, except on
             decoder type "gpt"; off otherwise.
         kv_cache_qformat: Format of a quantized KV cache: "fp8".
@@ -97,10 +102,21 @@ class QuantizationConfig:
     algorithm: Optional[str] = _setting(
         "algorithm", "{names}, or a JSON or YAML file with a ModelOpt config", "--algorithm", "-algo", default="fp8"
     )
+    quality: str = _setting(
+        "quality",
+        "how much is computed to lose little: {names}",
+        "--quality",
+        default=FAST,
+    )
     awq_block_size: int = _setting(
         "size", "input features that share a weight scale in AWQ", "--awq_block_size", "-awq_bs", default=128
     )
-    sq_alpha: float = _setting("fraction", "SmoothQuant's migration strength, from 0 to 1", "--sq_alpha", default=0.5)
+    sq_alpha: Optional[float] = _setting(
+        "fraction",
+        "SmoothQuant's migration strength, from 0 to 1; if not set, 0.5, or with quality=balanced chosen by layer",
+        "--sq_alpha",
+        default=None,
+    )
     enable_kv_cache: Optional[bool] = _setting(
         "switch",
         "quantize the KV cache; if not set, fp8 does except on decoder gpt",
@@ -150,6 +166,16 @@ class QuantizationConfig:
         if self.algorithm is None:
             return NO_QUANT
         return CUSTOM if self.algorithm_file else self.algorithm
+
+    @property
+    def is_balanced(self) -> bool:
+        """Whether weights are rounded by what that does to the layers' outputs."""
+        return self.quality == BALANCED
+
+    @property
+    def fixed_alpha(self) -> Optional[float]:
+        """SmoothQuant's migration strength; None where it is chosen for each layer."""
+        return 0.5 if self.sq_alpha is None and not self.is_balanced else self.sq_alpha
 
     @property
     def data_file(self) -> Optional[Path]:

@@ -19,6 +19,7 @@ from nemo_ptq.config import (
     ALGORITHM_FILES,
     DTYPES,
     KV_CACHE_FORMATS,
+    QUALITIES,
     ExportConfig,
     QuantizationConfig,
     Setting,
@@ -136,6 +137,7 @@ _KINDS: Mapping[str, Kind] = {
         lambda value: _is_text(value) and (value in ALGORITHMS or value.lower().endswith(ALGORITHM_FILES)),
         known=ALGORITHMS.keys(),
     ),
+    "quality": _one_of(QUALITIES),
     "KV cache format": _one_of(KV_CACHE_FORMATS),
     "data set": Kind(
         "one of {names}, or the path of a local .jsonl, .json or .txt file",

@@ -20,7 +20,8 @@ from megatron.core.transformer.moe.experts import SequentialMLP
 from nemo_ptq.calibration.batches import JobSamples
 from nemo_ptq.calibration.forward import forward_batches
 from nemo_ptq.calibration.methods import method_for
-from nemo_ptq.calibration.pipeline import BlockVisitor, Learner, State, TokenCounts, gather_counts, walk
+from nemo_ptq.calibration.observing import State, TokenCounts
+from nemo_ptq.calibration.pipeline import BlockVisitor, ScaleLearner, gather_counts, walk
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block, parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
@@ -106,11 +107,11 @@ def job_of(
         calibration_pp=pp,
         calibration_ep=ep,
         nemo_checkpoint=str(checkpoint),
-        quantization_config=replace(quantization, layerwise=None),
+        quantization_config=replace(quantization, layerwise=None, quality="fast"),
         export_config=export,
         forward_loop=print,
     )
-    return replace(job, quantization=replace(job.quantization, layerwise=quantization.layerwise))
+    return replace(job, quantization=quantization)
 
 
 def run_job(job: Job, batches: Sequence[torch.Tensor] | None = None) -> None:
@@ -169,7 +170,7 @@ def learn(
         stream = Stream(random_batches() if batches is None else batches)
         quantizes_kv_cache = kv_cache_is_quantized(quantization, _decoder(model))
         method = method_for(quantization, _decoder(model))
-        learner = Learner(runner, model.parallelism, stream, method, quantizes_kv_cache)
+        learner = ScaleLearner(runner, model.parallelism, stream, method, quantizes_kv_cache)
     walking = [*([learner.stream] if learner else []), *streams]
     mine: dict[str, torch.Tensor] = {}
     walk(

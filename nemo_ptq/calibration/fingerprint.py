@@ -4,7 +4,7 @@
 
 import torch.distributed as dist
 
-from nemo_ptq.calibration.pipeline import State
+from nemo_ptq.calibration.observing import State
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.quantization.state import fingerprint_of, is_fingerprinted, sum_of_bits
 

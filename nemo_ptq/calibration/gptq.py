@@ -22,7 +22,7 @@ import torch
 from nemo_ptq.calibration.search import nvfp4_block_scales
 from nemo_ptq.errors import PtqError
 from nemo_ptq.quantization.grids import FP4, FP8, INT4, INT8, Grid
-from nemo_ptq.quantization.rounding import to_fp8, to_int4, to_int8, to_nvfp4
+from nemo_ptq.quantization.rounding import fp4_codes, int4_codes, to_fp8, to_int8
 
 DAMPING = 0.01
 """What is added to the diagonal of H, relative to its mean."""
@@ -58,18 +58,19 @@ class Rounded:
     """A rounded weight.
 
     Attributes:
-        codes: The weight as quantization/rounding.py packs it: float8_e4m3fn (out, in), int8 (out, in), int8
-            (out / 2, in) of packed INT4, or uint8 (out, in / 2) of packed FP4.
+        codes: (out, in), not packed: float8_e4m3fn, int8 of INT8 and INT4, or uint8 of FP4.
         scale: Its scales as they are stored: float32 (1) of FP8, (out) of INT8, (out, groups) of INT4, or
             float8_e4m3fn (out, blocks) of NVFP4.
         weight: float32 (out, in): what a reader of codes and scales computes with.
         error: float32 (out): tr(D (H + damping) D^T) of each row.
+        scale_2: float32 (1), of NVFP4 and W4A8: see :class:`~nemo_ptq.quantization.rounded_weight.RoundedWeight`.
     """
 
     codes: torch.Tensor
     scale: torch.Tensor
     weight: torch.Tensor
     error: torch.Tensor
+    scale_2: torch.Tensor | None = None
 
 
 def inverse_factor(
@@ -127,6 +128,34 @@ def _unit_factor(size: int, device: torch.device) -> InverseFactor:
     return InverseFactor(
         torch.eye(size, device=device), torch.arange(size, device=device), torch.ones(size, device=device), 0.0
     )
+
+
+def predictable_share(
+    cross: torch.Tensor, factor: InverseFactor, mean: torch.Tensor, lack: torch.Tensor, tokens: torch.Tensor
+) -> torch.Tensor:
+    """Returns which part of :func:`full_precision_target`'s correction is more than a fit to chance.
+
+    The correction predicts what the quantized model's inputs lack, dX = X - X_q, from X_q by least squares. Of noise, a
+    prediction from d inputs explains d / tokens on the data that it was fitted to, and nothing of other data. What is
+    explained beyond that is what the correction is worth (as James and Stein shrink an estimate). It is most of it
+    where weights are rounded coarsely, and little where the rounding of activations is all that there is.
+
+    Args:
+        cross: float32 (in, in): dX^T X_q.
+        factor: Of H = X_q^T X_q.
+        mean: The mean of H's diagonal.
+        lack: The sum of dX^2.
+        tokens: How many there are.
+
+    Returns:
+        float32 (), from 0 to 1; 0 where there are fewer than two tokens for each input that varies.
+    """
+    explained = (cross[:, factor.order] @ factor.upper.T).square().sum()
+    inputs = len(cross) - factor.damping * mean * factor.upper.square().sum()
+    if explained <= 0 or tokens < 2 * inputs:
+        return torch.zeros_like(explained)
+    by_chance = inputs * (lack - explained).clamp(min=0) / (tokens - inputs)
+    return (1 - by_chance / explained).clamp(min=0)
 
 
 def full_precision_target(weight: torch.Tensor, cross: torch.Tensor, factor: InverseFactor) -> torch.Tensor:
@@ -252,7 +281,7 @@ def round_int4(
     The columns are taken in any order; the groups stay what they are in the file.
 
     Args:
-        weight: (out, in), out even.
+        weight: (out, in).
         factor: Of the Gram matrix of the inputs.
         scale: float32 (out, groups), for example from :func:`nemo_ptq.calibration.search.group_scales`.
         fp8_scale: float32, one element, of W4A8: readers round the dequantized weight to FP8 at this scale.
@@ -261,10 +290,10 @@ def round_int4(
     groups = factor.order // group_size
     by_group = scale.T.contiguous()
     rounded, error = _round(weight, factor, INT4, lambda here, _: by_group[groups[here]], fp8_scale=fp8_scale)
-    codes = to_int4(rounded, scale)
+    codes = int4_codes(rounded, scale)
     if fp8_scale is not None:
         rounded = FP8.nearest(rounded / fp8_scale) * fp8_scale
-    return Rounded(codes, scale, rounded, error)
+    return Rounded(codes, scale, rounded, error, fp8_scale)
 
 
 def round_nvfp4(weight: torch.Tensor, factor: InverseFactor, scale_2: torch.Tensor, block_size: int = 16) -> Rounded:
@@ -292,7 +321,7 @@ def round_nvfp4(weight: torch.Tensor, factor: InverseFactor, scale_2: torch.Tens
 
     rounded, error = _round(weight, factor, FP4, choose, block_size)
     scale = scales.to(torch.float8_e4m3fn)
-    return Rounded(to_nvfp4(rounded, scale, scale_2.reshape(())), scale, rounded, error)
+    return Rounded(fp4_codes(rounded, scale, scale_2.reshape(())), scale, rounded, error, scale_2)
 
 
 def smoothed(gram: torch.Tensor, pre_quant_scale: torch.Tensor) -> torch.Tensor:

@@ -9,29 +9,22 @@ with one block of weights at a time.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 import torch.distributed as dist
 
-from nemo_ptq.calibration.methods import LinearShard, Method
-from nemo_ptq.calibration.statistics import Amax
+from nemo_ptq.calibration.methods import Method
+from nemo_ptq.calibration.observing import BlockStatistics, State, TokenCounts, linear_shards
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block
-from nemo_ptq.checkpoint.parts import is_linear, shares_inputs
 from nemo_ptq.console.reporter import Reporter
-from nemo_ptq.parallel.ranks import Parallelism, Ranks
+from nemo_ptq.parallel.ranks import Parallelism
 
 if TYPE_CHECKING:  # builds Megatron's models, which the decisions here can do without
     from nemo_ptq.checkpoint.loading import LoadedModel
-
-# Tokens by (layer, expert), both counted through the whole model.
-TokenCounts = Counter[tuple[int, int]]
-# Entries of the calibration state, by name.
-State = Mapping[str, torch.Tensor]
 
 
 class BlockVisitor(Protocol):
@@ -47,9 +40,26 @@ class BlockVisitor(Protocol):
         """
 
 
-@dataclass
-class Learner:
+class Learner(Protocol):
     """Calibrates one block after the other.
+
+    Attributes:
+        counts: Tokens that each expert of this rank has seen.
+    """
+
+    counts: TokenCounts
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """The calibration batches of this data-parallel rank, on their way; by a name in the journal."""
+
+    def learn(self, block: Block, is_head: bool) -> dict[str, torch.Tensor]:
+        """Runs the calibration batches through a block, and returns its calibration state, on the CPU."""
+
+
+@dataclass
+class ScaleLearner:
+    """Decides scales from statistics of the unquantized model: quality "fast".
 
     Attributes:
         runner: Computes blocks.
@@ -57,7 +67,7 @@ class Learner:
         stream: The calibration batches of this data-parallel rank.
         method: What is gathered and decided of linear layers.
         quantizes_kv_cache: Whether keys and values are calibrated as well.
-        counts: Tokens that each expert of this rank has seen.
+        counts: See :class:`Learner`.
     """
 
     runner: BlockRunner
@@ -67,64 +77,36 @@ class Learner:
     quantizes_kv_cache: bool
     counts: TokenCounts = field(default_factory=Counter)
 
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """See :attr:`Learner.streams`."""
+        return {"calibration": self.stream}
+
     @torch.no_grad()
     def learn(self, block: Block, is_head: bool) -> dict[str, torch.Tensor]:
-        """Runs the calibration batches through a block, and returns its calibration state, on the CPU."""
+        """See :meth:`Learner.learn`."""
         if is_head:
             return {}
-        linears = self._linears(block)
-        statistics = {name: self.method.statistic(linear) for name, linear in linears.items()}
-        caches = {name: module for name, module in block.modules.items() if name.endswith("core_attention")}
-        caches = caches if self.quantizes_kv_cache else {}
-        kv = {name: (self._amax(), self._amax()) for name in caches}
-        with ExitStack() as hooks:
-            for name, linear in linears.items():
-                hooks.enter_context(_observing(block.modules[name], linear, statistics[name]))
-            for name, module in caches.items():
-                hooks.enter_context(_observing_cache(module, kv[name]))
+        linears = linear_shards(block, self.parallelism)
+        found = BlockStatistics(
+            block,
+            linears,
+            self.method.statistic,
+            self.quantizes_kv_cache,
+            self.parallelism,
+            self.runner.dtype,
+            self.runner.device,
+        )
+        with found.observing():
             self.runner.advance(block, self.stream)
-        self._count(statistics)
-        for name, linear in linears.items():
-            statistics[name].merge(linear.ranks, self.parallelism.data, linear.shares_inputs)
-        _share_among_experts(statistics, self.parallelism.expert)
+        found.count(self.counts)
+        found.merge()
         state = {
             f"{name}.input_quantizer.{entry}": value.cpu()
             for name, linear in linears.items()
-            for entry, value in self.method.decide(linear, statistics.pop(name)).items()
+            for entry, value in self.method.decide(linear, found.linears.pop(name)).items()
         }
-        for name, amaxes in kv.items():
-            for kind, amax in zip("kv", amaxes, strict=True):
-                amax.merge(self.parallelism.tensor, self.parallelism.data, shares_inputs=False)
-                state[f"{name}.{kind}_bmm_quantizer.amax"] = amax.value.reshape(1).cpu()
-        return state
-
-    def _linears(self, block: Block) -> dict[str, LinearShard]:
-        return {
-            name: LinearShard(
-                name,
-                module.get_parameter("weight"),
-                shares_inputs(name),
-                self.parallelism.expert_tensor if ".local_experts." in name else self.parallelism.tensor,
-            )
-            for name, module in block.modules.items()
-            if is_linear(name)
-        }
-
-    def _amax(self) -> Amax:
-        return Amax(self.runner.module.config.params_dtype, self.runner.device)
-
-    def _count(self, statistics: Mapping[str, Any]) -> None:
-        for name, statistic in statistics.items():
-            if expert := expert_of(name):
-                self.counts[expert] += statistic.tokens
-
-
-def expert_of(name: str) -> tuple[int, int] | None:
-    """Returns layer and expert of an expert's first linear layer, by Megatron's name of it; None of any other."""
-    parts = name.split(".")
-    if parts[-1] != "linear_fc1" or "local_experts" not in parts:
-        return None
-    return int(parts[2]), int(parts[parts.index("local_experts") + 1])
+        return state | found.cache_entries()
 
 
 def gather_counts(counts: TokenCounts, parallelism: Parallelism) -> TokenCounts:
@@ -138,49 +120,6 @@ def gather_counts(counts: TokenCounts, parallelism: Parallelism) -> TokenCounts:
     # what each of the others does.
     copies = parallelism.expert.size * parallelism.tensor.size**2
     return Counter({expert: tokens // copies for expert, tokens in total.items()})
-
-
-def _share_among_experts(statistics: Mapping[str, Any], ranks: Ranks) -> None:
-    """Gives all experts of a layer the largest amax of any: servers have one input scale for them all.
-
-    An expert that saw no token then has a sound scale too, into which every token falls that could have reached it.
-    """
-    for kind in ("linear_fc1", "linear_fc2"):
-        of_experts = [s for name, s in statistics.items() if ".local_experts." in name and name.endswith(kind)]
-        if of_experts and isinstance(of_experts[0], Amax):
-            largest = ranks.max(torch.stack([statistic.value for statistic in of_experts]).amax())
-            for statistic in of_experts:
-                statistic.value = largest.clone()  # the journal's file takes no tensors that share memory
-
-
-@contextmanager
-def _observing(module: torch.nn.Module, linear: LinearShard, statistic: Any) -> Iterator[None]:
-    """Gathers a statistic of what enters a linear layer within a ``with`` block."""
-
-    def observe(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        local = args[0].reshape(-1, args[0].shape[-1])
-        statistic.observe(local, linear.input_ranks.gather(local) if statistic.needs_whole else local)
-
-    handle = module.register_forward_pre_hook(observe)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
-@contextmanager
-def _observing_cache(module: torch.nn.Module, amaxes: tuple[Amax, Amax]) -> Iterator[None]:
-    """Gathers the largest magnitudes of the keys and values that enter an attention within a ``with`` block."""
-
-    def observe(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
-        for amax, values in zip(amaxes, args[1:3], strict=True):
-            amax.observe(values, values)
-
-    handle = module.register_forward_pre_hook(observe)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def walk(

@@ -7,7 +7,7 @@ matrix of the inputs. Where GPTQ makes up for a column's error in the other colu
 D_j^2 / (H^-1)_jj (Optimal Brain Surgeon, Hassibi and Stork 1993): the weights by which group scales are compared.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -141,6 +141,7 @@ def choose_smoothing(
     channel_amax: torch.Tensor,
     held_out_amax: torch.Tensor,
     alphas: Sequence[float] = ALPHAS,
+    constrain: Callable[[torch.Tensor], torch.Tensor] = lambda scale: scale,
 ) -> Smoothing:
     """Chooses alpha for one layer, and the limit of its scaled inputs, by the error of the output on held-out tokens.
 
@@ -156,6 +157,7 @@ def choose_smoothing(
         channel_amax: float32 (in): largest magnitude of each channel over the samples that give the scale.
         held_out_amax: float32 (in): likewise, over the samples held out.
         alphas: Candidates; the first wins a tie.
+        constrain: Gives the scale that can be stored for a scale, float32 (in) each.
     """
     weight, inputs = weight.float(), inputs.float()
     weight_amax, amax = weight.abs().amax(0), torch.maximum(channel_amax, held_out_amax)
@@ -164,7 +166,7 @@ def choose_smoothing(
     used = size > 0
     best = None
     for alpha in alphas:
-        scale = smoothing_scale(channel_amax, weight_amax, alpha)
+        scale = constrain(smoothing_scale(channel_amax, weight_amax, alpha))
         smooth, scaled = weight / scale, inputs * scale
         rows = scale_of(smooth.abs().amax(1, keepdim=True), INT8.largest)
         codes = INT8.nearest(smooth / rows)

@@ -125,6 +125,112 @@ class Moments:
         data.max(self.amax)
 
 
+class PairedMoments:
+    """Sums over the tokens of a quantized model's input to a layer, and over what that lacks of the unquantized one's.
+
+    Attributes:
+        gram: float32 (local in-features, in-features): this rank's rows of X_q^T X_q.
+        cross: The same of (X - X_q)^T X_q; None where the two inputs are not compared.
+        lack: float32 (local in-features): sum of (X - X_q)^2.
+        count: float32 (): tokens of all ranks, once merged.
+        tokens: How many tokens entered on this rank.
+    """
+
+    def __init__(self, local_features: int, features: int, device: torch.device, compares: bool) -> None:
+        self.gram = torch.zeros(local_features, features, device=device)
+        self.cross = torch.zeros_like(self.gram) if compares else None
+        self.lack, self.count = torch.zeros(local_features, device=device), torch.zeros((), device=device)
+        self.tokens = 0
+
+    def observe(self, inputs: torch.Tensor, whole: torch.Tensor, exact: torch.Tensor | None) -> None:
+        """Adds tokens.
+
+        Args:
+            inputs: (tokens, local in-features): what this rank's weight multiplies in the quantized model.
+            whole: (tokens, in-features): all channels of it.
+            exact: As ``inputs``, of the unquantized model and the same tokens; None where they are not compared.
+        """
+        self.tokens += inputs.shape[0]
+        if not inputs.numel():
+            return
+        add_product(self.gram, inputs.T, whole)
+        self.count += inputs.shape[0]
+        if self.cross is not None:
+            assert exact is not None
+            difference = exact - inputs
+            add_product(self.cross, difference.T, whole)
+            self.lack += difference.float().square().sum(0)
+
+    def smooth(self, local: torch.Tensor, whole: torch.Tensor) -> None:
+        """Multiplies the inputs with a pre-quantization scale.
+
+        Args:
+            local: float32 (local in-features).
+            whole: float32 (in-features).
+        """
+        for matrix in (self.gram, self.cross):
+            if matrix is not None:
+                matrix *= local[:, None] * whole[None]
+        self.lack *= local.square()
+
+    def merge(self, data: Ranks) -> None:
+        """Merges what the ranks have gathered that read other samples."""
+        for total in (self.gram, self.lack, self.count):
+            data.sum(total)
+        if self.cross is not None:
+            data.sum(self.cross)
+
+
+# Of the batches, one in so many is held out; tokens of these that are kept, of each batch and of all.
+_HELD_OUT, _KEPT_OF_BATCH, _KEPT = 4, 256, 1024
+
+
+class HeldOutChannels:
+    """Largest magnitude of each input channel, apart for some batches that are held out, and some tokens of these.
+
+    Attributes:
+        value: (local in-features), the input's data type: of the batches that are not held out.
+        held_out: The same of those that are.
+        sample: (tokens, in-features), the input's data type: tokens that are held out, at most 1024.
+        tokens: How many tokens entered on this rank.
+    """
+
+    needs_whole = True
+
+    def __init__(self, features: int, whole_features: int, dtype: torch.dtype, device: torch.device) -> None:
+        self.value = torch.zeros(features, dtype=dtype, device=device)
+        self.held_out = torch.zeros_like(self.value)
+        self.sample = torch.zeros(0, whole_features, dtype=dtype, device=device)
+        self.tokens = self._batches = 0
+
+    def observe(self, inputs: torch.Tensor, whole: torch.Tensor) -> None:
+        """See :meth:`Statistic.observe`."""
+        self.tokens += inputs.shape[0]
+        is_held_out = self._batches % _HELD_OUT == 0
+        self._batches += 1
+        amax = inputs.abs().amax(0)
+        if not is_held_out:
+            self.value = torch.maximum(self.value, amax)
+            return
+        self.held_out = torch.maximum(self.held_out, amax)
+        kept = whole[:: -(-len(whole) // _KEPT_OF_BATCH)]
+        self.sample = torch.cat([self.sample, kept[: _KEPT - len(self.sample)]])
+
+    def merge(self, tensor: Ranks, data: Ranks, shares_inputs: bool) -> None:
+        """See :meth:`Statistic.merge`."""
+        for amax in (self.value, self.held_out):
+            data.max(amax)
+            if not shares_inputs:
+                tensor.max(amax)
+        if not self.value.any():  # a single batch
+            self.value = self.held_out.clone()
+        if data.size > 1:
+            everyones = self.sample.new_zeros(data.size, _KEPT // data.size, self.sample.shape[1])
+            mine = self.sample[:: data.size][: everyones.shape[1]]
+            everyones[data.rank, : len(mine)] = mine
+            self.sample = data.sum(everyones).flatten(0, 1)
+
+
 # Rows of a Gram matrix that are added to at a time on a GPU: the product would else need as much memory as the matrix.
 _ROWS_AT_ONCE = 4096
 

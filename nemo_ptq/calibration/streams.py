@@ -43,6 +43,11 @@ class BlockRunner:
         self._parallelism = parallelism
         self._rotary: dict[int, Any] = {}
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the hidden states."""
+        return self.module.config.params_dtype
+
     def receive(self, stream: Stream) -> None:
         """Takes over a stream's hidden states from the pipeline stage before this one."""
         config = self.module.config
@@ -64,8 +69,12 @@ class BlockRunner:
         if block.index == 0:
             stream.hidden = [self._parked(self.embed(tokens)) for tokens in stream.tokens]
             return
-        for place, states in enumerate(stream.hidden):
-            stream.hidden[place] = self._parked(self.layer(block, states))
+        for place in range(len(stream.hidden)):
+            self.advance_batch(block, stream, place)
+
+    def advance_batch(self, block: Block, stream: Stream, place: int) -> None:
+        """Moves one batch of a stream through a layer."""
+        stream.hidden[place] = self._parked(self.layer(block, stream.hidden[place]))
 
     def _parked(self, states: torch.Tensor) -> torch.Tensor:
         """Puts hidden states where they wait; in main memory into page-locked pages, which copies are fast from."""

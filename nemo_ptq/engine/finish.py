@@ -11,8 +11,10 @@ from nemo_ptq.checkpoint.staging import Staging, publish
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.errors import VerificationError
 from nemo_ptq.export.manifest_writer import write_manifest
+from nemo_ptq.export.rounded_weights import place
 from nemo_ptq.job import Job
 from nemo_ptq.quantization.state import CalibrationState, save_state
+from nemo_ptq.quantization.state_header import WEIGHTS_IN_EXPORT, weights_file
 from nemo_ptq.report.records import Report
 from nemo_ptq.report.write import write_report
 from nemo_ptq.verify.checks import verify
@@ -70,14 +72,16 @@ def _verify(directory: Path, reporter: Reporter) -> None:
 
 
 @contextmanager
-def calibration_kept(job: Job, state: CalibrationState | None, reporter: Reporter) -> Iterator[None]:
+def calibration_kept(job: Job, state: CalibrationState | None, export: Path, reporter: Reporter) -> Iterator[None]:
     """Keeps a fresh calibration in a file beside the output until the ``with`` block ends without an error.
 
-    The file is named ``OUT.calibration.safetensors``. A process that is killed leaves it as well.
+    The file is named ``OUT.calibration.safetensors``, with rounded weights in another one beside it. A process that is
+    killed leaves them as well.
 
     Args:
         job: What was asked for.
         state: Its calibration, None where nothing is quantized.
+        export: The directory of one of its formats, where rounded weights lie.
         reporter: Hears where it is kept, if it is; of any other rank than the first it keeps nothing.
     """
     if not reporter.enabled or state is None or job.calibration_state is not None:
@@ -86,6 +90,8 @@ def calibration_kept(job: Job, state: CalibrationState | None, reporter: Reporte
     kept = job.output.with_name(f"{job.output.name}.calibration.safetensors")
     try:
         save_state(kept, state)
+        if job.quantization.is_balanced:
+            place(export / WEIGHTS_IN_EXPORT, weights_file(kept))
     except OSError as error:
         reporter.warn(f"the calibration cannot be kept in {kept}: {error.strerror}")
     try:
@@ -98,3 +104,4 @@ def calibration_kept(job: Job, state: CalibrationState | None, reporter: Reporte
             )
         raise
     kept.unlink(missing_ok=True)
+    weights_file(kept).unlink(missing_ok=True)

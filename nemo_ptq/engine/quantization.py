@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from nemo_ptq.calibration.batches import JobSamples, data_loop
-from nemo_ptq.calibration.pipeline import State, TokenCounts
+from nemo_ptq.calibration.observing import State, TokenCounts
 from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.checkpoint.parts import is_linear
 from nemo_ptq.config import NO_QUANT

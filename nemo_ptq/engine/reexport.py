@@ -7,7 +7,9 @@ never more than one in memory. Neither Megatron nor NeMo nor ModelOpt is importe
 which does what is not possible here.
 """
 
+import shutil
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -26,10 +28,12 @@ from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.manifest_writer import sha256_of_all
+from nemo_ptq.export.rounded_weights import RoundedWeights, check_unchanged, place
 from nemo_ptq.export.shard_map import on_one_rank
 from nemo_ptq.export.source import Source
 from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
+from nemo_ptq.parallel.ranks import ALONE
 from nemo_ptq.quantization.algorithms import ALGORITHMS, amax_floor
 from nemo_ptq.quantization.state import (
     CalibrationState,
@@ -41,7 +45,7 @@ from nemo_ptq.quantization.state import (
     save_state,
     sum_of_bits,
 )
-from nemo_ptq.quantization.state_header import IN_EXPORT
+from nemo_ptq.quantization.state_header import IN_EXPORT, WEIGHTS_IN_EXPORT, weights_file
 from nemo_ptq.report.compose import Observations
 from nemo_ptq.report.observe import FROM_A_FILE, report_of
 from nemo_ptq.report.weight_errors import measure_weights
@@ -131,6 +135,11 @@ def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequ
         schemes,
         context.config.layernorm_zero_centered_gamma,
     )
+    if calibration.header.quantization.is_balanced:
+        assert job.calibration_state is not None
+        file = weights_file(job.calibration_state)
+        check_unchanged(file)
+        layers = replace(layers, rounded=RoundedWeights(file, schemes, job.metadata, lambda name: ALONE))
     return Source(
         layers=layers,
         rank=0,
@@ -168,11 +177,25 @@ def _export(
             exports.visit(index, None, of_block(calibration.tensors, index))
             progress.advance(1)
     exports.write_documents(directories)
+    written = exports.files()
     for path in directories.values():
         save_state(path / IN_EXPORT, calibration)
+    if header.quantization.is_balanced:
+        _copy_rounded(job, directories, written)
     return {
         name: dict(
             zip([file.relative_to(directories[name]).as_posix() for file in files], sha256_of_all(files), strict=True)
         )
-        for name, files in exports.files().items()
+        for name, files in written.items()
     }
+
+
+def _copy_rounded(job: Job, directories: Mapping[str, Path], written: Mapping[str, list[Path]]) -> None:
+    """Puts the rounded weights beside the calibration state in every directory, and adds them to its files."""
+    assert job.calibration_state is not None
+    first, *others = (path / WEIGHTS_IN_EXPORT for path in directories.values())
+    shutil.copyfile(weights_file(job.calibration_state), first)
+    for other in others:
+        place(first, other)
+    for name, path in directories.items():
+        written[name].append(path / WEIGHTS_IN_EXPORT)

@@ -17,7 +17,10 @@ import torch.distributed as dist
 from nemo_ptq.calibration.batches import JobSamples, calibration_batches, read_job_samples
 from nemo_ptq.calibration.fingerprint import Fingerprint
 from nemo_ptq.calibration.methods import method_for
-from nemo_ptq.calibration.pipeline import Learner, State, TokenCounts, gather_counts
+from nemo_ptq.calibration.observing import State, TokenCounts
+from nemo_ptq.calibration.pipeline import Learner, ScaleLearner, gather_counts
+from nemo_ptq.calibration.rounders import rounder_for
+from nemo_ptq.calibration.rounding_learner import RoundingLearner
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, open_model
@@ -31,10 +34,12 @@ from nemo_ptq.engine.journal import Journal, flattened
 from nemo_ptq.engine.quantization import Quantization, by_algorithm, by_modelopt
 from nemo_ptq.engine.reservation import reserve_for_all
 from nemo_ptq.engine.walk import WALK_STEPS, JobWalk
-from nemo_ptq.export.calibrated import CalibratedLayers
+from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.exports import Exports
+from nemo_ptq.export.folding import foldable_scale
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.manifest_writer import sha256_of_all
+from nemo_ptq.export.rounded_weights import RoundedWeights, check_unchanged, place
 from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
 from nemo_ptq.job import Job
@@ -48,8 +53,9 @@ from nemo_ptq.plan.residence import runs_layerwise, whole_model_needs
 from nemo_ptq.plan.sharding import Parallelism as Spread
 from nemo_ptq.quantization.algorithms import amax_floor
 from nemo_ptq.quantization.presets import preset_config
+from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.state import CalibrationState, check_fits, of_block, save_state
-from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
+from nemo_ptq.quantization.state_header import IN_EXPORT, WEIGHTS_IN_EXPORT, StateHeader, weights_file
 from nemo_ptq.report.compose import Observations, describe
 from nemo_ptq.report.measure import Measurement, evaluation_batches
 from nemo_ptq.report.observe import gather_steps, observe, report_of
@@ -161,10 +167,14 @@ class _BlockJob:
     def _prepare(self) -> None:
         """Makes the directories that are written to; of an earlier run the files with packed blocks alone are left."""
         for name, directory in self.directories.items():
+            rounded = directory / WEIGHTS_IN_EXPORT
+            if self._keeps_rounded:
+                rounded.parent.mkdir(parents=True, exist_ok=True)
             directory.mkdir(exist_ok=True)
             for entry in directory.iterdir():
                 if entry.is_dir():
-                    shutil.rmtree(entry)
+                    if entry != rounded.parent or not self._keeps_rounded:
+                        shutil.rmtree(entry)
                 elif not FORMATS[name].is_packed or entry.suffix != ".safetensors":
                     entry.unlink()
 
@@ -175,16 +185,22 @@ class _BlockJob:
         job, parallelism = self.job, model.parallelism
         layerwise = self._is_layerwise()
         runner = BlockRunner(model.module, self.device, parallelism, torch.device("cpu") if layerwise else self.device)
-        source = self._source(model, quantization)
+        learner = self._learner(model, runner) if quantization.given is None else None
+        source = self._source(model, quantization, self._rounded(model, quantization, learner))
         texts = evaluation_batches(model, self.samples.evaluation)
         reference, quantized = (Stream(texts), Stream(texts)) if texts else (None, None)
         with Exports(
-            source, self.directories, amax_floor(job.quantization, job.decoder), quantization.fixed_by, self._resumes
+            source,
+            self.directories,
+            amax_floor(job.quantization, job.decoder),
+            quantization.fixed_by,
+            self._resumes,
+            self._first_rounded if isinstance(learner, RoundingLearner) else None,
         ) as exports:
             walk = JobWalk(
                 model,
                 runner,
-                self._learner(model, runner) if quantization.given is None else None,
+                learner,
                 exports,
                 Measurement(model, runner, source.layers, reference, quantized, job.export.generate_sample),
                 Fingerprint(parallelism.tensor.rank),
@@ -214,9 +230,54 @@ class _BlockJob:
         observations = observe(job, self.samples, walk.measurement.gather(source.shard_map), counts)
         if job.export.generate_sample:
             self.reporter.say(f"sample after quantization: {sample(model)}")
-        return state, observations, exports.files()
+        return state, observations, self._with_rounded(exports)
 
-    def _source(self, model: LoadedModel, quantization: Quantization) -> Source:
+    @property
+    def _keeps_rounded(self) -> bool:
+        """Whether the job's weights are rounded by the data, and kept."""
+        return self.job.quantization.is_balanced
+
+    @property
+    def _first_rounded(self) -> Path:
+        """The file with the rounded weights in the first of the directories."""
+        return next(iter(self.directories.values())) / WEIGHTS_IN_EXPORT
+
+    def _with_rounded(self, exports: Exports) -> dict[str, list[Path]]:
+        """This rank's files by format, with the rounded weights, which are the same in every directory."""
+        files = exports.files()
+        given = self.job.calibration_state
+        if not self._keeps_rounded or not (exports.writes_rounded if given is None else self.is_first):
+            return files
+        if given is not None:
+            shutil.copyfile(weights_file(given), self._first_rounded)
+        for name, directory in self.directories.items():
+            file = directory / WEIGHTS_IN_EXPORT
+            if file != self._first_rounded:
+                place(self._first_rounded, file)
+            files[name].append(file)
+        return files
+
+    def _rounded(
+        self, model: LoadedModel, quantization: Quantization, learner: Learner | None
+    ) -> Callable[[str], RoundedWeight | None]:
+        """What gives the rounded weights of this rank, where the job has such."""
+        if isinstance(learner, RoundingLearner):
+            return learner.rounded.get
+        if not self._keeps_rounded or self.job.calibration_state is None:
+            return lambda name: None
+        groups, file = model.parallelism, weights_file(self.job.calibration_state)
+        if self.is_first:
+            check_unchanged(file)
+        return RoundedWeights(
+            file,
+            quantization.schemes,
+            spec_of(model.config, model.vocab_size),
+            lambda name: groups.expert_tensor if ".local_experts." in name else groups.tensor,
+        )
+
+    def _source(
+        self, model: LoadedModel, quantization: Quantization, rounded: Callable[[str], RoundedWeight | None]
+    ) -> Source:
         """The model as the formats see it; every rank calls it."""
         parallelism = model.parallelism
         layers = CalibratedLayers(
@@ -228,6 +289,7 @@ class _BlockJob:
             parallelism.tensor,
             parallelism.expert_tensor,
             dict(quantization.weight_amaxes),
+            rounded,
         )
         shard_map = gather_shard_map(
             [name for block in model.blocks for name in block.modules],
@@ -310,8 +372,20 @@ class _BlockJob:
     def _learner(self, model: LoadedModel, runner: BlockRunner) -> Learner:
         job = self.job
         batches = calibration_batches(model.tokenizer, job.quantization, self.samples.calibration, model.parallelism)
-        method = method_for(job.quantization, job.decoder)
-        return Learner(runner, model.parallelism, Stream(batches), method, job.quantizes_kv_cache)
+        if not job.quantization.is_balanced:
+            method = method_for(job.quantization, job.decoder)
+            return ScaleLearner(runner, model.parallelism, Stream(batches), method, job.quantizes_kv_cache)
+        shape = spec_of(model.config, model.vocab_size)
+        return RoundingLearner(
+            runner,
+            model.parallelism,
+            Stream(batches),
+            Stream(batches),
+            rounder_for(job.quantization, job.decoder),
+            algorithm_scheme(job.quantization),
+            lambda name, scale: foldable_scale(name, scale, shape, job.quantizes_kv_cache),
+            job.quantizes_kv_cache,
+        )
 
     def _gather_state(self, mine: State, weights: str) -> CalibrationState:
         """Puts the ranks' parts of the calibration state together; every rank calls it."""
@@ -369,7 +443,10 @@ class _BlockJob:
                 if self.is_first and state is not None:
                     save_state(directory / IN_EXPORT, state)
         steps = gather_steps(self.reporter.steps)
-        with calibration_kept(self.job, state, self.reporter), self.reporter.step("verify"):
+        with (
+            calibration_kept(self.job, state, next(iter(self.directories.values())), self.reporter),
+            self.reporter.step("verify"),
+        ):
             if self.is_first:
                 finish(self.job, self._staging, digests, partial(report, steps), self.reporter)
             dist.barrier()

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import torch
 
 from nemo_ptq.calibration.fingerprint import Fingerprint
-from nemo_ptq.calibration.pipeline import BlockVisitor, Learner, State, TokenCounts, walk
+from nemo_ptq.calibration.observing import State, TokenCounts
+from nemo_ptq.calibration.pipeline import BlockVisitor, Learner, walk
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.checkpoint.loading import LoadedModel
@@ -95,7 +96,7 @@ class JobWalk:
 
     def _streams(self) -> dict[str, Stream]:
         named = {
-            "calibration": None if self.learner is None else self.learner.stream,
+            **({} if self.learner is None else self.learner.streams),
             "reference": self.measurement.reference,
             "quantized": self.measurement.quantized,
         }

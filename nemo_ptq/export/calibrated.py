@@ -7,7 +7,7 @@ and its weight amax computed when it is packed, as ModelOpt does in a model that
 """
 
 from collections.abc import Callable, Iterable, Mapping, MutableMapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -17,6 +17,7 @@ from nemo_ptq.export.module_tensors import Linear, Plain
 from nemo_ptq.parallel.ranks import ALONE, Ranks
 from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.quantization.pieces import by_rows
+from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.schemes import Scheme, scheme_for
 
 
@@ -64,6 +65,8 @@ class CalibratedLayers:
         tensor: The ranks that share dense layers.
         expert_tensor: The ranks that share an expert.
         weight_amaxes: Those that do not follow from this rank's weight alone.
+        rounded: Returns what this rank's shard of a weight was rounded to, by the layer's name; None where that follows
+            from the weight.
     """
 
     read: Callable[[str], torch.Tensor | None]
@@ -74,11 +77,13 @@ class CalibratedLayers:
     tensor: Ranks = ALONE
     expert_tensor: Ranks = ALONE
     weight_amaxes: dict[str, WeightAmaxes] = field(default_factory=dict)
+    rounded: Callable[[str], RoundedWeight | None] = lambda name: None
 
     def agree_on_weights(self, linears: Iterable[str]) -> None:
         """Computes the weight amaxes that ranks share; every rank that shares the layers calls it, in one order."""
         for name in linears:
-            if self.is_quantized(name) and self._ranks(name).size > 1 and name not in self.weight_amaxes:
+            follows = self.is_quantized(name) and name not in self.weight_amaxes and self.rounded(name) is None
+            if follows and self._ranks(name).size > 1:
                 self.weight_amaxes[name] = self._amaxes(name, self._smoothed_weight(name), self._ranks(name))
 
     def linear(self, name: str) -> Linear:
@@ -86,10 +91,18 @@ class CalibratedLayers:
         bias = self.read(f"{name}.bias")
         if not self.is_quantized(name):
             return Linear(self._weight(name), bias)
-        weight = self._smoothed_weight(name)
+        weight, rounded = self._smoothed_weight(name), self.rounded(name)
+        linear = Linear(
+            weight,
+            bias,
+            self.schemes[name],
+            input_amax=self._local(name, "amax", weight),
+            pre_quant_scale=self.pre_quant_scale(name),
+        )
+        if rounded is not None:
+            return replace(linear, rounded=rounded.map(lambda tensor: tensor.to(weight.device)))
         amax, second = self.weight_amaxes.get(name) or self._amaxes(name, weight)
-        input_amax = self._local(name, "amax", weight)
-        return Linear(weight, bias, self.schemes[name], amax, second, input_amax, self.pre_quant_scale(name))
+        return replace(linear, weight_amax=amax, weight_amax_2=second)
 
     def _amaxes(self, name: str, weight: torch.Tensor, ranks: Ranks = ALONE) -> WeightAmaxes:
         """The weight's amaxes, over the ranks where they share the elements of one."""

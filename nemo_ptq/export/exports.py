@@ -5,17 +5,19 @@
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
 import torch
 
-from nemo_ptq.calibration.pipeline import State
+from nemo_ptq.calibration.observing import State
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.checkpoint.parts import is_linear
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.formats import FORMATS, Format
+from nemo_ptq.export.rounded_weights import RoundedLayout, pack_rounded
 from nemo_ptq.export.source import PackedExport, Source
 from nemo_ptq.export.stream import LayoutWriter
 
@@ -49,6 +51,7 @@ class Exports:
         fixed_by: The algorithm that has computed weight amaxes from data, if one has: they hold for its own
             pre-quantization scales only.
         resume: Continue the files that are in the directories.
+        rounded_file: The file to write with the rounded weights, where layers have them and no file does yet.
 
     Raises:
         PtqError: If a format cannot represent how the model is quantized.
@@ -61,6 +64,7 @@ class Exports:
         amax_floor: float | None,
         fixed_by: str | None = None,
         resume: bool = False,
+        rounded_file: Path | None = None,
     ) -> None:
         self._source, self._amax_floor, self._fixed_by, self._layers = source, amax_floor, fixed_by, source.layers
         self._open = ExitStack()
@@ -74,6 +78,12 @@ class Exports:
             export = record.prepare(replace(source, layers=own))
             writer = LayoutWriter(directory, export.layout, export.pack, source.shard_map, source.rank, resume)
             self._formats.append(_Format(record, own, export, self._open.enter_context(writer)))
+        self._rounded: LayoutWriter | None = None
+        if rounded_file is not None:
+            layout = RoundedLayout(source.shape, source.shard_map.schemes, [rounded_file.name])
+            pack = partial(pack_rounded, source)
+            writer = LayoutWriter(rounded_file.parent, layout, pack, source.shard_map, source.rank, resume)
+            self._rounded = self._open.enter_context(writer)
 
     def visit(self, index: int, block: Block | None, state: State) -> None:
         """See :meth:`BlockVisitor.visit`."""
@@ -83,7 +93,12 @@ class Exports:
         for format in self._formats:
             if format.layers is not self._layers:
                 self._adapt(format, state, linears)
-            format.writer.write(index)
+        for writer in self._writers:
+            writer.write(index)
+
+    @property
+    def _writers(self) -> list[LayoutWriter]:
+        return [*(format.writer for format in self._formats), *([self._rounded] if self._rounded else [])]
 
     def _adapt(self, format: _Format, state: State, linears: list[str]) -> None:
         adapted = format.record.adapt(state, self._source.shape, self._amax_floor)
@@ -103,17 +118,22 @@ class Exports:
 
     def skip(self, index: int) -> None:
         """Takes a block for written: an earlier process has done it."""
-        for format in self._formats:
-            format.writer.skip(index)
+        for writer in self._writers:
+            writer.skip(index)
 
     def sync(self) -> None:
         """Has the operating system put what is written on the disk."""
-        for format in self._formats:
-            format.writer.sync()
+        for writer in self._writers:
+            writer.sync()
 
     def files(self) -> dict[str, list[Path]]:
         """Returns the files with tensors that this rank writes, by format."""
-        return {format.record.name: format.writer.files for format in self._formats}
+        return {format.record.name: list(format.writer.files) for format in self._formats}
+
+    @property
+    def writes_rounded(self) -> bool:
+        """Whether this rank writes the file with the rounded weights."""
+        return self._rounded is not None and bool(self._rounded.files)
 
     def write_documents(self, directories: Mapping[str, Path]) -> None:
         """Writes everything but the tensors; rank 0 calls it."""

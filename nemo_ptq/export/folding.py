@@ -75,7 +75,8 @@ def foldable(
         if not name.endswith(_SCALE):
             continue
         module = name.removesuffix(_SCALE)
-        folded = _foldable_scale(module, scale, state, shape)
+        has_cache = module.replace("linear_proj", "core_attention.v_bmm_quantizer.amax") in state
+        folded = foldable_scale(module, scale, shape, has_cache)
         if torch.equal(folded, scale):
             continue
         tensors[name] = folded
@@ -88,18 +89,26 @@ def foldable(
     return tensors
 
 
-def _foldable_scale(
-    module: str, scale: torch.Tensor, state: Mapping[str, torch.Tensor], shape: ModelSpec
-) -> torch.Tensor:
+def foldable_scale(module: str, scale: torch.Tensor, shape: ModelSpec, quantizes_kv_cache: bool) -> torch.Tensor:
+    """Returns the scale that can be folded, as close to a given one as there is.
+
+    Args:
+        module: Megatron's name of the linear layer.
+        scale: float32 (in-features): its pre-quantization scale.
+        shape: The model.
+        quantizes_kv_cache: Whether the values of the layer's attention are cached with a calibrated amax.
+    """
     if module.endswith("linear_fc2"):
         return scale if shape.gated_mlp or shape.activation == "squared-relu" else torch.ones_like(scale)
     if not module.endswith("linear_proj"):
         return scale
-    if module.replace("linear_proj", "core_attention.v_bmm_quantizer.amax") in state:
+    if quantizes_kv_cache:
         return torch.ones_like(scale)
     if shape.num_attention_heads == shape.num_query_groups:
         return scale
     heads = scale.view(shape.num_query_groups, -1, shape.head_size)
+    if torch.equal(heads, heads[:, :1].expand_as(heads)):
+        return scale
     return heads.log().mean(1, keepdim=True).exp().expand_as(heads).reshape(-1)
 
 

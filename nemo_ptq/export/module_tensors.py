@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Scheme
 
 
@@ -18,10 +19,11 @@ class Linear:
         bias: (out), or None.
         scheme: How it is quantized.
         weight_amax: Largest magnitudes of the weight: of all of it, of each row (out), or of each block
-            (out, in / block size), as the scheme has it; None where nothing is quantized.
+            (out, in / block size), as the scheme has it; None where nothing is quantized, or the weight is rounded.
         weight_amax_2: The largest magnitude of the weight once more, where the scheme rounds it twice.
         input_amax: Largest magnitude of the input, one element; None where inputs are not rounded.
         pre_quant_scale: (in), what the input is multiplied with, or None.
+        rounded: What the weight was rounded to, where that does not follow from weight and amax.
     """
 
     weight: torch.Tensor
@@ -31,6 +33,12 @@ class Linear:
     weight_amax_2: torch.Tensor | None = None
     input_amax: torch.Tensor | None = None
     pre_quant_scale: torch.Tensor | None = None
+    rounded: RoundedWeight | None = None
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether its weight is."""
+        return self.weight_amax is not None or self.rounded is not None
 
 
 @dataclass(frozen=True)

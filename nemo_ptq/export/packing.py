@@ -9,7 +9,16 @@ import torch
 from nemo_ptq.export.module_tensors import Linear, Plain
 from nemo_ptq.models.mapping import GATED, QKV
 from nemo_ptq.models.spec import ModelSpec
-from nemo_ptq.quantization.rounding import block_scales, scale_of, to_fp8, to_int4, to_int8, to_nvfp4
+from nemo_ptq.quantization.rounding import (
+    block_scales,
+    fp4_codes,
+    int4_codes,
+    pack_fp4,
+    pack_int4,
+    scale_of,
+    to_fp8,
+    to_int8,
+)
 from nemo_ptq.quantization.schemes import Scheme
 
 # Rows of a tensor by the name of their group, as layout.Part.rows names them.
@@ -92,16 +101,17 @@ def pack_where_it_is(
     packed: Packed = {}
     if linear.bias is not None:
         packed |= {(rows, "bias"): bias.to(dtype) for rows, bias in split(linear.bias).items()}
-    if linear.weight_amax is None:
+    if not linear.is_quantized:
         packed |= {(rows, "weight"): weight.to(dtype) for rows, weight in split(linear.weight).items()}
         return packed
 
     scale, scale_2 = _weight_scales(linear)
     per_row = scale.numel() > 1
     scales = split(scale) if per_row else {"": scale.reshape(() if scalar_scales else 1)}
-    for rows, weight in split(linear.weight).items():
+    for rows, weight in split(linear.weight if linear.rounded is None else linear.rounded.codes).items():
         if len(weight):
-            packed[rows, "weight"] = _rounded(weight, scheme, scales[rows if per_row else ""], scale_2)
+            codes = weight if linear.rounded else _codes(weight, scheme, scales[rows if per_row else ""], scale_2)
+            packed[rows, "weight"] = pack_codes(codes, scheme)
     packed |= {(rows, "weights_scaling_factor"): value for rows, value in scales.items()}
     others = {
         "weights_scaling_factor_2": scale_2,
@@ -129,6 +139,8 @@ def pack_linear(
 
 
 def _weight_scales(linear: Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
+    if linear.rounded is not None:
+        return linear.rounded.scale, linear.rounded.scale_2
     scheme = linear.scheme
     assert linear.weight_amax is not None
     scale = scale_of(linear.weight_amax, scheme.largest_weight)
@@ -141,13 +153,21 @@ def _input_scale(linear: Linear) -> torch.Tensor | None:
     return None if linear.input_amax is None else scale_of(linear.input_amax, linear.scheme.largest_input)
 
 
-def _rounded(weight: torch.Tensor, scheme: Scheme, scale: torch.Tensor, scale_2: torch.Tensor | None) -> torch.Tensor:
+def _codes(weight: torch.Tensor, scheme: Scheme, scale: torch.Tensor, scale_2: torch.Tensor | None) -> torch.Tensor:
+    """Rounds a weight to the nearest codes, (out, in)."""
     if scheme.quant_algo == "NVFP4":
         assert scale_2 is not None
-        return to_nvfp4(weight, scale, scale_2)
-    return {"FP8": to_fp8, "W8A8_SQ_PER_CHANNEL": to_int8, "W4A16_AWQ": to_int4, "W4A8_AWQ": to_int4}[
+        return fp4_codes(weight, scale, scale_2)
+    return {"FP8": to_fp8, "W8A8_SQ_PER_CHANNEL": to_int8, "W4A16_AWQ": int4_codes, "W4A8_AWQ": int4_codes}[
         str(scheme.quant_algo)
     ](weight, scale)
+
+
+def pack_codes(codes: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Packs codes (out, in) as a scheme stores them."""
+    if scheme.quant_algo == "NVFP4":
+        return pack_fp4(codes)
+    return pack_int4(codes) if scheme.quant_algo in ("W4A16_AWQ", "W4A8_AWQ") else codes
 
 
 def pack_parameters(layer: Plain, dtype: torch.dtype) -> Packed:

@@ -18,7 +18,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer.moe.moe_layer import MoELayer
 from modelopt.torch.quantization.nn import TensorQuantizer
 
-from nemo_ptq.calibration.pipeline import TokenCounts, gather_counts
+from nemo_ptq.calibration.observing import TokenCounts
+from nemo_ptq.calibration.pipeline import gather_counts
 from nemo_ptq.parallel.ranks import this_rank
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.calibration.pipeline import TokenCounts
+from nemo_ptq.calibration.observing import TokenCounts
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.config import CUSTOM

@@ -18,8 +18,9 @@ from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.safetensors_header import lay_out
 from nemo_ptq.models.registry import ARCHITECTURES
 from nemo_ptq.models.spec import ModelSpec
-from nemo_ptq.plan.sharding import model_parameters
+from nemo_ptq.plan.sharding import linear_parameters, model_parameters
 from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
+from nemo_ptq.quantization.state_header import WEIGHTS_IN_EXPORT
 from nemo_ptq.verify.model_config import DEFAULT_EXCLUDE_MODULES, Config, Mapping, Moe, Quantization
 from nemo_ptq.verify.trtllm.expected_tensors import rank_tensors
 
@@ -104,6 +105,9 @@ def weight_files(
     for name in export.formats:
         prefix = f"{name}/" if export.has_subdirectories else ""
         format = FORMATS[name]
+        if quantization.is_balanced:
+            weights = algorithm_of(quantization).packed_bytes
+            yield FileSize(f"{prefix}{WEIGHTS_IN_EXPORT}", int(weights * linear_parameters(model)), exact=False)
         if format.is_tensorrt_llm:
             for file in rank_files(reader_config(model, decoder, quantization, export)):
                 exact = quantization.algorithm_name != CUSTOM

@@ -29,6 +29,8 @@ _VERIFY_CHUNK = (1 << 22) * 16
 _ROUNDING_BYTES = 10
 # Elements of a weight that are worked on at a time: see quantization/pieces.py.
 _PIECE = 1 << 27
+# Copies in float64 that the inverse of a Gram matrix takes, and in float32 that rounding a weight does.
+_INVERSE_BYTES, _ROUNDED_COPIES = 4 * 8, 6
 # Copies of some rows of a Gram matrix while they are split into two bfloat16 terms, in bytes for each element.
 _SPLITTING_BYTES = 10
 
@@ -42,7 +44,7 @@ class StepMemory:
         weights: The rank's parameters that are in memory at that moment.
         states: Hidden states of all batches, which wait between two blocks, where they are in the device's memory.
         activations: What a batch needs on its way through a layer.
-        statistics: AWQ's Gram matrices of one layer, and what the search over them needs.
+        statistics: Gram matrices of one layer, and what is computed with them: AWQ's search, or GPTQ's rounding.
         buffers: What is read, measured, packed or checked at the moment, where it is in the device's memory.
         host: What is in the host's memory beside the device's; 0 on a CPU, which has one memory.
     """
@@ -155,6 +157,28 @@ def _awq_bytes(
     return max(phases, key=sum)
 
 
+def _rounding_bytes(linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool) -> tuple[int, int]:
+    """Activations and statistics while one layer is rounded with quality "balanced", when they are largest together.
+
+    All pairs of Gram matrices are there while the batches run, and what entered each linear layer of the other model;
+    then each layer's pair goes when it is rounded.
+    """
+    pairs = 2 * sum(_gram(linear) for linear in linears)
+    kept = sum(tokens * linear.columns for linear in linears) * _BF16
+    phases = [(activations + kept, pairs)]
+    done = 0
+    for index, linear in enumerate(linears):
+        seen = tokens // linear.count
+        observing = _observing_bytes(linear, seen, on_gpu) + seen * linear.columns * _BF16
+        phases.append((activations + kept, pairs + observing))
+        inverse = linear.whole_columns**2 * _INVERSE_BYTES
+        left = 2 * sum(_gram(other) for other in linears[index:])
+        phases.append((0, done + left + inverse + linear.weights * _ROUNDED_COPIES * _FP32))
+        # Codes, and the weight that the block goes on with.
+        done += linear.weights * linear.count * (1 + _BF16)
+    return max(phases, key=sum)
+
+
 def compared_documents(model: ModelSpec, quantization: QuantizationConfig) -> int:
     """How many samples the quantized model is compared with the unquantized one on."""
     most = max(1, _MOST_LOGITS // (min(COMPARED_SEQ_LEN, model.seq_length) * model.vocab_size))
@@ -162,10 +186,14 @@ def compared_documents(model: ModelSpec, quantization: QuantizationConfig) -> in
 
 
 def waiting_states(model: ModelSpec, quantization: QuantizationConfig, parallelism: Parallelism) -> int:
-    """Bytes of the hidden states between two blocks: of all calibration batches, and of the compared ones twice."""
+    """Bytes of the hidden states between two blocks: of all calibration batches, and of the compared ones twice.
+
+    With quality "balanced" those of the calibration batches are there twice as well.
+    """
     batches = Batches.of(quantization, parallelism)
     compared = compared_documents(model, quantization) * min(COMPARED_SEQ_LEN, model.seq_length)
-    return (batches.samples * batches.seq_len + 2 * compared) * model.hidden_size * _BF16
+    copies = 2 if quantization.is_balanced else 1
+    return (copies * batches.samples * batches.seq_len + 2 * compared) * model.hidden_size * _BF16
 
 
 @dataclass(frozen=True)
@@ -199,6 +227,8 @@ class _Rank:
         """Activations and statistics of a layer, when they are largest together."""
         batches = Batches.of(self.quantization, self.parallelism)
         activations = activation_bytes(self.model, self.parallelism, batches.tokens)
+        if self.quantization.is_balanced:
+            return _rounding_bytes(self.linears, activations, batches.tokens, self.on_gpu)
         if self.algorithm.gram_candidates:
             return _awq_bytes(self.model, self.linears, activations, batches.tokens, self.on_gpu)
         # SmoothQuant looks at the magnitude of one weight at a time, when the activations are gone.

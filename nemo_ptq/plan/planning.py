@@ -32,6 +32,7 @@ from nemo_ptq.plan.rules.quantization_limits import (
     awq_blocks_fit_inference,
     kv_cache_has_algorithm,
     nvfp4_blocks_fit,
+    quality_is_available,
 )
 from nemo_ptq.plan.sharding import Parallelism, model_parameters
 from nemo_ptq.plan.work import calibration_work, step_seconds
@@ -51,6 +52,7 @@ _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     experts_are_sharded_once: lambda model, quantization: bool(model.num_experts),
     experts_have_a_format: lambda model, quantization: bool(model.num_experts),
     algorithm_file_is_config: lambda model, quantization: quantization.algorithm_name == CUSTOM,
+    quality_is_available: lambda model, quantization: quantization.is_balanced,
     kv_cache_has_algorithm: lambda model, quantization: bool(quantization.enable_kv_cache),
     layerwise_is_possible: lambda model, quantization: bool(quantization.layerwise),
     positions_suffice: lambda model, quantization: model.position_embedding_type == "learned_absolute",

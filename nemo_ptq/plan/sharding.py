@@ -182,6 +182,12 @@ def stages(model: ModelSpec, parallelism: Parallelism) -> Iterator[Stage]:
         yield Stage(embedding, sizes, head, is_first, is_last, is_tied)
 
 
+def linear_parameters(model: ModelSpec) -> int:
+    """Elements of the weights that algorithms quantize, of the whole model."""
+    layers = (layer_linears(model, layer=layer) for layer in model.layers)
+    return sum(linear.weights * linear.count for linears in layers for linear in linears)
+
+
 def model_parameters(model: ModelSpec) -> int:
     """Parameters of the whole model, a tied embedding counted once."""
     return next(stages(model, Parallelism())).parameters

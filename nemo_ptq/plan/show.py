@@ -69,7 +69,7 @@ def _parts(step: StepMemory) -> str:
         "weights": step.weights,
         "waiting hidden states": step.states,
         "activations": step.activations,
-        "AWQ statistics": step.statistics,
+        "Gram matrices": step.statistics,
         "buffers": step.buffers,
     }
     shown = [", ".join(f"{name} {_binary(size)}" for name, size in parts.items() if size)]

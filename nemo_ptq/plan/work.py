@@ -14,12 +14,15 @@ from nemo_ptq.plan.memory import COMPARED_SEQ_LEN, Batches, compared_documents, 
 from nemo_ptq.plan.sharding import Linear, Parallelism, layer_linears
 from nemo_ptq.quantization.algorithms import algorithm_of
 
-# Share of a data sheet's rate that a forward pass, and AWQ's statistics and search, were seen to reach on an H100.
-_FORWARD_SHARE, _AWQ_SHARE = 0.5, 0.25
-# A CPU multiplies AWQ's matrices in float32.
+# Share of a data sheet's rate that a forward pass, and Gram matrices with AWQ's search, were seen to reach on an H100.
+_FORWARD_SHARE, _GRAM_SHARE = 0.5, 0.25
+# A CPU multiplies Gram matrices in float32.
 _CPU_FLOAT32_SHARE = 0.35
 # Share of D G D^T that is computed: the upper triangle of G is folded into the lower, in eight stripes.
 _SEARCH_SHARE = 0.5 + 0.5 / 8
+# Operations of GPTQ: of a Gram matrix's inverse and a product with it, for the cube of its size; of moving a weight and
+# rounding it, for each of its elements and inputs.
+_INVERSE, _ROUNDING = 4, 7
 # One core of a host, in 10^9 bytes a second: packing and writing, SHA-256, the reader's checks.
 _PACK_RATE, _HASH_RATE, _VERIFY_RATE = 2.0, 1.0, 0.4
 # Between a GPU and memory that is not page-locked, in 10^9 bytes a second: hidden states that wait on the host.
@@ -34,32 +37,54 @@ class Work:
 
     Attributes:
         forward_flops: Operations of the forward passes.
-        awq_flops: Operations of AWQ's Gram matrices and its search, which are in float32.
+        gram_flops: Operations of Gram matrices and of what is computed with them (AWQ's search, GPTQ's rounding), which
+            are in float32 or better.
     """
 
     forward_flops: int
-    awq_flops: int
+    gram_flops: int
 
     @property
     def flops(self) -> int:
         """All operations."""
-        return self.forward_flops + self.awq_flops
+        return self.forward_flops + self.gram_flops
 
 
 def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work:
-    """Counts the operations of a calibration: two for each weight and token, and those of attention and AWQ."""
+    """Counts the operations of a calibration: two for each weight and token, attention, and Gram matrices."""
     algorithm = algorithm_of(quantization)
     if not algorithm.quantizes or not quantization.calibration_dataset_size:
         return Work(0, 0)
     tokens = quantization.calibration_dataset_size * quantization.calibration_seq_len
     linears, active = _active_linears(model)
     forward = _forward_flops(model, tokens, quantization.calibration_seq_len)
-    awq = 0
+    if quantization.is_balanced:
+        return Work(forward_passes(quantization) * forward, _rounding_flops(model, tokens))
+    grams = 0
     if algorithm.gram_candidates:
         grams = sum(2 * tokens * linear.columns**2 * active[linear.name] for linear in linears)
         search = sum(2 * linear.weights * linear.columns * linear.count for linear in linears)
-        awq = model.num_layers * (grams + int(algorithm.gram_candidates * _SEARCH_SHARE * search))
-    return Work(forward, awq)
+        grams = model.num_layers * (grams + int(algorithm.gram_candidates * _SEARCH_SHARE * search))
+    return Work(forward, grams)
+
+
+def forward_passes(quantization: QuantizationConfig) -> int:
+    """Returns how often the calibration data goes through each block: see calibration/rounding_learner.py."""
+    if not quantization.is_balanced:
+        return 1
+    # The unquantized stream, and the quantized one before and after rounding.
+    return 3
+
+
+def _rounding_flops(model: ModelSpec, tokens: int) -> int:
+    """Two Gram matrices of each linear layer, the inverse of one, and the weight moved with both and then rounded."""
+    linears, active = _active_linears(model)
+    total = 0
+    for linear in linears:
+        size = linear.whole_columns
+        grams = 2 * 2 * tokens * size**2 * active[linear.name]
+        total += grams + linear.count * (_INVERSE * size**3 + _ROUNDING * linear.weights * size)
+    return model.num_layers * total
 
 
 def _active_linears(model: ModelSpec) -> tuple[tuple[Linear, ...], dict[str, int]]:
@@ -106,11 +131,11 @@ def step_seconds(
     busy = 1.0 if device.is_cpu else parallelism.ranks * rounds / (rounds + parallelism.pp - 1)
     rate = device.bf16_tflops * 1e12 * busy
     # On a GPU the search multiplies with two bfloat16 terms in place of one float32.
-    awq_rate = rate * (_CPU_FLOAT32_SHARE if device.is_cpu else _AWQ_SHARE)
+    gram_rate = rate * (_CPU_FLOAT32_SHARE if device.is_cpu else _GRAM_SHARE)
     forward_rate = rate * (1.0 if device.is_cpu else _FORWARD_SHARE)
     seconds = {"load": read_bytes / (device.disk_bandwidth * 1e9)}
     if work.flops:
-        seconds["calibrate"] = work.forward_flops / forward_rate + work.awq_flops / awq_rate
+        seconds["calibrate"] = work.forward_flops / forward_rate + work.gram_flops / gram_rate
         if layerwise and not device.is_cpu:
             # There and back, for each layer.
             copied = 2 * waiting_states(model, quantization, parallelism) * model.num_layers / parallelism.pp

@@ -48,6 +48,10 @@ class Algorithm:
             where nothing is calibrated, or ModelOpt does it.
         settings: Makes the arguments of the method.
         entries: What the method decides of each linear layer: "amax", "pre_quant_scale", "channel_amax".
+        rounder: Dotted path of what quality "balanced" rounds its layers with, a class of
+            :mod:`nemo_ptq.calibration.rounders` or like one; None where it has no such quality.
+        rounder_settings: Makes the arguments of that.
+        rounder_entries: What the rounder decides of each linear layer; None where that is what the method does.
         preset: Which of ModelOpt's presets (:mod:`nemo_ptq.quantization.presets`) says the same.
         preset_method: Makes the preset's calibration method, where it has settings.
         block_size: Input features that share a weight scale: 0 where there are no blocks, None where the user's
@@ -73,6 +77,9 @@ class Algorithm:
     method: str | None = None
     settings: Settings = lambda quantization, decoder: {}
     entries: tuple[str, ...] = ("amax",)
+    rounder: str | None = None
+    rounder_settings: Settings = lambda quantization, decoder: {}
+    rounder_entries: tuple[str, ...] | None = None
     preset: str | None = None
     preset_method: Settings | None = None
     block_size: int | None = 0
@@ -155,6 +162,8 @@ _BUILT_IN = (
         quant_algo="FP8",
         method="nemo_ptq.calibration.methods:Max",
         settings=lambda quantization, decoder: {"floor": amax_floor(quantization, decoder)},
+        rounder="nemo_ptq.calibration.rounders:Fp8",
+        rounder_settings=lambda quantization, decoder: {"floor": amax_floor(quantization, decoder)},
         preset="fp8",
         amax_floors=_FP8_FLOORS,
         quantizes_kv_cache=True,
@@ -170,12 +179,17 @@ _BUILT_IN = (
         quant_algo="W8A8_SQ_PER_CHANNEL",
         method="nemo_ptq.calibration.methods:SmoothQuant",
         settings=lambda quantization, decoder: {
-            "alpha": quantization.sq_alpha,
+            "alpha": quantization.fixed_alpha,
+            "floor": amax_floor(quantization, decoder),
+        },
+        rounder="nemo_ptq.calibration.rounders:Int8",
+        rounder_settings=lambda quantization, decoder: {
+            "alpha": quantization.fixed_alpha,
             "floor": amax_floor(quantization, decoder),
         },
         entries=("amax", "pre_quant_scale", "channel_amax"),
         preset="int8_sq",
-        preset_method=lambda quantization, decoder: {"method": "smoothquant", "alpha": quantization.sq_alpha},
+        preset_method=lambda quantization, decoder: {"method": "smoothquant", "alpha": quantization.fixed_alpha},
         amax_floors=_INT8_FLOORS,
         smooths=True,
         packed_bytes=1.0,
@@ -208,6 +222,9 @@ _BUILT_IN = (
             "exponent_step": _EXPONENT_STEP,
         },
         entries=("pre_quant_scale",),
+        rounder="nemo_ptq.calibration.rounders:Int4",
+        rounder_settings=lambda quantization, decoder: {"group_size": quantization.awq_block_size},
+        rounder_entries=(),
         preset="int4_awq",
         preset_method=lambda quantization, decoder: {"method": "awq_lite", "alpha_step": _EXPONENT_STEP},
         block_size=None,
@@ -233,6 +250,12 @@ _BUILT_IN = (
             "rounds_inputs": True,
         },
         entries=("amax", "pre_quant_scale", "channel_amax"),
+        rounder="nemo_ptq.calibration.rounders:Int4",
+        rounder_settings=lambda quantization, decoder: {
+            "group_size": quantization.awq_block_size,
+            "rounds_inputs": True,
+        },
+        rounder_entries=("amax",),
         preset="w4a8_awq",
         preset_method=lambda quantization, decoder: {"method": "awq_lite", "alpha_step": _w4a8_step(decoder)},
         block_size=None,
@@ -253,6 +276,7 @@ _BUILT_IN = (
         scheme="nvfp4",
         quant_algo="NVFP4",
         method="nemo_ptq.calibration.methods:Max",
+        rounder="nemo_ptq.calibration.rounders:Nvfp4",
         preset="nvfp4",
         block_size=16,
         row_multiple=128,

@@ -59,31 +59,39 @@ def to_int8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return (weight / scale[:, None]).round().clamp(-128, 127).to(torch.int8)
 
 
-def to_int4(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """Rounds to INT4, two rows in a byte.
+def int4_codes(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Rounds (out, in) to INT4, int8 from -8 to 7, with float32 scales (out, blocks)."""
+    blocks = weight.unflatten(1, (scale.shape[1], -1)) / scale[:, :, None]
+    return blocks.round().clamp(-8, 7).to(torch.int8).flatten(1)
+
+
+def pack_int4(codes: torch.Tensor) -> torch.Tensor:
+    """Packs INT4 codes, two rows in a byte.
 
     Args:
-        weight: (out, in), out even.
-        scale: float32 (out, blocks).
+        codes: int8 (out, in), from -8 to 7, out even.
 
     Returns:
         int8 (out / 2, in): two's complement, an even row in the low half of a byte and the next row in the high half.
     """
-    blocks = weight.unflatten(1, (scale.shape[1], -1)) / scale[:, :, None]
-    codes = blocks.round().clamp(-8, 7).to(torch.int8).flatten(1)
     return (codes[::2] & 0xF) | (codes[1::2] << 4)
 
 
-def to_nvfp4(weight: torch.Tensor, scale: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
-    """Rounds to FP4 (E2M1), two inputs in a byte; ties go to the even code.
+def to_int4(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """Rounds (out, in), out even, to packed INT4: see :func:`int4_codes` and :func:`pack_int4`."""
+    return pack_int4(int4_codes(weight, scale))
+
+
+def fp4_codes(weight: torch.Tensor, scale: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
+    """Rounds to FP4 (E2M1); ties go to the even code.
 
     Args:
-        weight: (out, in), in even.
+        weight: (out, in).
         scale: float8_e4m3fn (out, blocks), from :func:`block_scales`.
         scale_2: float32, one element.
 
     Returns:
-        uint8 (out, in / 2): sign and magnitude, an even input in the low half of a byte and the next in the high half.
+        uint8 (out, in), from 0 to 15: sign and magnitude.
     """
     scaled = (weight.unflatten(1, (scale.shape[1], -1)) / (scale.float() * scale_2)[:, :, None]).flatten(1)
     bounds = torch.tensor(_FP4_BOUNDS, device=weight.device)
@@ -91,8 +99,24 @@ def to_nvfp4(weight: torch.Tensor, scale: torch.Tensor, scale_2: torch.Tensor) -
     codes = torch.bucketize(magnitude, bounds, out_int32=True).to(torch.uint8)
     for tie in _FP4_BOUNDS[1::2]:
         codes += magnitude == tie
-    codes |= (scaled < 0).to(torch.uint8) << 3
+    return codes | (scaled < 0).to(torch.uint8) << 3
+
+
+def pack_fp4(codes: torch.Tensor) -> torch.Tensor:
+    """Packs FP4 codes, two inputs in a byte.
+
+    Args:
+        codes: uint8 (out, in), from 0 to 15, in even.
+
+    Returns:
+        uint8 (out, in / 2): an even input in the low half of a byte and the next in the high half.
+    """
     return codes[:, ::2] | (codes[:, 1::2] << 4)
+
+
+def to_nvfp4(weight: torch.Tensor, scale: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
+    """Rounds (out, in), in even, to packed FP4: see :func:`fp4_codes` and :func:`pack_fp4`."""
+    return pack_fp4(fp4_codes(weight, scale, scale_2))
 
 
 def fake_quantize_int4(weight: torch.Tensor, block_size: int) -> torch.Tensor:

@@ -3,7 +3,8 @@
 """Calibration state as a file: activation statistics and decisions, whatever the parallelism they were made at.
 
 Kept are activation amaxes, pre-quantization scales and the KV cache's amaxes: everything that another export needs
-beside the checkpoint. Weight amaxes follow from the checkpoint.
+beside the checkpoint. Weight amaxes follow from the checkpoint. Weights that were rounded by the data do not: they are
+in a file of their own (:mod:`nemo_ptq.export.rounded_weights`).
 
 For each quantizer of an activation, by the name of its module in the whole model:
 

@@ -38,7 +38,10 @@ def read_entries(path: Path) -> dict[str, tuple[str, Shape]]:
 
 def expected_shapes(header: StateHeader, model: ModelSpec) -> dict[str, Shape]:
     """Returns the shape of each tensor that one of our algorithms decides of a model, by the tensor's name."""
-    kinds = ALGORITHMS[header.quantization.algorithm_name].entries
+    algorithm = ALGORITHMS[header.quantization.algorithm_name]
+    kinds = algorithm.entries
+    if header.quantization.is_balanced and algorithm.rounder_entries is not None:
+        kinds = algorithm.rounder_entries
     with_cache = kv_cache_is_quantized(header.quantization, header.decoder)
     shapes: dict[str, Shape] = {}
     for index, layer in enumerate(model.layers):

@@ -18,6 +18,8 @@ from nemo_ptq.untrusted import FileError, check_regular, parse_json
 
 IN_EXPORT = Path("ptq/calibration.safetensors")
 """Where an exported directory keeps the state that it was made from."""
+WEIGHTS_IN_EXPORT = IN_EXPORT.with_suffix(".weights.safetensors")
+"""Where it keeps the rounded weights of quality "balanced"."""
 # One entry of the file's free-form header, because safetensors keeps several in no particular order.
 _KEY = "nemo_ptq.calibration_state"
 _VERSION = 1
@@ -64,8 +66,12 @@ class StateHeader:
     def to_metadata(self) -> dict[str, str]:
         """Returns the free-form header of the safetensors file."""
         content = without_home({"version": _VERSION, **asdict(self)})
+        quantization = content["quantization"]
         for name in _NOT_OF_THE_STATE:
-            content["quantization"].pop(name)
+            quantization.pop(name)
+        quantization["sq_alpha"] = self.quantization.fixed_alpha
+        if not self.quantization.is_balanced:
+            quantization.pop("quality")  # as states had it before there was another
         return {_KEY: json.dumps(content)}
 
 
@@ -84,6 +90,11 @@ def state_file(path: str | os.PathLike[str]) -> Path:
         return given
     below = sorted(given.glob(f"*/{IN_EXPORT}"))
     return below[0] if below and not (given / IN_EXPORT).exists() else given / IN_EXPORT
+
+
+def weights_file(state: Path) -> Path:
+    """Returns the file of the rounded weights that belong to a calibration state of quality "balanced"."""
+    return state.with_suffix(".weights.safetensors")
 
 
 def read_header(path: Path) -> StateHeader:

@@ -8,14 +8,18 @@ from nemo_ptq.quantization.algorithms import Limit, algorithm_named
 from nemo_ptq.report.records import Finding, Layer
 
 
-def findings_of(layers: Sequence[Layer], algorithm: str) -> tuple[Finding, ...]:
+def findings_of(layers: Sequence[Layer], algorithm: str, moves_weights: bool = False) -> tuple[Finding, ...]:
     """Names the layers with a figure below its limit, those that are furthest out first.
 
     Args:
         layers: All layers.
         algorithm: Our name of the algorithm.
+        moves_weights: Whether weights were moved away from those of the checkpoint for the sake of the outputs, as
+            quality "balanced" does: their own error then says nothing.
     """
-    limits = algorithm_named(algorithm).limits
+    limits = [
+        limit for limit in algorithm_named(algorithm).limits if not moves_weights or limit.figure != "weight_sqnr_db"
+    ]
     found = [finding for layer in layers for finding in _findings(layer, limits)]
     return tuple(sorted(found, key=lambda finding: (-abs(finding.value - finding.limit), finding.layer)))
 

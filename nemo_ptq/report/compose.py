@@ -81,6 +81,7 @@ def compose(
         export_bytes=sizes.export_bytes,
         compression=sizes.checkpoint_bytes / sizes.export_bytes,
         required_recovery=algorithm.required_recovery,
+        quality=job.quantization.quality,
     )
     report = Report(
         summary=summary,
@@ -88,7 +89,7 @@ def compose(
         missing=observations.missing,
         layers=observations.layers,
         experts=expert_records(observations.expert_tokens),
-        findings=findings_of(observations.layers, algorithm.name),
+        findings=findings_of(observations.layers, algorithm.name, job.quantization.is_balanced),
         steps=tuple(steps),
         command=reproducing_command(job.arguments, world_size),
         arguments=job.arguments,

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from nemo_ptq.calibration.forward import whole_logits
-from nemo_ptq.calibration.pipeline import State
+from nemo_ptq.calibration.observing import State, has_cache, round_cache
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.calibration.text_files import Sample
 from nemo_ptq.calibration.tokens import make_batches, tokenize
@@ -25,7 +25,7 @@ from nemo_ptq.checkpoint.parts import is_linear
 from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.module_tensors import Linear
 from nemo_ptq.export.shard_map import ShardMap
-from nemo_ptq.export.simulation import rounded_cache, rounded_input, rounded_weight, scaled_input
+from nemo_ptq.export.simulation import rounded_input, rounded_weight, scaled_input
 from nemo_ptq.report.metrics import LinearSums, Sums, layer_records
 from nemo_ptq.report.records import Layer
 from nemo_ptq.report.sums import sums_of
@@ -184,9 +184,7 @@ class Measurement:
                 probes[name] = probe
         if not simulate:
             return
-        caches = [
-            _round_cache(module, name, state) for name, module in block.modules.items() if _has_cache(name, state)
-        ]
+        caches = [round_cache(module, name, state) for name, module in block.modules.items() if has_cache(name, state)]
         if self.quantized is not None:
             self.runner.advance(block, self.quantized)
         for name, probe in probes.items():
@@ -198,7 +196,7 @@ class Measurement:
 
     def _measure_weight(self, name: str, module: Any, simulate: bool) -> SimulatedLinear | _Watched | None:
         linear = self.layers.linear(name)
-        rounded = None if linear.weight_amax is None else rounded_weight(linear)
+        rounded = rounded_weight(linear) if linear.is_quantized else None
         self.sums[name] = weight_sums(name, linear, rounded)
         if not simulate:
             return None
@@ -230,18 +228,3 @@ class Measurement:
             layer_records([theirs for theirs, _ in everyones], shard_map.owners),
             tuple(next((theirs for _, theirs in everyones if theirs), [])),
         )
-
-
-def _has_cache(name: str, state: State) -> bool:
-    return f"{name}.k_bmm_quantizer.amax" in state
-
-
-def _round_cache(module: torch.nn.Module, name: str, state: State) -> Any:
-    """Has an attention compute with keys and values as a quantized cache gives them back."""
-    key_amax, value_amax = (state[f"{name}.{kind}_bmm_quantizer.amax"] for kind in "kv")
-
-    def round_them(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        query, key, value, *rest = args
-        return query, rounded_cache(key, key_amax), rounded_cache(value, value_amax), *rest
-
-    return module.register_forward_pre_hook(round_them)

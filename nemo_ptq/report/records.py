@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.config import FAST
 from nemo_ptq.console.stopwatch import Step
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import read_json
@@ -137,6 +138,7 @@ class Summary:
         required_recovery: The least recovery that passes for this algorithm; None where there is no such limit.
         passed: False where the recovery is too small, True where it suffices, None where it was not measured. A
             directory that does not pass its verification never appears, whatever its recovery.
+        quality: How much was computed to lose little: "fast" or "balanced".
     """
 
     model: str
@@ -155,6 +157,7 @@ class Summary:
     top1_agreement: float | None = None
     required_recovery: float | None = None
     passed: bool | None = None
+    quality: str = FAST
 
 
 @dataclass(frozen=True)

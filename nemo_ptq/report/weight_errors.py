@@ -39,4 +39,4 @@ def measure_weights(layers: CalibratedLayers, shard_map: ShardMap) -> tuple[Laye
 
 
 def _sums(name: str, linear: Linear) -> LinearSums:
-    return weight_sums(name, linear, None if linear.weight_amax is None else rounded_weight(linear))
+    return weight_sums(name, linear, rounded_weight(linear) if linear.is_quantized else None)

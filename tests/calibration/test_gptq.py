@@ -14,6 +14,7 @@ from nemo_ptq.calibration.gptq import (
     full_precision_target,
     inverse_factor,
     output_error,
+    predictable_share,
     round_fp8,
     round_int4,
     round_int8,
@@ -23,7 +24,16 @@ from nemo_ptq.calibration.gptq import (
 from nemo_ptq.calibration.search import nvfp4_block_scales
 from nemo_ptq.errors import PtqError
 from nemo_ptq.quantization.grids import FP4, FP8, INT4, INT8, Grid
-from nemo_ptq.quantization.rounding import block_scales, scale_of, to_fp8, to_int4, to_int8, to_nvfp4
+from nemo_ptq.quantization.rounding import (
+    block_scales,
+    pack_fp4,
+    pack_int4,
+    scale_of,
+    to_fp8,
+    to_int4,
+    to_int8,
+    to_nvfp4,
+)
 from nemo_ptq.verify import dequantize as dq
 
 GROUP = 16
@@ -84,10 +94,12 @@ def plain(name: str, weight: torch.Tensor) -> torch.Tensor:
 def read(name: str, rounded: Rounded, weight: torch.Tensor) -> torch.Tensor:
     """What verify's readers make of codes and scales."""
     if name == "w4a8":
-        return dq.dequantize_w4a8(rounded.codes, rounded.scale, fp8_scale(weight))
+        return dq.dequantize_w4a8(pack_int4(rounded.codes), rounded.scale, fp8_scale(weight))
     if name == "nvfp4":
-        return dq.dequantize_nvfp4(rounded.codes, rounded.scale, plain_scale(name, weight)[0])
-    readers = {"fp8": dq.dequantize_fp8, "int8": dq.dequantize_int8, "int4": dq.dequantize_int4}
+        return dq.dequantize_nvfp4(pack_fp4(rounded.codes), rounded.scale, plain_scale(name, weight)[0])
+    if name == "int4":
+        return dq.dequantize_int4(pack_int4(rounded.codes), rounded.scale)
+    readers = {"fp8": dq.dequantize_fp8, "int8": dq.dequantize_int8}
     return readers[name](rounded.codes, rounded.scale)
 
 
@@ -332,3 +344,27 @@ def test_nearest_values_are_those_of_the_codes() -> None:
     assert torch.equal(INT4.nearest(values[:3600]), dq.unpack_int4(to_int4(values[:3600], one.expand(3600, 1))).float())
     assert torch.equal(INT8.nearest(values * 20), to_int8(values * 20, one.expand(3601)).float())
     assert torch.equal(FP8.nearest(values * 40), to_fp8(values * 40, one).float())
+
+
+def test_what_is_noise_is_not_corrected_and_what_follows_from_the_inputs_is() -> None:
+    generator = torch.Generator().manual_seed(11)
+    given = torch.randn(2048, 64, generator=generator)
+    factor = inverse_factor(given.T @ given)
+    mean, tokens = (given.T @ given).diagonal().mean(), torch.tensor(2048.0)
+
+    def share(lack: torch.Tensor) -> float:
+        return float(predictable_share(lack.T @ given, factor, mean, lack.square().sum(), tokens))
+
+    noise = torch.randn(2048, 64, generator=generator)
+    drift = given @ torch.randn(64, 64, generator=generator) / 8
+    assert share(noise) < 0.1
+    assert share(drift) > 0.99
+    assert share(noise) < share(drift + noise) < share(drift)
+    assert share(torch.zeros_like(noise)) == 0
+
+
+def test_with_fewer_tokens_than_inputs_nothing_is_corrected() -> None:
+    given = torch.randn(32, 64, generator=torch.Generator().manual_seed(12))
+    factor = inverse_factor(given.T @ given, damping=1e-6)
+    mean = (given.T @ given).diagonal().mean()
+    assert predictable_share(given.T @ given, factor, mean, given.square().sum(), torch.tensor(32.0)) < 0.01

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_ptq.calibration.pipeline import expert_of
+from nemo_ptq.calibration.observing import expert_of
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.report.records import read_report
 from nemo_ptq.report.write import REPORT

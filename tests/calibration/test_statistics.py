@@ -8,7 +8,15 @@ from typing import Any
 import pytest
 import torch
 
-from nemo_ptq.calibration.statistics import Amax, ChannelAmax, Moments, add_product, product
+from nemo_ptq.calibration.statistics import (
+    Amax,
+    ChannelAmax,
+    HeldOutChannels,
+    Moments,
+    PairedMoments,
+    add_product,
+    product,
+)
 from nemo_ptq.parallel.ranks import ALONE, Ranks
 from tests.ranks import run_ranks
 
@@ -115,3 +123,33 @@ def test_products_are_summed_in_float32() -> None:
     total = torch.ones(3, 4)
     add_product(total, left, right)
     torch.testing.assert_close(total, found + 1)
+
+
+def test_paired_moments_are_their_definition() -> None:
+    given, exact = torch.cat(batches()), torch.cat(batches()[::-1])
+    moments = PairedMoments(FEATURES, FEATURES, CPU, compares=True)
+    for rows in (slice(0, 4), slice(4, 4), slice(4, None)):
+        moments.observe(given[rows], given[rows], exact[rows])
+    assert moments.cross is not None
+    assert torch.equal(moments.gram, given.float().T @ given.float())
+    assert torch.equal(moments.cross, (exact - given).float().T @ given.float())
+    assert (moments.tokens, float(moments.count)) == (13, 13)
+
+
+def test_every_fourth_batch_is_held_out() -> None:
+    seen = [torch.full((3, FEATURES), float(number)).bfloat16() for number in range(1, 7)]
+    channels = HeldOutChannels(FEATURES, FEATURES, torch.bfloat16, CPU)
+    for inputs in seen:
+        channels.observe(inputs, inputs)
+    channels.merge(ALONE, ALONE, shares_inputs=False)
+    assert channels.held_out.unique().tolist() == [5]
+    assert channels.value.unique().tolist() == [6]
+    assert channels.sample.unique().tolist() == [1, 5]
+
+
+def test_a_single_batch_is_both() -> None:
+    channels = HeldOutChannels(FEATURES, FEATURES, torch.bfloat16, CPU)
+    channels.observe(torch.full((2000, FEATURES), 3.0).bfloat16(), torch.full((2000, FEATURES), 3.0).bfloat16())
+    channels.merge(ALONE, ALONE, shares_inputs=False)
+    assert torch.equal(channels.value, channels.held_out)
+    assert len(channels.sample) == 250

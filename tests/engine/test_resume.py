@@ -62,12 +62,22 @@ def said_by(task: dict[str, Any]) -> str:
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "tp", "pp"), [("int4_awq", 1, 1), pytest.param("int8_sq", 2, 2, marks=pytest.mark.slow)]
+    ("algorithm", "quality", "tp", "pp"),
+    [
+        ("int4_awq", "fast", 1, 1),
+        ("int8_sq", "balanced", 1, 1),
+        pytest.param("int8_sq", "fast", 2, 2, marks=pytest.mark.slow),
+    ],
 )
 def test_the_result_is_that_of_a_run_that_was_not_killed(
-    algorithm: str, tp: int, pp: int, demo: Demo, tmp_path: Path
+    algorithm: str, quality: str, tp: int, pp: int, demo: Demo, tmp_path: Path
 ) -> None:
-    options: dict[str, Any] = {"algorithm": algorithm, "calibration_tp": tp, "calibration_pp": pp}
+    options: dict[str, Any] = {
+        "algorithm": algorithm,
+        "quantization": {"quality": quality},
+        "calibration_tp": tp,
+        "calibration_pp": pp,
+    }
     formats = ["trtllm", "compressed_tensors"]
     run_ranks(run_task, tp * pp, arguments(demo, tmp_path / "whole", export={"export_format": formats}, **options))
     task = arguments(demo, tmp_path / "out", export={"export_format": formats}, **options)

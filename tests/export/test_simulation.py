@@ -10,7 +10,8 @@ import torch
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.export.calibrated import algorithm_scheme, weight_amax
 from nemo_ptq.export.module_tensors import Linear
-from nemo_ptq.export.simulation import rounded_cache, rounded_input, rounded_weight, scaled_input
+from nemo_ptq.export.simulation import rounded_input, rounded_weight, scaled_input
+from nemo_ptq.quantization.activations import rounded_cache
 
 # The share of the noise in the signal, in dB: about 6 for each bit, less where few weights share a scale.
 SQNR = {"fp8": (28, 36), "int8_sq": (35, 50), "int4_awq": (15, 25), "w4a8_awq": (15, 25), "nvfp4": (15, 25)}

@@ -186,13 +186,13 @@ def test_a_wrong_name_in_a_file_is_found_as_on_the_command_line(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "job.yaml"
-    file.write_text("calibration_tpp: 2\nquantization_config:\n  algorithm: fp9\n  sq_alpha: null\n")
+    file.write_text("calibration_tpp: 2\nquantization_config:\n  algorithm: fp9\n  sq_alpha: much\n")
     with pytest.raises(SystemExit):
         PtqRunContext(name="ptq", yaml=str(file)).cli_execute(ptq, ["nemo_checkpoint=nowhere", "export_config.path=o"])
     errors = capsys.readouterr().err
     assert "calibration_tpp is not an option: did you mean calibration_tp?" in errors
     assert "quantization_config.algorithm=fp9 is not known: did you mean fp8?" in errors
-    assert "quantization_config.sq_alpha='none' is not valid" in errors
+    assert "quantization_config.sq_alpha='much' is not valid" in errors
 
 
 @pytest.mark.parametrize(

@@ -227,6 +227,20 @@ def test_the_task_names_its_device(demo: Demo) -> None:
         device_of(plan_device=40)
 
 
+@pytest.mark.parametrize("algorithm", ["fp8", "int4_awq"])
+def test_quality_balanced_is_three_passes_two_streams_and_the_rounded_weights(algorithm: str) -> None:
+    fast, balanced = (make_plan(LLAMA_8B, QuantizationConfig(algorithm, quality=q)) for q in ("fast", "balanced"))
+    assert balanced.ok
+    once = make_plan(LLAMA_8B, QuantizationConfig("fp8"))
+    assert balanced.flops > 3 * once.flops
+    assert balanced.seconds["calibrate"] > 3 * once.seconds["calibrate"]
+    before, after = step_of(fast, "calibrate"), step_of(balanced, "calibrate")
+    waiting = 512 * 128 * LLAMA_8B.hidden_size * 2
+    assert after.states - before.states == waiting
+    # Two float32 matrices for each linear layer: qkv, proj and fc1 have the hidden size as inputs, fc2 the inner width.
+    assert after.statistics >= 8 * (3 * LLAMA_8B.hidden_size**2 + LLAMA_8B.ffn_hidden_size**2)
+
+
 def test_without_an_algorithm_there_is_no_calibration() -> None:
     plan = make_plan(LLAMA_8B, QuantizationConfig("no_quant"))
     assert [step.step for step in plan.memory] == ["load", "export", "verify"] == list(plan.seconds)

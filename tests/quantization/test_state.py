@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The calibration state: what is in it, and that parallelism during calibration does not show in it."""
 
+import json
 import math
 import os
 import shutil
@@ -17,7 +18,7 @@ from safetensors.torch import load_file
 from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.plan.rules import check_job
-from nemo_ptq.quantization.state_header import IN_EXPORT
+from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
 from tests.modelopt.test_quantizers import CUSTOM_FP8, LEGACY_AWQ, write_config
 from tests.ranks import run_ranks
 
@@ -215,3 +216,17 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_the_layout(checkpoint_of: 
         for print_ in prints
     }
     assert len(found) == 1
+
+
+def test_a_header_says_what_was_computed_and_is_as_before_with_quality_fast() -> None:
+    def content(**settings: Any) -> dict[str, Any]:
+        header = StateHeader("/ckpt", "", {}, "llama", QuantizationConfig("int8_sq", **settings), {}, {})
+        (text,) = header.to_metadata().values()
+        return json.loads(text)["quantization"]
+
+    fast = content()
+    assert fast["sq_alpha"] == 0.5
+    assert "quality" not in fast
+    balanced = content(quality="balanced")
+    assert (balanced["quality"], balanced["sq_alpha"]) == ("balanced", None)
+    assert content(quality="balanced", sq_alpha=0.7)["sq_alpha"] == 0.7

@@ -26,6 +26,12 @@ def test_the_worst_comes_first() -> None:
     assert other.layer == 0
 
 
+def test_a_weight_that_was_moved_on_purpose_is_not_named() -> None:
+    layers = [Layer(0, "fc2", "W4A16_AWQ", 8.0, None, 9.0)]
+    (finding,) = findings_of(layers, "int4_awq", moves_weights=True)
+    assert finding.figure == "output_sqnr_db"
+
+
 def test_what_was_not_measured_breaks_no_rule() -> None:
     assert findings_of([Layer(0, "qkv", None)], "int8_sq") == ()
 

@@ -9,7 +9,7 @@ from typing import Any
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.state_entries import Shape, entry_problems
-from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
+from nemo_ptq.quantization.state_header import IN_EXPORT, WEIGHTS_IN_EXPORT, StateHeader, state_file, weights_file
 from nemo_ptq.verify.manifest import MANIFEST, read_manifest, sha256_of
 
 # The same weights may be of another class, and be said to have been made for longer sequences.
@@ -46,9 +46,17 @@ def state_is_as_it_was_made(state: Path) -> str | None:
     if state != directory / IN_EXPORT or not (directory / MANIFEST).is_file():
         return None
     try:
-        entry = read_manifest(directory).get(IN_EXPORT.as_posix())
+        entries = read_manifest(directory)
     except PtqError as error:
         return f"calibration_state={state}: {error}; give the export as it was made"
+    entry, weights = entries.get(IN_EXPORT.as_posix()), entries.get(WEIGHTS_IN_EXPORT.as_posix())
+    if weights is not None and (directory / WEIGHTS_IN_EXPORT).is_file():
+        # The job looks at their checksum: they may be as large as the model.
+        if weights.size != (directory / WEIGHTS_IN_EXPORT).stat().st_size:
+            return (
+                f"calibration_state={state}: {WEIGHTS_IN_EXPORT} beside it has not the size that the manifest lists; "
+                "copy the export again, or calibrate again"
+            )
     if entry is None or entry.sha256 != sha256_of(state):
         listed = "does not list it" if entry is None else "lists it with another sha256"
         return (
@@ -79,6 +87,19 @@ def state_is_repeatable(header: StateHeader, calibration_state: Any) -> str | No
             "weight amaxes; they are not part of the state: calibrate again"
         )
     return None
+
+
+def rounded_weights_are_there(header: StateHeader, calibration_state: Any) -> str | None:
+    """Weights that were rounded by the data are beside the calibration."""
+    if calibration_state is None or not header.quantization.is_balanced:
+        return None
+    file = weights_file(state_file(calibration_state))
+    if file.is_file():
+        return None
+    return (
+        f"calibration_state={calibration_state} is of quality={header.quantization.quality}, and its rounded weights "
+        f"are not beside it: give the whole export, or put {file.name} there"
+    )
 
 
 def state_leaves_no_data_to_run(calibration_state: Any, forward_loop: Any) -> str | None:

@@ -41,7 +41,7 @@ class _Range:
     Attributes:
         largest: Level of the largest code. A scale is the largest magnitude over the largest code, so that each group
             of weights comes close to it.
-        least: Lowest level that counts as close, three quarters of the range.
+        least: Lowest level that counts as close: three quarters of the range, of NVFP4's two thirds.
         saturated: Share of the weights that may plausibly have the largest code. Normally distributed weights do in
             1.5 % of the cases for int4 with 128 to a group and 15 % for NVFP4's 16; clipping with half the right scale
             doubles or triples that.
@@ -57,7 +57,8 @@ _RANGES = {
     "W8A8_SQ_PER_CHANNEL": _Range(largest=127, least=96, saturated=0.05),
     "W4A16_AWQ": _Range(largest=7, least=6, saturated=0.3),
     "W4A8_AWQ": _Range(largest=7, least=6, saturated=0.3),
-    "NVFP4": _Range(largest=7, least=7, saturated=0.6),  # 6, the next one is 4
+    # 6, and 4: around that the grid is finer, so that a scale may be better that puts the largest weight there.
+    "NVFP4": _Range(largest=7, least=6, saturated=0.6),
 }
 
 

@@ -5,6 +5,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -18,6 +19,7 @@ from nemo_ptq.plan.rules.quantization_limits import (
     awq_blocks_fit_inference,
     kv_cache_has_algorithm,
     nvfp4_blocks_fit,
+    quality_is_available,
 )
 from tests.plan.models import LLAMA_8B
 from tests.plan.rules.examples import LLAMA_2_7B, expect
@@ -137,3 +139,30 @@ def test_sizes_are_accepted_if_every_shard_is_whole(model: ModelSpec, tp: int, b
     whole = all(count % 1 == 0 for count in (heads, groups, ffn, repeated))
     blocks = all(size % block == 0 for size in (rows, heads * model.head_size, ffn, model.hidden_size / tp))
     assert accepted == (whole and blocks)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, None),
+        ({"quality": "fast", "algorithm": "no_quant", "forward_loop": print}, None),
+        ({"algorithm": "no_quant"}, "quality=balanced is not available for algorithm=no_quant: use one of fp8, "),
+        ({"algorithm": "mine.yaml"}, "is not available for algorithm=mine.yaml"),
+        ({"formats": ("trtllm", "nemo")}, "does not go into export_format=nemo"),
+        ({"forward_loop": print}, "give calibration_dataset instead"),
+        ({"model": replace(LLAMA_8B, is_quantized=True)}, "give the checkpoint as it was before"),
+        ({"calibration_ep": 2}, "quality=balanced with calibration_ep=2"),
+        ({"calibration_tp": 3}, "hidden_size 4096 does not divide"),
+    ],
+)
+def test_balanced_is_for_our_own_algorithms_and_packed_formats(changes: dict[str, Any], message: str | None) -> None:
+    sound = {
+        "quality": "balanced",
+        "algorithm": "fp8",
+        "formats": ("trtllm",),
+        "forward_loop": None,
+        "calibration_tp": 1,
+        "calibration_ep": 1,
+        "model": LLAMA_8B,
+    }
+    expect(quality_is_available(**{**sound, **changes}), message)

@@ -12,6 +12,7 @@ from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.export.manifest_writer import write_manifest
 from nemo_ptq.plan.rules.saved_calibration import (
     model_is_quantized_once,
+    rounded_weights_are_there,
     state_is_as_it_was_made,
     state_is_of_the_model,
     state_is_repeatable,
@@ -112,3 +113,13 @@ def test_a_state_leaves_no_data_to_run() -> None:
     assert state_leaves_no_data_to_run(STATE, None) is None
     assert state_leaves_no_data_to_run(None, print) is None
     expect(state_leaves_no_data_to_run(STATE, print), "give one of them")
+
+
+def test_rounded_weights_are_beside_the_state(tmp_path: Path) -> None:
+    rounded = replace(HEADER, quantization=QuantizationConfig(quality="balanced"))
+    state = tmp_path / "calibration.safetensors"
+    assert rounded_weights_are_there(HEADER, state) is None
+    assert rounded_weights_are_there(rounded, None) is None
+    expect(rounded_weights_are_there(rounded, state), "put calibration.weights.safetensors there")
+    (tmp_path / "calibration.weights.safetensors").touch()
+    assert rounded_weights_are_there(rounded, state) is None

@@ -1,0 +1,189 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What quality "balanced" does with the layers of each algorithm: the scales that it chooses, and how it rounds."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+
+from nemo_ptq.calibration import gptq
+from nemo_ptq.calibration.gptq import InverseFactor, Rounded
+from nemo_ptq.calibration.methods import Entries, LinearShard, Max
+from nemo_ptq.calibration.search import ALPHAS, choose_smoothing, group_scales
+from nemo_ptq.calibration.statistics import HeldOutChannels, Statistic
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.parallel.ranks import Ranks
+from nemo_ptq.plugins import locate
+from nemo_ptq.quantization.algorithms import algorithm_of
+from nemo_ptq.quantization.grids import FP4, FP8, INT8
+from nemo_ptq.quantization.rounding import scale_of
+
+# Gives the pre-quantization scale that every format can hold for one that a layer would like best.
+Constrain = Callable[[torch.Tensor], torch.Tensor]
+
+
+class Rounder(Protocol):
+    """How the layers of one algorithm are rounded.
+
+    Attributes:
+        sorts: Whether the columns may be rounded in any order.
+    """
+
+    sorts: bool
+
+    def statistic(self, linear: LinearShard) -> Statistic | None:
+        """Returns the empty statistic of the input that :meth:`decide` needs; None where it needs none."""
+
+    def decide(self, linear: LinearShard, statistic: Any, constrain: Constrain) -> Entries:
+        """Returns the layer's calibration state, of the whole layer; every rank that shares the layer calls it.
+
+        Args:
+            linear: The layer.
+            statistic: What :meth:`statistic` has gathered of the quantized model's inputs, merged over the ranks.
+            constrain: See :data:`Constrain`.
+        """
+
+    def round(self, weight: torch.Tensor, factor: InverseFactor, ranks: Ranks) -> Rounded:
+        """Chooses the weight's scales and rounds it.
+
+        Args:
+            weight: float32 (rows, in-features), smoothed where the layer has a pre-quantization scale.
+            factor: Of the Gram matrix of the inputs as the layer multiplies them.
+            ranks: The ranks that have the other rows.
+        """
+
+
+@dataclass(frozen=True)
+class Fp8:
+    """FP8 weights and activations, a scale each.
+
+    Attributes:
+        floor: What an activation amax is at least.
+    """
+
+    floor: float | None = None
+    sorts = True
+
+    def statistic(self, linear: LinearShard) -> Statistic | None:
+        """See :meth:`Rounder.statistic`."""
+        return Max(self.floor).statistic(linear)
+
+    def decide(self, linear: LinearShard, statistic: Any, constrain: Constrain) -> Entries:
+        """See :meth:`Rounder.decide`."""
+        return Max(self.floor).decide(linear, statistic)
+
+    def round(self, weight: torch.Tensor, factor: InverseFactor, ranks: Ranks) -> Rounded:
+        """See :meth:`Rounder.round`."""
+        return gptq.round_fp8(weight, factor, _scale_of_all(weight, FP8.largest, ranks))
+
+
+@dataclass(frozen=True)
+class Int8:
+    """INT8 weights with a scale for each row, INT8 activations with one, smoothed by what suits samples held out.
+
+    Attributes:
+        alpha: SmoothQuant's migration strength; None chooses it for each layer.
+        floor: What an activation amax is at least.
+    """
+
+    alpha: float | None = None
+    floor: float | None = None
+    sorts = True
+
+    def statistic(self, linear: LinearShard) -> Statistic | None:
+        """See :meth:`Rounder.statistic`."""
+        local, dtype, device = linear.weight.shape[1], linear.weight.dtype, linear.weight.device
+        return HeldOutChannels(local, local * linear.input_ranks.size, dtype, device)
+
+    def decide(self, linear: LinearShard, statistic: Any, constrain: Constrain) -> Entries:
+        """See :meth:`Rounder.decide`."""
+        amax, held_out = (linear.input_ranks.gather(v).float() for v in (statistic.value, statistic.held_out))
+        weight = linear.input_ranks.gather(linear.weight)
+        weight = linear.output_ranks.gather(weight.T.contiguous()).T
+        dtype = linear.weight.dtype
+
+        def stored(scale: torch.Tensor) -> torch.Tensor:
+            # Inputs are multiplied with the scale in their own data type: the weight is divided by just that.
+            return constrain(scale).to(dtype).float()
+
+        alphas = ALPHAS if self.alpha is None else (self.alpha,)
+        chosen = choose_smoothing(weight, statistic.sample, amax, held_out, alphas, stored)
+        limit = chosen.input_amax if self.floor is None else chosen.input_amax.clamp(min=self.floor)
+        return {
+            "pre_quant_scale": chosen.pre_quant_scale,
+            "channel_amax": torch.maximum(amax, held_out),
+            "amax": limit,
+        }
+
+    def round(self, weight: torch.Tensor, factor: InverseFactor, ranks: Ranks) -> Rounded:
+        """See :meth:`Rounder.round`."""
+        return gptq.round_int8(weight, factor, scale_of(weight.abs().amax(1), INT8.largest))
+
+
+@dataclass(frozen=True)
+class Int4:
+    """INT4 weights with a scale for each group of inputs.
+
+    AWQ's scales of input channels would gain nothing over this rounding: there are none.
+
+    Attributes:
+        group_size: Consecutive in-features that share a scale.
+        rounds_inputs: Whether activations, and the weight once more, are rounded to FP8.
+    """
+
+    group_size: int
+    rounds_inputs: bool = False
+    sorts = True
+
+    def statistic(self, linear: LinearShard) -> Statistic | None:
+        """See :meth:`Rounder.statistic`."""
+        return Max().statistic(linear) if self.rounds_inputs else None
+
+    def decide(self, linear: LinearShard, statistic: Any, constrain: Constrain) -> Entries:
+        """See :meth:`Rounder.decide`."""
+        return Max().decide(linear, statistic) if self.rounds_inputs else {}
+
+    def round(self, weight: torch.Tensor, factor: InverseFactor, ranks: Ranks) -> Rounded:
+        """See :meth:`Rounder.round`."""
+        scale = group_scales(weight, factor.importance, self.group_size)
+        # The largest code is -8.
+        fp8_scale = _scale_of_all(8 * scale, FP8.largest, ranks) if self.rounds_inputs else None
+        return gptq.round_int4(weight, factor, scale, fp8_scale)
+
+
+@dataclass(frozen=True)
+class Nvfp4:
+    """FP4 weights with an FP8 scale for each block of inputs, activations likewise."""
+
+    sorts = False
+
+    def statistic(self, linear: LinearShard) -> Statistic | None:
+        """See :meth:`Rounder.statistic`."""
+        return Max().statistic(linear)
+
+    def decide(self, linear: LinearShard, statistic: Any, constrain: Constrain) -> Entries:
+        """See :meth:`Rounder.decide`."""
+        return Max().decide(linear, statistic)
+
+    def round(self, weight: torch.Tensor, factor: InverseFactor, ranks: Ranks) -> Rounded:
+        """See :meth:`Rounder.round`."""
+        return gptq.round_nvfp4(weight, factor, _scale_of_all(weight, FP4.largest * FP8.largest, ranks))
+
+
+def _scale_of_all(values: torch.Tensor, largest: float, ranks: Ranks) -> torch.Tensor:
+    """The scale of a tensor of which each rank has a part, float32 (1)."""
+    return scale_of(ranks.max(values.abs().amax()), largest).reshape(1)
+
+
+def rounder_for(quantization: QuantizationConfig, decoder: str) -> Rounder:
+    """Returns what rounds the layers of an algorithm that has quality "balanced".
+
+    Args:
+        quantization: What the user asked for.
+        decoder: Decoder type of the model, e.g. "llama".
+    """
+    algorithm = algorithm_of(quantization)
+    assert algorithm.rounder is not None, algorithm.name
+    return locate(algorithm.rounder)(**algorithm.rounder_settings(quantization, decoder))

@@ -1,0 +1,315 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Quality "balanced": each block is rounded so that it gives, from what reaches it, what the unquantized model gives.
+
+The calibration batches walk twice, through the unquantized model and through what has become of it so far. For each
+block:
+
+1. Both run through it, still with its own weights. Summed up for each linear layer are X_q^T X_q and (X - X_q)^T X_q:
+   X_q what enters it in the quantized model, X what enters it in the other; and what the scales of activations need.
+2. Each linear layer is rounded by :mod:`nemo_ptq.calibration.gptq`.
+3. The quantized batches run through the rounded block, activations rounded as a server does.
+
+That is three forward passes over the calibration data.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from nemo_ptq.calibration.gptq import Rounded, full_precision_target, inverse_factor, predictable_share
+from nemo_ptq.calibration.methods import LinearShard
+from nemo_ptq.calibration.observing import (
+    BlockStatistics,
+    State,
+    TokenCounts,
+    expert_of,
+    has_cache,
+    linear_shards,
+    round_cache,
+)
+from nemo_ptq.calibration.rounders import Rounder
+from nemo_ptq.calibration.statistics import PairedMoments
+from nemo_ptq.calibration.streams import BlockRunner, Stream
+from nemo_ptq.checkpoint.blocks import Block
+from nemo_ptq.parallel.ranks import Parallelism, Ranks
+from nemo_ptq.quantization.activations import rounded_activation
+from nemo_ptq.quantization.rounded_weight import RoundedWeight
+from nemo_ptq.quantization.schemes import Scheme
+
+# Gives the pre-quantization scale that every format can hold, of a layer by name and the scale that it would like best.
+Foldable = Callable[[str, torch.Tensor], torch.Tensor]
+
+
+@dataclass
+class RoundingLearner:
+    """Decides scales and rounds weights, block by block: a :class:`~nemo_ptq.calibration.pipeline.Learner`.
+
+    Attributes:
+        runner: Computes blocks.
+        parallelism: This rank's place.
+        reference: The calibration batches of this data-parallel rank, on their way through the unquantized model.
+        quantized: The same on their way through the quantized one.
+        rounder: How layers are rounded.
+        scheme: How they are stored.
+        foldable: Which pre-quantization scales there may be.
+        quantizes_kv_cache: Whether keys and values are calibrated as well.
+        counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`.
+        rounded: This rank's shards of the weights of the block that was learned last, by the layers' names.
+    """
+
+    runner: BlockRunner
+    parallelism: Parallelism
+    reference: Stream
+    quantized: Stream
+    rounder: Rounder
+    scheme: Scheme
+    foldable: Foldable
+    quantizes_kv_cache: bool
+    counts: TokenCounts = field(default_factory=Counter)
+    rounded: dict[str, RoundedWeight] = field(default_factory=dict)
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """See :attr:`~nemo_ptq.calibration.pipeline.Learner.streams`."""
+        return {"calibration": self.reference, "calibration_quantized": self.quantized}
+
+    @torch.no_grad()
+    def learn(self, block: Block, is_head: bool) -> dict[str, torch.Tensor]:
+        """See :meth:`~nemo_ptq.calibration.pipeline.Learner.learn`."""
+        self.rounded.clear()
+        if is_head:
+            return {}
+        if block.index == 0:
+            self.runner.advance(block, self.reference)
+            self.quantized.hidden = list(self.reference.hidden)
+            return {}
+        linears = linear_shards(block, self.parallelism)
+        with ExitStack() as stack:
+            layers = {name: _Layer(block.modules[name], linear) for name, linear in linears.items()}
+            for layer in layers.values():
+                stack.callback(layer.restore)
+            state = self._gather(block, layers)
+            for name, layer in layers.items():
+                if expert := expert_of(name):
+                    self.counts[expert] += layer.moments.tokens
+                layer.serve(state, self.scheme)
+                self.rounded[name] = self._round(layer)
+            for name, module in block.modules.items():
+                if has_cache(name, state):
+                    stack.callback(round_cache(module, name, state).remove)
+            self.runner.advance(block, self.quantized)
+        return state
+
+    def _gather(self, block: Block, layers: Mapping[str, "_Layer"]) -> dict[str, torch.Tensor]:
+        """Runs both streams through the block, of which the reference is then behind it.
+
+        Returns:
+            What the block's activations are scaled with: its entries of the calibration state.
+        """
+        observed = {
+            name: layer.linear for name, layer in layers.items() if self.rounder.statistic(layer.linear) is not None
+        }
+        found = BlockStatistics(
+            block,
+            observed,
+            self.rounder.statistic,
+            self.quantizes_kv_cache,
+            self.parallelism,
+            self.runner.dtype,
+            self.runner.device,
+        )
+        for place, states in enumerate(self.quantized.hidden):
+            for layer in layers.values():
+                layer.mode = _EXACT
+            self.runner.advance_batch(block, self.reference, place)
+            for layer in layers.values():
+                layer.mode = _COMPARE
+            with found.observing():
+                self.runner.layer(block, states)
+        for layer in layers.values():
+            layer.moments.merge(self.parallelism.data)
+        for kind in ("linear_fc1", "linear_fc2"):
+            experts = [layer for name, layer in layers.items() if _is_of_expert(name) and name.endswith(kind)]
+            if experts:
+                share_among_experts([layer.moments for layer in experts], self.parallelism.expert_tensor)
+        found.merge()
+        state = found.cache_entries()
+        for name, linear in observed.items():
+            constrain = partial(self._constrained, name)
+            entries = self.rounder.decide(linear, found.linears.pop(name), constrain)
+            state |= {f"{name}.input_quantizer.{entry}": value.cpu() for entry, value in entries.items()}
+        return state
+
+    def _constrained(self, name: str, scale: torch.Tensor) -> torch.Tensor:
+        return self.foldable(name, scale.cpu()).to(scale)
+
+    def _round(self, layer: "_Layer") -> RoundedWeight:
+        """Rounds a layer, and has it compute with what the weight was rounded to."""
+        rounded = round_shard(layer.linear, layer.smoothed(), layer.moments, self.rounder)
+        del layer.moments
+        layer.replace_weight(rounded.weight)
+        return RoundedWeight(rounded.codes, rounded.scale, rounded.scale_2)
+
+
+# What a layer does with what enters it: keeps it as that of the unquantized model, compares that of the quantized model
+# with what is kept, or computes with it as a server does.
+_EXACT, _COMPARE, _SERVE = "exact", "compare", "serve"
+
+
+class _Layer:
+    """A linear layer while its block is learned: what enters it is looked at, and afterwards rounded.
+
+    Args:
+        module: The layer.
+        linear: This rank's shard of it.
+
+    Attributes:
+        linear: As given.
+        moments: Of what entered it.
+        mode: What it does.
+    """
+
+    def __init__(self, module: torch.nn.Module, linear: LinearShard) -> None:
+        self.linear, self.mode, self._module = linear, _EXACT, module
+        self._weight, local = module.get_parameter("weight"), linear.weight.shape[1]
+        # The two models may send a token to different experts.
+        self._compares = not _is_of_expert(linear.name)
+        self.moments = PairedMoments(local, local * linear.input_ranks.size, linear.weight.device, self._compares)
+        self._amax: torch.Tensor | None = None
+        self._scale: torch.Tensor | None = None
+        self._scheme: Scheme | None = None
+        self._exact: torch.Tensor | None = None
+        self._hook = module.register_forward_pre_hook(self._enter)
+
+    def serve(self, state: State, scheme: Scheme) -> None:
+        """Scales and rounds from now on what enters, and the moments of what has entered likewise.
+
+        Args:
+            state: The block's calibration state.
+            scheme: How the layer is stored.
+        """
+        amax, scale = (
+            state.get(f"{self.linear.name}.input_quantizer.{entry}") for entry in ("amax", "pre_quant_scale")
+        )
+        self.mode, self._scheme = _SERVE, scheme
+        self._amax = None if amax is None else amax.to(self.linear.weight.device)
+        if scale is not None:
+            scale = scale.to(self.linear.weight.device)
+            local = self.linear.input_ranks.shard(scale)
+            self._scale = local.to(self.linear.weight.dtype)
+            self.moments.smooth(local, scale)
+
+    def smoothed(self) -> torch.Tensor:
+        """Returns the layer's own weight, divided by the pre-quantization scale: float32."""
+        weight = self.linear.weight.float()
+        return weight if self._scale is None else weight / self._scale.float()
+
+    def replace_weight(self, weight: torch.Tensor) -> None:
+        """Computes with another weight, which is multiplied with scaled inputs."""
+        self._set_weight(torch.nn.Parameter(weight.to(self._weight.dtype), requires_grad=False))
+
+    def restore(self) -> None:
+        """Leaves the layer as it was."""
+        self._hook.remove()
+        self._set_weight(self._weight)
+
+    def _set_weight(self, weight: torch.nn.Parameter) -> None:
+        self._module.register_parameter("weight", weight)
+
+    def _enter(self, _: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
+        if self.mode == _SERVE:
+            scaled = args[0] if self._scale is None else args[0] * self._scale
+            if self._amax is None:
+                return scaled, *args[1:]
+            assert self._scheme is not None
+            return rounded_activation(scaled, self._amax, self._scheme), *args[1:]
+        inputs = args[0].reshape(-1, args[0].shape[-1])
+        if self.mode == _EXACT:
+            self._exact = inputs if self._compares else None
+        else:
+            exact, self._exact = self._exact, None
+            self.moments.observe(inputs, self.linear.input_ranks.gather(inputs), exact)
+        return None
+
+
+def _is_of_expert(name: str) -> bool:
+    return ".local_experts." in name
+
+
+# An expert is rounded as if it had seen so many more tokens of the layer's ordinary kind, for each of its in-features.
+_BORROWED = 0.1
+
+
+def share_among_experts(moments: Sequence[PairedMoments], ranks: Ranks) -> None:
+    """Adds to the Gram matrix of each expert the mean square of each channel over all experts of its layer.
+
+    An expert that saw many more tokens than it has in-features hardly notices; one that saw few is kept from making up
+    for errors by what these few tokens happened to have in common.
+
+    Args:
+        moments: Of the same linear layer of each expert, merged.
+        ranks: The ranks that share its inputs, or any others where they do not.
+    """
+    tokens = torch.stack([each.count for each in moments]).sum()
+    if not tokens:
+        return
+    diagonals = [_own_diagonal(each.gram, ranks) for each in moments]
+    borrowed = torch.stack(diagonals).sum(0) * (_BORROWED * moments[0].gram.shape[1] / tokens)
+    for diagonal in diagonals:
+        diagonal += borrowed
+
+
+def _own_diagonal(gram: torch.Tensor, ranks: Ranks) -> torch.Tensor:
+    """The part of a Gram matrix's diagonal that is in this rank's rows of it, a view."""
+    is_whole = len(gram) == gram.shape[1]
+    return gram.diagonal(0 if is_whole else len(gram) * ranks.rank)
+
+
+def round_shard(linear: LinearShard, weight: torch.Tensor, moments: PairedMoments, rounder: Rounder) -> Rounded:
+    """Rounds this rank's shard of a layer; every rank that shares the layer calls it.
+
+    Where the ranks share the inputs of a layer, each rounds some whole rows of it, and hands the others their columns.
+
+    Args:
+        linear: The layer.
+        weight: float32 (local out-features, local in-features): what is rounded.
+        moments: Of the layer's inputs, merged over the ranks that read other samples.
+        rounder: How it is rounded.
+    """
+    ranks = linear.input_ranks
+    gram = ranks.gather(moments.gram.T)  # symmetric
+    factor = inverse_factor(gram, rounder.sorts)
+    weight = ranks.shard(ranks.gather(weight), 0)
+    if moments.cross is not None:
+        cross = ranks.gather(moments.cross.T).T
+        lack = ranks.sum(moments.lack.sum())
+        share = predictable_share(cross, factor, gram.diagonal().mean(), lack, moments.count)
+        weight = full_precision_target(weight, share * cross, factor)
+    rounded = rounder.round(weight, factor, linear.ranks)
+    if ranks.size == 1:
+        return rounded
+    scale = rounded.scale
+    if scale.dim() == 2:
+        scale = _own_columns(scale, linear)
+    elif scale.numel() > 1:
+        scale = ranks.gather(scale)
+    return replace(
+        rounded,
+        codes=_own_columns(rounded.codes, linear),
+        scale=scale,
+        weight=_own_columns(rounded.weight, linear),
+    )
+
+
+def _own_columns(rows: torch.Tensor, linear: LinearShard) -> torch.Tensor:
+    """From some rows of a matrix on each rank, (rows, in), to some columns of it, (out, local in)."""
+    # No process group knows FP8.
+    as_bytes = rows.view(torch.uint8) if rows.dtype == torch.float8_e4m3fn else rows
+    columns = linear.input_ranks.shard(linear.input_ranks.gather(as_bytes.T).T)
+    return columns.contiguous().view(rows.dtype)

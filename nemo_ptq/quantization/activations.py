@@ -1,0 +1,42 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a server's kernels do to activations: rounded to their codes and back."""
+
+from collections.abc import Callable
+
+import torch
+
+from nemo_ptq.quantization.rounding import scale_of
+from nemo_ptq.quantization.schemes import Scheme
+from nemo_ptq.verify import dequantize as dq
+
+_ROUND: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
+    "FP8": dq.fake_quantize_fp8,
+    "W8A8_SQ_PER_CHANNEL": dq.fake_quantize_int8,
+    "W4A8_AWQ": dq.fake_quantize_fp8,
+    "NVFP4": dq.fake_quantize_nvfp4,
+}
+_FP8_MAX = 448.0
+
+
+def rounded_activation(values: torch.Tensor, amax: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Rounds what enters a linear layer, after its pre-quantization scale, and returns it in its own data type.
+
+    Args:
+        values: (..., in).
+        amax: Its calibrated largest magnitude, one element.
+        scheme: How the layer is quantized, its inputs among it.
+    """
+    scale = scale_of(amax, scheme.largest_input).reshape(())
+    return _ROUND[str(scheme.quant_algo)](values.float(), scale).to(values.dtype)
+
+
+def rounded_cache(values: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
+    """Rounds keys or values to FP8 as a quantized KV cache does, and returns them in their own data type.
+
+    Args:
+        values: Any shape.
+        amax: Their calibrated largest magnitude, one element.
+    """
+    scale = scale_of(amax.to(values.device), _FP8_MAX).reshape(())
+    return dq.fake_quantize_fp8(values.float(), scale).to(values.dtype)

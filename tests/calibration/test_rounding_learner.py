@@ -1,0 +1,217 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Quality "balanced": all formats hold the same codes, another export has the bytes of the first, and less is lost."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nemo_ptq.calibration.methods import LinearShard
+from nemo_ptq.calibration.rounders import Fp8, Int4, Int8, Nvfp4, Rounder
+from nemo_ptq.calibration.rounding_learner import round_shard, share_among_experts
+from nemo_ptq.calibration.statistics import PairedMoments
+from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.parallel.ranks import ALONE, Ranks
+from nemo_ptq.quantization.state_header import WEIGHTS_IN_EXPORT
+from nemo_ptq.report.records import Report, read_report
+from nemo_ptq.report.write import REPORT
+from nemo_ptq.verify import dequantize as dq
+from nemo_ptq.verify.checks import verify
+from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint
+from tests.calibration.test_pipeline import PACKED, QUANTIZED, tensors_of
+from tests.conftest import Demo
+from tests.engine.test_run import arguments, assert_same_tensors, digests, run_task
+from tests.ranks import run_ranks
+
+CPU = torch.device("cpu")
+ROUNDERS: dict[str, Rounder] = {
+    "fp8": Fp8(),
+    "int8_sq": Int8(),
+    "int4_awq": Int4(16),
+    "w4a8_awq": Int4(16, rounds_inputs=True),
+    "nvfp4": Nvfp4(),
+}
+
+
+def balanced(algorithm: str, **changes: Any) -> QuantizationConfig:
+    return QuantizationConfig(algorithm, quality="balanced", **changes)
+
+
+def export(checkpoint: Path, algorithms: tuple[str, ...], root: Path) -> None:
+    """Exports with each algorithm in all formats, layer by layer and not, and again from the state in each format."""
+    from nemo_ptq.engine.reexport import is_possible, run_reexport
+    from nemo_ptq.plan.rules import check_job
+    from tests import steps
+
+    for algorithm in algorithms:
+        for layerwise in (True, False):
+            output, formats = root / algorithm / str(layerwise), PACKED[algorithm]
+            quantization = balanced(algorithm, layerwise=layerwise)
+            steps.run_job(steps.job_of(checkpoint, quantization, output, formats=formats))
+        for name in formats:
+            again = ExportConfig(str(root / algorithm / name), export_format=name)
+            job = check_job(world_size=1, calibration_state=output / formats[0], export_config=again)
+            assert is_possible(job, 1)
+            run_reexport(job)
+
+
+def fc2_codes(directory: Path, algorithm: str, name: str) -> torch.Tensor:
+    """The codes of the first layer's last linear layer, (out, in), as a format stores them."""
+    if name == "trtllm":
+        stored = open_checkpoint(directory).tensor("transformer.layers.0.mlp.proj.weight")
+    else:
+        tensors = load_file(directory / "model.safetensors")
+        prefix = "model.layers.0.mlp.down_proj.weight"
+        if f"{prefix}_packed" in tensors:
+            shifts = torch.arange(0, 32, 4, dtype=torch.int32)
+            return (((tensors[f"{prefix}_packed"][..., None] >> shifts) & 0xF) - 8).flatten(1)
+        stored = tensors[prefix]
+    return unpacked(stored, algorithm)
+
+
+def unpacked(stored: torch.Tensor, algorithm: str) -> torch.Tensor:
+    if algorithm == "nvfp4":
+        return dq.unpack_uint4(stored)
+    return dq.unpack_int4(stored) if algorithm in ("int4_awq", "w4a8_awq") else stored.view(torch.int8)
+
+
+def test_formats_modes_and_further_exports_hold_the_same(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run_ranks(export, 1, checkpoint_of("llama31"), QUANTIZED, tmp_path, timeout=900)
+    for algorithm in QUANTIZED:
+        output = tmp_path / algorithm / "False"
+        assert tensors_of(output) == tensors_of(tmp_path / algorithm / "True"), algorithm
+        kept = load_file(output / PACKED[algorithm][0] / WEIGHTS_IN_EXPORT)
+        expected = unpacked(kept["decoder.layers.0.mlp.linear_fc2.weight"], algorithm)
+        assert expected.shape == (256, 512)
+        for name in PACKED[algorithm]:
+            assert all(check.ok for check in verify(output / name)), (algorithm, name)
+            assert torch.equal(fc2_codes(output / name, algorithm, name), expected), (algorithm, name)
+            first, again = digests(output / name), digests(tmp_path / algorithm / name)
+            assert {file for file in first if first[file] != again[file] and file.endswith(".safetensors")} == set()
+
+
+@pytest.mark.parametrize("algorithm", QUANTIZED)
+def test_less_is_lost_than_with_quality_fast(algorithm: str, demo: Demo, tmp_path: Path) -> None:
+    """Each layer's output is nearer to what the unquantized model gives, summed over all layers."""
+    reports: dict[str, Report] = {}
+    for quality in ("fast", "balanced"):
+        task = arguments(demo, tmp_path / quality, algorithm=algorithm, quantization={"quality": quality})
+        run_ranks(run_task, 1, task)
+        reports[quality] = read_report(tmp_path / quality / REPORT)
+        assert reports[quality].summary.quality == quality
+        assert f"| quality | {quality} |" in (tmp_path / quality / "ptq" / "README.md").read_text()
+    fast, best = reports["fast"].summary, reports["balanced"].summary
+    assert best.kl_divergence is not None
+    assert fast.kl_divergence is not None
+    assert best.kl_divergence < fast.kl_divergence
+    assert error(reports["balanced"]) < error(reports["fast"])
+
+
+def error(report: Report) -> float:
+    """The relative error of each layer's output, summed up."""
+    return sum(10 ** (-layer.output_sqnr_db / 10) for layer in report.layers if layer.output_sqnr_db is not None)
+
+
+def export_at(checkpoint: Path, layout: tuple[int, int], algorithm: str, root: Path) -> None:
+    """Calibrates at a parallelism, and exports to another from the state: with the same ranks."""
+    from tests import steps
+
+    quantization = balanced(algorithm)
+    jobs = [
+        steps.job_of(checkpoint, quantization, root / f"{tp}x{pp}", layout, (tp, pp)) for tp, pp in [(1, 1), (2, 1)]
+    ]
+    steps.run_jobs(jobs)
+
+
+@pytest.mark.parametrize(("algorithm", "layout"), [("int8_sq", (2, 1)), ("nvfp4", (1, 2)), ("int4_awq", (2, 2))])
+def test_over_shards_and_stages(
+    algorithm: str, layout: tuple[int, int], checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run_ranks(export_at, layout[0] * layout[1], checkpoint_of("llama31"), layout, algorithm, tmp_path, timeout=600)
+    assert_same_tensors(tmp_path / "1x1", tmp_path / "2x1")
+    assert all(check.ok for check in verify(tmp_path / "2x1"))
+
+
+@pytest.mark.parametrize("algorithm", ["fp8", "nvfp4"])
+def test_experts_are_rounded_from_what_they_saw(
+    algorithm: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    formats = {"fp8": ("trtllm", "hf"), "nvfp4": ("hf",)}[algorithm]
+    run_ranks(export_experts, 1, checkpoint_of("mixtral"), algorithm, formats, tmp_path)
+    for name in formats:
+        assert all(check.ok for check in verify(tmp_path / name))
+
+
+def export_experts(checkpoint: Path, algorithm: str, formats: tuple[str, ...], output: Path) -> None:
+    from tests import steps
+
+    steps.run_job(steps.job_of(checkpoint, balanced(algorithm), output, formats=list(formats)))
+
+
+# --- one layer --------------------------------------------------------------------------------------------------------
+
+
+def inputs_of_a_layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A weight, and what enters the layer in the unquantized and in the quantized model, which drifts away from it."""
+    generator = torch.Generator().manual_seed(3)
+    mixing = torch.randn(64, 64, generator=generator)
+    exact = torch.randn(512, 64, generator=generator) @ mixing
+    given = exact + 0.2 * exact @ torch.randn(64, 64, generator=generator) / 8
+    return torch.randn(32, 64, generator=generator), exact, given
+
+
+def rounded_on_ranks(name: str, shares_inputs: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Rounds a layer that this process's ranks share; returns the shard's codes, scale and weight."""
+    import torch.distributed as dist
+
+    dist.init_process_group("gloo")
+    ranks = Ranks(dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
+    weight, exact, given = inputs_of_a_layer()
+    local = ranks.shard(weight, 1 if shares_inputs else 0).contiguous()
+    linear = LinearShard("layer", local, shares_inputs, ranks)
+    moments = PairedMoments(local.shape[1], 64, CPU, compares=True)
+    moments.observe(linear.input_ranks.shard(given), given, linear.input_ranks.shard(exact))
+    rounded = round_shard(linear, local, moments, ROUNDERS[name])
+    return rounded.codes.view(torch.uint8), rounded.scale.float(), rounded.weight
+
+
+@pytest.mark.parametrize("shares_inputs", [False, True])
+@pytest.mark.parametrize("name", ROUNDERS)
+def test_shards_are_rounded_as_the_whole(name: str, shares_inputs: bool) -> None:
+    ((codes, scale, weight),) = run_ranks(rounded_on_ranks, 1, name, shares_inputs)
+    shards = run_ranks(rounded_on_ranks, 2, name, shares_inputs)
+    axis = 1 if shares_inputs else 0
+    assert torch.equal(torch.cat([shard[0] for shard in shards], axis), codes)
+    torch.testing.assert_close(torch.cat([shard[2] for shard in shards], axis), weight)
+    if scale.dim() == 2 or (scale.numel() > 1 and not shares_inputs):
+        torch.testing.assert_close(torch.cat([shard[1] for shard in shards], axis), scale)
+    else:
+        torch.testing.assert_close(shards[0][1], scale)
+
+
+@pytest.mark.parametrize("name", ROUNDERS)
+def test_the_output_comes_nearer_to_the_unquantized_models(name: str) -> None:
+    weight, exact, given = inputs_of_a_layer()
+    errors = []
+    for compares in (False, True):
+        moments = PairedMoments(64, 64, CPU, compares)
+        moments.observe(given, given, exact)
+        found = round_shard(LinearShard("layer", weight), weight, moments, ROUNDERS[name])
+        errors.append(float((given @ found.weight.T - exact @ weight.T).square().sum()))
+    assert errors[1] < errors[0]
+
+
+def test_an_expert_that_saw_no_token_borrows_from_the_others() -> None:
+    experts = [PairedMoments(8, 8, CPU, compares=False) for _ in range(3)]
+    inputs = torch.randn(80, 8, generator=torch.Generator().manual_seed(5)) * torch.arange(1, 9)
+    for moments, seen in zip(experts, (inputs[:60], inputs[60:], inputs[:0]), strict=True):
+        moments.observe(seen, seen, None)
+    before = [moments.gram.clone() for moments in experts]
+    share_among_experts(experts, ALONE)
+    ordinary = inputs.square().mean(0)
+    for moments, gram in zip(experts, before, strict=True):
+        torch.testing.assert_close(moments.gram, gram + torch.diag(0.8 * ordinary))
