@@ -154,14 +154,14 @@ def test_without_the_file_the_tokens_are_those_of_the_generation_settings(tmp_pa
 
 
 @pytest.mark.parametrize("through", ["hf", "nemo"])
-def test_float16_weights_are_kept_bit_for_bit(through: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_float16_weights_are_kept_bit_for_bit(through: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = make_hf("llama2", tmp_path / "hf", dtype="float16")
     expected = load_file(source / "model.safetensors")
     assert any(not torch.equal(tensor, tensor.bfloat16().half()) for tensor in expected.values())
     checkpoint = import_hf(str(source), str(tmp_path / "nemo")) if through == "nemo" else source
     # The model also computes in their type.
     output = export(checkpoint, tmp_path / "out", "fp16", generate_sample=True)
-    assert "sample after quantization: " in capsys.readouterr().out
+    assert "sample after quantization: " in capfd.readouterr().out
     found = load_file(output / "model.safetensors")
     assert found.keys() == expected.keys()
     assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
