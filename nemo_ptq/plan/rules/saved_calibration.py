@@ -50,13 +50,13 @@ def state_is_as_it_was_made(state: Path) -> str | None:
     except PtqError as error:
         return f"calibration_state={state}: {error}; give the export as it was made"
     entry, weights = entries.get(IN_EXPORT.as_posix()), entries.get(WEIGHTS_IN_EXPORT.as_posix())
-    if weights is not None and (directory / WEIGHTS_IN_EXPORT).is_file():
-        # The job looks at their checksum: they may be as large as the model.
-        if weights.size != (directory / WEIGHTS_IN_EXPORT).stat().st_size:
-            return (
-                f"calibration_state={state}: {WEIGHTS_IN_EXPORT} beside it has not the size that the manifest lists; "
-                "copy the export again, or calibrate again"
-            )
+    file = directory / WEIGHTS_IN_EXPORT
+    # The job looks at their checksum: they may be as large as the model.
+    if weights is not None and file.is_file() and weights.size != file.stat().st_size:
+        return (
+            f"calibration_state={state}: {WEIGHTS_IN_EXPORT} beside it has not the size that the manifest lists; "
+            "copy the export again, or calibrate again"
+        )
     if entry is None or entry.sha256 != sha256_of(state):
         listed = "does not list it" if entry is None else "lists it with another sha256"
         return (
