@@ -6,12 +6,13 @@ Opening one never waits (a pipe would), parsing one runs nothing that it names, 
 in a line.
 """
 
+import io
 import json
 import math
 import os
 import stat
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, NoReturn
 
 import yaml
 
@@ -41,12 +42,17 @@ class FileError(PtqError):
         super().__init__(f"{path} {self.reason}")
 
 
-def open_file(path: Path, buffering: int = -1) -> BinaryIO:
+def open_file(path: Path) -> io.BufferedReader:
     """Opens a regular file for reading, without waiting where it is something else.
 
-    Args:
-        path: The file.
-        buffering: As for :func:`open`.
+    Raises:
+        FileError: If it cannot be opened, or is no regular file.
+    """
+    return io.BufferedReader(open_unbuffered(path))
+
+
+def open_unbuffered(path: Path) -> io.FileIO:
+    """Does what :func:`open_file` does, for readers of large pieces.
 
     Raises:
         FileError: If it cannot be opened, or is no regular file.
@@ -61,7 +67,7 @@ def open_file(path: Path, buffering: int = -1) -> BinaryIO:
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise FileError(path, "cannot be read: it is not a regular file")
-    return os.fdopen(descriptor, "rb", buffering)
+    return io.FileIO(descriptor)
 
 
 def check_regular(path: Path) -> Path:
@@ -107,9 +113,13 @@ def parse_json(text: str, *, finite: bool = True) -> Any:
     Raises:
         ValueError: If it is not JSON, is nested too deeply, or has a number too large for any use.
     """
-    constant, number = (_refuse, _finite) if finite else (float, float)
     try:
-        return json.loads(text, parse_constant=constant, parse_float=number, parse_int=_integer)
+        return json.loads(
+            text,
+            parse_constant=_refuse if finite else float,
+            parse_float=_finite if finite else float,
+            parse_int=_integer,
+        )
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
 
@@ -180,8 +190,7 @@ def _check_yaml(text: str) -> None:
             anchor, inner = open_collections.pop()
             size += inner
         elif isinstance(event, yaml.AliasEvent):
-            size = sizes.get(event.anchor, 1)
-            anchor = None
+            size, anchor = sizes.get(str(anchor), 1), None
         elif not isinstance(event, yaml.ScalarEvent):
             continue
         elif event.implicit[0] and len(event.value) > _MOST_DIGITS and event.value[0] in _NUMBERS_BEGIN:

@@ -24,7 +24,7 @@ from nemo_ptq.checkpoint.index import Chunk, StoredTensor, read_stored
 from nemo_ptq.checkpoint.known_tensors import PREFIX, is_weight
 from nemo_ptq.checkpoint.parts import TensorPart, check_finite
 from nemo_ptq.errors import PtqError
-from nemo_ptq.untrusted import open_file
+from nemo_ptq.untrusted import open_unbuffered
 
 # The records with the bytes of tensors.
 _STORAGE = re.compile(r"/data/\d+$")
@@ -194,7 +194,7 @@ def read_chunk(weights: Path, chunk: Chunk) -> Any:
         PtqError: If the file is missing or damaged.
     """
     try:
-        with open_file(weights / chunk.file, buffering=0) as file:
+        with open_unbuffered(weights / chunk.file) as file:
             window = io.BufferedReader(_Window(file, chunk.start, chunk.length))
             storages = _check_records(window)
             window.seek(0)
