@@ -84,14 +84,14 @@ def write_training_context(directory: Path, tokenizer: Path) -> None:
         callbacks=[nl.ModelCheckpoint(every_n_train_steps=10)],
         logger=False,
     )
-    data = llm.MockDataModule(seq_length=64, global_batch_size=2, tokenizer=AutoTokenizer(str(tokenizer)))
+    data = llm.SquadDataModule(dataset_root=str(directory), seq_length=64, tokenizer=AutoTokenizer(str(tokenizer)))
     context = TrainerContext(model=model, trainer=trainer, extra={"datamodule": data.__io__})
     context.io_dump(directory / "context", yaml_attrs=["model"])
 
 
 def test_the_context_of_a_training_job_is_read(demo: Demo, tmp_path: Path) -> None:
     run_ranks(write_training_context, 1, tmp_path, demo.hf)
-    assert "MockDataModule" in (tmp_path / "context" / "io.json").read_text()
+    assert "SquadDataModule" in (tmp_path / "context" / "io.json").read_text()
     assert run_ranks(differences_from_nemo, 1, tmp_path) == [[]]
 
 
