@@ -61,6 +61,7 @@ def test_it_works_three_ways(
 ) -> None:
     model = shapes[model_of(name)]
     monkeypatch.setattr(rules.gathering, "read_metadata", lambda _: model)
+    monkeypatch.setattr(rules.gathering, "read_model", lambda _, allowed: None)
     size, _ = hardware(read_recipe(name).hardware)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", str(size))
