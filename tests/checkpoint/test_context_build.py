@@ -84,14 +84,14 @@ def write_training_context(directory: Path, tokenizer: Path) -> None:
         callbacks=[nl.ModelCheckpoint(every_n_train_steps=10)],
         logger=False,
     )
-    data = llm.MockDataModule(seq_length=64, global_batch_size=2)
+    data = llm.SquadDataModule(dataset_root=str(directory), seq_length=64, tokenizer=AutoTokenizer(str(tokenizer)))
     context = TrainerContext(model=model, trainer=trainer, extra={"datamodule": data.__io__})
     context.io_dump(directory / "context", yaml_attrs=["model"])
 
 
 def test_the_context_of_a_training_job_is_read(demo: Demo, tmp_path: Path) -> None:
     run_ranks(write_training_context, 1, tmp_path, demo.hf)
-    assert "MockDataModule" in (tmp_path / "context" / "io.json").read_text()
+    assert "SquadDataModule" in (tmp_path / "context" / "io.json").read_text()
     assert run_ranks(differences_from_nemo, 1, tmp_path) == [[]]
 
 
@@ -133,7 +133,7 @@ def test_what_is_trusted_is_called(demo: Demo, tmp_path: Path) -> None:
     [
         ("no_such", pyref("nemo.collections.llm.gpt.model.no_such.LlamaModel"), "cannot be imported"),
         ("function", "nemo.collections.llm.gpt.model.base.default_layer_spec", "is no model and no config class"),
-        ("other class", "nemo.collections.llm.gpt.model.base.TypeVar", "is no model and no config class"),
+        ("other class", "nemo.collections.llm.gpt.model.base.OptimizerModule", "is no model and no config class"),
     ],
 )
 def test_a_name_among_nemos_models_must_be_one(

@@ -61,6 +61,7 @@ def test_it_works_three_ways(
 ) -> None:
     model = shapes[model_of(name)]
     monkeypatch.setattr(rules.gathering, "read_metadata", lambda _: model)
+    monkeypatch.setattr(rules.gathering, "read_model", lambda _, allowed: None)
     size, _ = hardware(read_recipe(name).hardware)
     monkeypatch.setenv("RANK", "0")
     monkeypatch.setenv("WORLD_SIZE", str(size))
@@ -129,6 +130,7 @@ def test_a_recipe_runs_on_as_many_ranks_as_it_needs(
 ) -> None:
     model = shapes["llama3_70b"]
     monkeypatch.setattr(rules.gathering, "read_metadata", lambda _: model)
+    monkeypatch.setattr(rules.gathering, "read_model", lambda _, allowed: None)
     launched: list[Any] = []
     monkeypatch.setattr(run_context, "run_experiment", lambda task, executor, **_: launched.append((task, executor)))
     places = [f"nemo_checkpoint={tmp_path}/checkpoint", f"export_config.path={tmp_path}/out"]
@@ -210,6 +212,7 @@ def test_a_file_that_nemo_run_wrote_gives_the_same_job(
 ) -> None:
     model = replace(shapes["llama3_8b"])
     monkeypatch.setattr(rules.gathering, "read_metadata", lambda _: model)
+    monkeypatch.setattr(rules.gathering, "read_model", lambda _, allowed: None)
     places = [f"nemo_checkpoint={tmp_path}/checkpoint", f"export_config.path={tmp_path}/out"]
     file = tmp_path / "job.yaml"
     PtqRunContext(name="ptq", factory="llama3_8b_int8_sq", to_yaml=str(file)).cli_execute(ptq, places)

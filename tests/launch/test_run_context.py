@@ -195,6 +195,7 @@ def test_a_quantized_checkpoint_keeps_its_calibration_to_itself(
 ) -> None:
     metadata = replace(read_metadata(demo.checkpoint), is_quantized=True)
     monkeypatch.setattr(rules.gathering, "read_metadata", lambda _: metadata)
+    monkeypatch.setattr(rules.gathering, "read_model", lambda _, allowed: None)
     checkpoint = tmp_path / "quantized"
     (checkpoint / "weights" / "modelopt_state").mkdir(parents=True)
     write_state(checkpoint, metadata)
