@@ -24,7 +24,7 @@ def links_out_of(checkpoint: Path) -> Iterator[Path]:
     if os.path.lexists(context):
         start = [context]
     else:
-        start = [entry for entry in sorted(checkpoint.iterdir()) if entry.suffix not in _WEIGHTS]
+        start = [entry for entry in sorted(checkpoint.glob("*")) if entry.suffix not in _WEIGHTS]
     yield from _links_out_of(start, [root, *blobs], set())
 
 
