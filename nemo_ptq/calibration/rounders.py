@@ -110,11 +110,13 @@ class Int8:
 
         alphas = ALPHAS if self.alpha is None else (self.alpha,)
         chosen = choose_smoothing(weight, statistic.sample, amax, held_out, alphas, stored)
-        limit = chosen.input_amax if self.floor is None else chosen.input_amax.clamp(min=self.floor)
+        channel_amax = torch.maximum(amax, held_out)
+        # Nothing that was seen is clipped: tokens that were not seen exceed the limit as it is.
+        limit = (channel_amax * chosen.pre_quant_scale).amax().reshape(1)
         return {
             "pre_quant_scale": chosen.pre_quant_scale,
-            "channel_amax": torch.maximum(amax, held_out),
-            "amax": limit,
+            "channel_amax": channel_amax,
+            "amax": limit if self.floor is None else limit.clamp(min=self.floor),
         }
 
     def round(self, weight: torch.Tensor, factor: InverseFactor, ranks: Ranks) -> Rounded:

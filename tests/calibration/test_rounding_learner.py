@@ -141,9 +141,9 @@ def test_experts_are_rounded_from_what_they_saw(
     algorithm: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     formats = {"fp8": ("trtllm", "hf"), "nvfp4": ("hf",)}[algorithm]
-    run_ranks(export_experts, 1, checkpoint_of("mixtral"), algorithm, formats, tmp_path)
+    run_ranks(export_experts, 1, checkpoint_of("mixtral"), algorithm, formats, tmp_path / "out")
     for name in formats:
-        assert all(check.ok for check in verify(tmp_path / name))
+        assert all(check.ok for check in verify(tmp_path / "out" / name))
 
 
 def export_experts(checkpoint: Path, algorithm: str, formats: tuple[str, ...], output: Path) -> None:
