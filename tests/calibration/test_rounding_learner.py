@@ -99,7 +99,8 @@ def test_less_is_lost_than_with_quality_fast(algorithm: str, demo: Demo, tmp_pat
     """Each layer's output is nearer to what the unquantized model gives, summed over all layers."""
     reports: dict[str, Report] = {}
     for quality in ("fast", "balanced"):
-        task = arguments(demo, tmp_path / quality, algorithm=algorithm, quantization={"quality": quality})
+        settings = {"quality": quality, "calibration_dataset_size": 64, "calibration_seq_len": 128}
+        task = arguments(demo, tmp_path / quality, algorithm=algorithm, quantization=settings)
         run_ranks(run_task, 1, task)
         reports[quality] = read_report(tmp_path / quality / REPORT)
         assert reports[quality].summary.quality == quality
