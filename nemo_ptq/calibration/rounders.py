@@ -111,7 +111,7 @@ class Int8:
         alphas = ALPHAS if self.alpha is None else (self.alpha,)
         chosen = choose_smoothing(weight, statistic.sample, amax, held_out, alphas, stored)
         # What a user's text will exceed is what the held-out batches exceeded of the others: so much is left above all.
-        headroom = chosen.input_amax / (amax * chosen.pre_quant_scale).amax()
+        headroom = (chosen.input_amax / (amax * chosen.pre_quant_scale).amax()).nan_to_num(1.0)
         channel_amax = torch.maximum(amax, held_out)
         scale = stored(smoothing_scale(channel_amax, weight.float().abs().amax(0), chosen.alpha))
         limit = (channel_amax * scale).amax() * headroom
