@@ -11,7 +11,7 @@ import torch
 from nemo_ptq.calibration import gptq
 from nemo_ptq.calibration.gptq import InverseFactor, Rounded
 from nemo_ptq.calibration.methods import Entries, LinearShard, Max
-from nemo_ptq.calibration.search import ALPHAS, choose_smoothing, group_scales
+from nemo_ptq.calibration.search import ALPHAS, choose_smoothing, group_scales, smoothing_scale
 from nemo_ptq.calibration.statistics import HeldOutChannels, Statistic
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.parallel.ranks import Ranks
@@ -110,11 +110,15 @@ class Int8:
 
         alphas = ALPHAS if self.alpha is None else (self.alpha,)
         chosen = choose_smoothing(weight, statistic.sample, amax, held_out, alphas, stored)
-        limit = chosen.input_amax if self.floor is None else chosen.input_amax.clamp(min=self.floor)
+        # What a user's text will exceed is what the held-out batches exceeded of the others: so much is left above all.
+        headroom = (chosen.input_amax / (amax * chosen.pre_quant_scale).amax()).nan_to_num(1.0)
+        channel_amax = torch.maximum(amax, held_out)
+        scale = stored(smoothing_scale(channel_amax, weight.float().abs().amax(0), chosen.alpha))
+        limit = (channel_amax * scale).amax() * headroom
         return {
-            "pre_quant_scale": chosen.pre_quant_scale,
-            "channel_amax": torch.maximum(amax, held_out),
-            "amax": limit,
+            "pre_quant_scale": scale,
+            "channel_amax": channel_amax,
+            "amax": limit if self.floor is None else limit.clamp(min=self.floor),
         }
 
     def round(self, weight: torch.Tensor, factor: InverseFactor, ranks: Ranks) -> Rounded:

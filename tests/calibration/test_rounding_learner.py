@@ -99,7 +99,8 @@ def test_less_is_lost_than_with_quality_fast(algorithm: str, demo: Demo, tmp_pat
     """Each layer's output is nearer to what the unquantized model gives, summed over all layers."""
     reports: dict[str, Report] = {}
     for quality in ("fast", "balanced"):
-        task = arguments(demo, tmp_path / quality, algorithm=algorithm, quantization={"quality": quality})
+        settings = {"quality": quality, "calibration_dataset_size": 64, "calibration_seq_len": 128}
+        task = arguments(demo, tmp_path / quality, algorithm=algorithm, quantization=settings)
         run_ranks(run_task, 1, task)
         reports[quality] = read_report(tmp_path / quality / REPORT)
         assert reports[quality].summary.quality == quality
@@ -141,9 +142,9 @@ def test_experts_are_rounded_from_what_they_saw(
     algorithm: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
     formats = {"fp8": ("trtllm", "hf"), "nvfp4": ("hf",)}[algorithm]
-    run_ranks(export_experts, 1, checkpoint_of("mixtral"), algorithm, formats, tmp_path)
+    run_ranks(export_experts, 1, checkpoint_of("mixtral"), algorithm, formats, tmp_path / "out")
     for name in formats:
-        assert all(check.ok for check in verify(tmp_path / name))
+        assert all(check.ok for check in verify(tmp_path / "out" / name))
 
 
 def export_experts(checkpoint: Path, algorithm: str, formats: tuple[str, ...], output: Path) -> None:
