@@ -394,7 +394,10 @@ DAMAGE = {
     "an unknown setting": (_change_config(attention_multiplier=0.1), r"has attention_multiplier 0\.1: the import of"),
     "no epsilon": (_change_config(rms_norm_eps=None), "has rms_norm_eps None: it must be a finite number above zero"),
     "no heads": (_change_config(num_attention_heads=0), "has num_attention_heads 0, which is no size"),
-    "many layers": (_change_config(num_hidden_layers=10**12), "has 1000000000000 layers, and the weights have only 21"),
+    "many layers": (
+        _change_config(num_hidden_layers=10**12),
+        "num_hidden_layers is 1000000000000: it must be a whole number from 1 to",
+    ),
     "dynamic rope": (_change_config(rope_scaling={"type": "dynamic", "factor": 2.0}), "of type 'dynamic'; NeMo's"),
     "another activation": (_change_config(hidden_act="gelu"), "has hidden_act 'gelu', but .*can only have 'silu'"),
     "biases": (_change_config(attention_bias=True), "has attention_bias True"),
