@@ -83,8 +83,8 @@ def test_sizes_that_the_config_leaves_open_are_megatrons(checkpoint: Path) -> No
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"num_attention_heads": 0, "kv_channels": None}, "num_attention_heads 0, which is no size"),
-        ({"ffn_hidden_size": 12.5}, "ffn_hidden_size 12.5, which is no size"),
+        ({"num_attention_heads": 0, "kv_channels": None}, "num_attention_heads is 0: it must be a whole number"),
+        ({"ffn_hidden_size": 12.5}, "ffn_hidden_size is 12.5: it must be a whole number"),
         ({"layernorm_epsilon": float("nan")}, "layernorm_epsilon nan: it must be a finite number above zero"),
         ({"layernorm_epsilon": None}, "layernorm_epsilon None: it must be"),
         ({"rotary_base": 0}, "rotary_base 0: it must be"),

@@ -75,7 +75,10 @@ def nemo_arguments(hf_class: HuggingFaceClass, settings: Settings) -> tuple[str,
         PtqError: If NeMo has no such model.
     """
     name, common, special = hf_class.nemo_arguments(settings)
-    check_sizes({**common, **special}, hf_class.fields)
+    try:
+        check_sizes({**common, **special}, hf_class.fields)
+    except PtqError as error:
+        raise PtqError(f"config.json: {error}") from error
     return name, common, special
 
 

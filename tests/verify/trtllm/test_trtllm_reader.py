@@ -82,7 +82,7 @@ def test_every_problem_of_config_json_is_said_at_once(copy: Copy) -> None:
     assert str(raised.value).splitlines() == [
         "config.json: hidden_size is missing, expected a positive integer",
         "config.json: vocab_size is 'many', expected a positive integer",
-        "config.json: mapping.tp_size is 0, expected a positive integer",
+        "config.json: mapping.tp_size is 0, expected a positive integer up to 10000",
     ]
 
 
