@@ -134,10 +134,17 @@ def problems_of(task: dict[str, Any]) -> str:
 def test_what_does_not_fit_is_one_line(demo: Demo, exported: Path, tmp_path: Path) -> None:
     other = tmp_path / "other"
     shutil.copytree(demo.checkpoint, other)
-    yaml = other / "context" / "model.yaml"
-    yaml.write_text(yaml.read_text().replace("seq_length: ", "seq_length: 9"))
+    for file, groups in {
+        "model.yaml": "num_query_groups: {}",
+        "io.json": '"value": {}, "paths": ["<root>.model.config.num_query_groups"]',
+    }.items():
+        context = other / "context" / file
+        assert groups.format(4) in context.read_text()
+        context.write_text(context.read_text().replace(groups.format(4), groups.format(8)))
     out = tmp_path / "out"
-    assert "was made of another model (seq_length " in problems_of(again(exported, out, nemo_checkpoint=str(other)))
+    assert "was made of another model (num_query_groups 4, not 8)" in problems_of(
+        again(exported, out, nemo_checkpoint=str(other))
+    )
     wish = QuantizationConfig("int8_sq", sq_alpha=0.9)
     assert problems_of(again(exported, out, quantization_config=wish)) == (
         "quantization_config.sq_alpha=0.9 with a calibration_state that was made with 0.5: leave it out, or calibrate "
