@@ -77,5 +77,6 @@ def test_what_a_user_adds_while_a_job_runs_is_kept(overwrite: bool, demo: Demo, 
     assert said.startswith(f"{output} {'was changed' if overwrite else 'appeared'} while this job ran")
     assert (output / "notes" / "today.txt").read_text() == "precious"
     assert (output / "config.json").exists() == overwrite
-    # The calibration was not for nothing.
-    assert {path.name for path in tmp_path.iterdir()} == {"out", "out.calibration.safetensors"}
+    # The calibration was not for nothing. A job that took long has finished blocks to go on from beside it.
+    left = {path.name for path in tmp_path.iterdir() if not path.name.startswith(".out.partial-")}
+    assert left == {"out", "out.calibration.safetensors"}
