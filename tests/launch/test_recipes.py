@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import fiddle as fdl
@@ -42,13 +41,6 @@ def shapes() -> Mapping[str, ModelSpec]:
 @pytest.fixture(scope="module", autouse=True)
 def registered_executors() -> None:
     executors.register()
-
-
-@pytest.fixture(autouse=True)
-def large_file_system(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The largest models do not fit where tests write."""
-    usage = SimpleNamespace(total=10**13, used=0, free=10**13)
-    monkeypatch.setattr("nemo_ptq.plan.files.shutil.disk_usage", lambda _: usage)
 
 
 def hardware(text: str) -> tuple[int, int]:
