@@ -4,7 +4,7 @@
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 
 import torch
 
@@ -19,6 +19,7 @@ from nemo_ptq.engine.journal import Journal, Progress
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.report.measure import Measurement
 from nemo_ptq.report.metrics import as_json, from_json
+from nemo_ptq.verify.evaluate import DocumentScore
 
 WALK_STEPS = ("load", "calibrate", "export", "measure")
 """Steps whose parts take turns, block by block."""
@@ -116,6 +117,7 @@ class JobWalk:
         }
         notes = {
             "sums": as_json(self.measurement.sums),
+            "scores": [asdict(score) for score in self.measurement.scores],
             "fingerprint": self.fingerprint.sums,
             "experts": [[*expert, tokens] for expert, tokens in self.expert_tokens.items()],
         }
@@ -133,6 +135,7 @@ class JobWalk:
             name.removeprefix("state."): value for name, value in progress.tensors.items() if name.startswith("state.")
         }
         self.measurement.sums = from_json(progress.notes["sums"])
+        self.measurement.scores = [DocumentScore(**score) for score in progress.notes["scores"]]
         self.fingerprint.sums = dict(progress.notes["fingerprint"])
         if self.learner is not None:
             self.learner.counts.update({(layer, expert): count for layer, expert, count in progress.notes["experts"]})
