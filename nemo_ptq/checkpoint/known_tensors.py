@@ -12,6 +12,7 @@ from nemo_ptq.models.spec import ModelSpec
 # NeMo wraps Megatron's model in a LightningModule, whose attribute `module` it is.
 PREFIX = "module."
 DTYPES = ("float32", "float16", "bfloat16")
+"""Data types that weights may have."""
 # Of the model and yet no weights: Transformer Engine's states, ModelOpt's quantizers, a buffer that follows from sizes.
 _NO_WEIGHTS = re.compile(r"_extra_state(/|$)|_quantizer\.|(^|\.)rotary_pos_emb\.")
 # NeMo's LoRA: adapters beside the layers that it wraps.

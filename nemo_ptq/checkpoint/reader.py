@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a model comes from: a NeMo 2.0 checkpoint, or a Hugging Face directory that is imported as it is read."""
 
-import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -39,9 +38,6 @@ class CheckpointReader(Protocol):
     def model_config(self) -> AbstractContextManager[fdl.Config]:
         """Gives, within a ``with`` block, the fiddle config of NeMo's model and tokenizer, free to be changed."""
 
-    def write_context(self, directory: Path) -> None:
-        """Makes the ``context/`` directory of a NeMo checkpoint."""
-
 
 class NemoCheckpoint:
     """A NeMo 2.0 checkpoint.
@@ -71,10 +67,6 @@ class NemoCheckpoint:
             PtqError: If the context names code that is not allowed, or cannot be read.
         """
         yield model_config(read_model(self._path, self._allowed), self._context, self._allowed)
-
-    def write_context(self, directory: Path) -> None:
-        """See :meth:`CheckpointReader.write_context`."""
-        shutil.copytree(self._context, directory)
 
 
 def open_checkpoint(path: Path, allowed: AllowedNames) -> CheckpointReader:

@@ -183,7 +183,7 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
         hidden_size=hidden,
         num_attention_heads=heads,
         num_query_groups=config.get("num_query_groups") or heads,
-        head_size=config.get("kv_channels") or (hidden // heads if heads else 0),
+        head_size=config.get("kv_channels") or hidden // heads,
         ffn_hidden_size=config.get("moe_ffn_hidden_size") or config.get("ffn_hidden_size") or 4 * hidden,
         gated_mlp=config.get("gated_linear_unit", False),
         vocab_size=vocab_size,

@@ -88,7 +88,12 @@ def settings_spec(hf_class: HuggingFaceClass, settings: Settings) -> ModelSpec:
     Raises:
         PtqError: If NeMo has no such model.
     """
-    name, common, special = nemo_arguments(hf_class, settings)
+    return _spec(hf_class, settings, *nemo_arguments(hf_class, settings))
+
+
+def _spec(
+    hf_class: HuggingFaceClass, settings: Settings, name: str, common: dict[str, Any], special: dict[str, Any]
+) -> ModelSpec:
     multiple = special.get("make_vocab_size_divisible_by", 1)
     return spec_of(
         {**hf_class.nemo_fixed, **common, **special},
@@ -111,7 +116,7 @@ def describe(directory: Path) -> HuggingFaceDescription:
     hf_class, settings = read_settings(directory)
     name, common, special = nemo_arguments(hf_class, settings)
     tensors = stored_tensors(directory)
-    spec = settings_spec(hf_class, settings)
+    spec = _spec(hf_class, settings, name, common, special)
     check_tensors(hf_class, settings, spec, tensors)
     dtype = weights_dtype(settings, tensors[hf_class.embedding])
     return HuggingFaceDescription(hf_class, settings, spec, name, common, special, tensors, dtype)

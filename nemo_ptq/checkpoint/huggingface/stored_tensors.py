@@ -6,29 +6,27 @@ Of safetensors files the headers alone are read, without torch; only PyTorch's o
 need it.
 """
 
-import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
+from safetensors import SafetensorError, safe_open
+
 from nemo_ptq.checkpoint.huggingface.hf_files import weight_files
+from nemo_ptq.checkpoint.known_tensors import DTYPES
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 from nemo_ptq.models.mapping import EMBEDDING, OUTPUT, WeightRule
 from nemo_ptq.models.spec import ModelSpec
-
-DTYPES = ("float32", "float16", "bfloat16")
-"""Data types that weights may have."""
+from nemo_ptq.untrusted import FileError, check_regular
 
 # Data types by the names that safetensors files have for them.
 _SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"} | {
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
     **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
 }
-# No model has a header of more; safetensors itself refuses such a file.
-_LONGEST_HEADER = 100_000_000
 # Buffers that old files carry and no model loads.
 _BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
 
@@ -76,23 +74,18 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
 
 
 def _safetensors(file: Path) -> dict[str, StoredTensor]:
-    size = file.stat().st_size
     try:
-        with file.open("rb") as stream:
-            length = int.from_bytes(stream.read(8), "little")
-            if size < 8 or not 0 < length <= min(size - 8, _LONGEST_HEADER):
-                raise ValueError(f"its header would take {length} bytes")
-            header = json.loads(stream.read(length))
-        header.pop("__metadata__", None)
-        ends = [entry["data_offsets"][1] for entry in header.values()]
-        if 8 + length + max(ends, default=0) != size:
-            raise ValueError(f"it has {size} bytes, and its header promises {8 + length + max(ends, default=0)}")
-        return {
-            name: StoredTensor(file, _SAFETENSORS.get(entry["dtype"], str(entry["dtype"])), tuple(entry["shape"]))
-            for name, entry in header.items()
-        }
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
-        raise PtqError(f"{file} cannot be read as tensors ({error}); is it whole, or a Git LFS pointer?") from error
+        with safe_open(check_regular(file), framework="numpy") as opened:
+            slices = {name: opened.get_slice(name) for name in opened.keys()}  # noqa: SIM118 (it is no mapping)
+            return {
+                name: StoredTensor(
+                    file, _SAFETENSORS.get(dtype := str(part.get_dtype()), dtype), tuple(part.get_shape())
+                )
+                for name, part in slices.items()
+            }
+    except (OSError, SafetensorError, FileError) as error:
+        reason = error.reason if isinstance(error, FileError) else str(error).partition("\n")[0]
+        raise PtqError(f"{file} cannot be read as tensors ({reason}); is it whole, or a Git LFS pointer?") from error
 
 
 def _pytorch(file: Path) -> dict[str, StoredTensor]:
