@@ -29,7 +29,7 @@ def linear_shards(block: Block, parallelism: Parallelism) -> dict[str, LinearSha
             name,
             module.get_parameter("weight"),
             shares_inputs(name),
-            parallelism.expert_tensor if ".local_experts." in name else parallelism.tensor,
+            parallelism.sharing(name),
         )
         for name, module in block.modules.items()
         if is_linear(name)

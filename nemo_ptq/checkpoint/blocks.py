@@ -131,7 +131,7 @@ class BlockLoader:
         part = self._parts.get(name) or self._parts.get(_TIED.get(name, ""))
         if part is None:
             raise PtqError(f"the checkpoint has no {name}, which the model needs: save or copy the checkpoint again")
-        ranks = self._parallelism.expert_tensor if ".local_experts." in name else self._parallelism.tensor
+        ranks = self._parallelism.sharing(name)
         whole = part.read()
         halves = 2 if self._gated and ".linear_fc1." in name else 1
         for source, target in zip(whole.chunk(halves), values.chunk(halves), strict=True):

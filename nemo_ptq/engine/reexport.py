@@ -7,7 +7,6 @@ never more than one in memory. Neither Megatron nor NeMo nor ModelOpt is importe
 which does what is not possible here.
 """
 
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -28,7 +27,7 @@ from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.manifest_writer import sha256_of_all
-from nemo_ptq.export.rounded_weights import RoundedWeights, check_unchanged, place
+from nemo_ptq.export.rounded_weights import RoundedWeights, check_unchanged, place_in_all
 from nemo_ptq.export.shard_map import on_one_rank
 from nemo_ptq.export.source import Source
 from nemo_ptq.job import Job
@@ -45,7 +44,7 @@ from nemo_ptq.quantization.state import (
     save_state,
     sum_of_bits,
 )
-from nemo_ptq.quantization.state_header import IN_EXPORT, WEIGHTS_IN_EXPORT, weights_file
+from nemo_ptq.quantization.state_header import IN_EXPORT, weights_file
 from nemo_ptq.report.compose import Observations
 from nemo_ptq.report.observe import FROM_A_FILE, report_of
 from nemo_ptq.report.weight_errors import measure_weights
@@ -181,21 +180,11 @@ def _export(
     for path in directories.values():
         save_state(path / IN_EXPORT, calibration)
     if header.quantization.is_balanced:
-        _copy_rounded(job, directories, written)
+        assert job.calibration_state is not None
+        place_in_all(weights_file(job.calibration_state), directories, written)
     return {
         name: dict(
             zip([file.relative_to(directories[name]).as_posix() for file in files], sha256_of_all(files), strict=True)
         )
         for name, files in written.items()
     }
-
-
-def _copy_rounded(job: Job, directories: Mapping[str, Path], written: Mapping[str, list[Path]]) -> None:
-    """Puts the rounded weights beside the calibration state in every directory, and adds them to its files."""
-    assert job.calibration_state is not None
-    first, *others = (path / WEIGHTS_IN_EXPORT for path in directories.values())
-    shutil.copyfile(weights_file(job.calibration_state), first)
-    for other in others:
-        place(first, other)
-    for name, path in directories.items():
-        written[name].append(path / WEIGHTS_IN_EXPORT)

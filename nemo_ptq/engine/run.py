@@ -39,7 +39,7 @@ from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.folding import foldable_scale
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.manifest_writer import sha256_of_all
-from nemo_ptq.export.rounded_weights import RoundedWeights, check_unchanged, place
+from nemo_ptq.export.rounded_weights import RoundedWeights, check_unchanged, place_in_all
 from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
 from nemo_ptq.job import Job
@@ -248,13 +248,7 @@ class _BlockJob:
         given = self.job.calibration_state
         if not self._keeps_rounded or not (exports.writes_rounded if given is None else self.is_first):
             return files
-        if given is not None:
-            shutil.copyfile(weights_file(given), self._first_rounded)
-        for name, directory in self.directories.items():
-            file = directory / WEIGHTS_IN_EXPORT
-            if file != self._first_rounded:
-                place(self._first_rounded, file)
-            files[name].append(file)
+        place_in_all(None if given is None else weights_file(given), self.directories, files)
         return files
 
     def _rounded(
@@ -265,14 +259,14 @@ class _BlockJob:
             return learner.rounded.get
         if not self._keeps_rounded or self.job.calibration_state is None:
             return lambda name: None
-        groups, file = model.parallelism, weights_file(self.job.calibration_state)
+        file = weights_file(self.job.calibration_state)
         if self.is_first:
             check_unchanged(file)
         return RoundedWeights(
             file,
             quantization.schemes,
             spec_of(model.config, model.vocab_size),
-            lambda name: groups.expert_tensor if ".local_experts." in name else groups.tensor,
+            model.parallelism.sharing,
         )
 
     def _source(

@@ -154,6 +154,23 @@ def _unpacked(stored: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     return dq.unpack_int4(stored) if scheme.quant_algo in ("W4A16_AWQ", "W4A8_AWQ") else stored
 
 
+def place_in_all(given: Path | None, directories: Mapping[str, Path], files: Mapping[str, list[Path]]) -> None:
+    """Puts the rounded weights beside the calibration state of every directory.
+
+    Args:
+        given: Those of an earlier export; None where the first directory has them already.
+        directories: Of each format.
+        files: Those of each format that this rank has written: the rounded weights are added.
+    """
+    first, *others = (directory / WEIGHTS_IN_EXPORT for directory in directories.values())
+    if given is not None:
+        shutil.copyfile(given, first)
+    for other in others:
+        place(first, other)
+    for name, directory in directories.items():
+        files[name].append(directory / WEIGHTS_IN_EXPORT)
+
+
 def place(file: Path, target: Path) -> None:
     """Makes a file appear in another directory of the same job: a link where the file system has such, or a copy."""
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -79,6 +79,10 @@ class Parallelism:
     previous: int = 0
     following: int = 0
 
+    def sharing(self, name: str) -> Ranks:
+        """Returns the ranks that share a layer, by Megatron's name of it or of its weight."""
+        return self.expert_tensor if ".local_experts." in name else self.tensor
+
     @property
     def is_last_stage(self) -> bool:
         """Whether this rank computes the logits."""
