@@ -33,7 +33,7 @@ def impatient() -> Iterator[None]:
         yield
 
 
-def die_between_blocks(task: dict[str, Any]) -> None:
+def die_between_blocks(task: dict[str, Any], finished: int = FINISHED) -> None:
     """Dies without a word once some blocks are finished."""
     from unittest.mock import patch
 
@@ -44,7 +44,7 @@ def die_between_blocks(task: dict[str, Any]) -> None:
 
     def write_and_die(journal: Journal, progress: Any) -> None:
         write(journal, progress)
-        if progress.next_block == FINISHED:
+        if progress.next_block == finished:
             os._exit(3)
 
     with impatient(), patch.object(Journal, "write", write_and_die):
@@ -126,3 +126,15 @@ def test_only_the_same_job_goes_on(demo: Demo, tmp_path: Path) -> None:
     )
     assert f"resuming after {FINISHED} of " in said
     assert (tmp_path / "out").is_dir()
+
+
+def test_a_job_killed_after_its_last_block_keeps_its_figures(demo: Demo, tmp_path: Path) -> None:
+    run_ranks(run_task, 1, arguments(demo, tmp_path / "whole"))
+    blocks = 6  # embedding, four layers, head
+    with pytest.raises(RankFailed, match="died"):
+        run_ranks(die_between_blocks, 1, arguments(demo, tmp_path / "out"), blocks)
+    (said,) = run_ranks(said_by, 1, arguments(demo, tmp_path / "out", export={"resume": True}))
+    assert f"resuming after {blocks} of {blocks} blocks" in said
+    whole, resumed = (read_report(tmp_path / which / REPORT) for which in ("whole", "out"))
+    assert whole.quality is not None
+    assert resumed.quality == whole.quality
