@@ -5,7 +5,7 @@
 import os
 import re
 import signal
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from math import prod
 from pathlib import Path
@@ -91,19 +91,20 @@ def run_tasks(
         slurm.check_reachable(first.tunnel, is_followed=not detach)
     experiment = _make_experiment(name, first)
     failures: dict[str, PtqError] = {}
-    with _ended_with_the_command(experiment) as end_if_interrupted:
+    with _ended_with_the_command(experiment) as interrupts:
         with experiment:
             for job_name, (task, _) in tasks.items():
                 experiment.add(task, executors[job_name], name=job_name, tail_logs=True, plugins=plugins)
             _submit(experiment, detach, sequential=len(tasks) > 1 and not on_slurm)
-            end_if_interrupted()
+            if interrupts:
+                _end_all(experiment)  # the interrupt may have come before there was a job to end
         for index, job in enumerate(experiment.jobs):
             if getattr(experiment, "detach", False):  # not set where jobs ran one after the other
                 follow = f"nemo experiment logs {experiment._id} {index}"
                 print(f"job {job.id} goes on; to see its log: {follow}", flush=True)
                 continue
             try:
-                _judge(job)
+                _judge(job, was_interrupted=bool(interrupts))
             except PtqError as error:
                 failures[job.id] = error
     return failures
@@ -152,35 +153,34 @@ def _submit(experiment: Any, detach: bool, sequential: bool) -> None:
 
 
 @contextmanager
-def _ended_with_the_command(experiment: Any) -> Iterator[Callable[[], None]]:
-    """Ends an experiment's job when the command is interrupted; it would outlive it.
+def _ended_with_the_command(experiment: Any) -> Iterator[Sequence[int]]:
+    """Ends an experiment's jobs when the command is interrupted; they would outlive it.
 
     Yields:
-        What to call once the job has been launched: ends it if the interrupt came before there was a job to end. A
-        second interrupt ends the command at once.
+        The signals that have come so far. A second one ends the command at once.
     """
     interrupts: list[int] = []
-
-    def end_if_interrupted() -> None:
-        if interrupts:
-            for job in experiment.jobs:
-                if job.launched:
-                    _end(experiment, job)
 
     def interrupt(number: int, frame: FrameType | None) -> None:
         interrupts.append(number)
         if len(interrupts) == 1:
-            end_if_interrupted()
+            _end_all(experiment)
         # NeMo-Run would start the next one of several jobs.
         if len(experiment.jobs) != 1 or len(interrupts) > 1:
             raise KeyboardInterrupt
 
     previous = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield end_if_interrupted
+        yield interrupts
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def _end_all(experiment: Any) -> None:
+    for job in experiment.jobs:
+        if job.launched:
+            _end(experiment, job)
 
 
 def _end(experiment: Any, job: Any) -> None:
@@ -210,17 +210,25 @@ def _slurm_job(job: Any) -> slurm.SlurmJob:
     )
 
 
-def _judge(job: Any) -> None:
-    """Raises if a job that has ended did not succeed."""
+def _judge(job: Any, was_interrupted: bool) -> None:
+    """Raises if a job that has ended did not succeed.
+
+    Args:
+        job: NeMo-Run's job.
+        was_interrupted: Whether the command has ended it. NeMo-Run then says that it was cancelled, or that it failed
+            if its ranks were gone before NeMo-Run looked.
+    """
     from torchx.specs.api import AppState
 
     if _is_slurm(job):
         ending = (slurm_job := _slurm_job(job)).wait()
         if ending != slurm.SUCCESS:
             raise (PtqError if ending == slurm.UNKNOWN else JobFailed)(slurm_job.describe(ending))
-    elif job.state == AppState.CANCELLED:
+    elif job.state == AppState.SUCCEEDED:
+        return
+    elif job.state == AppState.CANCELLED or was_interrupted:
         raise JobFailed(f"job {job.id} was cancelled")
-    elif job.state != AppState.SUCCEEDED:
+    else:
         raise JobFailed(describe_failure(job.id, job.state.name, Path(job.executor.job_dir)))
 
 
