@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Sequence
 
+from nemo_ptq.console.interrupts import end_at_once
 from nemo_ptq.console.output import written_output
 from nemo_ptq.console.text import printable
 from nemo_ptq.errors import ConfigError, PtqError
@@ -49,7 +50,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status: 0, 1 if the job failed, 2 if the command line is wrong.
     """
-    launch = read_launch()
+    try:
+        launch = read_launch()
+    except PtqError as error:
+        print(f"Error: {printable(error)}", file=sys.stderr, flush=True)
+        return front.WRONG
+    if arguments is None:
+        end_at_once(speaks=launch.world_size == 1)
     try:
         load_plugins()
         task, problems = read_flags(sys.argv[1:] if arguments is None else arguments)

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_ptq.checkpoint.output_lock import held
+from nemo_ptq.console.interrupts import tidying_up
 from nemo_ptq.errors import PtqError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
@@ -230,9 +231,10 @@ def atomic_directory(output: Path) -> Iterator[Path]:
     Raises:
         PtqError: If what stands there has changed in the meantime.
     """
-    staging = begin(output)
-    try:
-        yield staging.files
-        publish(staging)
-    finally:
-        discard(staging)
+    with tidying_up():
+        staging = begin(output)
+        try:
+            yield staging.files
+            publish(staging)
+        finally:
+            discard(staging)

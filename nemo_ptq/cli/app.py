@@ -17,8 +17,10 @@ from nemo_ptq.cli.commands.run_command import run
 from nemo_ptq.cli.commands.runs_command import runs
 from nemo_ptq.cli.commands.sweep_command import sweep
 from nemo_ptq.cli.commands.verify_command import verify
+from nemo_ptq.console.interrupts import end_at_once
 from nemo_ptq.console.output import written_output
 from nemo_ptq.errors import PtqError
+from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.plugins import load_plugins
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
@@ -44,6 +46,7 @@ def main() -> None:
     if not sys.warnoptions:
         warnings.simplefilter("ignore")  # those of the libraries, about what they would rather have installed
     try:
+        end_at_once(speaks=read_launch().world_size == 1)
         with written_output():
             app()
     except PtqError as error:

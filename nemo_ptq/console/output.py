@@ -12,6 +12,8 @@ from nemo_ptq.errors import PtqError
 
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """Errors of a file system that has no room, for this user or for so large a file."""
+CANNOT_WRITE = (*NO_ROOM, errno.EIO, errno.EROFS, errno.EACCES, errno.EPERM, errno.ESTALE)
+"""These, and those of one that fails, has become read-only, or belongs to somebody else."""
 
 
 @contextmanager
@@ -30,7 +32,7 @@ def written_output() -> Iterator[None]:
         _drop()  # whoever read it has seen enough
         sys.exit(1)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in CANNOT_WRITE:
             raise
         _drop()
         raise PtqError(f"the output cannot be written: {error.strerror}") from error

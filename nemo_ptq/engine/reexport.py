@@ -20,6 +20,7 @@ from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize, is_linear
 from nemo_ptq.checkpoint.settings import Context, read_context
 from nemo_ptq.checkpoint.staging import Staging
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
+from nemo_ptq.console.interrupts import tidying_up
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.finish import finish
 from nemo_ptq.engine.reservation import reserve
@@ -92,7 +93,7 @@ def run_reexport(job: Job) -> None:
             verify.
     """
     reporter = Reporter(True)
-    with reserve(job, reporter) as staging:
+    with tidying_up(), reserve(job, reporter) as staging:
         _reexport(job, job.directories(staging.files), staging, reporter)
     reporter.say(f"{job.output} is ready")
 

@@ -26,6 +26,7 @@ from nemo_ptq.checkpoint.blocks import parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, open_model
 from nemo_ptq.checkpoint.staging import Staging, stamp_of
 from nemo_ptq.config import NO_QUANT
+from nemo_ptq.console.interrupts import tidying_up
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.evaluation import sample
@@ -33,6 +34,7 @@ from nemo_ptq.engine.finish import calibration_kept, finish
 from nemo_ptq.engine.journal import Journal, flattened
 from nemo_ptq.engine.quantization import Quantization, by_algorithm, by_modelopt
 from nemo_ptq.engine.reservation import reserve_for_all
+from nemo_ptq.engine.residence import is_layerwise
 from nemo_ptq.engine.walk import WALK_STEPS, JobWalk
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.exports import Exports
@@ -46,11 +48,7 @@ from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import read_launch
-from nemo_ptq.parallel.machine_memory import usable_memory
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
-from nemo_ptq.plan.memory import without_data, worst_memory
-from nemo_ptq.plan.residence import runs_layerwise, whole_model_needs
-from nemo_ptq.plan.sharding import Parallelism as Spread
 from nemo_ptq.quantization.algorithms import amax_floor
 from nemo_ptq.quantization.presets import preset_config
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
@@ -83,7 +81,7 @@ def run_job(job: Job) -> None:
         pipeline_parallel=job.calibration_pp,
         expert_parallel=job.calibration_ep,
     )
-    with groups, reserve_for_all(job, reporter) as (staging, resumes):
+    with tidying_up(launch.world_size == 1), groups, reserve_for_all(job, reporter) as (staging, resumes):
         # Before the model: data that is not available is better known in seconds.
         samples = read_job_samples(job, reporter)
         _BlockJob(job, samples, device, reporter, staging, resumes).run()
@@ -183,7 +181,7 @@ class _BlockJob:
     ) -> tuple[CalibrationState | None, Observations, dict[str, list[Path]]]:
         """Calibrates, writes and measures; returns the state, the figures, and this rank's files by format."""
         job, parallelism = self.job, model.parallelism
-        layerwise = self._is_layerwise()
+        layerwise = is_layerwise(job, self.device, self.reporter)
         runner = BlockRunner(model.module, self.device, parallelism, torch.device("cpu") if layerwise else self.device)
         learner = self._learner(model, runner) if quantization.given is None else None
         source = self._source(model, quantization, self._rounded(model, quantization, learner))
@@ -318,50 +316,6 @@ class _BlockJob:
             "versions": producer(),
             "processes": dist.get_world_size(),
         }
-
-    def _is_layerwise(self) -> bool:
-        """Whether one block of weights is in memory at a time: what the user says, else whether all of them fit."""
-        job = self.job
-        whole = whole_model_needs(
-            job.export.generate_sample,
-            job.quantization.algorithm,
-            job.forward_loop is not None,
-            job.metadata.is_quantized,
-            job.export.formats,
-        )
-        needed, usable = self._resident_bytes(), usable_memory(self.device)
-        mine = runs_layerwise(job.quantization.layerwise, bool(whole), needed, usable)
-        everyones: list[bool] = [mine] * dist.get_world_size()
-        dist.all_gather_object(everyones, mine)
-        if job.quantization.layerwise is None:
-            need = f"with all weights in memory a rank needs {needed / 2**30:.1f} GiB"
-            self.reporter.say(
-                f"layer-wise: {need}, more than it may fill, so one block of them is in memory at a time"
-                if any(everyones)
-                else f"resident: {need}, which fit"
-            )
-        return any(everyones)
-
-    def _resident_bytes(self) -> int:
-        """What a rank would hold at most with all of its weights in memory, as `nemo-ptq plan` counts it."""
-        job = self.job
-        reads_text = job.calibration_state is None and not job.metadata.is_quantized
-        steps = worst_memory(
-            job.metadata,
-            job.quantization if reads_text else without_data(job.quantization),
-            Spread(
-                job.calibration_tp,
-                job.calibration_pp,
-                job.calibration_ep,
-                dist.get_world_size(),
-                job.num_layers_in_first_pipeline_stage,
-                job.num_layers_in_last_pipeline_stage,
-            ),
-            layerwise=False,
-            inference_tp=job.export.inference_tp,
-            is_cpu=self.device.type == "cpu",
-        )
-        return max(step.device for step in steps)
 
     def _learner(self, model: LoadedModel, runner: BlockRunner) -> Learner:
         job = self.job

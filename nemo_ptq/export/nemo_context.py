@@ -38,7 +38,7 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
 
         HuggingFaceModel(checkpoint).write_context(directory)
     else:
-        shutil.copytree(checkpoint / "context", directory)
+        _copy(checkpoint / "context", directory)
     settings = read_yaml(directory / "model.yaml").get("tokenizer") or {}
     field = next((field for field in _PATH_FIELDS if settings.get(field)), None)
     path = settings.get(field) if field else None
@@ -48,6 +48,16 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
     name = _save_tokenizer(tokenizer, directory, field)
     _point_model_yaml_at(directory / "model.yaml", field, str(path), name)
     _point_io_json_at(directory / "io.json", field, name)
+
+
+def _copy(source: Path, target: Path) -> None:
+    """Copies a directory; unlike shutil.copytree it fails as its first file does."""
+    target.mkdir(parents=True)
+    for entry in sorted(source.iterdir()):
+        if entry.is_dir():
+            _copy(entry, target / entry.name)
+        else:
+            shutil.copyfile(entry, target / entry.name)
 
 
 def _save_tokenizer(tokenizer: Any, directory: Path, field: str) -> str:

@@ -11,6 +11,8 @@ import sys
 import tempfile
 from collections.abc import Sequence
 
+from nemo_ptq.console.interrupts import end_at_once
+
 
 def ending(status: int, rank: int) -> str | None:
     """Says how a rank has ended that could not say it itself; None if it could.
@@ -38,6 +40,7 @@ def main(arguments: Sequence[str]) -> int:
     Returns:
         The exit status: that of the rank that failed first, 1 if a signal has ended it.
     """
+    end_at_once()  # until torchrun listens to signals itself
     from torch.distributed.elastic.multiprocessing.api import SignalException
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
@@ -53,6 +56,7 @@ def main(arguments: Sequence[str]) -> int:
                 print(said, file=sys.stderr, flush=True)
             return max(failure.exitcode, 1)
         except SignalException as error:
+            print(f"Error: ended by {error.sigval.name}", file=sys.stderr, flush=True)
             return 128 + int(error.sigval)
     return 0
 

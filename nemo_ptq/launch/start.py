@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from nemo_ptq.console.output import NO_ROOM
+from nemo_ptq.console.output import CANNOT_WRITE, NO_ROOM
 from nemo_ptq.console.quiet import quiet_imports
 from nemo_ptq.console.text import printable
 from nemo_ptq.errors import PtqError
@@ -50,11 +50,11 @@ def _run(job: Job, world_size: int) -> None:
             from nemo_ptq.engine.run import run_job
         run_job(job)
     except OSError as error:
-        if error.errno not in NO_ROOM:
+        if error.errno not in CANNOT_WRITE:
             raise
         place = error.filename or job.output
-        reason = f"{error.strerror}; free some, or choose another directory"
-        raise PtqError(f"{place} cannot be written: {reason}") from error
+        way_out = "free some, or choose" if error.errno in NO_ROOM else "choose"
+        raise PtqError(f"{place} cannot be written: {error.strerror}; {way_out} another directory") from error
 
 
 @contextmanager

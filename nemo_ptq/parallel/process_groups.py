@@ -8,9 +8,6 @@ This is the only module that makes Megatron-Core run on a machine without CUDA.
 import itertools
 import os
 import re
-import signal
-import sys
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -116,19 +113,6 @@ def _store(meeting_point: str, rank: int, world_size: int) -> Any:
 
 
 @contextmanager
-def _exiting_on_sigterm() -> Iterator[None]:
-    """Turns the signal with which launchers end a rank into SystemExit, so that what is open is closed and removed."""
-    if threading.current_thread() is not threading.main_thread():
-        yield  # only the main thread may say what a signal does
-        return
-    previous = signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, previous)
-
-
-@contextmanager
 def process_groups(
     launch: Launch,
     device: torch.device,
@@ -141,7 +125,6 @@ def process_groups(
     """Opens torch.distributed and Megatron's parallel groups for the duration of a `with` block.
 
     gloo carries CPU tensors and NCCL those on a GPU. What is left of the ranks after TP and PP is data parallel.
-    Inside of the block, SIGTERM is SystemExit.
 
     Args:
         launch: This process's place.
@@ -168,7 +151,7 @@ def process_groups(
         device_id=device if device.type == "cuda" else None,
     )
     try:
-        with megatron_on(device), _exiting_on_sigterm():
+        with megatron_on(device):
             parallel_state.initialize_model_parallel(
                 tensor_model_parallel_size=tensor_parallel,
                 pipeline_model_parallel_size=pipeline_parallel,

@@ -2,9 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where ranks meet, which device they take, and that Megatron is left as it was."""
 
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -160,31 +157,6 @@ def describe_and_fail() -> None:
 
     with process_groups(read_launch(), torch.device("cpu")):
         raise RuntimeError("the reason")
-
-
-def end_inside(path: Path) -> str:
-    """A rank that its launcher ends removes what it has begun."""
-    from nemo_ptq.parallel.environment import read_launch
-    from nemo_ptq.parallel.process_groups import process_groups
-
-    before = signal.getsignal(signal.SIGTERM)
-    try:
-        with process_groups(read_launch(), torch.device("cpu")):
-            try:
-                path.touch()
-                os.kill(os.getpid(), signal.SIGTERM)
-                time.sleep(10)
-            finally:
-                path.unlink()
-    except SystemExit as end:
-        assert signal.getsignal(signal.SIGTERM) is before
-        return f"status {end.code}"
-    return "went on"
-
-
-def test_a_rank_that_is_ended_tidies_up(tmp_path: Path) -> None:
-    assert run_ranks(end_inside, 1, tmp_path / "begun") == ["status 143"]
-    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_closes_the_groups(tmp_path: Path) -> None:

@@ -1,0 +1,67 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Whether the ranks of a job keep all of their weights in memory: one decision for all of them."""
+
+import torch
+import torch.distributed as dist
+
+from nemo_ptq.console.reporter import Reporter
+from nemo_ptq.job import Job
+from nemo_ptq.parallel.machine_memory import usable_memory
+from nemo_ptq.plan.memory import without_data, worst_memory
+from nemo_ptq.plan.residence import runs_layerwise, whole_model_needs
+from nemo_ptq.plan.sharding import Parallelism
+
+
+def is_layerwise(job: Job, device: torch.device, reporter: Reporter) -> bool:
+    """Decides whether one block of weights is in memory at a time; every rank calls it.
+
+    That is what the user says. Where nothing is said, the job is layer-wise as soon as one rank lacks the memory for
+    all of its weights, and says so.
+
+    Args:
+        job: What was asked for.
+        device: Where this rank computes.
+        reporter: Is told the decision.
+    """
+    asked = job.quantization.layerwise
+    whole = whole_model_needs(
+        job.export.generate_sample,
+        job.quantization.algorithm,
+        job.forward_loop is not None,
+        job.metadata.is_quantized,
+        job.export.formats,
+    )
+    needed = _resident_bytes(job, device)
+    mine = runs_layerwise(asked, bool(whole), needed, usable_memory(device))
+    everyones: list[bool] = [mine] * dist.get_world_size()
+    dist.all_gather_object(everyones, mine)
+    if asked is None:
+        need = f"with all weights in memory a rank needs {needed / 2**30:.1f} GiB"
+        reporter.say(
+            f"layer-wise: {need}, more than it may fill, so one block of them is in memory at a time"
+            if any(everyones)
+            else f"resident: {need}, which fit"
+        )
+    return any(everyones)
+
+
+def _resident_bytes(job: Job, device: torch.device) -> int:
+    """What a rank would hold at most with all of its weights in memory, as `nemo-ptq plan` counts it."""
+    reads_text = job.calibration_state is None and not job.metadata.is_quantized
+    steps = worst_memory(
+        job.metadata,
+        job.quantization if reads_text else without_data(job.quantization),
+        Parallelism(
+            job.calibration_tp,
+            job.calibration_pp,
+            job.calibration_ep,
+            dist.get_world_size(),
+            job.num_layers_in_first_pipeline_stage,
+            job.num_layers_in_last_pipeline_stage,
+        ),
+        layerwise=False,
+        inference_tp=job.export.inference_tp,
+        is_cpu=device.type == "cpu",
+    )
+    return max(step.device for step in steps)
