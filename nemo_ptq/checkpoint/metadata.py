@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a checkpoint says about itself, without torch or NeMo, and without running its code."""
 
+import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.huggingface.description import describe
 from nemo_ptq.checkpoint.index import read_index
 from nemo_ptq.checkpoint.known_tensors import check_tensors
+from nemo_ptq.checkpoint.small_files import check_small_files
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.models.spec import SIZES, ModelSpec, check_numbers, spec_of
-from nemo_ptq.untrusted import FileError, read_json, read_yaml
+from nemo_ptq.untrusted import FileError, read_json, read_json_object, read_yaml
 
 EMBEDDING = "module.embedding.word_embeddings.weight"
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml")
@@ -65,6 +67,10 @@ def _check_files(checkpoint: Path) -> None:
     if checkpoint.name in ("context", "weights") and _is_complete(checkpoint.parent):
         raise ConfigError([f"{name} is one half of a checkpoint: give {checkpoint.parent}"])
     if not (checkpoint / "context").is_dir() and not (checkpoint / "weights").is_dir():
+        if os.path.lexists(checkpoint / "config.json") and "model_type" not in read_json_object(
+            checkpoint / "config.json"
+        ):
+            raise ConfigError([f"{name}: config.json names no model_type, as that of a Hugging Face model does"])
         raise ConfigError(
             [
                 f"{name} is not a NeMo 2.0 checkpoint: context/ and weights/ are missing; "
@@ -78,6 +84,8 @@ def _check_files(checkpoint: Path) -> None:
     ]
     if strange:  # a pipe, or a link to a device or to nothing; what is in the context is copied into the export
         raise ConfigError([f"{name} is damaged: {_listed(sorted(strange))} is neither file nor directory: remove it"])
+    for directory, _, _ in os.walk(checkpoint / "context"):
+        check_small_files(Path(directory))
     missing = [file for file in _FILES if not (checkpoint / file).is_file()]
     if missing:
         found = [file for file in _FILES if file not in missing]

@@ -12,6 +12,7 @@ from typing import Any
 
 from nemo_ptq.checkpoint.huggingface.hf_files import read_json
 from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor, check_tensors, stored_tensors, weights_dtype
+from nemo_ptq.checkpoint.small_files import check_small_files
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 from nemo_ptq.models.registry import class_of_architecture
@@ -107,13 +108,14 @@ def describe(directory: Path) -> HuggingFaceDescription:
     """Describes a Hugging Face directory; plan and import both begin with it.
 
     Args:
-        directory: Has a config.json and weights; its tokenizer is not looked at.
+        directory: Has a config.json and weights.
 
     Raises:
         PtqError: As :func:`read_settings`, and if NeMo has no such model, files are missing or damaged, or the tensors
             are not those of such a model.
     """
     hf_class, settings = read_settings(directory)
+    check_small_files(directory)
     name, common, special = nemo_arguments(hf_class, settings)
     tensors = stored_tensors(directory)
     spec = _spec(hf_class, settings, name, common, special)

@@ -1,0 +1,32 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The small files beside the weights, which readers take as missing where they are damaged, and exports copy."""
+
+import os
+from pathlib import Path
+
+from nemo_ptq.untrusted import check_regular, read_json
+
+_DOCUMENTS = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "generation_config.json",
+    "special_tokens_map.json",
+    "tokenizer_config.json",
+)
+
+
+def check_small_files(directory: Path) -> None:
+    """Refuses a damaged generation configuration, or a damaged part of the tokenizer.
+
+    Args:
+        directory: A Hugging Face directory, or one with the tokenizer of a NeMo checkpoint.
+
+    Raises:
+        FileError: If one that is there is no regular file, or does not hold the JSON that its name promises.
+    """
+    for name in _DOCUMENTS:
+        if os.path.lexists(file := directory / name):
+            check_regular(file)
+            if file.suffix == ".json":
+                read_json(file, finite=False)
