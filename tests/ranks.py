@@ -16,8 +16,9 @@ from collections.abc import Callable, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Any
 
-_CONTEXT = multiprocessing.get_context("forkserver")
-_CONTEXT.set_forkserver_preload(
+CONTEXT = multiprocessing.get_context("forkserver")
+"""Makes processes that are forked from one that has imported what takes long."""
+CONTEXT.set_forkserver_preload(
     ["torch.distributed", "megatron.core.models.gpt", "modelopt.torch.export", "nemo.collections.llm"]
 )
 
@@ -48,9 +49,9 @@ def run_ranks(function: Callable[..., Any], world_size: int, *args: Any, timeout
     receivers, processes = [], []
     try:
         for rank in range(world_size):
-            receiver, sender = _CONTEXT.Pipe(duplex=False)
+            receiver, sender = CONTEXT.Pipe(duplex=False)
             environment = _torchrun_environment(rank, world_size, port)
-            process = _CONTEXT.Process(target=_run_rank, args=(sender, environment, call, timeout), daemon=True)
+            process = CONTEXT.Process(target=_run_rank, args=(sender, environment, call, timeout), daemon=True)
             process.start()
             sender.close()
             receivers.append(receiver)

@@ -13,7 +13,8 @@ import pytest
 
 from nemo_ptq.tracking.runs import SUCCEEDED, read_runs
 from tests.conftest import Demo
-from tests.engine.test_run import TIMED, digests
+from tests.engine.test_run import TIMED
+from tests.files import digests
 from tests.ranks import _free_port
 
 BIN = Path(sys.executable).parent

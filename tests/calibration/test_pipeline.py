@@ -13,7 +13,8 @@ from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.report.records import read_report
 from nemo_ptq.report.write import REPORT
 from tests.conftest import Demo
-from tests.engine.test_run import arguments, digests, run_task
+from tests.engine.test_run import arguments, run_task
+from tests.files import digests
 from tests.ranks import run_ranks
 
 QUANTIZED = ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")

@@ -24,7 +24,8 @@ from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint
 from tests.calibration.test_pipeline import PACKED, QUANTIZED, tensors_of
 from tests.conftest import Demo
-from tests.engine.test_run import arguments, assert_same_tensors, digests, run_task
+from tests.engine.test_run import arguments, assert_same_tensors, run_task
+from tests.files import digests
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")

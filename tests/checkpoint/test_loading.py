@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from nemo_ptq.errors import PtqError
-from tests.engine.test_run import digests
 from tests.families import FAMILIES, make_hf, make_nemo
+from tests.files import digests
 from tests.ranks import run_ranks
 
 TOKENS = torch.randint(0, 384, (2, 24), generator=torch.Generator().manual_seed(5))

@@ -12,8 +12,9 @@ from safetensors.torch import load_file
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.report.write import FILES
 from nemo_ptq.verify.trtllm.trtllm_reader import same_bytes
-from tests.engine.test_run import digests, run_task
+from tests.engine.test_run import run_task
 from tests.families import make_hf
+from tests.files import digests
 from tests.ranks import run_ranks
 
 STATE = "ptq/calibration.safetensors"

@@ -16,7 +16,8 @@ import pytest
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from tests.cluster.conftest import QUANTIZATION, Cluster, run_script, wait_until
 from tests.conftest import Demo
-from tests.engine.test_run import TIMED, digests, run_task
+from tests.engine.test_run import TIMED, run_task
+from tests.files import digests
 from tests.ranks import run_ranks
 
 pytestmark = [pytest.mark.cluster, pytest.mark.timeout(480)]

@@ -20,7 +20,8 @@ from nemo_ptq.quantization.state_header import read_header, state_file
 from nemo_ptq.report.write import FILES
 from nemo_ptq.verify.checks import verify
 from tests.conftest import Demo
-from tests.engine.test_run import arguments, assert_same_tensors, digests, refuse_config, run_task
+from tests.engine.test_run import arguments, assert_same_tensors, refuse_config, run_task
+from tests.files import digests
 from tests.ranks import RankFailed, run_ranks
 
 

@@ -15,7 +15,8 @@ import pytest
 
 from tests.conftest import Demo
 from tests.engine.test_resume import impatient
-from tests.engine.test_run import TIMED, arguments, digests, run_task
+from tests.engine.test_run import TIMED, arguments, run_task
+from tests.files import digests
 from tests.ranks import RankFailed, run_ranks
 
 KILLS = 20

@@ -57,7 +57,7 @@ def export_twice(checkpoint: Path, algorithms: tuple[str, ...], directory: Path)
     """Calibrates and exports with the engine, then again from the state. Returns the files that differ."""
     from nemo_ptq.engine.reexport import is_possible, run_reexport
     from tests import steps
-    from tests.engine.test_run import digests
+    from tests.files import digests
 
     different = []
     for algorithm in algorithms:

@@ -17,7 +17,8 @@ from nemo_ptq.export.leftover import find_leftover
 from nemo_ptq.report.records import read_report
 from nemo_ptq.report.write import REPORT
 from tests.conftest import Demo
-from tests.engine.test_run import TIMED, arguments, digests, run_task
+from tests.engine.test_run import TIMED, arguments, run_task
+from tests.files import digests
 from tests.ranks import RankFailed, run_ranks
 
 FINISHED = 3

@@ -2,7 +2,6 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole job on the demo checkpoint, through the task, on one to four ranks."""
 
-import hashlib
 import io
 import json
 from contextlib import redirect_stdout
@@ -21,6 +20,7 @@ from nemo_ptq.report.write import FILES, REPORT
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint
 from tests.conftest import Demo
+from tests.files import digests
 from tests.ranks import RankFailed, run_ranks
 
 
@@ -66,14 +66,6 @@ def export_all(tasks: list[dict[str, Any]]) -> None:
 
 # Files of the report with times and memory in them: of all, only they differ between runs on the same inputs.
 TIMED = {"ptq/report.json", "ptq/report.html"}
-
-
-def digests(directory: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(directory)): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in sorted(directory.rglob("*"))
-        if path.is_file()
-    }
 
 
 def merged(directory: Path) -> dict[str, torch.Tensor]:

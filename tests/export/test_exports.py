@@ -11,7 +11,7 @@ import pytest
 
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import PtqError
-from tests.engine.test_run import digests
+from tests.files import digests
 from tests.ranks import run_ranks
 
 FORMATS = ("trtllm", "hf", "compressed_tensors")

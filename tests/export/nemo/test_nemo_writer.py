@@ -18,8 +18,9 @@ from nemo_ptq.plan.rules import check_job
 from nemo_ptq.report.write import FILES
 from nemo_ptq.verify.checks import verify
 from tests.conftest import Demo
-from tests.engine.test_run import arguments, digests, run_task
+from tests.engine.test_run import arguments, run_task
 from tests.families import TOKENS as VOCABULARY
+from tests.files import digests
 from tests.matrix import MODELS, Record, algorithms_of, record
 from tests.ranks import run_ranks
 
