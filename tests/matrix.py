@@ -15,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from nemo_ptq.config import NO_QUANT
 from nemo_ptq.export.formats import FORMATS
 from tests.families import GPT_VARIANTS
@@ -51,6 +53,11 @@ ROWS = (
     Row("Mixtral", "8x7B", "llama", ("mixtral",)),
 )
 MODELS = [model for row in ROWS for model in row.models]
+
+
+def quick_first(names: Sequence[str], quick: Sequence[str]) -> list[Any]:
+    """Parameters of a test, of which all but the quick ones are marked slow."""
+    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 def carries(format: str, model: str, algorithm: str) -> bool:

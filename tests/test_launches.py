@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from tests.ranks import _free_port
 
 BIN = Path(sys.executable).parent
 SAMPLES = "32"
+Launch = Callable[[Demo, Path, Path], None]
 PYTHON_LAUNCH = """
 import sys
 import nemo_run as run
@@ -115,10 +117,15 @@ def what_must_be_equal(output: Path) -> dict[str, Any]:
     return {**files, "manifest": manifest, "report": report, "steps": steps}
 
 
+# Each process imports NeMo, and takes long to start.
 @pytest.mark.timeout(3600)
-def test_all_launches_write_the_same_bytes(demo: Demo, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "launches",
+    [(nemo_command, nemo_ptq_run, srun), pytest.param((nemo_command, torchrun, python), marks=pytest.mark.slow)],
+)
+def test_all_launches_write_the_same_bytes(launches: Sequence[Launch], demo: Demo, tmp_path: Path) -> None:
     written = []
-    for launch in (nemo_command, nemo_ptq_run, torchrun, srun, python):
+    for launch in launches:
         home, output = tmp_path / launch.__name__, tmp_path / "out"
         home.mkdir()
         launch(demo, output, home)

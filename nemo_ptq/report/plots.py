@@ -53,6 +53,7 @@ _STYLE: Any = {
     "savefig.facecolor": "none",
 }
 _WIDTH = 9.2  # inches; the page scales the drawing
+_MARGIN = 0.85  # inches to the left of the first panel: a label of two lines, and numbers such as 10,000
 # What an axis shows at least: decibels that are a factor of two in the error, or a factor.
 _LEAST_DECIBELS = 6.0
 _LEAST_FACTOR = 10.0
@@ -143,6 +144,23 @@ def _prepare(axes: Axes, logarithmic: bool) -> None:
     axes.spines["left"].set_visible(False)
 
 
+def _panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
+    """A drawing of panels of some inches in height, with room for what stands beside them.
+
+    matplotlib's own layouts measure every text twice, which takes longer than the drawing.
+    """
+    size = (_WIDTH, 0.65 + height * rows)
+    edges = {
+        "left": _MARGIN / size[0],
+        "right": 1 - 0.1 / size[0],
+        "bottom": 0.42 / size[1],
+        "top": 1 - 0.25 / size[1],
+    }
+    figure = Figure(figsize=size)
+    figure.subplots_adjust(**edges, wspace=0.08, hspace=0.16)
+    return figure, figure.subplots(rows, columns, sharex=True, squeeze=False, **options)
+
+
 def layer_chart(layers: Sequence[Layer], rows: Sequence[Row], bad: Callable[[Layer, str], bool]) -> Figure | None:
     """Small multiples of figures by layer.
 
@@ -159,8 +177,7 @@ def layer_chart(layers: Sequence[Layer], rows: Sequence[Row], bad: Callable[[Lay
     if not rows:
         return None
     with _style():
-        figure = Figure(figsize=(_WIDTH, 0.5 + 1.45 * len(rows)), layout="constrained")
-        grid = figure.subplots(len(rows), len(kinds), sharex=True, sharey="row", squeeze=False)
+        figure, grid = _panels(len(rows), len(kinds), 1.45, sharey="row")
         for row, line in zip(rows, grid, strict=True):
             for kind, axes in zip(kinds, line, strict=True):
                 _prepare(axes, row.logarithmic)
@@ -222,8 +239,7 @@ def scale_chart(layers: Sequence[Layer]) -> Figure | None:
         return None
     kinds = _kinds(scaled)
     with _style():
-        figure = Figure(figsize=(_WIDTH, 2.2), layout="constrained")
-        (line,) = figure.subplots(1, len(kinds), sharey=True, squeeze=False)
+        figure, (line,) = _panels(1, len(kinds), 1.7, sharey=True)
         for kind, axes in zip(kinds, line, strict=True):
             _prepare(axes, logarithmic=True)
             mine = [layer for layer in scaled if layer.kind == kind]

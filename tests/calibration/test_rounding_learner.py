@@ -26,6 +26,7 @@ from tests.calibration.test_pipeline import PACKED, QUANTIZED, tensors_of
 from tests.conftest import Demo
 from tests.engine.test_run import arguments, assert_same_tensors, run_task
 from tests.files import digests
+from tests.matrix import quick_first
 from tests.ranks import run_ranks
 
 CPU = torch.device("cpu")
@@ -95,7 +96,7 @@ def test_formats_modes_and_further_exports_hold_the_same(checkpoint_of: Callable
             assert {file for file in first if first[file] != again[file] and file.endswith(".safetensors")} == set()
 
 
-@pytest.mark.parametrize("algorithm", QUANTIZED)
+@pytest.mark.parametrize("algorithm", quick_first(QUANTIZED, ("int4_awq", "fp8")))
 def test_less_is_lost_than_with_quality_fast(algorithm: str, demo: Demo, tmp_path: Path) -> None:
     """Each layer's output is nearer to what the unquantized model gives, summed over all layers."""
     reports: dict[str, Report] = {}

@@ -21,6 +21,7 @@ from nemo_ptq.report.write import REPORT
 from nemo_ptq.verify.checks import verify
 from tests.conftest import Demo
 from tests.engine.test_run import arguments, run_task
+from tests.matrix import quick_first
 from tests.ranks import run_ranks
 
 SAME_TEXT = ("--documents", "8", "--seq-len", "256")
@@ -47,7 +48,9 @@ def run_command(*words: Any) -> dict[str, Any]:
     return json.loads(ended.stdout)
 
 
-@pytest.mark.parametrize("algorithm", ["fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"])
+@pytest.mark.parametrize(
+    "algorithm", quick_first(["fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"], ("fp8", "w4a8_awq"))
+)
 def test_the_jobs_figures_are_those_of_its_files(algorithm: str, demo: Demo, exported: Callable[[str], Path]) -> None:
     """The same documents in the calibrated Megatron model and in the files: equal but for bfloat16 arithmetic."""
     directory = exported(algorithm)
@@ -88,7 +91,7 @@ def every_format(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Callab
     return make
 
 
-@pytest.mark.parametrize("algorithm", ["fp8", "int8_sq"])
+@pytest.mark.parametrize("algorithm", quick_first(["fp8", "int8_sq"], ("int8_sq",)))
 def test_every_format(algorithm: str, demo: Demo, every_format: Callable[[str], Path]) -> None:
     """The same figures of one calibration, within what folding changes; the report has them, and stays sound."""
     directory = every_format(algorithm)

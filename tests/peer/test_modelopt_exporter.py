@@ -52,6 +52,7 @@ MODELOPT_FAILS = {
     ("llama32", "w4a8_awq"): "pads an output layer that a tied model does not have",
 }
 MODELS = ("demo", *FAMILIES, *GPT_VARIANTS)
+QUICK = ("demo", "llama31", "gemma", "mixtral", "starcoder2", "gpt_geglu")
 # Experts are described for FP8 only, so that other exports of them are refused.
 CELLS = [(model, name) for model in MODELS for name in ALGORITHMS if model != "mixtral" or name in ("fp8", NO_QUANT)]
 
@@ -137,7 +138,10 @@ def compared(
 
 
 @pytest.mark.matrix
-@pytest.mark.parametrize(("model", "algorithm"), CELLS)
+@pytest.mark.parametrize(
+    ("model", "algorithm"),
+    [pytest.param(model, algorithm, marks=() if model in QUICK else pytest.mark.slow) for model, algorithm in CELLS],
+)
 def test_export_equals_modelopts(
     model: str,
     algorithm: str,

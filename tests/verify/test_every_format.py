@@ -20,7 +20,7 @@ from nemo_ptq.verify.forward_pass import CPU, logits, open_model
 from nemo_ptq.verify.trtllm.trtllm_reader import same_bytes
 from tests.export.hugging_face import TOKENS, distance
 from tests.families import FAMILIES, GPT_VARIANTS
-from tests.matrix import algorithms_of, carries
+from tests.matrix import algorithms_of, carries, quick_first
 from tests.ranks import run_ranks
 
 from .exports import LINEARS, NORMS, Cell, Expected, export_cells, gains, model_logits, open_all, whole
@@ -30,9 +30,7 @@ CHECKPOINT_OF = Callable[[str], Path]
 CLOSE = 1e-5
 # What scales are multiplied with to see that they count; powers of two change nothing in FP8.
 FACTOR = 1.3
-MODELS = [
-    name if name == "llama31" else pytest.param(name, marks=pytest.mark.slow) for name in (*FAMILIES, *GPT_VARIANTS)
-]
+MODELS = quick_first([*FAMILIES, *GPT_VARIANTS], ("llama31",))
 
 
 def formats_of(model: str, algorithm: str) -> tuple[str, ...]:

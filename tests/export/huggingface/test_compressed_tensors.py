@@ -15,9 +15,8 @@ import torch
 from nemo_ptq.config import DTYPES, QuantizationConfig
 from nemo_ptq.verify.forward_pass import logits
 from tests.export.hugging_face import TOKENS, distance, export_cells, transformers_logits
-from tests.export.huggingface.test_unified import quick_first
 from tests.families import FAMILIES
-from tests.matrix import Record, algorithms_of, record
+from tests.matrix import Record, algorithms_of, quick_first, record
 from tests.ranks import run_ranks
 
 CHECKPOINT_OF = Callable[[str], Path]

@@ -18,15 +18,11 @@ from nemo_ptq.config import NO_QUANT
 from nemo_ptq.verify.checks import verify
 from tests.export.hugging_face import distance, export_cells, transformers_logits
 from tests.families import FAMILIES, VOCAB
-from tests.matrix import Record, carried, record
+from tests.matrix import Record, carried, quick_first, record
 from tests.ranks import run_ranks
 
 CHECKPOINT_OF = Callable[[str], Path]
 QUICK = ("llama31",)
-
-
-def quick_first(names: tuple[str, ...] | list[str], quick: tuple[str, ...]) -> list[Any]:
-    return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
 @pytest.mark.matrix
