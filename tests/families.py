@@ -32,6 +32,10 @@ _SIZES = {
     "initializer_range": 0.06,
 }
 
+_GEMMA_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128}
+# Fewer positions than the tests' texts have.
+_GEMMA_SIZES = _SIZES | _GEMMA_HEADS | {"sliding_window": 12}
+
 
 @dataclass(frozen=True)
 class HuggingFaceFamily:
@@ -65,11 +69,18 @@ FAMILIES: Mapping[str, HuggingFaceFamily] = {
     ),
     "mistral": HuggingFaceFamily("MistralConfig", _SIZES | {"sliding_window": 128}),
     "mixtral": HuggingFaceFamily("MixtralConfig", _SIZES | {"num_local_experts": 8, "num_experts_per_tok": 2}),
-    "gemma": HuggingFaceFamily(
-        "GemmaConfig",
-        _SIZES | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128},
-        zero_centered=True,
+    "qwen2": HuggingFaceFamily("Qwen2Config", _SIZES),
+    "qwen3": HuggingFaceFamily("Qwen3Config", _SIZES | {"head_dim": 64, "tie_word_embeddings": True}),
+    "qwen3_moe": HuggingFaceFamily(
+        "Qwen3MoeConfig",
+        _SIZES
+        | {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 256, "norm_topk_prob": True}
+        | {"intermediate_size": 768},
     ),
+    "phi3": HuggingFaceFamily("Phi3Config", _SIZES | {"pad_token_id": 0}),
+    "gemma": HuggingFaceFamily("GemmaConfig", _SIZES | _GEMMA_HEADS, zero_centered=True),
+    "gemma2": HuggingFaceFamily("Gemma2Config", _GEMMA_SIZES | {"query_pre_attn_scalar": 96}, zero_centered=True),
+    "gemma3": HuggingFaceFamily("Gemma3TextConfig", _GEMMA_SIZES | {"sliding_window_pattern": 2}, zero_centered=True),
     "starcoder": HuggingFaceFamily(
         "GPTBigCodeConfig",
         # 1 key/value head: the fused projection has 4 + 2 heads of 128
@@ -120,7 +131,7 @@ def make_hf(name: str, directory: Path, num_layers: int = 2, dtype: str = "bfloa
         if parameter.ndim == 1:  # norms and biases, which start as ones and zeros
             mean = 0.0 if family.zero_centered or parameter_name.endswith("bias") else 1.0
             torch.nn.init.normal_(parameter, mean, 0.1)
-        if parameter_name.endswith("block_sparse_moe.gate.weight"):
+        if parameter_name.endswith((".block_sparse_moe.gate.weight", ".mlp.gate.weight")):
             parameter.data.mul_(8)  # as decided as a trained router, so that rounding seldom changes the experts
     model.to(getattr(torch, dtype)).save_pretrained(directory)
     make_tokenizer(directory)

@@ -97,12 +97,13 @@ class ModelSpec:
         linear_bias: Whether every linear layer has a bias; experts have none.
         qkv_bias: Whether the query-key-value projection has one.
         qk_norm: Whether queries and keys are normalised.
+        post_norms: Whether what attention and MLP return is normalised as well.
         experts_per_token: Experts that each token goes through; 0 without mixture of experts.
         is_quantized: Whether the checkpoint holds ModelOpt's quantizers and their amaxes.
         norm_epsilon: Added to the variance.
         activation: "gelu", "silu" or "squared-relu"; of another activation NeMo's name.
         rotary_percent: Share of a head that is rotated.
-        rotary_base: Base of the rotary frequencies.
+        rotary_base: Base of the rotary frequencies; of layers that attend to all positions, where there are two.
         rotary_linear_factor: Factor by which positions are interpolated, or None.
         rotary_scaling: Llama 3.1's scaling, or None.
         make_layers: Describes the transformer layers, in their order; they may differ.
@@ -126,6 +127,7 @@ class ModelSpec:
     linear_bias: bool = False
     qkv_bias: bool = False
     qk_norm: bool = False
+    post_norms: bool = False
     experts_per_token: int = 0
     is_quantized: bool = False
     norm_epsilon: float = 1e-5
@@ -194,12 +196,14 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
         tied_embeddings=config["share_embeddings_and_output_weights"],
         linear_bias=bool(config.get("add_bias_linear")),
         qkv_bias=bool(config.get("add_bias_linear") or config.get("add_qkv_bias")),
-        qk_norm=bool(config.get("qk_layernorm")),
+        qk_norm=bool(config.get("qk_layernorm") or config.get("interleaved_attn_pattern")),
+        # NeMo's Gemma 2 and 3, which have no field for it.
+        post_norms=any(config.get(name) for name in ("query_pre_attn_scalar", "interleaved_attn_pattern")),
         experts_per_token=config.get("moe_router_topk", 0) if experts else 0,
         norm_epsilon=config.get("layernorm_epsilon", 1e-5),
         activation=_activation(config.get("activation_func", "gelu")),
         rotary_percent=config.get("rotary_percent", 1.0),
-        rotary_base=config.get("rotary_base", 10000.0),
+        rotary_base=_rotary_base(config.get("rotary_base", 10000.0)),
         rotary_linear_factor=None if interpolation in (None, 1, 1.0) else float(interpolation),
         rotary_scaling=_rotary_scaling(config),
         **known,
@@ -250,6 +254,11 @@ def _activation(function: Any) -> str:
         function = str(function["_target_"]).rpartition(".")[2]
     name = getattr(function, "__name__", str(function))
     return ACTIVATIONS.get(name, name)
+
+
+def _rotary_base(value: Any) -> Any:
+    """The base of layers that attend to all positions, where those with a window have another, which comes first."""
+    return value[-1] if isinstance(value, tuple | list) and value else value
 
 
 def _rotary_scaling(config: Mapping[str, Any]) -> RotaryScaling | None:

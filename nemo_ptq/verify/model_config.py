@@ -18,6 +18,9 @@ DEFAULT_EXCLUDE_MODULES = ("*lm_head", "*router", "*vocab_embedding", "*position
 # Activations that make the reader's gpt decoder build a gated MLP; llama and gemma always have one.
 GATED_ACTIVATIONS = frozenset({"swiglu", "fast-swiglu", "geglu"})
 
+# The decoders whose readers normalise queries and keys.
+QK_NORM_DECODERS = ("qwen3", "qwen3_moe")
+
 
 @dataclass(frozen=True)
 class RotaryScaling:
@@ -83,17 +86,26 @@ class Quantization:
         return None if self.exclusion(module) else self.algorithm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What a forward pass needs to know of a model, whatever the files it comes from. Sizes are global.
 
     Attributes:
-        decoder: "llama", "gemma" or "gpt": Gemma scales its embeddings, and gpt has a gate by its activation alone.
+        decoder: "llama", "qwen2", "qwen3", "qwen3_moe", "gemma" or "gpt": Gemma scales its embeddings, and gpt has a
+            gate by its activation alone.
         dtype: Name of the model's torch data type.
         hidden_act: The activation, by the names that TensorRT-LLM and Hugging Face have for it.
         position_embedding_type: "rope_gpt_neox" or "learned_absolute".
         rotary_pct: Share of each head that is rotated.
         attention_window: Positions that each one attends to, itself included; None for all before it.
+        global_layers: Layers that attend to all positions before, where the others have a window.
+        qk_norm: Whether the heads of queries and keys are normalised.
+        post_norms: Whether what attention and MLP return is normalised as well.
+        attention_scale: What scores are multiplied with; None for the root of the head size, inverted.
+        attention_cap: What scores are smoothly kept below; None for no limit.
+        logit_cap: What logits are smoothly kept below; None for no limit.
+        local_rotary_base: Base of the rotary frequencies of layers with a window, which are not scaled; None where it
+            is that of the others.
     """
 
     decoder: str
@@ -115,12 +127,23 @@ class ModelConfig:
     rotary_scaling: RotaryScaling | None
     share_embedding_table: bool
     moe: Moe | None
-    attention_window: int | None
+    attention_window: int | None = None
+    global_layers: frozenset[int] = frozenset()
+    qk_norm: bool = False
+    post_norms: bool = False
+    attention_scale: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    local_rotary_base: float | None = None
 
     @property
     def gated(self) -> bool:
         """Whether the MLP computes proj(act(fc x) * gate x)."""
         return self.decoder != "gpt" or self.hidden_act in GATED_ACTIVATIONS
+
+    def window(self, layer: int) -> int | None:
+        """Positions that each one attends to in a layer, itself included; None for all before it."""
+        return None if layer in self.global_layers else self.attention_window
 
     @property
     def rotary_dim(self) -> int:
@@ -133,7 +156,7 @@ class ModelConfig:
         return self.share_embedding_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(ModelConfig):
     """What config.json of a qnemo directory says, as the reader understands it."""
 
@@ -142,6 +165,11 @@ class Config(ModelConfig):
     mlp_bias: bool
     mapping: Mapping
     quantization: Quantization
+
+    @property
+    def is_qwen(self) -> bool:
+        """Whether the decoder is one of Qwen's, which have no bias on the attention's output projection."""
+        return self.decoder.startswith("qwen")
 
     @property
     def layers_per_stage(self) -> int:
@@ -273,7 +301,8 @@ def parse_config(raw: dict[str, Any]) -> Config:
         mapping=_parse_mapping(top),
         quantization=_parse_quantization(top),
         moe=_parse_moe(top),
-        attention_window=None,  # Its readers take a window as an option of theirs.
+        # Its readers take a window as an option of theirs.
+        qk_norm=decoder in QK_NORM_DECODERS,
     )
     if problems:
         raise ConfigError([f"config.json: {problem}" for problem in problems])

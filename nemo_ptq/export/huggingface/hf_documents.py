@@ -33,13 +33,14 @@ def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any) -> None:
         PtqError: If the model differs from its class, or the tokenizer is not one of transformers'.
     """
     hf_class = hugging_face_class(family)
-    fixed = hf_class.nemo_fixed
+    fixed, modules = hf_class.nemo_fixed, hf_class.module_names()
     expected = {
-        "qk_norm": False,
+        "qk_norm": "decoder.layers.{layer}.self_attention.q_layernorm" in modules,
+        "post_norms": "decoder.layers.{layer}.post_mlp_layernorm" in modules,
         "gated_mlp": fixed["gated_linear_unit"],
         "activation": ACTIVATIONS[fixed["activation_func"]],
         "normalization": fixed["normalization"],
-        "qkv_bias": fixed["add_bias_linear"],
+        "qkv_bias": fixed["add_bias_linear"] or fixed.get("add_qkv_bias", False),
         "linear_bias": fixed["add_bias_linear"],
     }
     wrong = [f"{name} {getattr(shape, name)}" for name, value in expected.items() if getattr(shape, name) != value]

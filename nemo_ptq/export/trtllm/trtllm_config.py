@@ -49,10 +49,7 @@ def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any = None) ->
         raise PtqError(
             f"add_bias_linear=True with {shape.num_experts} experts: the biases of experts cannot be exported as trtllm"
         )
-    problem = unknown_to_reader(
-        family.decoder, qk_norm=shape.qk_norm, qkv_bias=shape.qkv_bias, linear_bias=shape.linear_bias
-    )
-    if problem:
+    if problem := unknown_to_reader(family.decoder, shape):
         raise PtqError(problem)
 
 
@@ -149,11 +146,16 @@ def qnemo_config(layout: QnemoLayout, family: Family, version: str) -> dict[str,
         "mapping": mapping,
         "quantization": quantization,
     }
-    if family.decoder == "llama":
-        # This decoder's reader asks for the biases of its two halves by other names.
+    is_qwen = family.decoder.startswith("qwen")
+    if family.decoder == "llama" or is_qwen:
+        # These decoders' readers ask for the biases of their two halves by other names.
         config |= {"attn_bias": shape.qkv_bias, "mlp_bias": shape.linear_bias}
+    if is_qwen:
+        config |= {"qwen_type": family.decoder, "seq_length": shape.seq_length}
     if shape.num_experts:
         mapping |= {"moe_tp_size": layout.tensor_parallel, "moe_ep_size": 1}
         # Mode 1 renormalises the chosen experts' probabilities, as Megatron's router does.
         config["moe"] = {"num_experts": shape.num_experts, "top_k": shape.experts_per_token, "normalization_mode": 1}
+        if is_qwen:
+            config["moe_intermediate_size"] = shape.ffn_hidden_size
     return config

@@ -36,6 +36,8 @@ _OUTSIDE = {
 _UNQUANTIZED = {
     "input_layernorm": ("self_attention.linear_qkv.layer_norm_{}", "input_layernorm.{}"),
     "post_layernorm": ("mlp.linear_fc1.layer_norm_{}", "pre_mlp_layernorm.{}"),
+    "attention.q_layernorm": ("self_attention.q_layernorm.{}",),
+    "attention.k_layernorm": ("self_attention.k_layernorm.{}",),
     "mlp.router": ("mlp.router.{}",),
 }
 _LINEARS = {
@@ -50,7 +52,6 @@ _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "openai_gelu": "gelu", "squared_
 _WITH_GATE = {"silu": "swiglu", "gelu": "geglu"}
 # What the forward pass takes for granted of a model.yaml, where it says anything about it.
 _PRESUMED: Mapping[str, Any] = {
-    "qk_layernorm": False,
     "rotary_interleaved": False,
     "multi_latent_attention": False,
     "apply_residual_connection_post_layernorm": False,
@@ -280,6 +281,7 @@ def _model_config(description: Mapping[str, Any], model: Mapping[str, Any], file
         share_embedding_table=bool(model["share_embeddings_and_output_weights"]),
         moe=Moe(experts, model["moe_router_topk"], 1) if experts else None,
         attention_window=_window(model.get("window_size")),
+        qk_norm=bool(model.get("qk_layernorm")),
     )
 
 

@@ -31,6 +31,7 @@ _REQUIRED_KEYS = frozenset(
 )
 _REQUIRED_SECTIONS = {"producer": ("name", "version"), "mapping": ("world_size", "tp_size", "pp_size")}
 _ROTARY_KEYS = frozenset({"rotary_pct", "rotary_base"})
+_QWEN_KEYS = frozenset({"attn_bias", "mlp_bias", "qwen_type", "seq_length"})
 _OPTIONAL_KEYS = frozenset({"rotary_scaling", "moe", "attn_bias", "mlp_bias", "qk_layernorm"}) | _ROTARY_KEYS
 
 _MAPPING_KEYS = frozenset({"world_size", "tp_size", "pp_size", "moe_tp_size", "moe_ep_size"})
@@ -42,7 +43,16 @@ _QUANTIZATION_KEYS = frozenset(
     }
 )
 
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "gpt": "GPTForCausalLM", "gemma": "GemmaForCausalLM"}
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "gpt": "GPTForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+# Decoders with experts.
+_MOE_DECODERS = ("llama", "qwen3_moe")
 
 _GELUS = frozenset({"gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "openai-gelu"})
 _KNOWN_ACTIVATIONS = (
@@ -56,8 +66,10 @@ _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_p
 
 def _keys(raw: dict[str, Any], config: Config) -> list[str]:
     required = _REQUIRED_KEYS | (_ROTARY_KEYS if config.position_embedding_type == "rope_gpt_neox" else frozenset())
+    if config.is_qwen:
+        required |= _QWEN_KEYS | ({"moe_intermediate_size"} if config.moe else frozenset())
     missing = sorted(required - raw.keys())
-    unknown = sorted(raw.keys() - _REQUIRED_KEYS - _OPTIONAL_KEYS)
+    unknown = sorted(raw.keys() - required - _OPTIONAL_KEYS)
     problems = [f"{key} is missing" for key in missing] + [f"{key} is not a key of this format" for key in unknown]
     for section, keys in _REQUIRED_SECTIONS.items():
         if section not in missing:
@@ -195,7 +207,7 @@ def _activation(raw: dict[str, Any], config: Config) -> list[str]:
     expected: frozenset[str] = frozenset(_KNOWN_ACTIVATIONS - {"gegelu"})
     if config.moe:
         expected = frozenset({"swiglu"})
-    elif config.decoder == "llama":
+    elif config.decoder == "llama" or config.is_qwen:
         expected = frozenset({"silu"})
     elif config.decoder == "gemma":
         expected = _GELUS
@@ -253,6 +265,15 @@ def _embeddings(raw: dict[str, Any], config: Config) -> list[str]:
     return problems
 
 
+def _qwen(raw: dict[str, Any], config: Config) -> list[str]:
+    if not config.is_qwen:
+        return []
+    problems = _differs(raw, "qwen_type", config.decoder) + _differs(raw, "mlp_bias", False)
+    problems += _differs(raw, "seq_length", config.max_position_embeddings)
+    # The reader takes the size of experts from a key of their own.
+    return problems + (_differs(raw, "moe_intermediate_size", config.intermediate_size) if config.moe else [])
+
+
 def _bias(raw: dict[str, Any], config: Config) -> list[str]:
     if config.decoder != "gpt" and raw.get("bias") is True and not (config.attention_bias or config.mlp_bias):
         return [f"bias is true, but the reader's {config.decoder} decoder only looks at attn_bias and mlp_bias"]
@@ -264,8 +285,8 @@ def _moe(raw: dict[str, Any], config: Config) -> list[str]:
         return []
     moe, algorithm = config.moe, config.quantization.algorithm_of("transformer.layers.0.mlp")
     problems = _unknown_keys(raw, "moe", _MOE_KEYS)
-    if config.decoder != "llama":
-        problems.append(f"moe with decoder {config.decoder}: only llama (Mixtral) is described")
+    if config.decoder not in _MOE_DECODERS:
+        problems.append(f"moe with decoder {config.decoder}: only {' and '.join(_MOE_DECODERS)} have experts")
     if moe.num_experts < 2 or moe.top_k > moe.num_experts:
         problems.append(f"moe.top_k {moe.top_k} of {moe.num_experts} experts is impossible")
     problems += _differs(raw["moe"], "normalization_mode", 1, "moe.")
@@ -307,4 +328,5 @@ OTHER_RULES: dict[str, Rule] = {
     "rotary scaling": _rotary_scaling,
     "embeddings": _embeddings,
     "biases": _bias,
+    "Qwen's keys": _qwen,
 }
