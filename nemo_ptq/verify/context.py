@@ -224,6 +224,8 @@ def model_scaling(model: Mapping[str, Any]) -> RotaryScaling | None:
             model.get("high_freq_factor", 4.0),
             model["old_context_len"],
         )
+    if model.get("interleaved_attn_pattern") and model.get("rope_scaling_factor", 1.0) != 1.0:  # of Gemma 3
+        return RotaryScaling("linear", model["rope_scaling_factor"])
     if model.get("seq_len_interpolation_factor"):
         return RotaryScaling("linear", model["seq_len_interpolation_factor"])
     return None

@@ -11,7 +11,7 @@ import torch
 
 from nemo_ptq.errors import PtqError
 from tests.engine.test_run import digests
-from tests.families import FAMILIES, make_hf, make_nemo
+from tests.families import FAMILIES, TELLING, make_hf, make_nemo
 from tests.ranks import run_ranks
 
 TOKENS = torch.randint(0, 384, (2, 24), generator=torch.Generator().manual_seed(5))
@@ -48,27 +48,6 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert difference < 5e-5 * expected.std()
 
 
-# Settings of each family that are not transformers' defaults, so that one which is not read is seen in the logits.
-TELLING: dict[str, dict[str, Any]] = {
-    "llama2": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
-    "llama3": {"head_dim": 64},
-    "llama31": {"rms_norm_eps": 0.3},
-    "llama32": {},
-    "mistral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "head_dim": 64},
-    "mixtral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "num_experts_per_tok": 3},
-    "qwen2": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
-    "qwen3": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
-    "qwen3_moe": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "num_experts_per_tok": 2},
-    "phi3": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "partial_rotary_factor": 0.5},
-    "gemma": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
-    "gemma2": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 5}
-    | {"final_logit_softcapping": 1.0, "sliding_window": 7},
-    "gemma3": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "rope_local_base_freq": 300.0, "query_pre_attn_scalar": 5}
-    | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "sliding_window": 7},
-    "starcoder": {"layer_norm_epsilon": 0.3, "n_inner": 512},
-    "starcoder2": {"rope_theta": 3000.0, "norm_epsilon": 0.3},
-    "nemotron": {"rope_theta": 3000.0, "norm_eps": 0.3, "partial_rotary_factor": 0.25},
-}
 # What tells one model from another, beyond sizes that tensors could not have otherwise.
 COMPUTED = (
     *("rope_theta", "rope_scaling", "partial_rotary_factor", "num_experts_per_tok"),

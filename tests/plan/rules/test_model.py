@@ -27,6 +27,12 @@ def test_layers_that_readers_leave_out() -> None:
     assert problem(replace(STARCODER, qkv_bias=True, linear_bias=True), "gpt") is None
     expect(problem(replace(LLAMA_8B, qk_norm=True)), "ignore the norms of queries and keys")
     assert problem(replace(LLAMA_8B, qk_norm=True), format="hf") is None  # said by that format's own check
+    assert problem(replace(LLAMA_8B, qk_norm=True), "qwen3") is None
+    assert problem(replace(LLAMA_8B, qkv_bias=True), "qwen2") is None
+    expect(problem(LLAMA_8B, "qwen3"), "decoder qwen3 normalises queries and keys")
+    expect(problem(replace(LLAMA_8B, qkv_bias=True, linear_bias=True), "qwen2"), "query-key-value projection at most")
+    expect(problem(replace(LLAMA_8B, rotary_percent=0.5)), "rotates whole heads")
+    expect(problem(replace(LLAMA_8B, post_norms=True), "gemma"), "use export_format=hf or compressed_tensors")
     expect(problem(replace(LLAMA_8B, qkv_bias=True)), "wants a bias on the query-key-value projection and the output")
 
 
