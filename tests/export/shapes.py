@@ -44,13 +44,29 @@ GEMMA = replace(LLAMA, activation="gelu", tied_embeddings=True)
 GPT = replace(LLAMA, normalization="LayerNorm", activation="gelu", gated_mlp=False, linear_bias=True, qkv_bias=True)
 STARCODER = replace(GPT, position_embedding_type="learned_absolute", tied_embeddings=True, num_query_groups=1)
 
-SHAPES = {"llama": LLAMA, "mixtral": MIXTRAL, "gemma": GEMMA, "gpt": GPT, "starcoder": STARCODER}
+QWEN2 = replace(LLAMA, qkv_bias=True)
+QWEN3 = replace(LLAMA, qk_norm=True)
+QWEN3_MOE = replace(MIXTRAL, qk_norm=True)
+
+SHAPES = {
+    "llama": LLAMA,
+    "mixtral": MIXTRAL,
+    "gemma": GEMMA,
+    "gpt": GPT,
+    "starcoder": STARCODER,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "qwen3_moe": QWEN3_MOE,
+}
 FAMILIES = {
     "llama": Family("Llama", "Llama", "llama", "silu"),
     "mixtral": Family("Mixtral", "Mixtral", "llama", "swiglu"),
     "gemma": Family("Gemma", "Gemma", "gemma", "openai-gelu"),
     "gpt": Family("GPT", "GPTConfig", "gpt"),
     "starcoder": Family("StarCoder", "Starcoder", "gpt"),
+    "qwen2": Family("Qwen 2", "Qwen2", "qwen2", "silu"),
+    "qwen3": Family("Qwen 3", "Qwen3", "qwen3", "silu"),
+    "qwen3_moe": Family("Qwen 3 MoE", "Qwen3MoE", "qwen3_moe", "swiglu"),
 }
 
 
@@ -95,11 +111,11 @@ def families_and_layouts(draw: st.DrawFn) -> tuple[Family, QnemoLayout]:
         "vocab_size": draw(st.integers(20, 150)),
         "seq_length": draw(st.integers(20, 70)),
     }
-    if name in ("llama", "gpt"):
+    if name in ("llama", "gpt", "qwen2", "qwen3"):
         sizes["tied_embeddings"] = draw(st.booleans())
     if name == "gpt":
         sizes["gated_mlp"] = draw(st.booleans())
-    algorithms = (None, "FP8") if name == "mixtral" else [scheme.quant_algo for scheme in SCHEMES]
+    algorithms = (None, "FP8") if SHAPES[name].num_experts else [scheme.quant_algo for scheme in SCHEMES]
     algorithm = draw(st.sampled_from(algorithms))
     drawn = layout(replace(SHAPES[name], **sizes), algorithm, tp, pp, draw(st.booleans()))
     return FAMILIES[name], drawn
