@@ -55,13 +55,11 @@ ROWS = (
     Row("Qwen 3", "0.6B to 32B", "qwen3", ("qwen3",)),
     Row("Qwen 3 MoE", "30B-A3B, 235B-A22B", "qwen3_moe", ("qwen3_moe",)),
     Row("Phi 3, 4", "3.8B (4k), 14B", "llama", ("phi3",)),
-    Row("Gemma 2", "2B, 9B, 27B", "", ("gemma2",)),
-    Row("Gemma 3 (text)", "1B; 4B, 12B, 27B", "", ("gemma3",)),
+    Row("Gemma 2", "2B, 9B, 27B", "gemma2", ("gemma2",)),
+    Row("Gemma 3 (text)", "1B; 4B, 12B, 27B", "gemma3", ("gemma3",)),
 )
 MODELS = [model for row in ROWS for model in row.models]
 MIXTURES = ("mixtral", "qwen3_moe")
-# Those that TensorRT-LLM's format is not written for.
-_WITHOUT_DECODER = [model for row in ROWS for model in row.models if not row.decoder]
 # Their cells are shown by slow tests alone. What is new in them is fast elsewhere: tests/checkpoint/test_loading.py.
 SLOW_MODELS = ("qwen2", "qwen3", "qwen3_moe", "phi3", "gemma2", "gemma3")
 
@@ -77,7 +75,6 @@ def carries(format: str, model: str, algorithm: str) -> bool:
     return (
         algorithm not in record.refused
         and not (record.is_hugging_face and model in GPT_VARIANTS)
-        and not (record.is_tensorrt_llm and model in _WITHOUT_DECODER)
         and (model not in MIXTURES or algorithm in (NO_QUANT, *record.experts))
     )
 

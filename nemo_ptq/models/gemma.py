@@ -166,8 +166,8 @@ GEMMA3 = HuggingFaceClass(
 
 FAMILIES = (
     Family("Gemma", "Gemma", "gemma", "openai-gelu", GEMMA),
-    Family("Gemma 2", "Gemma2", "gemma", "openai-gelu", GEMMA2),
-    Family("Gemma 3", "Gemma3", "gemma", "openai-gelu", GEMMA3),
+    Family("Gemma 2", "Gemma2", "gemma2", "openai-gelu", GEMMA2),
+    Family("Gemma 3", "Gemma3", "gemma3", "openai-gelu", GEMMA3),
     Family(
         "Gemma 3 with vision",
         "Gemma3VL",

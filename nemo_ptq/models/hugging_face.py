@@ -88,6 +88,11 @@ class HuggingFaceClass:
         """Whether queries, keys and values are separate layers."""
         return any(tuple(rule.sources) == QKV and not rule.is_fused for rule in self.rules)
 
+    @property
+    def orders_qkv(self) -> bool:
+        """Whether all queries come before all keys and these before all values, in one layer or in three."""
+        return any(tuple(rule.sources) == QKV for rule in self.rules)
+
     def module_names(self) -> Mapping[str, Mapping[str, str]]:
         """Returns Hugging Face's names of every Megatron module.
 

@@ -104,7 +104,7 @@ def gpt_layer(model: "ModelSpec") -> LayerSpec:
             if model.qk_norm
         ),
         ModuleSpec("self_attention.linear_proj", "linear", {"": hidden}, heads, 1, model.linear_bias),
-        *(post_norm("self_attention") if model.post_norms else ()),
+        *(post_norm("self_attention") if model.gemma else ()),
         ModuleSpec(before_mlp, "norm", {"": hidden}, has_bias=has_norm_bias),
     ]
     if not model.num_experts:
@@ -113,7 +113,7 @@ def gpt_layer(model: "ModelSpec") -> LayerSpec:
                 *modules,
                 ModuleSpec("mlp.linear_fc1", "linear", fc1_rows, hidden, 0, model.linear_bias, norm=before_mlp),
                 ModuleSpec("mlp.linear_fc2", "linear", {"": hidden}, inner, 1, model.linear_bias),
-                *(post_norm("mlp") if model.post_norms else ()),
+                *(post_norm("mlp") if model.gemma else ()),
             )
         )
     modules.append(ModuleSpec("mlp.router", "router", {"": model.num_experts}, hidden, norm=before_mlp))

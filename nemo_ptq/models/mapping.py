@@ -167,17 +167,26 @@ TRTLLM: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def trtllm_tensors(module: "ModuleSpec") -> Mapping[str, tuple[str, ...]]:
+# The same where what attention and MLP return is normalised as well.
+_TRTLLM_SANDWICH: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "post_self_attention_layernorm": {"post_layernorm": ("",)},
+    "pre_mlp_layernorm": {"pre_feedforward_layernorm": ("",)},
+    "post_mlp_layernorm": {"post_feedforward_layernorm": ("",)},
+}
+
+
+def trtllm_tensors(module: "ModuleSpec", has_post_norms: bool = False) -> Mapping[str, tuple[str, ...]]:
     """Returns TensorRT-LLM's tensors of a module of a layer.
 
     Args:
         module: The module.
+        has_post_norms: Whether its layer normalises what attention and MLP return.
 
     Returns:
         The groups of rows in each, by name within the layer; an MLP without a gate is fc alone.
     """
     name = module.name if module.expert is None else module.name.replace(f".{module.expert}.", ".", 1)
-    tensors = TRTLLM[name]
+    tensors = {**TRTLLM, **_TRTLLM_SANDWICH}[name] if has_post_norms else TRTLLM[name]
     return {next(iter(tensors)): ("",)} if tuple(module.rows) == ("",) else tensors
 
 

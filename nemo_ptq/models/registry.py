@@ -21,12 +21,14 @@ ARCHITECTURES = {
     "gpt": "GPTForCausalLM",
     "llama": "LlamaForCausalLM",
     "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
 }
 # Those that normalise queries and keys.
-_QK_NORM_DECODERS = ("qwen3", "qwen3_moe")
+_QK_NORM_DECODERS = ("qwen3", "qwen3_moe", "gemma3")
 # In the order in which messages name them.
 _OWN = (
     "llama",
@@ -109,6 +111,8 @@ def families() -> Sequence[Family]:
 _DECODER_FAMILIES = {
     "llama": Family("like Llama", "", "llama", "silu"),
     "gemma": Family("like Gemma", "", "gemma", "openai-gelu"),
+    "gemma2": Family("like Gemma 2", "", "gemma2", "openai-gelu"),
+    "gemma3": Family("like Gemma 3", "", "gemma3", "openai-gelu"),
     "gpt": Family("like GPT", "", "gpt"),
     "qwen2": Family("like Qwen 2", "", "qwen2", "silu"),
     "qwen3": Family("like Qwen 3", "", "qwen3", "silu"),
@@ -138,10 +142,21 @@ def unknown_to_reader(decoder: str, model: ModelSpec) -> str | None:
             f"rotary_percent={model.rotary_percent}: the reader of decoder {decoder} rotates whole heads; such models "
             "cannot be exported as trtllm"
         )
-    if model.post_norms:
+    if model.qk_norm and model.num_attention_heads == model.num_query_groups:
         return (
-            "TensorRT-LLM's format is not written for models that normalise what attention and MLP return; use "
-            "export_format=hf or compressed_tensors"
+            f"qk_layernorm=True with {model.num_query_groups} query groups for as many heads: TensorRT-LLM's readers "
+            "take the rows of queries and keys for others; such models cannot be exported as trtllm"
+        )
+    expected = None if model.gemma is None else "gemma2" if model.gemma.local_base is None else "gemma3"
+    if decoder != expected and (expected or decoder in ("gemma2", "gemma3")):
+        return (
+            f"the reader of decoder {decoder} computes other norms, caps or windows than the model has; set "
+            f"export_config.decoder_type to one that fits it{'' if expected is None else f', which is {expected}'}"
+        )
+    if decoder == "gemma3" and model.rotary_linear_factor is not None:
+        return (
+            f"rope_scaling_factor={model.rotary_linear_factor}: the reader of decoder gemma3 does not keep it from the "
+            "layers with a window; such models cannot be exported as trtllm"
         )
     biases = f"add_qkv_bias={model.qkv_bias} with add_bias_linear={model.linear_bias}"
     if decoder == "llama" and model.qkv_bias != model.linear_bias:

@@ -83,6 +83,7 @@ def reader_config(model: ModelSpec, decoder: str, quantization: QuantizationConf
         ),
         moe=Moe(model.num_experts, model.experts_per_token or 1, 1) if model.num_experts else None,
         qk_norm=model.qk_norm,
+        post_norms=model.gemma is not None,
     )
 
 

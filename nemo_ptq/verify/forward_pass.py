@@ -239,7 +239,7 @@ class _Embedding:
             self._positions = weights.tensor("transformer.position_embedding.weight")
         # Gemma's factor has the precision of the model's dtype, in the reader and in the training code alike.
         dtype = getattr(torch, config.dtype)
-        gemma = config.decoder == "gemma"
+        gemma = config.decoder.startswith("gemma")
         self._factor = torch.tensor(config.hidden_size**0.5, dtype=dtype).item() if gemma else 1.0
         self._device = device
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.models.registry import Family
-from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.models.spec import GemmaAttention, ModelSpec
 from nemo_ptq.quantization.schemes import SCHEMES, UNQUANTIZED, Scheme
 
 LLAMA = ModelSpec(
@@ -47,6 +47,8 @@ STARCODER = replace(GPT, position_embedding_type="learned_absolute", tied_embedd
 QWEN2 = replace(LLAMA, qkv_bias=True)
 QWEN3 = replace(LLAMA, qk_norm=True)
 QWEN3_MOE = replace(MIXTRAL, qk_norm=True)
+GEMMA2 = replace(GEMMA, gemma=GemmaAttention(144, 50.0, 30.0, 16, 2, None))
+GEMMA3 = replace(GEMMA, gemma=GemmaAttention(16, None, None, 8, 6, 1e4), qk_norm=True, rotary_base=1e6)
 
 SHAPES = {
     "llama": LLAMA,
@@ -57,6 +59,8 @@ SHAPES = {
     "qwen2": QWEN2,
     "qwen3": QWEN3,
     "qwen3_moe": QWEN3_MOE,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
 }
 FAMILIES = {
     "llama": Family("Llama", "Llama", "llama", "silu"),
@@ -67,6 +71,8 @@ FAMILIES = {
     "qwen2": Family("Qwen 2", "Qwen2", "qwen2", "silu"),
     "qwen3": Family("Qwen 3", "Qwen3", "qwen3", "silu"),
     "qwen3_moe": Family("Qwen 3 MoE", "Qwen3MoE", "qwen3_moe", "swiglu"),
+    "gemma2": Family("Gemma 2", "Gemma2", "gemma2", "openai-gelu"),
+    "gemma3": Family("Gemma 3", "Gemma3", "gemma3", "openai-gelu"),
 }
 
 

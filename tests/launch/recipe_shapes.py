@@ -5,7 +5,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.models.spec import ModelSpec, gemma_attention
 
 # Sizes of models that NeMo has no class for.
 _MINISTRAL = {"num_layers": 36, "ffn_hidden_size": 12288, "kv_channels": 128}
@@ -99,5 +99,5 @@ def _describe(nemo_class: Any, vocabulary: int, differences: Mapping[str, int] |
         qkv_bias=config.add_bias_linear or config.add_qkv_bias,
         linear_bias=config.add_bias_linear,
         qk_norm=config.qk_layernorm or hasattr(config, "interleaved_attn_pattern"),
-        post_norms=hasattr(config, "query_pre_attn_scalar") or hasattr(config, "interleaved_attn_pattern"),
+        gemma=gemma_attention({name: getattr(config, name) for name in dir(config) if not name.startswith("_")}),
     )

@@ -8,7 +8,7 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.models.mapping import TRTLLM
 from nemo_ptq.models.registry import ARCHITECTURES, Family, unknown_to_reader
-from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec
+from nemo_ptq.models.spec import ACTIVATIONS, GemmaAttention, ModelSpec
 from nemo_ptq.quantization.schemes import the_scheme
 
 # What readers leave unquantized by default; naming anything replaces their default, so it is spelled out.
@@ -88,6 +88,15 @@ def _excluded(layout: QnemoLayout) -> list[str]:
     return patterns
 
 
+def _gemma_keys(gemma: GemmaAttention) -> dict[str, Any]:
+    """What the readers of decoders gemma2 and gemma3 take beside the common keys."""
+    keys = {"query_pre_attn_scalar": gemma.scalar, "final_logit_softcapping": gemma.logit_cap}
+    if gemma.local_base is None:
+        return {**keys, "attn_logit_softcapping": gemma.cap}
+    local = {"_sliding_window_pattern": gemma.pattern, "sliding_window": gemma.window}
+    return {**keys, **local, "rope_local_base_freq": gemma.local_base}
+
+
 def qnemo_config(layout: QnemoLayout, family: Family, version: str) -> dict[str, Any]:
     """Returns what goes into config.json.
 
@@ -152,6 +161,8 @@ def qnemo_config(layout: QnemoLayout, family: Family, version: str) -> dict[str,
         config |= {"attn_bias": shape.qkv_bias, "mlp_bias": shape.linear_bias}
     if is_qwen:
         config |= {"qwen_type": family.decoder, "seq_length": shape.seq_length}
+    if shape.gemma:
+        config |= _gemma_keys(shape.gemma)
     if shape.num_experts:
         mapping |= {"moe_tp_size": layout.tensor_parallel, "moe_ep_size": 1}
         # Mode 1 renormalises the chosen experts' probabilities, as Megatron's router does.

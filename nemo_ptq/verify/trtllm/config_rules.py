@@ -32,6 +32,15 @@ _REQUIRED_KEYS = frozenset(
 _REQUIRED_SECTIONS = {"producer": ("name", "version"), "mapping": ("world_size", "tp_size", "pp_size")}
 _ROTARY_KEYS = frozenset({"rotary_pct", "rotary_base"})
 _QWEN_KEYS = frozenset({"attn_bias", "mlp_bias", "qwen_type", "seq_length"})
+_GEMMA_KEYS = {
+    "gemma2": frozenset({"query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping"}),
+    "gemma3": frozenset(
+        {
+            *("query_pre_attn_scalar", "final_logit_softcapping", "_sliding_window_pattern", "sliding_window"),
+            "rope_local_base_freq",
+        }
+    ),
+}
 _OPTIONAL_KEYS = frozenset({"rotary_scaling", "moe", "attn_bias", "mlp_bias", "qk_layernorm"}) | _ROTARY_KEYS
 
 _MAPPING_KEYS = frozenset({"world_size", "tp_size", "pp_size", "moe_tp_size", "moe_ep_size"})
@@ -47,6 +56,8 @@ _ARCHITECTURES = {
     "llama": "LlamaForCausalLM",
     "gpt": "GPTForCausalLM",
     "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
     "qwen2": "Qwen2ForCausalLM",
     "qwen3": "Qwen3ForCausalLM",
     "qwen3_moe": "Qwen3MoeForCausalLM",
@@ -68,6 +79,7 @@ def _keys(raw: dict[str, Any], config: Config) -> list[str]:
     required = _REQUIRED_KEYS | (_ROTARY_KEYS if config.position_embedding_type == "rope_gpt_neox" else frozenset())
     if config.is_qwen:
         required |= _QWEN_KEYS | ({"moe_intermediate_size"} if config.moe else frozenset())
+    required |= _GEMMA_KEYS.get(config.decoder, frozenset())
     missing = sorted(required - raw.keys())
     unknown = sorted(raw.keys() - required - _OPTIONAL_KEYS)
     problems = [f"{key} is missing" for key in missing] + [f"{key} is not a key of this format" for key in unknown]
@@ -209,7 +221,7 @@ def _activation(raw: dict[str, Any], config: Config) -> list[str]:
         expected = frozenset({"swiglu"})
     elif config.decoder == "llama" or config.is_qwen:
         expected = frozenset({"silu"})
-    elif config.decoder == "gemma":
+    elif config.decoder.startswith("gemma"):
         expected = _GELUS
     if act in expected:
         return []
@@ -280,6 +292,14 @@ def _bias(raw: dict[str, Any], config: Config) -> list[str]:
     return []
 
 
+def _gemma(raw: dict[str, Any], config: Config) -> list[str]:
+    needed = _GEMMA_KEYS.get(config.decoder, frozenset()) - {"final_logit_softcapping", "attn_logit_softcapping"}
+    problems = [f"{key} is null; decoder {config.decoder} needs it" for key in sorted(needed) if raw.get(key) is None]
+    if config.decoder == "gemma3" and config.rotary_scaling is not None:
+        problems.append("rotary_scaling with decoder gemma3: its reader does not keep it from layers with a window")
+    return problems
+
+
 def _moe(raw: dict[str, Any], config: Config) -> list[str]:
     if config.moe is None:
         return []
@@ -329,4 +349,5 @@ OTHER_RULES: dict[str, Rule] = {
     "embeddings": _embeddings,
     "biases": _bias,
     "Qwen's keys": _qwen,
+    "Gemma's keys": _gemma,
 }

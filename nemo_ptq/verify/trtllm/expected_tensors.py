@@ -216,6 +216,8 @@ def rank_tensors(config: Config, pp_rank: int) -> dict[str, TensorSpec]:
         prefix = f"transformer.layers.{layer}."
         norm(prefix + "input_layernorm")
         norm(prefix + "post_layernorm")
+        for place in ("pre", "post") if config.post_norms else ():
+            norm(f"{prefix}{place}_feedforward_layernorm")
         for heads in ("q", "k") if config.qk_norm else ():
             norm(f"{prefix}attention.{heads}_layernorm", config.head_size)
         for linear in layer_linears(config, layer):

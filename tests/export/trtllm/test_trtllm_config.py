@@ -87,6 +87,16 @@ def test_readers_accept_it(drawn: tuple[Family, QnemoLayout]) -> None:
             {"architecture": "Qwen3MoeForCausalLM", "qwen_type": "qwen3_moe", "moe_intermediate_size": 64}
             | {"hidden_act": "swiglu", "moe": {"num_experts": 3, "top_k": 2, "normalization_mode": 1}},
         ),
+        (
+            "gemma2",
+            {"architecture": "Gemma2ForCausalLM", "query_pre_attn_scalar": 144, "attn_logit_softcapping": 50.0}
+            | {"final_logit_softcapping": 30.0, "share_embedding_table": True},
+        ),
+        (
+            "gemma3",
+            {"architecture": "Gemma3ForCausalLM", "query_pre_attn_scalar": 16, "_sliding_window_pattern": 6}
+            | {"final_logit_softcapping": None, "sliding_window": 8, "rope_local_base_freq": 1e4, "rotary_base": 1e6},
+        ),
         ("starcoder", {"position_embedding_type": "learned_absolute", "num_key_value_heads": 1}),
     ],
 )

@@ -161,6 +161,10 @@ def expected_layer(files: QnemoLayout, model: WholeModel, module: str) -> dict[s
     expected = {}
     norm_fields = ["weight", "bias"] if shape.normalization == "LayerNorm" else ["weight"]
     norms = {"input_layernorm": "input_layernorm", "pre_mlp_layernorm": "post_layernorm"}
+    if shape.gemma:
+        norms["pre_mlp_layernorm"] = "pre_feedforward_layernorm"
+        norms["post_self_attention_layernorm"] = "post_layernorm"
+        norms["post_mlp_layernorm"] = "post_feedforward_layernorm"
     if shape.qk_norm:
         norms |= {f"self_attention.{rows}_layernorm": f"attention.{rows}_layernorm" for rows in "qk"}
     for source, target in norms.items():
