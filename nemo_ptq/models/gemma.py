@@ -49,7 +49,7 @@ _FIXED = {
     "attention_bias": (False,),
     "tie_word_embeddings": (True,),
 }
-_ACTIVATION: Settings = {"hidden_activation": _TANH, "attention_bias": False, "tie_word_embeddings": True}
+_ACTIVATION: dict[str, Any] = {"hidden_activation": _TANH, "attention_bias": False, "tie_word_embeddings": True}
 
 
 def _windows(layers: int, pattern: int) -> Sequence[str]:

@@ -55,7 +55,9 @@ def job_of(arguments: Mapping[str, Any]) -> Job:
     return rules.check_job(**built, world_size=None)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name", [name if name.endswith("_fp8") else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
+)
 def test_it_works_three_ways(
     name: str, shapes: Mapping[str, ModelSpec], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -186,7 +186,7 @@ def _shapes(part: PlannedPart, model: ModelSpec, vocab_size: int) -> dict[str, t
     numbers = dict(zip(("layer", "expert"), (number for number, _ in part.position), strict=False))
     module = model.module(part.rule.module.format(**numbers))
     is_bias = part.rule.target.endswith("bias")
-    found = {}
+    found: dict[str, tuple[int, ...]] = {}
     for source, name in zip(dict.fromkeys(part.rule.sources.values()), part.names, strict=True):
         outputs = sum(module.outputs(rows) for rows, other in part.rule.sources.items() if other == source)
         found[name] = (outputs,) if is_bias or module.kind == "norm" else (outputs, module.inputs)

@@ -309,5 +309,5 @@ def _windows(model: Mapping[str, Any]) -> tuple[int | None, frozenset[int]]:
     if pattern is not None:
         return sizes, frozenset(layer for layer in layers if (layer + 1) % sum(pattern) == 0)
     if model.get("query_pre_attn_scalar") is not None:
-        return sizes[0], frozenset(layers[1::2])
+        return model["window_size"][0], frozenset(layers[1::2])
     return (sizes[0] + 1 if sizes and sizes[0] >= 0 else None), frozenset()
