@@ -192,7 +192,8 @@ class ExportConfig:
         export_format: "trtllm": a qnemo directory, which is a TensorRT-LLM checkpoint with NeMo's tokenizer. A list of
             formats makes a subdirectory of `path` for each, named like it, from one calibration.
         dtype: Data type of what stays unquantized: "bf16" or "fp16".
-        decoder_type: TensorRT-LLM's decoder: "llama", "gpt" or "gemma". None takes it from the model.
+        decoder_type: TensorRT-LLM's decoder: "gpt", "llama", "gemma", "gemma2", "gemma3", "qwen2", "qwen3" or
+            "qwen3_moe". None takes it from the model.
         inference_tp: Tensor parallelism of the exported model.
         inference_pp: Pipeline parallelism of the exported model.
         generate_sample: Show a few generated tokens after calibration.

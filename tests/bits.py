@@ -38,6 +38,7 @@ from unittest.mock import patch
 
 import nemo_ptq
 from tests.families import FAMILIES, GPT_VARIANTS, make_nemo
+from tests.matrix import MIXTURES
 from tests.ranks import run_ranks
 
 DIRECTORY = Path("build/bits")
@@ -110,7 +111,7 @@ class Cell:
 
 def formats_of(model: str, algorithm: str, kv_cache: bool = False) -> tuple[str, ...]:
     """The formats that can hold a model quantized so; the others refuse it."""
-    if model == "mixtral":
+    if model in MIXTURES:
         return {"no_quant": FORMATS, "fp8": FORMATS, "nvfp4": ("hf",)}.get(algorithm, ())
     refused = {"int8_sq": {"hf"}, "w4a8_awq": {"compressed_tensors"}, "nvfp4": {"compressed_tensors"}}
     left_out = set(refused.get(algorithm, ()))

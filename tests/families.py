@@ -32,6 +32,9 @@ _SIZES = {
     "initializer_range": 0.06,
 }
 
+_GEMMA_HEADS = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128}
+_GEMMA_SIZES = _SIZES | _GEMMA_HEADS
+
 
 @dataclass(frozen=True)
 class HuggingFaceFamily:
@@ -65,10 +68,22 @@ FAMILIES: Mapping[str, HuggingFaceFamily] = {
     ),
     "mistral": HuggingFaceFamily("MistralConfig", _SIZES | {"sliding_window": 128}),
     "mixtral": HuggingFaceFamily("MixtralConfig", _SIZES | {"num_local_experts": 8, "num_experts_per_tok": 2}),
-    "gemma": HuggingFaceFamily(
-        "GemmaConfig",
-        _SIZES | {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128},
-        zero_centered=True,
+    "qwen2": HuggingFaceFamily("Qwen2Config", _SIZES),
+    "qwen3": HuggingFaceFamily("Qwen3Config", _SIZES | {"head_dim": 64, "tie_word_embeddings": True}),
+    "qwen3_moe": HuggingFaceFamily(
+        "Qwen3MoeConfig",
+        _SIZES
+        | {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 256, "norm_topk_prob": True}
+        | {"intermediate_size": 768},
+    ),
+    "phi3": HuggingFaceFamily("Phi3Config", _SIZES | {"pad_token_id": 0}),
+    "gemma": HuggingFaceFamily("GemmaConfig", _SIZES | _GEMMA_HEADS, zero_centered=True),
+    # TensorRT-LLM's files do not have Gemma 2's window: the tests' texts fit into it, calibration's do not.
+    "gemma2": HuggingFaceFamily(
+        "Gemma2Config", _GEMMA_SIZES | {"query_pre_attn_scalar": 96, "sliding_window": 24}, zero_centered=True
+    ),
+    "gemma3": HuggingFaceFamily(
+        "Gemma3TextConfig", _GEMMA_SIZES | {"sliding_window_pattern": 2, "sliding_window": 12}, zero_centered=True
     ),
     "starcoder": HuggingFaceFamily(
         "GPTBigCodeConfig",
@@ -88,6 +103,27 @@ FAMILIES: Mapping[str, HuggingFaceFamily] = {
     "nemotron": HuggingFaceFamily("NemotronConfig", _SIZES, zero_centered=True),
 }
 
+# Settings of each family that are not transformers' defaults, so that one which is not read is seen in the logits.
+TELLING: Mapping[str, dict[str, Any]] = {
+    "llama2": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
+    "llama3": {"head_dim": 64},
+    "llama31": {"rms_norm_eps": 0.3},
+    "llama32": {},
+    "mistral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "head_dim": 64},
+    "mixtral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "num_experts_per_tok": 3},
+    "qwen2": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
+    "qwen3": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
+    "qwen3_moe": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "num_experts_per_tok": 2},
+    "phi3": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "partial_rotary_factor": 0.5},
+    "gemma": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
+    "gemma2": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 5}
+    | {"final_logit_softcapping": 1.0, "sliding_window": 7},
+    "gemma3": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "rope_local_base_freq": 300.0, "query_pre_attn_scalar": 5}
+    | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "sliding_window": 7},
+    "starcoder": {"layer_norm_epsilon": 0.3, "n_inner": 512},
+    "starcoder2": {"rope_theta": 3000.0, "norm_epsilon": 0.3},
+    "nemotron": {"rope_theta": 3000.0, "norm_eps": 0.3, "partial_rotary_factor": 0.25},
+}
 # NeMo's GPT has no Hugging Face class: activation, whether it is gated, whether linear layers have a bias.
 GPT_VARIANTS: Mapping[str, tuple[str, bool, bool]] = {
     "gpt": ("gelu", False, True),
@@ -120,7 +156,7 @@ def make_hf(name: str, directory: Path, num_layers: int = 2, dtype: str = "bfloa
         if parameter.ndim == 1:  # norms and biases, which start as ones and zeros
             mean = 0.0 if family.zero_centered or parameter_name.endswith("bias") else 1.0
             torch.nn.init.normal_(parameter, mean, 0.1)
-        if parameter_name.endswith("block_sparse_moe.gate.weight"):
+        if parameter_name.endswith((".block_sparse_moe.gate.weight", ".mlp.gate.weight")):
             parameter.data.mul_(8)  # as decided as a trained router, so that rounding seldom changes the experts
     model.to(getattr(torch, dtype)).save_pretrained(directory)
     make_tokenizer(directory)

@@ -4,7 +4,7 @@
 
 `make support-matrix` runs every cell, in the tests marked `matrix`, with pytest's JUnit report, from which
 `python -m tests.matrix REPORT...` takes the results: docs/support_matrix.json, and docs/support_matrix.md made from it.
-Reports of some formats alone will do where the others' results are there from before.
+Reports of some formats or models alone will do where the others' results are there from before.
 """
 
 import json
@@ -51,8 +51,15 @@ ROWS = (
     Row("StarCoder 2", "3B, 7B, 15B", "gpt", ("starcoder2",)),
     Row("Mistral", "7B", "llama", ("mistral",)),
     Row("Mixtral", "8x7B", "llama", ("mixtral",)),
+    Row("Qwen 2, 2.5", "0.5B to 72B", "qwen2", ("qwen2",)),
+    Row("Qwen 3", "0.6B to 32B", "qwen3", ("qwen3",)),
+    Row("Qwen 3 MoE", "30B-A3B, 235B-A22B", "qwen3_moe", ("qwen3_moe",)),
+    Row("Phi 3, 4", "3.8B (4k), 14B", "llama", ("phi3",)),
+    Row("Gemma 2", "2B, 9B, 27B", "gemma2", ("gemma2",)),
+    Row("Gemma 3 (text)", "1B; 4B, 12B, 27B", "gemma3", ("gemma3",)),
 )
 MODELS = [model for row in ROWS for model in row.models]
+MIXTURES = ("mixtral", "qwen3_moe")
 
 
 def quick_first(names: Sequence[str], quick: Sequence[str]) -> list[Any]:
@@ -66,7 +73,7 @@ def carries(format: str, model: str, algorithm: str) -> bool:
     return (
         algorithm not in record.refused
         and not (record.is_hugging_face and model in GPT_VARIANTS)
-        and (model != "mixtral" or algorithm in (NO_QUANT, *record.experts))
+        and (model not in MIXTURES or algorithm in (NO_QUANT, *record.experts))
     )
 
 
@@ -147,12 +154,16 @@ def missing(results: Mapping[str, Iterable[Result]]) -> dict[str, list[Result]]:
 
 
 def merged(old: Mapping[str, list[Result]], new: Mapping[str, list[Result]]) -> dict[str, list[Result]]:
-    """Replaces the kinds of results that are there anew, and keeps those that reports do not tell of at all.
+    """Replaces the results of a kind and model that are there anew, and keeps those that reports do not tell of at all.
 
     Raises:
         SystemExit: If a cell of a kind has no result.
     """
-    results = {kind: new[kind] or list(old.get(kind, [])) for kind in KINDS}
+    results = {}
+    for kind in KINDS:
+        told = {result["model"] for result in new[kind]}
+        kept = [result for result in old.get(kind, []) if result["model"] not in told]
+        results[kind] = sorted([*kept, *new[kind]], key=lambda result, kind=kind: _key(kind, result))
     for kind, cells in missing(results).items():
         sys.exit(f"{len(cells)} cells of {kind} have no result, {cells[0]} among them: the document stays as it is")
     return results

@@ -69,9 +69,6 @@ def _parameters(model: ModelSpec) -> Iterator[str]:
     for layer in {id(layer): layer for layer in model.layers}.values():
         for module in layer.modules:
             yield from _of_module(f"decoder.layers.*.{re.sub(r'[.][0-9]+[.]', '.*.', module.name)}", module.has_bias)
-        if model.qk_norm:
-            for norm in ("q_layernorm", "k_layernorm"):
-                yield from _of_module(f"decoder.layers.*.self_attention.{norm}", model.normalization == "LayerNorm")
 
 
 def _of_module(name: str, has_bias: bool) -> Iterable[str]:

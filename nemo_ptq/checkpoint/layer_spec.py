@@ -2,19 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """The transformer layer that is calibrated: ModelOpt's Megatron spec, on Transformer Engine or on plain torch."""
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.extensions.transformer_engine import TEDotProductAttention
+from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from megatron.core.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec
 from megatron.core.post_training.modelopt.layers import Norm
+from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import TransformerLayer
+
+from nemo_ptq.models.mapping import POST_NORMS
 
 try:
     import transformer_engine  # noqa: F401
@@ -83,11 +89,57 @@ class TorchNorm:
         return norms[config.normalization](config, hidden_size, eps)
 
 
-class TorchCoreAttention(MegatronModule):
-    """Causal attention through ``torch.nn.functional.scaled_dot_product_attention``, on any device.
+@dataclass(frozen=True)
+class _Attention:
+    """What a layer's attention computes.
 
-    Takes the constructor arguments that Megatron gives its core attention modules. Grouped queries, a softmax scale
-    and a sliding window follow the config; dropout is never applied.
+    Attributes:
+        scale: What scores are multiplied with.
+        window: Positions before each one that it attends to; -1 for all.
+        cap: What scores are smoothly kept below; None for no limit.
+    """
+
+    scale: float
+    window: int = -1
+    cap: float | None = None
+
+    @classmethod
+    def of(cls, config: TransformerConfig, layer_number: int, softmax_scale: float | None) -> "_Attention":
+        """Reads it from NeMo's configuration, of a layer that is counted from 1.
+
+        NeMo takes the window of Gemma 2 and 3 from Hugging Face's setting, in which a position counts as one that it
+        attends to itself; and Gemma 2's layers with a window are the first, the third and so on, as Hugging Face has
+        them, whatever NeMo's class does.
+        """
+        scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
+        if has_gemma2_attention(config):
+            window = config.window_size[0] - 1 if layer_number % 2 else -1
+            return cls(config.query_pre_attn_scalar**-0.5, window, config.attn_logit_softcapping)
+        if has_gemma3_attention(config):
+            return cls(scale, config.window_size - 1 if is_local_layer(config, layer_number) else -1)
+        return cls(scale, config.window_size[0] if config.window_size else -1)
+
+
+def has_gemma2_attention(config: TransformerConfig) -> bool:
+    """Whether attention is Gemma 2's: capped, and every other layer with a window."""
+    return getattr(config, "query_pre_attn_scalar", None) is not None
+
+
+def has_gemma3_attention(config: TransformerConfig) -> bool:
+    """Whether attention is Gemma 3's: most layers have a window, and a rotary embedding of their own."""
+    return getattr(config, "interleaved_attn_pattern", None) is not None
+
+
+def is_local_layer(config: TransformerConfig, layer_number: int) -> bool:
+    """Whether a layer of Gemma 3, counted from 1, has a window."""
+    return layer_number % sum(config.interleaved_attn_pattern) != 0
+
+
+class TorchCoreAttention(MegatronModule):
+    """Causal attention in plain torch, on any device.
+
+    Takes the constructor arguments that Megatron gives its core attention modules. Grouped queries, a softmax scale,
+    a sliding window and a cap of the scores follow the config; dropout is never applied.
     """
 
     def __init__(
@@ -95,8 +147,7 @@ class TorchCoreAttention(MegatronModule):
     ) -> None:
         super().__init__(config=config)
         self.layer_number = layer_number
-        self.softmax_scale = softmax_scale if softmax_scale is not None else config.kv_channels**-0.5
-        self.window = config.window_size[0] if config.window_size else -1
+        self.attention = _Attention.of(config, layer_number, softmax_scale)
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None, **_: Any
@@ -115,13 +166,97 @@ class TorchCoreAttention(MegatronModule):
         sequence, batch = query.shape[:2]
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         mask = None
-        if 0 <= self.window < sequence - 1:
-            ones = torch.ones(sequence, sequence, dtype=torch.bool, device=query.device)
-            mask = ones.tril().triu(-self.window)
-        context = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.softmax_scale, enable_gqa=True
-        )
+        has_window = 0 <= self.attention.window < sequence - 1
+        if has_window or self.attention.cap is not None:
+            mask = torch.ones(sequence, sequence, dtype=torch.bool, device=query.device).tril()
+        if mask is not None and has_window:
+            mask = mask.triu(-self.attention.window)
+        if mask is not None and self.attention.cap is not None:
+            context = _capped_attention(q, k, v, mask, self.attention.scale, self.attention.cap)
+        else:
+            context = F.scaled_dot_product_attention(
+                q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.attention.scale, enable_gqa=True
+            )
         return context.permute(2, 0, 1, 3).reshape(sequence, batch, -1)
+
+
+def _capped_attention(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor, scale: float, cap: float
+) -> torch.Tensor:
+    """Mixes values, (batch, heads, sequence, head size), by float32 scores that are kept between -cap and cap."""
+    copies = query.shape[1] // key.shape[1]
+    key, value = (states.repeat_interleave(copies, dim=1) for states in (key, value))
+    scores = (query @ key.transpose(-1, -2)).float() * scale
+    scores = (cap * torch.tanh(scores / cap)).masked_fill(~mask, float("-inf"))
+    return scores.softmax(-1).to(value.dtype) @ value
+
+
+class SandwichLayer(TransformerLayer):
+    """Megatron's layer with norms of what attention and MLP return, as Gemma 2 and 3 have them."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(config, *args, **kwargs)
+        make_norm = Norm if HAVE_TRANSFORMER_ENGINE else TorchNorm
+        for sublayer in ("self_attention", "mlp"):
+            norm = make_norm(config, config.hidden_size, config.layernorm_epsilon)
+            setattr(self, f"post_{sublayer}_layernorm", norm)
+            getattr(self, sublayer).register_forward_hook(partial(_normalise, norm))
+
+
+def _normalise(norm: torch.nn.Module, _: Any, __: Any, output: tuple[torch.Tensor, Any]) -> tuple[torch.Tensor, Any]:
+    states, bias = output
+    return norm(states), bias
+
+
+class LocalOrGlobalSelfAttention(SelfAttention):
+    """Gemma 3's attention: of two rotary embeddings, (2, sequence, 1, 1, head size), it takes one."""
+
+    def forward(self, *args: Any, rotary_pos_emb: torch.Tensor, **kwargs: Any) -> Any:
+        """As Megatron's."""
+        own = rotary_pos_emb[0 if is_local_layer(self.config, self.layer_number) else 1]
+        return super().forward(*args, rotary_pos_emb=own, **kwargs)
+
+
+class LocalAndGlobalRotary(torch.nn.Module):
+    """Both rotary embeddings of a Gemma 3, as :class:`LocalOrGlobalSelfAttention` takes them.
+
+    NeMo's own class does not take the arguments that Megatron-Core gives it since 0.14.
+
+    Args:
+        both: NeMo's, which is the global one and has the local one.
+    """
+
+    def __init__(self, both: RotaryEmbedding) -> None:
+        super().__init__()
+        self.both = both
+
+    def get_rotary_seq_len(self, *args: Any) -> int:
+        """Asks one of them: both are as long."""
+        return self.both.get_rotary_seq_len(*args)
+
+    def forward(self, length: int, **options: Any) -> torch.Tensor:
+        """Returns (2, length, 1, 1, head size): the angles of layers with a window, and of the others."""
+        embeddings = (self.both.rope_local, self.both)
+        return torch.stack([RotaryEmbedding.forward(embedding, length, **options) for embedding in embeddings])
+
+
+def _with_gemmas_parts(layer: ModuleSpec, config: TransformerConfig) -> ModuleSpec:
+    """Replaces what is otherwise in Gemma 2 and 3, in one layer's spec."""
+    submodules = layer.submodules
+    attention = submodules.self_attention
+    inner = replace(attention.submodules, core_attention=TorchCoreAttention)
+    module = attention.module
+    if has_gemma3_attention(config):
+        module, inner = LocalOrGlobalSelfAttention, replace(inner, q_layernorm=Norm, k_layernorm=Norm)
+    return replace(
+        layer,
+        module=SandwichLayer,
+        submodules=replace(
+            submodules,
+            self_attention=replace(attention, module=module, submodules=inner),
+            sharded_state_dict_keys_map={**submodules.sharded_state_dict_keys_map, **POST_NORMS},
+        ),
+    )
 
 
 def _on_plain_torch(layer: ModuleSpec) -> ModuleSpec:
@@ -160,9 +295,11 @@ def calibration_layer_spec(config: TransformerConfig) -> TransformerBlockSubmodu
     """Returns the spec of this pipeline stage's layers, with the state-dict names of a Transformer Engine checkpoint.
 
     With Transformer Engine installed these are ModelOpt's layers as they are; without it the norms and the core
-    attention are plain torch, so that the same layer runs on a CPU.
+    attention are plain torch, so that the same layer runs on a CPU. Gemma 2 and 3 attend in plain torch everywhere.
     """
     spec = get_gpt_modelopt_spec(config, remap_te_layernorm=True)
+    if has_gemma2_attention(config) or has_gemma3_attention(config):
+        spec = replace(spec, layer_specs=[_with_gemmas_parts(layer, config) for layer in spec.layer_specs])
     if HAVE_TRANSFORMER_ENGINE:
         return spec
     return replace(spec, layer_specs=[_on_plain_torch(layer) for layer in spec.layer_specs], layer_norm=TorchNorm)

@@ -19,7 +19,12 @@ from nemo.collections.llm.fn.activation import openai_gelu
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.blocks import Block, BlockLoader, split_into_blocks
-from nemo_ptq.checkpoint.layer_spec import HAVE_TRANSFORMER_ENGINE, calibration_layer_spec
+from nemo_ptq.checkpoint.layer_spec import (
+    HAVE_TRANSFORMER_ENGINE,
+    LocalAndGlobalRotary,
+    calibration_layer_spec,
+    has_gemma3_attention,
+)
 from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.checkpoint.reader import open_checkpoint
 from nemo_ptq.errors import PtqError
@@ -163,6 +168,8 @@ def build_model(
         # Where stages share the embedding Megatron exchanges it between them, which the meta device has none of.
         with replaced(LanguageModule, "setup_embeddings_and_output_layer", lambda module: None), torch.device("meta"):
             model.configure_model()
+            if has_gemma3_attention(model.config):
+                model.module.rotary_pos_emb = LocalAndGlobalRotary(model.module.rotary_pos_emb)
     except Exception as error:  # configurations and tokenizers raise what they like
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise PtqError(

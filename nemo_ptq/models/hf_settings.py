@@ -6,7 +6,7 @@ A setting is harmless where it does not change the logits that a model computes 
 """
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from nemo_ptq.errors import PtqError
@@ -26,7 +26,15 @@ _RUNTIME = (
 )
 # Which tokens are special, and how text is generated.
 _GENERATION = (
-    *("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "tokenizer_class"),
+    *(
+        "bos_token_id",
+        "cache_implementation",
+        "decoder_start_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "tokenizer_class",
+    ),
     *("bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping"),
     *("encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id"),
     *("forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens", "min_length", "no_repeat_ngram_size"),
@@ -79,10 +87,10 @@ def with_one_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
     new, old = settings.pop("rope_parameters", None), settings.get("rope_scaling")
     for name, value in (("rope_parameters", new), ("rope_scaling", old)):
         if value is not None and not isinstance(value, Mapping):
-            raise PtqError(f"config.json has {name} {_short(value)}: it must be an object or null")
+            raise PtqError(f"config.json has {name} {shown(value)}: it must be an object or null")
     if new and old and _rotary(new) != _rotary(old):
         raise PtqError(
-            f"config.json has rope_parameters {_short(new)} and rope_scaling {_short(old)}, which contradict one "
+            f"config.json has rope_parameters {shown(new)} and rope_scaling {shown(old)}, which contradict one "
             "another: leave the one that the model was trained with"
         )
     rotary = {**(old or {}), **(new or {})}
@@ -113,7 +121,11 @@ def _rotary(fields: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def check_known(
-    settings: Mapping[str, Any], known: Collection[str], neutral: Mapping[str, tuple[Any, ...]], architecture: str
+    settings: Mapping[str, Any],
+    known: Collection[str],
+    neutral: Mapping[str, tuple[Any, ...]],
+    architecture: str,
+    layer_types: Sequence[str],
 ) -> None:
     """Refuses settings that may change what a model computes, and that nothing here reads.
 
@@ -122,6 +134,7 @@ def check_known(
         known: The names of those that are read, or harmless in the model's class.
         neutral: Those that are harmless in the model's class with these values alone.
         architecture: The model's class.
+        layer_types: What the model's layers attend to, in the words of config.json: of each layer, or one for all.
 
     Raises:
         PtqError: If there are any.
@@ -131,12 +144,11 @@ def check_known(
     def is_harmless(name: str, value: Any) -> bool:
         if value is None or name in known or name in HARMLESS:
             return True
-        if name == "layer_types":  # says of each layer what sliding_window says of all
-            window = settings.get("sliding_window")
-            return set(value) == {"full_attention" if window is None else "sliding_attention"}
+        if name == "layer_types":  # says once more what other settings say
+            return isinstance(value, list) and value == list(layer_types) * (len(value) // len(layer_types))
         return any(type(value) is type(one) and value == one for one in values.get(name, ()))
 
-    unknown = [f"{name} {_short(value)}" for name, value in settings.items() if not is_harmless(name, value)]
+    unknown = [f"{name} {shown(value)}" for name, value in settings.items() if not is_harmless(name, value)]
     if unknown:
         raise PtqError(
             f"config.json has {', '.join(unknown)}: the import of {architecture} does not know what that changes in "
@@ -151,7 +163,7 @@ def check_size(name: str, value: Any) -> None:
         PtqError: If it is not a positive whole number.
     """
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PtqError(f"config.json has {name} {_short(value)}, which is no size: it must be a positive whole number")
+        raise PtqError(f"config.json has {name} {shown(value)}, which is no size: it must be a positive whole number")
 
 
 def check_number(name: str, value: Any) -> None:
@@ -161,9 +173,10 @@ def check_number(name: str, value: Any) -> None:
         PtqError: If it is not a finite number above zero.
     """
     if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
-        raise PtqError(f"config.json has {name} {_short(value)}: it must be a finite number above zero")
+        raise PtqError(f"config.json has {name} {shown(value)}: it must be a finite number above zero")
 
 
-def _short(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Returns a setting's value as messages show it, which is short."""
     text = repr(value)
     return text if len(text) <= _LONGEST_VALUE else f"{text[: _LONGEST_VALUE - 3]}..."

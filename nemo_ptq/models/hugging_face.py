@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.models.hf_settings import check_known, check_number, check_size, with_one_spelling
+from nemo_ptq.models.hf_settings import check_known, check_number, check_size, shown, with_one_spelling
 from nemo_ptq.models.mapping import EMBEDDING, OUTPUT, QKV, WeightRule
 
 Settings = Mapping[str, Any]
@@ -22,6 +22,11 @@ _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads",
 _NUMBERS = ("layernorm_epsilon", "rotary_base", "rotary_percent")
 # Settings that every class may have.
 _COMMON = ("vocab_size", "num_key_value_heads", "head_dim", "tie_word_embeddings")
+
+
+def alike_layers(settings: Settings) -> Sequence[str]:
+    """Returns what all layers attend to, where `sliding_window` says it of all."""
+    return ("full_attention" if settings.get("sliding_window") is None else "sliding_attention",)
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,7 @@ class HuggingFaceClass:
         harmless: Further settings that do not change what the model computes.
         neutral: Further settings that do not change it with these values alone.
         written: What an export's config.json says in place of the source's.
+        layer_types: What the layers attend to, from the settings of config.json: of each layer, or once for all.
     """
 
     architecture: str
@@ -65,6 +71,7 @@ class HuggingFaceClass:
     harmless: Sequence[str] = ()
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     written: Settings = field(default_factory=dict)
+    layer_types: Callable[[Settings], Sequence[str]] = alike_layers
 
     @property
     def nemo_module(self) -> str:
@@ -79,6 +86,11 @@ class HuggingFaceClass:
     @property
     def splits_qkv(self) -> bool:
         """Whether queries, keys and values are separate layers."""
+        return any(tuple(rule.sources) == QKV and not rule.is_fused for rule in self.rules)
+
+    @property
+    def orders_qkv(self) -> bool:
+        """Whether all queries come before all keys and these before all values, in one layer or in three."""
         return any(tuple(rule.sources) == QKV for rule in self.rules)
 
     def module_names(self) -> Mapping[str, Mapping[str, str]]:
@@ -86,7 +98,7 @@ class HuggingFaceClass:
 
         Returns:
             By Megatron's name of a module, with "{layer}" and "{expert}" for the numbers: the name of each group of
-            its rows, "" where they are together.
+            its rows, "" where they are together. Groups with one name are one layer, in which they follow each other.
         """
         weights = [rule for rule in self.rules if rule.target.endswith("weight")]
         return {OUTPUT: {"": self.output_layer}} | {
@@ -103,18 +115,17 @@ class HuggingFaceClass:
             PtqError: If a setting is missing, is not known, or has a value that NeMo's class or no model can have.
         """
         given = with_one_spelling(content)
-        check_known(given, self._known, self.neutral, self.architecture)
         settings = {**self.defaults, **given}
+        check_known(given, self._known, self.neutral, self.architecture, self.layer_types(settings))
         missing = sorted({*self.fields.values(), *self.aliases.values()} - settings.keys())
         if missing:
             raise PtqError(f"config.json has no {', '.join(missing)}: give the file that the model was published with")
         settings |= {common: settings[own] for common, own in self.aliases.items()}
         for name, allowed in self.fixed.items():
             if settings.get(name) not in allowed:
-                values = " or ".join(map(repr, allowed))
+                values, model = " or ".join(map(shown, allowed)), self.nemo_model.rpartition(".")[2]
                 raise PtqError(
-                    f"config.json has {name} {settings.get(name)!r}, but NeMo's {self.nemo_model.rpartition('.')[2]} "
-                    f"can only have {values}"
+                    f"config.json has {name} {shown(settings.get(name))}, but NeMo's {model} can only have {values}"
                 )
         self._check_values(settings)
         return settings
@@ -133,7 +144,7 @@ class HuggingFaceClass:
         check_size("vocab_size", settings.get("vocab_size"))
         optional = (
             *("num_key_value_heads", "head_dim", "sliding_window", "num_local_experts", "num_experts_per_tok"),
-            "n_inner",
+            *("n_inner", "moe_intermediate_size"),
         )
         for name in optional:
             if settings.get(name) is not None:

@@ -83,6 +83,10 @@ def gpt_layer(model: "ModelSpec") -> LayerSpec:
     fc1_rows = {"gate": inner, "up": inner} if model.gated_mlp else {"": inner}
     has_norm_bias = model.normalization == "LayerNorm"
     before_attention, before_mlp = "input_layernorm", "pre_mlp_layernorm"
+
+    def post_norm(sublayer: str) -> tuple[ModuleSpec]:
+        return (ModuleSpec(f"post_{sublayer}_layernorm", "norm", {"": hidden}, has_bias=has_norm_bias),)
+
     modules = [
         ModuleSpec(before_attention, "norm", {"": hidden}, has_bias=has_norm_bias),
         ModuleSpec(
@@ -94,7 +98,13 @@ def gpt_layer(model: "ModelSpec") -> LayerSpec:
             model.qkv_bias,
             norm=before_attention,
         ),
+        *(
+            ModuleSpec(f"self_attention.{name}_layernorm", "norm", {"": head}, has_bias=has_norm_bias)
+            for name in ("q", "k")
+            if model.qk_norm
+        ),
         ModuleSpec("self_attention.linear_proj", "linear", {"": hidden}, heads, 1, model.linear_bias),
+        *(post_norm("self_attention") if model.gemma else ()),
         ModuleSpec(before_mlp, "norm", {"": hidden}, has_bias=has_norm_bias),
     ]
     if not model.num_experts:
@@ -103,6 +113,7 @@ def gpt_layer(model: "ModelSpec") -> LayerSpec:
                 *modules,
                 ModuleSpec("mlp.linear_fc1", "linear", fc1_rows, hidden, 0, model.linear_bias, norm=before_mlp),
                 ModuleSpec("mlp.linear_fc2", "linear", {"": hidden}, inner, 1, model.linear_bias),
+                *(post_norm("mlp") if model.gemma else ()),
             )
         )
     modules.append(ModuleSpec("mlp.router", "router", {"": model.num_experts}, hidden, norm=before_mlp))

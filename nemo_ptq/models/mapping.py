@@ -20,10 +20,16 @@ OUTPUT = "output_layer"
 QKV = ("q", "k", "v")
 GATED = ("gate", "up")
 
-# Checkpoints keep a norm with the linear layer that follows it.
+POST_NORMS = {
+    "post_self_attention_layernorm.": "self_attention.linear_proj.post_layernorm.",
+    "post_mlp_layernorm.": "mlp.linear_fc2.post_layernorm.",
+}
+"""Megatron's names, in a layer and in a checkpoint, of the norms of what attention and MLP return."""
+# Checkpoints keep a norm with the linear layer that follows it, or that it follows.
 _NORMS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+    **{stored: live for live, stored in POST_NORMS.items()},
 }
 
 
@@ -52,7 +58,8 @@ class WeightRule:
     Attributes:
         target: Megatron's name in a checkpoint, without layer and expert numbers.
         sources: Hugging Face's name of each group of its rows, with "{layer}" and "{expert}" for the numbers: under
-            the keys of :data:`QKV` or :data:`GATED` where several tensors are fused, else one under "".
+            the keys of :data:`QKV` or :data:`GATED` where several tensors are fused, else one under "". Groups with
+            one name stand one after the other in that tensor.
     """
 
     target: str
@@ -68,12 +75,20 @@ class WeightRule:
         """Whether it has a row for each token, so that NeMo may pad it."""
         return self.target.startswith((EMBEDDING, OUTPUT))
 
-    def join(self, tensors: Iterable["torch.Tensor"], query_groups: int, padded_vocab: int) -> "torch.Tensor":
+    @property
+    def is_fused(self) -> bool:
+        """Whether several groups of rows are one tensor of Hugging Face's."""
+        return len(set(self.sources.values())) < len(self.sources)
+
+    def join(
+        self, tensors: Iterable["torch.Tensor"], query_groups: int, head_size: int, padded_vocab: int
+    ) -> "torch.Tensor":
         """Makes Megatron's tensor.
 
         Args:
-            tensors: Hugging Face's, in the order of :attr:`sources`; weights (rows, ...) or biases (rows).
+            tensors: Hugging Face's, each once, in the order of :attr:`sources`; weights (rows, ...) or biases (rows).
             query_groups: Key/value heads of the model.
+            head_size: Rows of each of them.
             padded_vocab: Rows of the embedding and of the output layer in NeMo.
 
         Returns:
@@ -84,6 +99,10 @@ class WeightRule:
 
         groups = tuple(self.sources)
         if groups == QKV:
+            if self.is_fused:
+                (fused,) = tensors
+                keys = query_groups * head_size
+                tensors = fused.split([len(fused) - 2 * keys, keys, keys])
             return interleave_qkv(query_groups, *tensors)
         if groups == GATED:
             return torch.cat(list(tensors))
@@ -137,6 +156,8 @@ TRTLLM: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "input_layernorm": {"input_layernorm": ("",)},
     "pre_mlp_layernorm": {"post_layernorm": ("",)},
     "self_attention.linear_qkv": {"attention.qkv": QKV},
+    "self_attention.q_layernorm": {"attention.q_layernorm": ("",)},
+    "self_attention.k_layernorm": {"attention.k_layernorm": ("",)},
     "self_attention.linear_proj": {"attention.dense": ("",)},
     "mlp.linear_fc1": {"mlp.fc": ("gate",), "mlp.gate": ("up",)},
     "mlp.linear_fc2": {"mlp.proj": ("",)},
@@ -146,17 +167,26 @@ TRTLLM: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
-def trtllm_tensors(module: "ModuleSpec") -> Mapping[str, tuple[str, ...]]:
+# The same where what attention and MLP return is normalised as well.
+_TRTLLM_SANDWICH: Mapping[str, Mapping[str, tuple[str, ...]]] = {
+    "post_self_attention_layernorm": {"post_layernorm": ("",)},
+    "pre_mlp_layernorm": {"pre_feedforward_layernorm": ("",)},
+    "post_mlp_layernorm": {"post_feedforward_layernorm": ("",)},
+}
+
+
+def trtllm_tensors(module: "ModuleSpec", has_post_norms: bool = False) -> Mapping[str, tuple[str, ...]]:
     """Returns TensorRT-LLM's tensors of a module of a layer.
 
     Args:
         module: The module.
+        has_post_norms: Whether its layer normalises what attention and MLP return.
 
     Returns:
         The groups of rows in each, by name within the layer; an MLP without a gate is fc alone.
     """
     name = module.name if module.expert is None else module.name.replace(f".{module.expert}.", ".", 1)
-    tensors = TRTLLM[name]
+    tensors = {**TRTLLM, **_TRTLLM_SANDWICH}[name] if has_post_norms else TRTLLM[name]
     return {next(iter(tensors)): ("",)} if tuple(module.rows) == ("",) else tensors
 
 
@@ -167,6 +197,19 @@ EMBEDDING_RULE = WeightRule(f"{EMBEDDING}.weight", {"": "model.embed_tokens.weig
 ATTENTION = (
     *without_bias("decoder.layers.self_attention.linear_qkv.", SPLIT_QKV),
     *without_bias("decoder.layers.self_attention.linear_proj.", LAYER + "self_attn.o_proj"),
+)
+# Gemma 2 and 3 have four norms in a layer.
+SANDWICH_NORMS = (
+    *without_bias("decoder.layers.self_attention.linear_qkv.layer_norm_", LAYER + "input_layernorm"),
+    *without_bias("decoder.layers.self_attention.linear_proj.post_layernorm.", LAYER + "post_attention_layernorm"),
+    *without_bias("decoder.layers.mlp.linear_fc1.layer_norm_", LAYER + "pre_feedforward_layernorm"),
+    *without_bias("decoder.layers.mlp.linear_fc2.post_layernorm.", LAYER + "post_feedforward_layernorm"),
+    *without_bias("decoder.final_layernorm.", "model.norm"),
+)
+QK_NORMS = tuple(
+    rule
+    for rows in ("q", "k")
+    for rule in without_bias(f"decoder.layers.self_attention.{rows}_layernorm.", f"{LAYER}self_attn.{rows}_norm")
 )
 GATED_MLP = (
     *without_bias("decoder.layers.mlp.linear_fc1.", {rows: f"{LAYER}mlp.{rows}_proj" for rows in GATED}),

@@ -14,11 +14,36 @@ from importlib import import_module
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass
+from nemo_ptq.models.spec import ModelSpec
 
 # TensorRT-LLM's architecture of each decoder type.
-ARCHITECTURES = {"gpt": "GPTForCausalLM", "llama": "LlamaForCausalLM", "gemma": "GemmaForCausalLM"}
+ARCHITECTURES = {
+    "gpt": "GPTForCausalLM",
+    "llama": "LlamaForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+# Those that normalise queries and keys.
+_QK_NORM_DECODERS = ("qwen3", "qwen3_moe", "gemma3")
 # In the order in which messages name them.
-_OWN = ("llama", "mistral", "mixtral", "gemma", "starcoder", "starcoder2", "nemotron", "falcon", "gpt")
+_OWN = (
+    "llama",
+    "mistral",
+    "mixtral",
+    "qwen2",
+    "qwen3",
+    "phi3",
+    "gemma",
+    "starcoder",
+    "starcoder2",
+    "nemotron",
+    "falcon",
+    "gpt",
+)
 
 
 @dataclass(frozen=True)
@@ -86,36 +111,70 @@ def families() -> Sequence[Family]:
 _DECODER_FAMILIES = {
     "llama": Family("like Llama", "", "llama", "silu"),
     "gemma": Family("like Gemma", "", "gemma", "openai-gelu"),
+    "gemma2": Family("like Gemma 2", "", "gemma2", "openai-gelu"),
+    "gemma3": Family("like Gemma 3", "", "gemma3", "openai-gelu"),
     "gpt": Family("like GPT", "", "gpt"),
+    "qwen2": Family("like Qwen 2", "", "qwen2", "silu"),
+    "qwen3": Family("like Qwen 3", "", "qwen3", "silu"),
+    "qwen3_moe": Family("like Qwen 3 MoE", "", "qwen3_moe", "swiglu"),
 }
 
 
-def unknown_to_reader(decoder: str, *, qk_norm: bool, qkv_bias: bool, linear_bias: bool) -> str | None:
-    """Says what TensorRT-LLM's reader of a decoder would load and leave out of its computation, if there is anything.
+def unknown_to_reader(decoder: str, model: ModelSpec) -> str | None:
+    """Says what TensorRT-LLM's reader of a decoder would compute otherwise than the model does, if there is anything.
 
     Args:
         decoder: TensorRT-LLM's decoder type.
-        qk_norm: Whether the model normalises queries and keys.
-        qkv_bias: Whether its query-key-value projection has a bias.
-        linear_bias: Whether all of its linear layers have one.
+        model: The model.
     """
-    if qk_norm:
+    if model.qk_norm and decoder not in _QK_NORM_DECODERS:
         return (
-            "qk_layernorm=True: the readers of TensorRT-LLM checkpoints ignore the norms of queries and keys, so the "
-            "exported model would be another one; such models cannot be exported as trtllm"
+            f"qk_layernorm=True: TensorRT-LLM's readers of decoder {decoder} ignore the norms of queries and keys, so "
+            "the exported model would be another one; such models cannot be exported as trtllm"
         )
-    if decoder == "llama" and qkv_bias != linear_bias:
+    if decoder in _QK_NORM_DECODERS and not model.qk_norm:
         return (
-            f"add_qkv_bias={qkv_bias} with add_bias_linear={linear_bias}: the reader of decoder llama wants a bias on "
-            "the query-key-value projection and the output projection, or on neither; such models cannot be exported "
-            "as trtllm"
+            f"qk_layernorm=False: the reader of decoder {decoder} normalises queries and keys; set "
+            "export_config.decoder_type to one that fits the model"
+        )
+    if decoder != "gpt" and model.position_embedding_type == "rope" and model.rotary_percent != 1.0:
+        return (
+            f"rotary_percent={model.rotary_percent}: the reader of decoder {decoder} rotates whole heads; such models "
+            "cannot be exported as trtllm"
+        )
+    if model.qk_norm and model.num_attention_heads == model.num_query_groups:
+        return (
+            f"qk_layernorm=True with {model.num_query_groups} query groups for as many heads: TensorRT-LLM's readers "
+            "take the rows of queries and keys for others; such models cannot be exported as trtllm"
+        )
+    expected = None if model.gemma is None else "gemma2" if model.gemma.local_base is None else "gemma3"
+    if decoder != expected and (expected or decoder in ("gemma2", "gemma3")):
+        return (
+            f"the reader of decoder {decoder} computes other norms, caps or windows than the model has; set "
+            f"export_config.decoder_type to one that fits it{'' if expected is None else f', which is {expected}'}"
+        )
+    if decoder == "gemma3" and model.rotary_linear_factor is not None:
+        return (
+            f"rope_scaling_factor={model.rotary_linear_factor}: the reader of decoder gemma3 does not keep it from the "
+            "layers with a window; such models cannot be exported as trtllm"
+        )
+    biases = f"add_qkv_bias={model.qkv_bias} with add_bias_linear={model.linear_bias}"
+    if decoder == "llama" and model.qkv_bias != model.linear_bias:
+        return (
+            f"{biases}: the reader of decoder llama wants a bias on the query-key-value projection and the output "
+            "projection, or on neither; such models cannot be exported as trtllm"
+        )
+    if decoder.startswith("qwen") and model.linear_bias:
+        return (
+            f"{biases}: the reader of decoder {decoder} has a bias on the query-key-value projection at most; such "
+            "models cannot be exported as trtllm"
         )
     return None
 
 
 def supported_families() -> str:
     """Names the families that can be exported, for messages."""
-    return ", ".join(family.name for family in families() if family.decoder)
+    return ", ".join(dict.fromkeys(family.name for family in families() if family.decoder))
 
 
 def family_of(config_class: str, decoder: str | None = None) -> Family:
@@ -149,7 +208,8 @@ def family_of(config_class: str, decoder: str | None = None) -> Family:
     hint = f" (nearest: {nearest[0]}...)" if nearest else ""
     raise PtqError(
         f"model config class {config_class} is not known{hint}; supported: {supported_families()}; "
-        "for a class of your own that is like one of them, set export_config.decoder_type=llama, gpt or gemma"
+        "for a class of your own that is like one of them, set export_config.decoder_type to one of "
+        f"{', '.join(_DECODER_FAMILIES)}"
     )
 
 

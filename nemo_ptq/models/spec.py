@@ -69,6 +69,27 @@ class RotaryScaling:
     original_max_position_embeddings: int
 
 
+@dataclass(frozen=True)
+class GemmaAttention:
+    """What the attention of Gemma 2 and 3 has beyond that of other families.
+
+    Attributes:
+        scalar: Scores are divided by its root.
+        cap: What scores are smoothly kept below; None for no limit.
+        logit_cap: The same of the model's logits.
+        window: Positions that each one attends to in layers with a window, itself included.
+        pattern: How many layers there are to one without a window, itself included.
+        local_base: Base of the rotary frequencies in layers with a window; None where it is that of the others.
+    """
+
+    scalar: float
+    cap: float | None
+    logit_cap: float | None
+    window: int
+    pattern: int
+    local_base: float | None
+
+
 def gpt_layers(model: "ModelSpec") -> Sequence[LayerSpec]:
     """Describes the layers of Megatron's GPT, which are all alike."""
     return (gpt_layer(model),) * model.num_layers
@@ -97,12 +118,14 @@ class ModelSpec:
         linear_bias: Whether every linear layer has a bias; experts have none.
         qkv_bias: Whether the query-key-value projection has one.
         qk_norm: Whether queries and keys are normalised.
+        gemma: Further parts of the attention of Gemma 2 and 3, which also normalise what attention and MLP return; None
+            of other families.
         experts_per_token: Experts that each token goes through; 0 without mixture of experts.
         is_quantized: Whether the checkpoint holds ModelOpt's quantizers and their amaxes.
         norm_epsilon: Added to the variance.
         activation: "gelu", "silu" or "squared-relu"; of another activation NeMo's name.
         rotary_percent: Share of a head that is rotated.
-        rotary_base: Base of the rotary frequencies.
+        rotary_base: Base of the rotary frequencies; of layers that attend to all positions, where there are two.
         rotary_linear_factor: Factor by which positions are interpolated, or None.
         rotary_scaling: Llama 3.1's scaling, or None.
         make_layers: Describes the transformer layers, in their order; they may differ.
@@ -134,6 +157,7 @@ class ModelSpec:
     rotary_base: float = 10000.0
     rotary_linear_factor: float | None = None
     rotary_scaling: RotaryScaling | None = None
+    gemma: GemmaAttention | None = None
     make_layers: Callable[["ModelSpec"], Sequence[LayerSpec]] = field(default=gpt_layers, compare=False, repr=False)
 
     @cached_property
@@ -178,6 +202,8 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
     check_sizes({**config, "vocab_size": vocab_size})
     heads, hidden, experts = config["num_attention_heads"], config["hidden_size"], config.get("num_moe_experts")
     interpolation = config.get("seq_len_interpolation_factor")
+    if config.get("interleaved_attn_pattern"):
+        interpolation = config.get("rope_scaling_factor")
     return ModelSpec(
         num_layers=config["num_layers"],
         hidden_size=hidden,
@@ -194,14 +220,16 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
         tied_embeddings=config["share_embeddings_and_output_weights"],
         linear_bias=bool(config.get("add_bias_linear")),
         qkv_bias=bool(config.get("add_bias_linear") or config.get("add_qkv_bias")),
-        qk_norm=bool(config.get("qk_layernorm")),
+        # NeMo's Gemma 3 has no field for it.
+        qk_norm=bool(config.get("qk_layernorm") or config.get("interleaved_attn_pattern")),
         experts_per_token=config.get("moe_router_topk", 0) if experts else 0,
         norm_epsilon=config.get("layernorm_epsilon", 1e-5),
         activation=_activation(config.get("activation_func", "gelu")),
         rotary_percent=config.get("rotary_percent", 1.0),
-        rotary_base=config.get("rotary_base", 10000.0),
+        rotary_base=_rotary_base(config.get("rotary_base", 10000.0)),
         rotary_linear_factor=None if interpolation in (None, 1, 1.0) else float(interpolation),
         rotary_scaling=_rotary_scaling(config),
+        gemma=gemma_attention(config),
         **known,
     )
 
@@ -250,6 +278,23 @@ def _activation(function: Any) -> str:
         function = str(function["_target_"]).rpartition(".")[2]
     name = getattr(function, "__name__", str(function))
     return ACTIVATIONS.get(name, name)
+
+
+def gemma_attention(config: Mapping[str, Any]) -> GemmaAttention | None:
+    """Reads what Gemma 2 or 3 have from NeMo's configuration; None of another model."""
+    caps = config.get("attn_logit_softcapping"), config.get("final_logit_softcapping")
+    if config.get("query_pre_attn_scalar") is not None:
+        return GemmaAttention(config["query_pre_attn_scalar"], *caps, config["window_size"][0], 2, None)
+    if config.get("interleaved_attn_pattern") is None:
+        return None
+    scale, pattern = config.get("softmax_scale"), sum(config["interleaved_attn_pattern"])
+    scalar = config["kv_channels"] if scale is None else round(scale**-2, 6)
+    return GemmaAttention(scalar, *caps, config["window_size"], pattern, config["rotary_base"][0])
+
+
+def _rotary_base(value: Any) -> Any:
+    """The base of layers that attend to all positions, where those with a window have another, which comes first."""
+    return value[-1] if isinstance(value, tuple | list) and value else value
 
 
 def _rotary_scaling(config: Mapping[str, Any]) -> RotaryScaling | None:

@@ -82,7 +82,8 @@ def reader_config(model: ModelSpec, decoder: str, quantization: QuantizationConf
             exclude_modules=DEFAULT_EXCLUDE_MODULES,
         ),
         moe=Moe(model.num_experts, model.experts_per_token or 1, 1) if model.num_experts else None,
-        attention_window=None,
+        qk_norm=model.qk_norm,
+        post_norms=model.gemma is not None,
     )
 
 

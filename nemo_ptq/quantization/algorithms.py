@@ -142,7 +142,7 @@ _FOUR_BIT_OUTPUTS = Limit(
 )
 
 # Exponents of W4A8 on these decoders are 0 or 1: finer ones overflow in TensorRT-LLM's kernels.
-_COARSE_W4A8_DECODERS = ("gemma",)
+_COARSE_W4A8_DECODERS = ("gemma", "gemma2", "gemma3")
 _EXPONENT_STEP = 0.1
 
 

@@ -196,6 +196,8 @@ def _derived_problems(config: Config, model: dict[str, Any]) -> list[str]:
     if "add_bias_linear" in model:
         biased = bool(model["add_bias_linear"] or model.get("add_qkv_bias"))
         compare("attention bias", config.attention_bias, biased, "add_bias_linear and add_qkv_bias")
+    if "qk_layernorm" in model:
+        compare("a norm of queries and keys", config.qk_norm, bool(model["qk_layernorm"]), "qk_layernorm")
     if isinstance(model.get("vocab_size"), int) and model["vocab_size"] > config.vocab_size:
         problems.append(f"vocab_size is {config.vocab_size}, model.yaml's vocab_size is {model['vocab_size']}")
     rotary = config.position_embedding_type == "rope_gpt_neox"
@@ -222,6 +224,8 @@ def model_scaling(model: Mapping[str, Any]) -> RotaryScaling | None:
             model.get("high_freq_factor", 4.0),
             model["old_context_len"],
         )
+    if model.get("interleaved_attn_pattern") and model.get("rope_scaling_factor", 1.0) != 1.0:  # of Gemma 3
+        return RotaryScaling("linear", model["rope_scaling_factor"])
     if model.get("seq_len_interpolation_factor"):
         return RotaryScaling("linear", model["seq_len_interpolation_factor"])
     return None

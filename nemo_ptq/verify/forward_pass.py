@@ -52,15 +52,18 @@ _ACTIVATIONS: dict[str, Tensors] = {
 }
 
 
-def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
+def rotary_frequencies(config: ModelConfig, is_local: bool = False) -> torch.Tensor:
     """Angles per position, float64 (rotary_dim / 2,), after linear or Llama 3 scaling.
+
+    Layers with a window (`is_local`) may have a base of their own, and are then not scaled.
 
     The Llama 3 bands: wavelengths below original / high_freq_factor stay, those above original / low_freq_factor are
     stretched by ``factor``, those between are interpolated.
     """
     dims = torch.arange(0, config.rotary_dim, 2, dtype=torch.float64)
-    frequencies = config.rotary_base ** (-dims / max(config.rotary_dim, 1))
-    scaling = config.rotary_scaling
+    own_base = config.local_rotary_base if is_local else None
+    frequencies = (own_base or config.rotary_base) ** (-dims / max(config.rotary_dim, 1))
+    scaling = None if own_base else config.rotary_scaling
     if scaling is None:
         return frequencies
     stretched = frequencies / scaling.factor
@@ -71,9 +74,11 @@ def rotary_frequencies(config: ModelConfig) -> torch.Tensor:
     return torch.lerp(stretched, frequencies, keep.clamp(0, 1))
 
 
-def rotary_table(config: ModelConfig, length: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+def rotary_table(
+    config: ModelConfig, length: int, device: torch.device, is_local: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines, float32 (length, rotary_dim / 2) each."""
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), rotary_frequencies(config)).to(device)
+    angles = torch.outer(torch.arange(length, dtype=torch.float64), rotary_frequencies(config, is_local)).to(device)
     return angles.cos().float(), angles.sin().float()
 
 
@@ -100,23 +105,53 @@ class _Norm:
 
 
 class _Attention:
-    def __init__(self, config: ModelConfig, qkv: Tensors, dense: Tensors, kv: tuple[Tensors, Tensors] | None) -> None:
-        self._config, self._qkv, self._dense, self._quantize_kv = config, qkv, dense, kv
+    def __init__(
+        self,
+        config: ModelConfig,
+        window: int | None,
+        qkv: Tensors,
+        dense: Tensors,
+        norms: tuple[Tensors, Tensors] | None,
+        kv: tuple[Tensors, Tensors] | None,
+    ) -> None:
+        self._config, self._window, self._qkv, self._dense = config, window, qkv, dense
+        self._norms, self._quantize_kv = norms, kv
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         config = self._config
         heads, kv_heads = config.num_attention_heads, config.num_key_value_heads
         projected = self._qkv(hidden).unflatten(-1, (heads + 2 * kv_heads, config.head_size)).transpose(1, 2)
         query, key, value = projected.split([heads, kv_heads, kv_heads], dim=1)
+        if self._norms is not None:
+            query, key = (norm(states) for norm, states in zip(self._norms, (query, key), strict=True))
         if config.position_embedding_type == "rope_gpt_neox":
-            cos, sin = rotary_table(config, hidden.shape[1], hidden.device)
+            cos, sin = rotary_table(config, hidden.shape[1], hidden.device, self._window is not None)
             query, key = rotate(query, cos, sin), rotate(key, cos, sin)
         if self._quantize_kv is not None:
             key, value = (quantize(kv) for quantize, kv in zip(self._quantize_kv, (key, value), strict=True))
         key, value = (kv.repeat_interleave(heads // kv_heads, dim=1) for kv in (key, value))
-        mask = _window_mask(config.attention_window, hidden.shape[1], hidden.device)
-        mixed = nn.functional.scaled_dot_product_attention(query, key, value, attn_mask=mask, is_causal=mask is None)
+        mixed = self._mix(query, key, value, _window_mask(self._window, hidden.shape[1], hidden.device))
         return self._dense(mixed.transpose(1, 2).flatten(2))
+
+    def _mix(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Mixes values (batch, heads, seq, head_size) by the softmax of scores."""
+        config = self._config
+        scale = config.attention_scale or config.head_size**-0.5
+        if config.attention_cap is None:
+            return nn.functional.scaled_dot_product_attention(
+                query, key, value, attn_mask=mask, is_causal=mask is None, scale=scale
+            )
+        scores = _capped(query @ key.transpose(-1, -2) * scale, config.attention_cap)
+        length = scores.shape[-1]
+        seen = torch.ones(length, length, dtype=torch.bool, device=scores.device).tril() if mask is None else mask
+        return scores.masked_fill(~seen, -math.inf).softmax(-1) @ value
+
+
+def _capped(values: torch.Tensor, cap: float | None) -> torch.Tensor:
+    """Keeps values smoothly between -cap and cap."""
+    return values if cap is None else cap * torch.tanh(values / cap)
 
 
 def _window_mask(window: int | None, length: int, device: torch.device) -> torch.Tensor | None:
@@ -165,10 +200,18 @@ class _Layer:
         def load(name: str) -> Tensors:
             return dequantized(weights.linear(prefix + name, device))
 
-        self._input_norm = _Norm(weights, prefix + "input_layernorm", device)
-        self._post_norm = _Norm(weights, prefix + "post_layernorm", device)
+        def norm(name: str) -> _Norm:
+            return _Norm(weights, prefix + name, device)
+
+        self._input_norm = norm("input_layernorm")
+        self._mlp_norm = norm("pre_feedforward_layernorm" if config.post_norms else "post_layernorm")
+        self._after_attention = norm("post_layernorm") if config.post_norms else _unchanged
+        self._after_mlp = norm("post_feedforward_layernorm") if config.post_norms else _unchanged
+        heads = (norm("attention.q_layernorm"), norm("attention.k_layernorm")) if config.qk_norm else None
         kv = weights.kv_cache(layer, device)
-        self._attention = _Attention(config, load("attention.qkv"), load("attention.dense"), kv)
+        self._attention = _Attention(
+            config, config.window(layer), load("attention.qkv"), load("attention.dense"), heads, kv
+        )
         self._mlp: _Mlp | _Experts
         if config.moe:
             router = weights.tensor(prefix + "mlp.router.weight").to(device).float()
@@ -179,8 +222,12 @@ class _Layer:
             self._mlp = _Mlp(config.hidden_act, load("mlp.fc"), gate, load("mlp.proj"))
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        hidden = hidden + self._attention(self._input_norm(hidden))
-        return hidden + self._mlp(self._post_norm(hidden))
+        hidden = hidden + self._after_attention(self._attention(self._input_norm(hidden)))
+        return hidden + self._after_mlp(self._mlp(self._mlp_norm(hidden)))
+
+
+def _unchanged(values: torch.Tensor) -> torch.Tensor:
+    return values
 
 
 class _Embedding:
@@ -192,7 +239,7 @@ class _Embedding:
             self._positions = weights.tensor("transformer.position_embedding.weight")
         # Gemma's factor has the precision of the model's dtype, in the reader and in the training code alike.
         dtype = getattr(torch, config.dtype)
-        gemma = config.decoder == "gemma"
+        gemma = config.decoder.startswith("gemma")
         self._factor = torch.tensor(config.hidden_size**0.5, dtype=dtype).item() if gemma else 1.0
         self._device = device
 
@@ -205,7 +252,7 @@ class _Embedding:
 
 class _LmHead:
     def __init__(self, weights: Weights, device: torch.device) -> None:
-        self._device = device
+        self._device, self._cap = device, weights.config.logit_cap
         self._linear: Tensors | None = None
         self._rows = None
         if weights.config.lm_head_is_shared:
@@ -218,6 +265,9 @@ class _LmHead:
                 self._linear = dequantized(weights.linear("lm_head", device))
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return _capped(self._logits(hidden), self._cap)
+
+    def _logits(self, hidden: torch.Tensor) -> torch.Tensor:
         if self._linear is not None:
             return self._linear(hidden)
         assert self._rows is not None

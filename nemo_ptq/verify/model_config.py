@@ -18,6 +18,11 @@ DEFAULT_EXCLUDE_MODULES = ("*lm_head", "*router", "*vocab_embedding", "*position
 # Activations that make the reader's gpt decoder build a gated MLP; llama and gemma always have one.
 GATED_ACTIVATIONS = frozenset({"swiglu", "fast-swiglu", "geglu"})
 
+# The decoders whose readers normalise queries and keys.
+QK_NORM_DECODERS = ("qwen3", "qwen3_moe", "gemma3")
+# Those that normalise what attention and MLP return as well.
+POST_NORM_DECODERS = ("gemma2", "gemma3")
+
 
 @dataclass(frozen=True)
 class RotaryScaling:
@@ -83,17 +88,26 @@ class Quantization:
         return None if self.exclusion(module) else self.algorithm
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """What a forward pass needs to know of a model, whatever the files it comes from. Sizes are global.
 
     Attributes:
-        decoder: "llama", "gemma" or "gpt": Gemma scales its embeddings, and gpt has a gate by its activation alone.
+        decoder: TensorRT-LLM's name, or its nearest: Gemmas scale their embeddings, and "gpt" has a gate
+            by its activation alone.
         dtype: Name of the model's torch data type.
         hidden_act: The activation, by the names that TensorRT-LLM and Hugging Face have for it.
         position_embedding_type: "rope_gpt_neox" or "learned_absolute".
         rotary_pct: Share of each head that is rotated.
         attention_window: Positions that each one attends to, itself included; None for all before it.
+        global_layers: Layers that attend to all positions before, where the others have a window.
+        qk_norm: Whether the heads of queries and keys are normalised.
+        post_norms: Whether what attention and MLP return is normalised as well.
+        attention_scale: What scores are multiplied with; None for the root of the head size, inverted.
+        attention_cap: What scores are smoothly kept below; None for no limit.
+        logit_cap: What logits are smoothly kept below; None for no limit.
+        local_rotary_base: Base of the rotary frequencies of layers with a window, which are not scaled; None where it
+            is that of the others.
     """
 
     decoder: str
@@ -115,12 +129,23 @@ class ModelConfig:
     rotary_scaling: RotaryScaling | None
     share_embedding_table: bool
     moe: Moe | None
-    attention_window: int | None
+    attention_window: int | None = None
+    global_layers: frozenset[int] = frozenset()
+    qk_norm: bool = False
+    post_norms: bool = False
+    attention_scale: float | None = None
+    attention_cap: float | None = None
+    logit_cap: float | None = None
+    local_rotary_base: float | None = None
 
     @property
     def gated(self) -> bool:
         """Whether the MLP computes proj(act(fc x) * gate x)."""
         return self.decoder != "gpt" or self.hidden_act in GATED_ACTIVATIONS
+
+    def window(self, layer: int) -> int | None:
+        """Positions that each one attends to in a layer, itself included; None for all before it."""
+        return None if layer in self.global_layers else self.attention_window
 
     @property
     def rotary_dim(self) -> int:
@@ -133,7 +158,7 @@ class ModelConfig:
         return self.share_embedding_table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Config(ModelConfig):
     """What config.json of a qnemo directory says, as the reader understands it."""
 
@@ -142,6 +167,11 @@ class Config(ModelConfig):
     mlp_bias: bool
     mapping: Mapping
     quantization: Quantization
+
+    @property
+    def is_qwen(self) -> bool:
+        """Whether the decoder is one of Qwen's, which have no bias on the attention's output projection."""
+        return self.decoder.startswith("qwen")
 
     @property
     def layers_per_stage(self) -> int:
@@ -199,6 +229,8 @@ _KINDS: dict[str, Callable[[Any], bool]] = {
     "a positive integer up to 10000": lambda value: _is_size(value) and value <= MOST_LAYERS,
     "an integer": lambda value: isinstance(value, int) and not isinstance(value, bool),
     "a positive number": lambda value: _is_number(value) and value > 0,
+    "a positive integer or null": lambda value: value is None or _is_size(value),
+    "a positive number or null": lambda value: value is None or (_is_number(value) and value > 0),
     "true or false": lambda value: isinstance(value, bool),
     "a string": lambda value: isinstance(value, str),
     "a string or null": lambda value: value is None or isinstance(value, str),
@@ -248,11 +280,15 @@ def parse_config(raw: dict[str, Any]) -> Config:
     bias = top.take("bias", "true or false", True)
     attention_bias = top.take("attn_bias", "true or false", False)
     mlp_bias = top.take("mlp_bias", "true or false", False)
+    layers = top.take("num_hidden_layers", "a positive integer up to 10000")
+    pattern = top.take("_sliding_window_pattern", "a positive integer or null", None)
+    window = top.take("sliding_window", "a positive integer or null", None)
+    scalar = top.take("query_pre_attn_scalar", "a positive number or null", None)
     config = Config(
         architecture=architecture,
         decoder=decoder,
         dtype=top.take("dtype", "a string"),
-        num_hidden_layers=top.take("num_hidden_layers", "a positive integer up to 10000"),
+        num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=top.take("num_key_value_heads", "a positive integer", heads),
         hidden_size=hidden_size,
@@ -273,7 +309,15 @@ def parse_config(raw: dict[str, Any]) -> Config:
         mapping=_parse_mapping(top),
         quantization=_parse_quantization(top),
         moe=_parse_moe(top),
-        attention_window=None,  # Its readers take a window as an option of theirs.
+        # Most readers take a window as an option of theirs.
+        attention_window=window,
+        global_layers=frozenset(range(pattern - 1, layers or 0, pattern) if pattern else ()),
+        qk_norm=decoder in QK_NORM_DECODERS,
+        post_norms=decoder in POST_NORM_DECODERS,
+        attention_scale=None if scalar is None else scalar**-0.5,
+        attention_cap=top.take("attn_logit_softcapping", "a positive number or null", None),
+        logit_cap=top.take("final_logit_softcapping", "a positive number or null", None),
+        local_rotary_base=top.take("rope_local_base_freq", "a positive number or null", None),
     )
     if problems:
         raise ConfigError([f"config.json: {problem}" for problem in problems])

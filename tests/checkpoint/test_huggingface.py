@@ -43,14 +43,16 @@ IMPORTERS = {
     "mistral": ("mistral", "HFMistralImporter"),
     "mixtral": ("mixtral", "HFMixtralImporter"),
     "gemma": ("gemma", "HFGemmaImporter"),
+    "gemma2": ("gemma2", "HFGemmaImporter"),
+    "qwen2": ("qwen2", "HFQwen2Importer"),
     "starcoder": ("starcoder", "HFStarcoderImporter"),
     "starcoder2": ("starcoder2", "HFStarcoder2Importer"),
     "nemotron": ("nemotron", "HFNemotronImporter"),
 }
-# NeMo's Llama names the vocabulary size. Elsewhere NeMo counts tokens, which are fewer than the embedding's rows here,
-# and fails on the shapes. Mixtral pads to multiples of 128.
-LLAMAS = ("llama2", "llama3", "llama31", "llama32")
-VOCAB_DIFFERENCE = {name: {} if name in LLAMAS else {"vocab_size": (None, VOCAB)} for name in FAMILIES}
+# Some of NeMo's classes name the vocabulary size. Elsewhere NeMo counts tokens, which are fewer than the embedding's
+# rows here, and fails on the shapes. Mixtral pads to multiples of 128.
+NAMED = ("llama2", "llama3", "llama31", "llama32", "gemma2", "qwen2")
+VOCAB_DIFFERENCE = {name: {} if name in NAMED else {"vocab_size": (None, VOCAB)} for name in IMPORTERS}
 VOCAB_DIFFERENCE["mixtral"] = {"vocab_size": (None, 1024)}
 # What NeMo's importers lose and ours keeps, as (theirs, ours).
 ROPE_DIFFERENCE = {"low_freq_factor": (1.0, 1.5), "high_freq_factor": (4.0, 3.0), "old_context_len": (8192, 64)}
@@ -58,6 +60,8 @@ CONFIG_DIFFERENCE: dict[str, dict[str, tuple[Any, Any]]] = {
     "llama31": ROPE_DIFFERENCE,
     "llama32": ROPE_DIFFERENCE,
     "gemma": {"kv_channels": (256, 128), "seq_length": (8192, 256)},
+    "gemma2": {"kv_channels": (256, 128), "seq_length": (8192, 256)},
+    "qwen2": {"make_vocab_size_divisible_by": (128, 1)},
     # NeMo's importer takes the window for the length of the sequences.
     "mistral": {"seq_length": (128, 256)},
     # These two say how the importing process makes the model, not what the model is.
@@ -114,7 +118,7 @@ def nemo_state(name: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> dict
     """What NeMo's own importer makes of the weights, by the names of a model with Transformer Engine layers."""
     importer = nemo_importer(name, source)
     config = importer.config
-    if name == "gemma":  # NeMo's importer assumes the head size of the released models
+    if name in ("gemma", "gemma2"):  # NeMo's importer assumes the head size of the released models
         config.kv_channels = FAMILIES[name].arguments["head_dim"]
     rows = 1024 if name == "mixtral" else VOCAB
 
@@ -140,7 +144,7 @@ def nemo_state(name: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> dict
         return importer.convert_state(model, SimpleNamespace(config=config))
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", IMPORTERS)
 def test_tensors_are_those_of_nemos_importer(
     name: str,
     imported: Callable[[str], tuple[Path, Path]],
@@ -164,7 +168,7 @@ def _comparable(value: Any) -> Any:
     return (value.func, value.args, value.keywords) if isinstance(value, partial) else value
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", IMPORTERS)
 def test_config_is_that_of_nemos_importer(
     name: str, imported: Callable[[str], tuple[Path, Path]], rope_fusion: None
 ) -> None:

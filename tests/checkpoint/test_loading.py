@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from nemo_ptq.errors import PtqError
-from tests.families import FAMILIES, make_hf, make_nemo
+from tests.families import FAMILIES, TELLING, make_hf, make_nemo
 from tests.files import digests
 from tests.ranks import run_ranks
 
@@ -48,19 +48,6 @@ def assert_close(found: torch.Tensor, expected: torch.Tensor) -> None:
     assert difference < 5e-5 * expected.std()
 
 
-# Settings of each family that are not transformers' defaults, so that one which is not read is seen in the logits.
-TELLING: dict[str, dict[str, Any]] = {
-    "llama2": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
-    "llama3": {"head_dim": 64},
-    "llama31": {"rms_norm_eps": 0.3},
-    "llama32": {},
-    "mistral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "head_dim": 64},
-    "mixtral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "num_experts_per_tok": 3},
-    "gemma": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
-    "starcoder": {"layer_norm_epsilon": 0.3, "n_inner": 512},
-    "starcoder2": {"rope_theta": 3000.0, "norm_epsilon": 0.3},
-    "nemotron": {"rope_theta": 3000.0, "norm_eps": 0.3, "partial_rotary_factor": 0.25},
-}
 # What tells one model from another, beyond sizes that tensors could not have otherwise.
 COMPUTED = (
     *("rope_theta", "rope_scaling", "partial_rotary_factor", "num_experts_per_tok"),

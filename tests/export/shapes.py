@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.models.registry import Family
-from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.models.spec import GemmaAttention, ModelSpec
 from nemo_ptq.quantization.schemes import SCHEMES, UNQUANTIZED, Scheme
 
 LLAMA = ModelSpec(
@@ -44,13 +44,35 @@ GEMMA = replace(LLAMA, activation="gelu", tied_embeddings=True)
 GPT = replace(LLAMA, normalization="LayerNorm", activation="gelu", gated_mlp=False, linear_bias=True, qkv_bias=True)
 STARCODER = replace(GPT, position_embedding_type="learned_absolute", tied_embeddings=True, num_query_groups=1)
 
-SHAPES = {"llama": LLAMA, "mixtral": MIXTRAL, "gemma": GEMMA, "gpt": GPT, "starcoder": STARCODER}
+QWEN2 = replace(LLAMA, qkv_bias=True)
+QWEN3 = replace(LLAMA, qk_norm=True)
+QWEN3_MOE = replace(MIXTRAL, qk_norm=True)
+GEMMA2 = replace(GEMMA, gemma=GemmaAttention(144, 50.0, 30.0, 16, 2, None))
+GEMMA3 = replace(GEMMA, gemma=GemmaAttention(16, None, None, 8, 6, 1e4), qk_norm=True, rotary_base=1e6)
+
+SHAPES = {
+    "llama": LLAMA,
+    "mixtral": MIXTRAL,
+    "gemma": GEMMA,
+    "gpt": GPT,
+    "starcoder": STARCODER,
+    "qwen2": QWEN2,
+    "qwen3": QWEN3,
+    "qwen3_moe": QWEN3_MOE,
+    "gemma2": GEMMA2,
+    "gemma3": GEMMA3,
+}
 FAMILIES = {
     "llama": Family("Llama", "Llama", "llama", "silu"),
     "mixtral": Family("Mixtral", "Mixtral", "llama", "swiglu"),
     "gemma": Family("Gemma", "Gemma", "gemma", "openai-gelu"),
     "gpt": Family("GPT", "GPTConfig", "gpt"),
     "starcoder": Family("StarCoder", "Starcoder", "gpt"),
+    "qwen2": Family("Qwen 2", "Qwen2", "qwen2", "silu"),
+    "qwen3": Family("Qwen 3", "Qwen3", "qwen3", "silu"),
+    "qwen3_moe": Family("Qwen 3 MoE", "Qwen3MoE", "qwen3_moe", "swiglu"),
+    "gemma2": Family("Gemma 2", "Gemma2", "gemma2", "openai-gelu"),
+    "gemma3": Family("Gemma 3", "Gemma3", "gemma3", "openai-gelu"),
 }
 
 
@@ -95,11 +117,11 @@ def families_and_layouts(draw: st.DrawFn) -> tuple[Family, QnemoLayout]:
         "vocab_size": draw(st.integers(20, 150)),
         "seq_length": draw(st.integers(20, 70)),
     }
-    if name in ("llama", "gpt"):
+    if name in ("llama", "gpt", "qwen2", "qwen3"):
         sizes["tied_embeddings"] = draw(st.booleans())
     if name == "gpt":
         sizes["gated_mlp"] = draw(st.booleans())
-    algorithms = (None, "FP8") if name == "mixtral" else [scheme.quant_algo for scheme in SCHEMES]
+    algorithms = (None, "FP8") if SHAPES[name].num_experts else [scheme.quant_algo for scheme in SCHEMES]
     algorithm = draw(st.sampled_from(algorithms))
     drawn = layout(replace(SHAPES[name], **sizes), algorithm, tp, pp, draw(st.booleans()))
     return FAMILIES[name], drawn

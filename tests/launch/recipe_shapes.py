@@ -5,12 +5,22 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.models.spec import ModelSpec, gemma_attention
 
-# NeMo's config class, and the vocabulary of the model's tokenizer, by the beginning of a recipe's name.
-MODELS: Mapping[str, tuple[str, int]] = {
+# Sizes of models that NeMo has no class for.
+_MINISTRAL = {"num_layers": 36, "ffn_hidden_size": 12288, "kv_channels": 128}
+_PHI4 = {"num_layers": 40, "hidden_size": 5120, "ffn_hidden_size": 17920, "num_attention_heads": 40}
+_PHI4 |= {"num_query_groups": 10, "seq_length": 16384}
+# NeMo's config class, the vocabulary of the model's tokenizer, and what differs from the class, by the beginning of a
+# recipe's name.
+MODELS: Mapping[str, tuple[str, int] | tuple[str, int, Mapping[str, int]]] = {
     "gemma_2b": ("GemmaConfig2B", 256000),
     "gemma_7b": ("GemmaConfig7B", 256000),
+    "gemma2_2b": ("Gemma2Config2B", 256000),
+    "gemma2_9b": ("Gemma2Config9B", 256000),
+    "gemma2_27b": ("Gemma2Config27B", 256000),
+    "gemma3_1b": ("Gemma3Config1B", 262144),
+    "gemma3_4b": ("Gemma3Config4B", 262208),
     "llama2_7b": ("Llama2Config7B", 32000),
     "llama2_13b": ("Llama2Config13B", 32000),
     "llama2_70b": ("Llama2Config70B", 32000),
@@ -21,13 +31,33 @@ MODELS: Mapping[str, tuple[str, int]] = {
     "llama31_405b": ("Llama31Config405B", 128256),
     "llama32_1b": ("Llama32Config1B", 128256),
     "llama32_3b": ("Llama32Config3B", 128256),
+    "ministral_8b": ("MistralConfig7B", 131072, _MINISTRAL),
     "mistral_7b": ("MistralConfig7B", 32000),
+    "mistral_nemo_12b": ("MistralNeMoConfig12B", 131072),
+    "mistral_small3_24b": ("MistralSmall3Config24B", 131072),
     "mixtral_8x7b": ("MixtralConfig8x7B", 32000),
     "mixtral_8x22b": ("MixtralConfig8x22B", 32000),
     "nemotron3_8b": ("Nemotron3Config8B", 256000),
     "nemotron3_22b": ("Nemotron3Config22B", 256000),
     "nemotron4_15b": ("Nemotron4Config15B", 256000),
     "nemotron4_340b": ("Nemotron4Config340B", 256000),
+    "phi3_mini": ("Phi3ConfigMini", 32064),
+    "phi4_14b": ("Phi3ConfigMini", 100352, _PHI4),
+    "qwen25_500m": ("Qwen25Config500M", 151936),
+    "qwen25_1p5b": ("Qwen25Config1P5B", 151936),
+    "qwen25_3b": ("Qwen25Config3B", 151936),
+    "qwen25_7b": ("Qwen25Config7B", 152064),
+    "qwen25_14b": ("Qwen25Config14B", 152064),
+    "qwen25_32b": ("Qwen25Config32B", 152064),
+    "qwen25_72b": ("Qwen25Config72B", 152064),
+    "qwen3_600m": ("Qwen3Config600M", 151936),
+    "qwen3_1p7b": ("Qwen3Config1P7B", 151936),
+    "qwen3_4b": ("Qwen3Config4B", 151936),
+    "qwen3_8b": ("Qwen3Config8B", 151936),
+    "qwen3_14b": ("Qwen3Config14B", 151936),
+    "qwen3_32b": ("Qwen3Config32B", 151936),
+    "qwen3_30b_a3b": ("Qwen3Config30B_A3B", 151936),
+    "qwen3_235b_a22b": ("Qwen3Config235B_A22B", 151936),
     "starcoder_15b": ("StarcoderConfig15B", 49152),
     "starcoder2_3b": ("Starcoder2Config3B", 49152),
     "starcoder2_7b": ("Starcoder2Config7B", 49152),
@@ -44,14 +74,15 @@ def true_shapes() -> dict[str, ModelSpec]:
     """Describes each model as a checkpoint of it would. Runs where NeMo is imported: on a rank."""
     from nemo.collections import llm
 
-    return {name: _describe(getattr(llm, config), vocabulary) for name, (config, vocabulary) in MODELS.items()}
+    return {name: _describe(getattr(llm, config), *rest) for name, (config, *rest) in MODELS.items()}
 
 
-def _describe(config: Any, vocabulary: int) -> ModelSpec:
+def _describe(nemo_class: Any, vocabulary: int, differences: Mapping[str, int] | None = None) -> ModelSpec:
     # The class's defaults: without Transformer Engine most cannot be built.
+    config = type("_", (nemo_class,), dict(differences or {}))
     return ModelSpec(
         model_class="nemo.collections.llm.gpt.model.base.GPTModel",
-        config_class=f"{config.__module__}.{config.__name__}",
+        config_class=f"{nemo_class.__module__}.{nemo_class.__name__}",
         num_layers=config.num_layers,
         hidden_size=config.hidden_size,
         num_attention_heads=config.num_attention_heads,
@@ -65,4 +96,8 @@ def _describe(config: Any, vocabulary: int) -> ModelSpec:
         position_embedding_type=config.position_embedding_type,
         normalization=config.normalization,
         tied_embeddings=config.share_embeddings_and_output_weights,
+        qkv_bias=config.add_bias_linear or config.add_qkv_bias,
+        linear_bias=config.add_bias_linear,
+        qk_norm=config.qk_layernorm or hasattr(config, "interleaved_attn_pattern"),
+        gemma=gemma_attention({name: getattr(config, name) for name in dir(config) if not name.startswith("_")}),
     )

@@ -40,7 +40,7 @@ def built_shapes(checkpoint: Path, tp: int) -> dict[str, Any]:
     }
 
 
-@pytest.mark.parametrize("name", ["mixtral", "starcoder2", "gpt_swiglu"])
+@pytest.mark.parametrize("name", ["mixtral", "starcoder2", "gpt_swiglu", "gemma3"])
 def test_modules_are_those_that_megatron_builds(name: str, checkpoint_of: Any) -> None:
     for found in run_ranks(built_shapes, 2, checkpoint_of(name), 2):
         assert found["ours"] == found["built"]
@@ -49,7 +49,8 @@ def test_modules_are_those_that_megatron_builds(name: str, checkpoint_of: Any) -
 @pytest.mark.parametrize("name", sorted(SHAPES))
 def test_tensorrt_llm_has_every_row_once(name: str) -> None:
     for module in SHAPES[name].layers[0].modules:
-        groups = [rows for held in trtllm_tensors(module).values() for rows in held]
+        held = trtllm_tensors(module, SHAPES[name].gemma is not None)
+        groups = [rows for tensor in held.values() for rows in tensor]
         assert sorted(groups) == sorted(module.rows)
     assert {kind for kind in TRTLLM if "linear" in kind} >= {
         module.name for module in LLAMA.layers[0].modules if module.is_quantized

@@ -23,6 +23,13 @@ from nemo_ptq.models.registry import class_of_architecture, families, family_of,
         ("StarcoderConfig15B", "StarCoder"),
         ("Nemotron4Config340B", "Nemotron"),
         ("GPTConfig5B", "GPT"),
+        ("Qwen25Config7B", "Qwen 2"),
+        ("Qwen3Config8B", "Qwen 3"),
+        ("Qwen3Config30B_A3B", "Qwen 3 MoE"),
+        ("Phi3ConfigMini", "Phi 3"),
+        ("Gemma2Config9B", "Gemma 2"),
+        ("Gemma3Config1B", "Gemma 3"),
+        ("MistralSmall3Config24B", "Mistral"),
     ],
 )
 def test_the_longest_beginning_counts(config_class: str, name: str) -> None:

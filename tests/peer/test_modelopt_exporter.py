@@ -23,7 +23,7 @@ from nemo_ptq.verify.tensor_file import TensorFile
 from nemo_ptq.verify.trtllm.trtllm_reader import same_bytes
 from tests.conftest import Demo
 from tests.families import FAMILIES, GPT_VARIANTS
-from tests.matrix import Record, record
+from tests.matrix import Record, carries, record
 from tests.ranks import run_ranks
 
 KV_CACHE_SCALES = ("k_cache_scaling_factor", "v_cache_scaling_factor", "kv_cache_scaling_factor")
@@ -54,7 +54,7 @@ MODELOPT_FAILS = {
 MODELS = ("demo", *FAMILIES, *GPT_VARIANTS)
 QUICK = ("demo", "llama31", "gemma", "mixtral", "starcoder2", "gpt_geglu")
 # Experts are described for FP8 only, so that other exports of them are refused.
-CELLS = [(model, name) for model in MODELS for name in ALGORITHMS if model != "mixtral" or name in ("fp8", NO_QUANT)]
+CELLS = [(model, name) for model in MODELS for name in ALGORITHMS if model == "demo" or carries("trtllm", model, name)]
 
 
 @dataclass

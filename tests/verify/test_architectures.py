@@ -45,7 +45,8 @@ def test_the_reader_takes_every_setting_that_the_import_takes(family: str) -> No
     content |= config.to_dict()
     content |= {"architectures": [model.__name__], "not_set": None}
     window = getattr(config, "sliding_window", None)
-    content |= {"layer_types": ["full_attention" if window is None else "sliding_attention"] * 3}
+    alike = ["full_attention" if window is None else "sliding_attention"] * 3
+    content |= {"layer_types": getattr(config, "layer_types", None) or alike}
     hf_class.read(content)
     assert setting_problems(content, config) == []
     for name, value in {"secret_gate": True, "use_qk_norm": True, "layer_types": ["chunked_attention"]}.items():

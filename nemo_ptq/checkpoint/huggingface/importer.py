@@ -161,15 +161,15 @@ def _round_up(number: int, divisor: int) -> int:
 
 def _convert(model: HuggingFaceDescription, weights: Weights, padded_vocab: int) -> list[TensorPart]:
     """Plan every tensor. Nothing is read yet; shapes come from running the rules on tensors without data."""
-    groups, dtype = model.common["num_query_groups"], getattr(torch, model.dtype)
+    sizes, dtype = (model.spec.num_query_groups, model.spec.head_size, padded_vocab), getattr(torch, model.dtype)
 
     def make(rule: WeightRule, names: tuple[str, ...]) -> torch.Tensor:
-        return rule.join(map(weights.read, names), groups, padded_vocab).to(dtype)
+        return rule.join(map(weights.read, names), *sizes).to(dtype)
 
     return [
         TensorPart(
             key=part.rule.target,
-            shape=tuple(part.rule.join(map(weights.meta, part.names), groups, padded_vocab).shape),
+            shape=tuple(part.rule.join(map(weights.meta, part.names), *sizes).shape),
             dtype=dtype,
             read=partial(make, part.rule, part.names),
             position=part.position,

@@ -52,7 +52,7 @@ class PlannedPart:
 
     Attributes:
         rule: Says which tensor it is.
-        names: Of the tensors that it is made of, in the order of the rule's sources.
+        names: Of the tensors that it is made of, each once, in the order of the rule's sources.
         position: (index, size) along each stacked axis.
     """
 
@@ -116,7 +116,7 @@ def _rules(hf_class: HuggingFaceClass, settings: Settings) -> Sequence[WeightRul
 
 def _numbered(rule: WeightRule, settings: Settings) -> Iterator[PlannedPart]:
     sizes = {"layer": settings["num_hidden_layers"], "expert": settings.get("num_local_experts", 0)}
-    sources = tuple(rule.sources.values())
+    sources = tuple(dict.fromkeys(rule.sources.values()))
     axes = [axis for axis in sizes if f"{{{axis}}}" in sources[0]]
     for index in product(*(range(sizes[axis]) for axis in axes)):
         numbers = dict(zip(axes, index, strict=True))
@@ -186,10 +186,11 @@ def _shapes(part: PlannedPart, model: ModelSpec, vocab_size: int) -> dict[str, t
     numbers = dict(zip(("layer", "expert"), (number for number, _ in part.position), strict=False))
     module = model.module(part.rule.module.format(**numbers))
     is_bias = part.rule.target.endswith("bias")
-    return {
-        name: (module.outputs(rows),) if is_bias or module.kind == "norm" else (module.outputs(rows), module.inputs)
-        for rows, name in zip(part.rule.sources, part.names, strict=True)
-    }
+    found: dict[str, tuple[int, ...]] = {}
+    for source, name in zip(dict.fromkeys(part.rule.sources.values()), part.names, strict=True):
+        outputs = sum(module.outputs(rows) for rows, other in part.rule.sources.items() if other == source)
+        found[name] = (outputs,) if is_bias or module.kind == "norm" else (outputs, module.inputs)
+    return found
 
 
 def weights_dtype(settings: Settings, embedding: StoredTensor) -> str:

@@ -89,8 +89,7 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
         return {("", field.suffix): scale.cpu() for field, scale in scales}
     if ".linear_" not in name:
         return pack_plain(source.layers.plain(name), source.dtype, norm_factor(name, source.layers.state, source.shape))
-    is_whole = len(layout.row_groups(name)) == 1
-    split = all_rows if is_whole else row_splitter(name, source.shape, source.tensor_rank)
+    split = row_splitter(name, source.shape, source.tensor_rank) if layout.splits_rows(name) else all_rows
     # In float32 as long as something may be multiplied.
     packed = pack_linear(source.layers.linear(name), split, torch.float32)
     factor = row_factor(name, source.layers.state, source.shape, source.tensor_rank, source.tensor_ranks)

@@ -33,16 +33,18 @@ def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any) -> None:
         PtqError: If the model differs from its class, or the tokenizer is not one of transformers'.
     """
     hf_class = hugging_face_class(family)
-    fixed = hf_class.nemo_fixed
+    fixed, modules = hf_class.nemo_fixed, hf_class.module_names()
     expected = {
-        "qk_norm": False,
+        "qk_norm": "decoder.layers.{layer}.self_attention.q_layernorm" in modules,
+        "post_norms": "decoder.layers.{layer}.post_mlp_layernorm" in modules,
         "gated_mlp": fixed["gated_linear_unit"],
         "activation": ACTIVATIONS[fixed["activation_func"]],
         "normalization": fixed["normalization"],
-        "qkv_bias": fixed["add_bias_linear"],
+        "qkv_bias": fixed["add_bias_linear"] or fixed.get("add_qkv_bias", False),
         "linear_bias": fixed["add_bias_linear"],
     }
-    wrong = [f"{name} {getattr(shape, name)}" for name, value in expected.items() if getattr(shape, name) != value]
+    found = {name: getattr(shape, name, None) for name in expected} | {"post_norms": shape.gemma is not None}
+    wrong = [f"{name} {found[name]}" for name, value in expected.items() if found[name] != value]
     if (
         shape.rotary_percent != 1.0
         and "rotary_percent" not in hf_class.fields
@@ -54,7 +56,7 @@ def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any) -> None:
             f"Hugging Face's {hf_class.architecture} cannot have {', '.join(wrong)}, as this model has: "
             "use export_config.export_format=trtllm"
         )
-    if not hf_class.splits_qkv and shape.num_query_groups not in (1, shape.num_attention_heads):
+    if not hf_class.orders_qkv and shape.num_query_groups not in (1, shape.num_attention_heads):
         raise PtqError(f"Hugging Face's {hf_class.architecture} cannot have {shape.num_query_groups} query groups")
     if not hasattr(getattr(tokenizer, "tokenizer", None), "save_pretrained"):
         raise PtqError(

@@ -22,7 +22,7 @@ MAX_FILE_BYTES = 5_000_000_000
 BIAS = Field("bias", None, lambda o, i, g: (o,), 0, None)
 _VOCABULARY = ("embedding.word_embeddings", "output_layer")
 
-# Hugging Face's name of each group of rows of a module.
+# Hugging Face's name of each group of rows of a module. Groups with one name follow each other in one layer.
 Names = Mapping[str, str]
 
 
@@ -107,14 +107,15 @@ class HuggingFaceLayout:
             embeddings: Whether to name the embeddings as well.
         """
         kinds = ("router", "output_layer", *(["_embeddings"] if embeddings else []))
-        return sorted(
+        found = {
             name.format(**numbers)
             for template, names in self.names.items()
             if ".linear_" in template or template.endswith(kinds)
             for numbers in self._numbers(template)
             if template.format(**numbers) not in self.schemes
             for name in names.values()
-        )
+        }
+        return sorted(found)
 
     def _numbers(self, template: str) -> Iterator[dict[str, int]]:
         layers = range(self.shape.num_layers) if "{layer}" in template else range(1)
@@ -124,12 +125,20 @@ class HuggingFaceLayout:
                 yield {"layer": layer, "expert": expert}
 
     def row_groups(self, module: str) -> Sequence[str]:
-        """The groups of rows of a linear layer that are stored as layers of their own."""
+        """The groups of rows of a linear layer that are stored as layers of their own; "" alone where it stays one."""
+        names = self._names(module)
+        return list(names) if len(set(names.values())) > 1 else [""]
+
+    def splits_rows(self, module: str) -> bool:
+        """Whether the rows of a linear layer are stored in another order than Megatron's."""
+        return len(self._names(module)) > 1
+
+    def _names(self, module: str) -> Names:
         spec = self.shape.module(module)
         template = module.replace(module.split(".")[2], "{layer}", 1)
         if spec.expert is not None:
             template = template.replace(f".{spec.expert}.", ".{expert}.", 1)
-        return list(self.names[template])
+        return self.names[template]
 
     def _plain(
         self, module: str, name: str, shape: Shape, axis: int | None, bias: bool = False
@@ -174,23 +183,37 @@ class HuggingFaceLayout:
         if spec.kind != "linear":
             yield from self._plain(module, names[""], spec.shape, None, spec.has_bias)
             return
-        for rows, name in names.items():
-            yield from self._linear(module, spec, rows, name)
+        for name in dict.fromkeys(names.values()):
+            yield from self._linear(module, spec, [rows for rows, other in names.items() if other == name], name)
         attention = module.replace("linear_qkv", "core_attention")
         if attention in self.kv_cache:
             for rows, scale in self.kv_fields.items():
                 name = self.kv_name(names[rows], scale.suffix)
                 yield whole(Part(attention, "", scale.suffix, scale.shape(0, 0, 1), None), name, torch.float32)
 
-    def _linear(self, module: str, spec: ModuleSpec, rows: str, name: str) -> Iterator[FileTensor]:
+    def _linear(self, module: str, spec: ModuleSpec, groups: Sequence[str], name: str) -> Iterator[FileTensor]:
+        """A linear layer, or the part of one that is stored as a layer of its own.
+
+        Args:
+            module: Megatron's name.
+            spec: The layer.
+            groups: The groups of its rows that are stored here, one after the other.
+            name: Hugging Face's name.
+        """
         scheme = self.schemes.get(module, UNQUANTIZED)
         shares_rows = spec.axis == 0
+        rows = groups[0] if len(groups) == 1 else ""
         for stored in (*self.fields(module, rows, scheme), *([BIAS] if spec.has_bias else [])):
             axis = stored.axis(shares_rows)
-            size = stored.shape(spec.outputs(rows), spec.inputs, scheme.block_size)
-            # What is the same for all rows is packed once.
-            per_row = stored.each_group or (shares_rows and stored.column_axis is not None)
-            part = Part(module, rows if per_row else "", stored.suffix, size, axis)
             dtype = stored.dtype or self.dtype
             target = f"{name}.{stored.suffix}"
-            yield whole(part, target, dtype) if axis is None else joined(target, dtype, [(part, 0, size[axis])], axis)
+            # What is the same for all rows is packed once.
+            is_cut = shares_rows and stored.column_axis is not None
+            pieces = []
+            for group in groups if is_cut else [rows if stored.each_group else ""]:
+                outputs = spec.outputs(group if is_cut else rows)
+                size = stored.shape(outputs, spec.inputs, scheme.block_size)
+                pieces.append(
+                    (Part(module, group, stored.suffix, size, axis), 0, size[axis] if axis is not None else 0)
+                )
+            yield whole(pieces[0][0], target, dtype) if axis is None else joined(target, dtype, pieces, axis)

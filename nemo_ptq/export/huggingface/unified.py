@@ -87,8 +87,7 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
         return {("", field.suffix): scale.reshape(()).cpu() for field, scale in scales}
     if ".linear_" not in name:
         return pack_plain(source.layers.plain(name), source.dtype, _norm_factor(source, name, layout))
-    is_whole = len(layout.row_groups(name)) == 1
-    split = all_rows if is_whole else row_splitter(name, source.shape, source.tensor_rank)
+    split = row_splitter(name, source.shape, source.tensor_rank) if layout.splits_rows(name) else all_rows
     packed = pack_linear(source.layers.linear(name), split, source.dtype, scalar_scales=True)
     return {(rows, _RENAMED.get(field, field)): _as_stored(tensor) for (rows, field), tensor in packed.items()}
 

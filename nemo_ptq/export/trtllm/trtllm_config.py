@@ -8,7 +8,7 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.models.mapping import TRTLLM
 from nemo_ptq.models.registry import ARCHITECTURES, Family, unknown_to_reader
-from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec
+from nemo_ptq.models.spec import ACTIVATIONS, GemmaAttention, ModelSpec
 from nemo_ptq.quantization.schemes import the_scheme
 
 # What readers leave unquantized by default; naming anything replaces their default, so it is spelled out.
@@ -49,10 +49,7 @@ def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any = None) ->
         raise PtqError(
             f"add_bias_linear=True with {shape.num_experts} experts: the biases of experts cannot be exported as trtllm"
         )
-    problem = unknown_to_reader(
-        family.decoder, qk_norm=shape.qk_norm, qkv_bias=shape.qkv_bias, linear_bias=shape.linear_bias
-    )
-    if problem:
+    if problem := unknown_to_reader(family.decoder, shape):
         raise PtqError(problem)
 
 
@@ -89,6 +86,15 @@ def _excluded(layout: QnemoLayout) -> list[str]:
         else:
             patterns += [f"transformer.layers.{i}.{name}" for i in plain for name in names]
     return patterns
+
+
+def _gemma_keys(gemma: GemmaAttention) -> dict[str, Any]:
+    """What the readers of decoders gemma2 and gemma3 take beside the common keys."""
+    keys = {"query_pre_attn_scalar": gemma.scalar, "final_logit_softcapping": gemma.logit_cap}
+    if gemma.local_base is None:
+        return {**keys, "attn_logit_softcapping": gemma.cap}
+    local = {"_sliding_window_pattern": gemma.pattern, "sliding_window": gemma.window}
+    return {**keys, **local, "rope_local_base_freq": gemma.local_base}
 
 
 def qnemo_config(layout: QnemoLayout, family: Family, version: str) -> dict[str, Any]:
@@ -149,11 +155,18 @@ def qnemo_config(layout: QnemoLayout, family: Family, version: str) -> dict[str,
         "mapping": mapping,
         "quantization": quantization,
     }
-    if family.decoder == "llama":
-        # This decoder's reader asks for the biases of its two halves by other names.
+    is_qwen = family.decoder.startswith("qwen")
+    if family.decoder == "llama" or is_qwen:
+        # These decoders' readers ask for the biases of their two halves by other names.
         config |= {"attn_bias": shape.qkv_bias, "mlp_bias": shape.linear_bias}
+    if is_qwen:
+        config |= {"qwen_type": family.decoder, "seq_length": shape.seq_length}
+    if shape.gemma:
+        config |= _gemma_keys(shape.gemma)
     if shape.num_experts:
         mapping |= {"moe_tp_size": layout.tensor_parallel, "moe_ep_size": 1}
         # Mode 1 renormalises the chosen experts' probabilities, as Megatron's router does.
         config["moe"] = {"num_experts": shape.num_experts, "top_k": shape.experts_per_token, "normalization_mode": 1}
+        if is_qwen:
+            config["moe_intermediate_size"] = shape.ffn_hidden_size
     return config

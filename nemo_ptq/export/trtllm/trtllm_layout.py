@@ -122,7 +122,7 @@ class QnemoLayout:
         # One tensor of all experts for each of one.
         stacked: dict[str, list[FileTensor]] = defaultdict(list)
         for spec in self.shape.layers[layer].modules:
-            for own, groups in trtllm_tensors(spec).items():
+            for own, groups in trtllm_tensors(spec, self.shape.gemma is not None).items():
                 if spec.kind == "norm":
                     yield from self._norm(module + spec.name, name + own, spec)
                 elif spec.kind == "router":

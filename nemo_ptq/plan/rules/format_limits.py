@@ -9,7 +9,7 @@ from nemo_ptq.config import DTYPES, NO_QUANT, QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import Family
 from nemo_ptq.models.spec import ModelSpec
-from nemo_ptq.quantization.algorithms import algorithm_of
+from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
 
 
 def family_has_class(model: ModelSpec, family: Family, formats: Sequence[str]) -> str | None:
@@ -23,13 +23,16 @@ def family_has_class(model: ModelSpec, family: Family, formats: Sequence[str]) -
     return None
 
 
-def kv_cache_has_layers(family: Family, formats: Sequence[str], enable_kv_cache: bool | None) -> str | None:
+def kv_cache_has_layers(
+    family: Family, decoder: str, formats: Sequence[str], algorithm: str | None, enable_kv_cache: bool | None
+) -> str | None:
     """In a Hugging Face directory the scales of a KV cache belong to k_proj and v_proj."""
     asked = _hugging_face(formats)
-    if asked and enable_kv_cache and family.hugging_face and not family.hugging_face.splits_qkv:
+    quantizes = kv_cache_is_quantized(QuantizationConfig(algorithm, enable_kv_cache=enable_kv_cache), decoder)
+    if asked and quantizes and family.hugging_face and not family.hugging_face.splits_qkv:
         return (
-            f"quantization_config.enable_kv_cache=true with export_format={asked[0]}: {family.name} has one layer "
-            "for queries, keys and values, and the format no place for its scales; leave it out, or use "
+            f"the KV cache is quantized with export_format={asked[0]}: {family.name} has one layer for queries, keys "
+            "and values, and the format no place for its scales; set quantization_config.enable_kv_cache=false, or use "
             "export_format=trtllm"
         )
     return None

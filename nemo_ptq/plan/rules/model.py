@@ -35,7 +35,7 @@ def reader_knows_layers(model: ModelSpec, decoder: str, formats: Sequence[str]) 
     """TensorRT-LLM's readers compute everything that the model does: no norms of queries and keys, no odd biases."""
     if not _has_decoder(formats):
         return None
-    return unknown_to_reader(decoder, qk_norm=model.qk_norm, qkv_bias=model.qkv_bias, linear_bias=model.linear_bias)
+    return unknown_to_reader(decoder, model)
 
 
 def _has_decoder(formats: Sequence[str]) -> bool:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face's model classes: what they compute, their modules and the modules' sizes. Needs no class of theirs."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -33,6 +33,28 @@ _MIXTRAL: Names = {
     "mlp.fc": tuple(f"model.layers.{{layer}}.block_sparse_moe.experts.{{expert}}.w{part}" for part in (3, 1)),
     "mlp.proj": ("model.layers.{layer}.block_sparse_moe.experts.{expert}.w2",),
 }
+_QK_NORMS: Names = {f"attention.{row}_layernorm": (f"model.layers.{{layer}}.self_attn.{row}_norm",) for row in "qk"}
+_QWEN3: Names = {**_LLAMA, **_QK_NORMS}
+_QWEN3_MOE: Names = {
+    **_ALL_BUT_MLP,
+    **_QK_NORMS,
+    "mlp.router": ("model.layers.{layer}.mlp.gate",),
+    "mlp.fc": tuple(f"model.layers.{{layer}}.mlp.experts.{{expert}}.{part}_proj" for part in ("up", "gate")),
+    "mlp.proj": ("model.layers.{layer}.mlp.experts.{expert}.down_proj",),
+}
+_PHI3: Names = {
+    **_ALL_BUT_MLP,
+    "attention.qkv": ("model.layers.{layer}.self_attn.qkv_proj",),
+    "mlp.fc": ("model.layers.{layer}.mlp.gate_up_proj",),
+    "mlp.gate": ("model.layers.{layer}.mlp.gate_up_proj",),
+    "mlp.proj": ("model.layers.{layer}.mlp.down_proj",),
+}
+_GEMMA2: Names = {
+    **_LLAMA,
+    "pre_feedforward_layernorm": ("model.layers.{layer}.pre_feedforward_layernorm",),
+    "post_feedforward_layernorm": ("model.layers.{layer}.post_feedforward_layernorm",),
+}
+_GEMMA3: Names = {**_GEMMA2, **_QK_NORMS}
 _STARCODER2: Names = {
     **_ALL_BUT_MLP,
     "mlp.fc": ("model.layers.{layer}.mlp.c_fc",),
@@ -68,6 +90,7 @@ class Architecture:
         settings: Its names of the settings that not all classes call the same.
         zero_centered: Whether the gains of norms are stored minus one.
         has_biases: Whether every linear layer but the last has a bias.
+        has_qkv_bias: Whether the query-key-value projection has one, and no other layer.
     """
 
     model_type: str
@@ -76,13 +99,28 @@ class Architecture:
     settings: Mapping[str, str] = field(default_factory=dict)
     zero_centered: bool = False
     has_biases: bool = False
+    has_qkv_bias: bool = False
+
+    @property
+    def has_fused_gate(self) -> bool:
+        """Whether the first layers of an MLP are one: the rows that are activated, then the others."""
+        return "mlp.gate" in self.names and self.names["mlp.gate"] == self.names["mlp.fc"]
 
 
+_GEMMA_SETTINGS = {"hidden_act": "hidden_activation"}
 ARCHITECTURES: Mapping[str, Architecture] = {
     "LlamaForCausalLM": Architecture("llama", "llama", _LLAMA),
     "MistralForCausalLM": Architecture("mistral", "llama", _LLAMA),
     "MixtralForCausalLM": Architecture("mixtral", "llama", _MIXTRAL),
+    "Qwen2ForCausalLM": Architecture("qwen2", "qwen2", _LLAMA, has_qkv_bias=True),
+    "Qwen3ForCausalLM": Architecture("qwen3", "qwen3", _QWEN3),
+    "Qwen3MoeForCausalLM": Architecture(
+        "qwen3_moe", "qwen3_moe", _QWEN3_MOE, {"intermediate_size": "moe_intermediate_size"}
+    ),
+    "Phi3ForCausalLM": Architecture("phi3", "llama", _PHI3),
     "GemmaForCausalLM": Architecture("gemma", "gemma", _LLAMA, zero_centered=True),
+    "Gemma2ForCausalLM": Architecture("gemma2", "gemma", _GEMMA2, _GEMMA_SETTINGS, zero_centered=True),
+    "Gemma3ForCausalLM": Architecture("gemma3_text", "gemma", _GEMMA3, _GEMMA_SETTINGS, zero_centered=True),
     "Starcoder2ForCausalLM": Architecture(
         "starcoder2", "gpt", _STARCODER2, {"norm_epsilon": "norm_epsilon"}, has_biases=True
     ),
@@ -115,7 +153,9 @@ def model_config(hf: Any, architecture: Architecture) -> ModelConfig:
     multi_query = getattr(hf, "multi_query", None)
     kv_heads = getattr(hf, "num_key_value_heads", None) or (1 if multi_query else heads)
     act = setting("hidden_act", "hidden_act")
-    experts = getattr(hf, "num_local_experts", None)
+    experts = getattr(hf, "num_local_experts", None) or getattr(hf, "num_experts", None)
+    layer_types = getattr(hf, "layer_types", None) or ()
+    scalar = getattr(hf, "query_pre_attn_scalar", None)
     rotary = "position_embedding" not in architecture.names
     base, share, scaling = _rotary(hf)
     return ModelConfig(
@@ -140,6 +180,13 @@ def model_config(hf: Any, architecture: Architecture) -> ModelConfig:
         share_embedding_table=bool(hf.tie_word_embeddings),
         moe=Moe(experts, hf.num_experts_per_tok, 1) if experts else None,
         attention_window=getattr(hf, "sliding_window", None),
+        global_layers=frozenset(layer for layer, kind in enumerate(layer_types) if kind == "full_attention"),
+        qk_norm="attention.q_layernorm" in architecture.names,
+        post_norms="post_feedforward_layernorm" in architecture.names,
+        attention_scale=None if scalar is None else scalar**-0.5,
+        attention_cap=getattr(hf, "attn_logit_softcapping", None),
+        logit_cap=getattr(hf, "final_logit_softcapping", None),
+        local_rotary_base=getattr(hf, "rope_local_base_freq", None),
     )
 
 
@@ -167,12 +214,27 @@ _NOT_COMPUTED = frozenset(
     (
         *("_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_flash_attn_2_enabled"),
         *("_name_or_path", "attention_dropout", "attention_softmax_in_fp32", "attn_implementation", "attn_pdrop"),
-        *("auto_map", "bad_words_ids", "begin_suppress_tokens", "decoder_start_token_id", "diversity_penalty"),
+        *(
+            "auto_map",
+            "bad_words_ids",
+            "begin_suppress_tokens",
+            "cache_implementation",
+            "decoder_start_token_id",
+            "diversity_penalty",
+        ),
         *("do_sample", "dtype", "early_stopping", "embd_pdrop", "embedding_dropout", "encoder_no_repeat_ngram_size"),
         *("exponential_decay_length_penalty", "finetuning_task", "forced_bos_token_id", "forced_eos_token_id"),
         *("hidden_activation", "hidden_dropout", "inference_runner", "initializer_range", "is_llama_config"),
         *("layer_norm_epsilon", "length_penalty", "max_batch_size", "max_length", "max_new_tokens"),
-        *("max_sequence_length", "min_length", "name_or_path", "no_repeat_ngram_size", "num_beam_groups", "num_beams"),
+        *(
+            "max_sequence_length",
+            "max_window_layers",
+            "min_length",
+            "name_or_path",
+            "no_repeat_ngram_size",
+            "num_beam_groups",
+            "num_beams",
+        ),
         *("num_labels", "num_return_sequences", "output_router_logits", "output_scores", "pad_key_length"),
         *("pre_allocate_kv_cache", "prefix", "pretraining_tp", "problem_type", "quantization_config"),
         *("remove_invalid_values", "repetition_penalty", "resid_pdrop", "residual_dropout", "return_dict_in_generate"),
@@ -188,9 +250,14 @@ _LOOKED_AT = ("layer_types", "rope_parameters", "rope_scaling")
 # What the forward pass takes for granted, where a class has such a setting.
 _PRESUMED: Mapping[str, Any] = {
     "add_cross_attention": False,
+    "decoder_sparse_step": 1,
     "is_encoder_decoder": False,
+    "mlp_only_layers": [],
+    "norm_topk_prob": True,
     "scale_attn_weights": True,
     "use_bias": True,
+    "use_bidirectional_attention": False,
+    "use_sliding_window": False,
 }
 # Settings that a class does not have, and that ask nothing of it with this value.
 _OFF: Mapping[str, Any] = {
@@ -207,7 +274,6 @@ _OFF: Mapping[str, Any] = {
     "rope_interleaved": False,
     "tie_encoder_decoder": False,
     "use_qk_norm": False,
-    "use_sliding_window": False,
 }
 
 
@@ -219,6 +285,8 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
         hf: Transformers' configuration of it.
     """
     own = {*type(hf)().to_dict(), *type(hf).attribute_map}
+    if hasattr(hf, "_sliding_window_pattern"):
+        own.add("sliding_window_pattern")
     given = {name: value for name, value in content.items() if value is not None}
     unknown = [name for name in given if name not in own and name not in _NOT_COMPUTED and name not in _LOOKED_AT]
     problems = [
@@ -227,13 +295,14 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
         if name not in _OFF or given[name] != _OFF[name]
     ]
     problems += [
-        f"has {name} {given[name]!r}, which the reader does not compute"
+        f"has {name} {getattr(hf, name)!r}, which the reader does not compute"
         for name, presumed in _PRESUMED.items()
-        if name in own and given.get(name, presumed) != presumed
+        if name in own and getattr(hf, name) != presumed
     ]
-    kind = "full_attention" if getattr(hf, "sliding_window", None) is None else "sliding_attention"
-    if set(given.get("layer_types", ())) - {kind}:
-        problems.append(f"has layer_types {given['layer_types']!r}, which differ, or from sliding_window")
+    if "layer_types" in given:
+        problems += _layer_type_problems(
+            given["layer_types"], getattr(hf, "sliding_window", None), "layer_types" in own
+        )
     rotary = given.get("rope_parameters", {})
     problems += [
         f"has {name} {given[name]!r} and {rotary[name]!r} in rope_parameters"
@@ -241,6 +310,17 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
         if name in rotary and given.get(name, rotary[name]) != rotary[name]
     ]
     return problems
+
+
+def _layer_type_problems(types: Sequence[str], window: int | None, may_differ: bool) -> list[str]:
+    """What is wrong with what a config.json says that layers attend to, beside their window."""
+    kind = "full_attention" if window is None else "sliding_attention"
+    allowed = {kind, "full_attention"} if may_differ else {kind}
+    if set(types) <= allowed:
+        return []
+    return [
+        f"has layer_types {types!r}, of which the model's class, with sliding_window {window}, has {sorted(allowed)}"
+    ]
 
 
 @dataclass(frozen=True)
@@ -280,7 +360,8 @@ def _of_one_kind(ours: str, parts: int, architecture: Architecture, config: Mode
             "embedding", (config.max_position_embeddings if "position" in ours else config.vocab_size, hidden)
         )
     elif ours.endswith(("layernorm", "ln_f")):
-        yield StoredModule("norm", (hidden,), not config.rmsnorm)
+        size = config.head_size if ours.startswith("attention.") else hidden
+        yield StoredModule("norm", (size,), not config.rmsnorm)
     elif ours == "lm_head":
         yield StoredModule("linear", (config.vocab_size, hidden))
     elif ours == "mlp.router":
@@ -291,7 +372,8 @@ def _of_one_kind(ours: str, parts: int, architecture: Architecture, config: Mode
             "attention.qkv": (queries, keys, keys) if parts > 1 else (queries + 2 * keys,),
             "attention.dense": (hidden,),
             "mlp.proj": (hidden,),
-        }.get(ours, (inner,) * parts)
+        }.get(ours, (2 * inner,) if architecture.has_fused_gate else (inner,) * parts)
         inputs = {"attention.dense": queries, "mlp.proj": inner}.get(ours, hidden)
         for out in rows:
-            yield StoredModule("linear", (out, inputs), architecture.has_biases)
+            has_bias = architecture.has_biases or (architecture.has_qkv_bias and ours == "attention.qkv")
+            yield StoredModule("linear", (out, inputs), has_bias)

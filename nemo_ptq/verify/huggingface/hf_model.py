@@ -43,6 +43,9 @@ class HuggingFaceWeights:
         stack = tuple(self._stored(module, device) for module in self._modules(name))
         if name.endswith("attention.qkv") and self._has_fused_heads:
             return tuple(stored.with_rows(self._sort_heads) for stored in stack)
+        if name.endswith(("mlp.fc", "mlp.gate")) and self.architecture.has_fused_gate:
+            half = int(name.endswith("mlp.gate"))
+            return tuple(stored.with_rows(lambda rows: rows.chunk(2)[half]) for stored in stack)
         return stack
 
     def experts(self, name: str, device: torch.device) -> list[Stack]:

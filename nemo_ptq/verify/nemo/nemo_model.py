@@ -32,11 +32,20 @@ _OUTSIDE = {
     "transformer.ln_f.weight": "decoder.final_layernorm.weight",
     "transformer.ln_f.bias": "decoder.final_layernorm.bias",
 }
+_BEFORE_MLP = ("mlp.linear_fc1.layer_norm_{}", "pre_mlp_layernorm.{}")
 # Megatron fuses a norm into the linear layer after it, where it can.
 _UNQUANTIZED = {
     "input_layernorm": ("self_attention.linear_qkv.layer_norm_{}", "input_layernorm.{}"),
-    "post_layernorm": ("mlp.linear_fc1.layer_norm_{}", "pre_mlp_layernorm.{}"),
+    "post_layernorm": _BEFORE_MLP,
+    "attention.q_layernorm": ("self_attention.q_layernorm.{}",),
+    "attention.k_layernorm": ("self_attention.k_layernorm.{}",),
     "mlp.router": ("mlp.router.{}",),
+}
+# The same, where what attention and MLP return is normalised as well.
+_POST_NORMS = {
+    "post_layernorm": ("self_attention.linear_proj.post_layernorm.{}",),
+    "pre_feedforward_layernorm": _BEFORE_MLP,
+    "post_feedforward_layernorm": ("mlp.linear_fc2.post_layernorm.{}",),
 }
 _LINEARS = {
     "attention.qkv": "self_attention.linear_qkv",
@@ -50,14 +59,10 @@ _ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "openai_gelu": "gelu", "squared_
 _WITH_GATE = {"silu": "swiglu", "gelu": "geglu"}
 # What the forward pass takes for granted of a model.yaml, where it says anything about it.
 _PRESUMED: Mapping[str, Any] = {
-    "qk_layernorm": False,
     "rotary_interleaved": False,
     "multi_latent_attention": False,
     "apply_residual_connection_post_layernorm": False,
     "attention_output_gate": False,
-    "attn_logit_softcapping": None,
-    "final_logit_softcapping": None,
-    "softmax_scale": None,
     "moe_router_score_function": "softmax",
     "moe_router_pre_softmax": False,
     "moe_router_topk_scaling_factor": None,
@@ -121,7 +126,8 @@ class NemoWeights:
         if match is None:
             found = self.files.read(_PREFIX + _OUTSIDE[name])
         else:
-            places = [place.format(match[3]) for place in _UNQUANTIZED[match[2]]]
+            known = _UNQUANTIZED | _POST_NORMS if self.config.post_norms else _UNQUANTIZED
+            places = [place.format(match[3]) for place in known[match[2]]]
             candidates = (self._find(place, int(match[1])) for place in places)
             first = next((tensor for tensor in candidates if tensor is not None), None)
             if first is None:
@@ -259,6 +265,9 @@ def _model_config(description: Mapping[str, Any], model: Mapping[str, Any], file
     if decoder == "gpt" and model["gated_linear_unit"]:
         act = _WITH_GATE.get(act, act)
     rotary = model["position_embedding_type"] == "rope"
+    scalar, pattern = model.get("query_pre_attn_scalar"), model.get("interleaved_attn_pattern")
+    window, global_layers = _windows(model)
+    *local_base, base = bases if isinstance(bases := model.get("rotary_base", 10000.0), list) else [bases]
     return ModelConfig(
         decoder=decoder,
         dtype="bfloat16" if model.get("bf16") else "float16" if model.get("fp16") else "float32",
@@ -275,14 +284,30 @@ def _model_config(description: Mapping[str, Any], model: Mapping[str, Any], file
         hidden_act=act,
         position_embedding_type="rope_gpt_neox" if rotary else model["position_embedding_type"],
         rotary_pct=model.get("rotary_percent", 1.0),
-        rotary_base=model.get("rotary_base", 10000.0),
+        rotary_base=base,
         rotary_scaling=model_scaling(model) if rotary else None,
         share_embedding_table=bool(model["share_embeddings_and_output_weights"]),
         moe=Moe(experts, model["moe_router_topk"], 1) if experts else None,
-        attention_window=_window(model.get("window_size")),
+        attention_window=window,
+        global_layers=global_layers,
+        qk_norm=bool(model.get("qk_layernorm") or pattern),
+        post_norms=scalar is not None or pattern is not None,
+        attention_scale=model.get("softmax_scale") if scalar is None else scalar**-0.5,
+        attention_cap=model.get("attn_logit_softcapping"),
+        logit_cap=model.get("final_logit_softcapping"),
+        local_rotary_base=local_base[0] if local_base else None,
     )
 
 
-def _window(sizes: Sequence[int] | None) -> int | None:
-    """Megatron counts the positions before a token, and -1 stands for all of them."""
-    return sizes[0] + 1 if sizes and sizes[0] >= 0 else None
+def _windows(model: Mapping[str, Any]) -> tuple[int | None, frozenset[int]]:
+    """Positions that each one attends to, itself included, and the layers in which it attends to all before it.
+
+    Megatron counts the positions before a token, and -1 stands for all of them. NeMo's Gemmas have Hugging Face's
+    number, which counts the token as well; Gemma 2 has a window in the first layer, the third and so on.
+    """
+    sizes, pattern, layers = model.get("window_size"), model.get("interleaved_attn_pattern"), range(model["num_layers"])
+    if pattern is not None:
+        return sizes, frozenset(layer for layer in layers if (layer + 1) % sum(pattern) == 0)
+    if model.get("query_pre_attn_scalar") is not None:
+        return model["window_size"][0], frozenset(layers[1::2])
+    return (sizes[0] + 1 if sizes and sizes[0] >= 0 else None), frozenset()

@@ -31,6 +31,16 @@ _REQUIRED_KEYS = frozenset(
 )
 _REQUIRED_SECTIONS = {"producer": ("name", "version"), "mapping": ("world_size", "tp_size", "pp_size")}
 _ROTARY_KEYS = frozenset({"rotary_pct", "rotary_base"})
+_QWEN_KEYS = frozenset({"attn_bias", "mlp_bias", "qwen_type", "seq_length"})
+_GEMMA_KEYS = {
+    "gemma2": frozenset({"query_pre_attn_scalar", "final_logit_softcapping", "attn_logit_softcapping"}),
+    "gemma3": frozenset(
+        {
+            *("query_pre_attn_scalar", "final_logit_softcapping", "_sliding_window_pattern", "sliding_window"),
+            "rope_local_base_freq",
+        }
+    ),
+}
 _OPTIONAL_KEYS = frozenset({"rotary_scaling", "moe", "attn_bias", "mlp_bias", "qk_layernorm"}) | _ROTARY_KEYS
 
 _MAPPING_KEYS = frozenset({"world_size", "tp_size", "pp_size", "moe_tp_size", "moe_ep_size"})
@@ -42,7 +52,18 @@ _QUANTIZATION_KEYS = frozenset(
     }
 )
 
-_ARCHITECTURES = {"llama": "LlamaForCausalLM", "gpt": "GPTForCausalLM", "gemma": "GemmaForCausalLM"}
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "gpt": "GPTForCausalLM",
+    "gemma": "GemmaForCausalLM",
+    "gemma2": "Gemma2ForCausalLM",
+    "gemma3": "Gemma3ForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "qwen3_moe": "Qwen3MoeForCausalLM",
+}
+# Decoders with experts.
+_MOE_DECODERS = ("llama", "qwen3_moe")
 
 _GELUS = frozenset({"gelu", "gelu_new", "gelu_fast", "gelu_pytorch_tanh", "openai-gelu"})
 _KNOWN_ACTIVATIONS = (
@@ -56,8 +77,11 @@ _LLAMA3_KEYS = ("factor", "low_freq_factor", "high_freq_factor", "original_max_p
 
 def _keys(raw: dict[str, Any], config: Config) -> list[str]:
     required = _REQUIRED_KEYS | (_ROTARY_KEYS if config.position_embedding_type == "rope_gpt_neox" else frozenset())
+    if config.is_qwen:
+        required |= _QWEN_KEYS | ({"moe_intermediate_size"} if config.moe else frozenset())
+    required |= _GEMMA_KEYS.get(config.decoder, frozenset())
     missing = sorted(required - raw.keys())
-    unknown = sorted(raw.keys() - _REQUIRED_KEYS - _OPTIONAL_KEYS)
+    unknown = sorted(raw.keys() - required - _OPTIONAL_KEYS)
     problems = [f"{key} is missing" for key in missing] + [f"{key} is not a key of this format" for key in unknown]
     for section, keys in _REQUIRED_SECTIONS.items():
         if section not in missing:
@@ -195,9 +219,9 @@ def _activation(raw: dict[str, Any], config: Config) -> list[str]:
     expected: frozenset[str] = frozenset(_KNOWN_ACTIVATIONS - {"gegelu"})
     if config.moe:
         expected = frozenset({"swiglu"})
-    elif config.decoder == "llama":
+    elif config.decoder == "llama" or config.is_qwen:
         expected = frozenset({"silu"})
-    elif config.decoder == "gemma":
+    elif config.decoder.startswith("gemma"):
         expected = _GELUS
     if act in expected:
         return []
@@ -253,10 +277,27 @@ def _embeddings(raw: dict[str, Any], config: Config) -> list[str]:
     return problems
 
 
+def _qwen(raw: dict[str, Any], config: Config) -> list[str]:
+    if not config.is_qwen:
+        return []
+    problems = _differs(raw, "qwen_type", config.decoder) + _differs(raw, "mlp_bias", False)
+    problems += _differs(raw, "seq_length", config.max_position_embeddings)
+    # The reader takes the size of experts from a key of their own.
+    return problems + (_differs(raw, "moe_intermediate_size", config.intermediate_size) if config.moe else [])
+
+
 def _bias(raw: dict[str, Any], config: Config) -> list[str]:
     if config.decoder != "gpt" and raw.get("bias") is True and not (config.attention_bias or config.mlp_bias):
         return [f"bias is true, but the reader's {config.decoder} decoder only looks at attn_bias and mlp_bias"]
     return []
+
+
+def _gemma(raw: dict[str, Any], config: Config) -> list[str]:
+    needed = _GEMMA_KEYS.get(config.decoder, frozenset()) - {"final_logit_softcapping", "attn_logit_softcapping"}
+    problems = [f"{key} is null; decoder {config.decoder} needs it" for key in sorted(needed) if raw.get(key) is None]
+    if config.decoder == "gemma3" and config.rotary_scaling is not None:
+        problems.append("rotary_scaling with decoder gemma3: its reader does not keep it from layers with a window")
+    return problems
 
 
 def _moe(raw: dict[str, Any], config: Config) -> list[str]:
@@ -264,8 +305,8 @@ def _moe(raw: dict[str, Any], config: Config) -> list[str]:
         return []
     moe, algorithm = config.moe, config.quantization.algorithm_of("transformer.layers.0.mlp")
     problems = _unknown_keys(raw, "moe", _MOE_KEYS)
-    if config.decoder != "llama":
-        problems.append(f"moe with decoder {config.decoder}: only llama (Mixtral) is described")
+    if config.decoder not in _MOE_DECODERS:
+        problems.append(f"moe with decoder {config.decoder}: only {' and '.join(_MOE_DECODERS)} have experts")
     if moe.num_experts < 2 or moe.top_k > moe.num_experts:
         problems.append(f"moe.top_k {moe.top_k} of {moe.num_experts} experts is impossible")
     problems += _differs(raw["moe"], "normalization_mode", 1, "moe.")
@@ -307,4 +348,6 @@ OTHER_RULES: dict[str, Rule] = {
     "rotary scaling": _rotary_scaling,
     "embeddings": _embeddings,
     "biases": _bias,
+    "Qwen's keys": _qwen,
+    "Gemma's keys": _gemma,
 }

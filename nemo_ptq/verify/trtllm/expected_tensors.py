@@ -114,7 +114,7 @@ def layer_linears(config: Config, layer: int) -> tuple[Linear, ...]:
             config.attention_bias,
             (Part(heads), kv_part, kv_part),
         ),
-        linear("attention.dense", hidden, heads * head_size, False, config.attention_bias),
+        linear("attention.dense", hidden, heads * head_size, False, config.attention_bias and not config.is_qwen),
     )
     if config.moe:
         experts, module = config.moe.num_experts, prefix + "mlp"
@@ -203,10 +203,10 @@ def rank_tensors(config: Config, pp_rank: int) -> dict[str, TensorSpec]:
     def embedding(rows: int) -> TensorSpec:
         return TensorSpec(dtype, (-(-rows // tp_size), hidden), Shard(size=rows))
 
-    def norm(name: str) -> None:
-        tensors[f"{name}.weight"] = TensorSpec(dtype, (hidden,))
+    def norm(name: str, size: int = hidden) -> None:
+        tensors[f"{name}.weight"] = TensorSpec(dtype, (size,))
         if not config.rmsnorm:
-            tensors[f"{name}.bias"] = TensorSpec(dtype, (hidden,))
+            tensors[f"{name}.bias"] = TensorSpec(dtype, (size,))
 
     if pp_rank == 0:
         tensors["transformer.vocab_embedding.weight"] = embedding(config.vocab_size)
@@ -216,6 +216,10 @@ def rank_tensors(config: Config, pp_rank: int) -> dict[str, TensorSpec]:
         prefix = f"transformer.layers.{layer}."
         norm(prefix + "input_layernorm")
         norm(prefix + "post_layernorm")
+        for place in ("pre", "post") if config.post_norms else ():
+            norm(f"{prefix}{place}_feedforward_layernorm")
+        for heads in ("q", "k") if config.qk_norm else ():
+            norm(f"{prefix}attention.{heads}_layernorm", config.head_size)
         for linear in layer_linears(config, layer):
             tensors |= linear_tensors(config, linear)
         if config.moe:

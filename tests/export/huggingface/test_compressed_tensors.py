@@ -16,7 +16,7 @@ from nemo_ptq.config import DTYPES, QuantizationConfig
 from nemo_ptq.verify.forward_pass import logits
 from tests.export.hugging_face import TOKENS, distance, export_cells, transformers_logits
 from tests.families import FAMILIES
-from tests.matrix import Record, algorithms_of, quick_first, record
+from tests.matrix import MIXTURES, Record, algorithms_of, quick_first, record
 from tests.ranks import run_ranks
 
 CHECKPOINT_OF = Callable[[str], Path]
@@ -83,7 +83,7 @@ def export_folded(checkpoint: Path, algorithm: str, directory: Path) -> None:
 
 @pytest.mark.parametrize("algorithm", ["int8_sq", "int4_awq"])
 @pytest.mark.parametrize(
-    "model", quick_first([name for name in FAMILIES if name != "mixtral"], ("llama31", "nemotron", "gemma"))
+    "model", quick_first([name for name in FAMILIES if name not in MIXTURES], ("llama31", "nemotron", "gemma"))
 )
 def test_folding_changes_nothing(model: str, algorithm: str, checkpoint_of: CHECKPOINT_OF, tmp_path: Path) -> None:
     """In float32, with quantization off: relative to the largest logit."""

@@ -63,6 +63,10 @@ def test_large_models_are_several_files_with_an_index(checkpoint_of: CHECKPOINT_
                 assert same(tensor, whole[name])
 
 
+def _experts_of(config: Any) -> int:
+    return getattr(config, "num_local_experts", None) or config.num_experts
+
+
 def modelopt_export(source: Path, state: dict[str, torch.Tensor], algorithm: str, kv: bool, output: Path) -> None:
     """ModelOpt's own export of the Hugging Face model, quantized with what our calibration has found.
 
@@ -83,7 +87,7 @@ def modelopt_export(source: Path, state: dict[str, torch.Tensor], algorithm: str
     groups = {}
     for template, names in class_of_architecture(type(model).__name__).module_names().items():
         if ".linear_" in template:
-            experts = range(model.config.num_local_experts) if "{expert}" in template else range(1)
+            experts = range(_experts_of(model.config)) if "{expert}" in template else range(1)
             for layer, expert in product(range(model.config.num_hidden_layers), experts):
                 linears = [model.get_submodule(name.format(layer=layer, expert=expert)) for name in names.values()]
                 groups[template.format(layer=layer, expert=expert)] = linears

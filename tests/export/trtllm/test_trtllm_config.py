@@ -69,6 +69,34 @@ def test_readers_accept_it(drawn: tuple[Family, QnemoLayout]) -> None:
             },
         ),
         ("gpt", {"architecture": "GPTForCausalLM", "hidden_act": "gelu", "rmsnorm": False, "bias": True}),
+        (
+            "qwen2",
+            {
+                "architecture": "Qwen2ForCausalLM",
+                "qwen_type": "qwen2",
+                "hidden_act": "silu",
+                "attn_bias": True,
+                "mlp_bias": False,
+                "bias": False,
+                "seq_length": 50,
+            },
+        ),
+        ("qwen3", {"architecture": "Qwen3ForCausalLM", "qwen_type": "qwen3", "attn_bias": False}),
+        (
+            "qwen3_moe",
+            {"architecture": "Qwen3MoeForCausalLM", "qwen_type": "qwen3_moe", "moe_intermediate_size": 64}
+            | {"hidden_act": "swiglu", "moe": {"num_experts": 3, "top_k": 2, "normalization_mode": 1}},
+        ),
+        (
+            "gemma2",
+            {"architecture": "Gemma2ForCausalLM", "query_pre_attn_scalar": 144, "attn_logit_softcapping": 50.0}
+            | {"final_logit_softcapping": 30.0, "share_embedding_table": True},
+        ),
+        (
+            "gemma3",
+            {"architecture": "Gemma3ForCausalLM", "query_pre_attn_scalar": 16, "_sliding_window_pattern": 6}
+            | {"final_logit_softcapping": None, "sliding_window": 8, "rope_local_base_freq": 1e4, "rotary_base": 1e6},
+        ),
         ("starcoder", {"position_embedding_type": "learned_absolute", "num_key_value_heads": 1}),
     ],
 )

@@ -160,7 +160,14 @@ def expected_layer(files: QnemoLayout, model: WholeModel, module: str) -> dict[s
     shape = files.shape
     expected = {}
     norm_fields = ["weight", "bias"] if shape.normalization == "LayerNorm" else ["weight"]
-    for source, target in (("input_layernorm", "input_layernorm"), ("pre_mlp_layernorm", "post_layernorm")):
+    norms = {"input_layernorm": "input_layernorm", "pre_mlp_layernorm": "post_layernorm"}
+    if shape.gemma:
+        norms["pre_mlp_layernorm"] = "pre_feedforward_layernorm"
+        norms["post_self_attention_layernorm"] = "post_layernorm"
+        norms["post_mlp_layernorm"] = "post_feedforward_layernorm"
+    if shape.qk_norm:
+        norms |= {f"self_attention.{rows}_layernorm": f"attention.{rows}_layernorm" for rows in "qk"}
+    for source, target in norms.items():
         expected |= {f"{target}.{field}": model.find(module + source, field) for field in norm_fields}
     if files.kv_cache:
         for which in ("k", "v", "kv"):

@@ -74,10 +74,13 @@ def test_a_hugging_face_format_needs_a_class_there(format: str) -> None:
 @pytest.mark.parametrize("format", ["hf", "compressed_tensors"])
 def test_a_kv_cache_needs_layers_of_its_own_in_a_hugging_face_format(format: str) -> None:
     starcoder, llama = family_of("StarcoderConfig15B"), family_of("LlamaConfig")
-    expect(kv_cache_has_layers(starcoder, (format,), True), "no place for its scales")
-    assert kv_cache_has_layers(starcoder, ("trtllm",), True) is None
-    assert kv_cache_has_layers(starcoder, (format,), None) is None
-    assert kv_cache_has_layers(llama, (format,), True) is None
+    expect(kv_cache_has_layers(starcoder, "gpt", (format,), "fp8", True), "no place for its scales")
+    assert kv_cache_has_layers(starcoder, "gpt", ("trtllm",), "fp8", True) is None
+    assert kv_cache_has_layers(starcoder, "gpt", (format,), "fp8", None) is None
+    assert kv_cache_has_layers(llama, "llama", (format,), "fp8", True) is None
+    phi = family_of("Phi3ConfigMini")
+    expect(kv_cache_has_layers(phi, "llama", (format,), "fp8", None), "set quantization_config.enable_kv_cache=false")
+    assert kv_cache_has_layers(phi, "llama", (format,), "int8_sq", None) is None
 
 
 @pytest.mark.parametrize(

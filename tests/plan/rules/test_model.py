@@ -4,7 +4,7 @@
 
 from dataclasses import replace
 
-from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.models.spec import GemmaAttention, ModelSpec
 from nemo_ptq.plan.rules.model import family_is_supported, norm_fits_decoder, reader_knows_layers
 from tests.plan.models import LLAMA_8B
 from tests.plan.rules.examples import STARCODER, expect
@@ -27,6 +27,20 @@ def test_layers_that_readers_leave_out() -> None:
     assert problem(replace(STARCODER, qkv_bias=True, linear_bias=True), "gpt") is None
     expect(problem(replace(LLAMA_8B, qk_norm=True)), "ignore the norms of queries and keys")
     assert problem(replace(LLAMA_8B, qk_norm=True), format="hf") is None  # said by that format's own check
+    assert problem(replace(LLAMA_8B, qk_norm=True), "qwen3") is None
+    assert problem(replace(LLAMA_8B, qkv_bias=True), "qwen2") is None
+    expect(problem(LLAMA_8B, "qwen3"), "decoder qwen3 normalises queries and keys")
+    expect(problem(replace(LLAMA_8B, qkv_bias=True, linear_bias=True), "qwen2"), "query-key-value projection at most")
+    expect(problem(replace(LLAMA_8B, rotary_percent=0.5)), "rotates whole heads")
+    gemma = replace(LLAMA_8B, gemma=GemmaAttention(256, 50.0, 30.0, 4096, 2, None))
+    assert problem(gemma, "gemma2") is None
+    expect(problem(gemma, "gemma"), "set export_config.decoder_type to one that fits it, which is gemma2")
+    expect(problem(LLAMA_8B, "gemma2"), "computes other norms, caps or windows")
+    third = replace(LLAMA_8B, gemma=GemmaAttention(256, None, None, 512, 6, 1e4), qk_norm=True)
+    assert problem(third, "gemma3") is None
+    expect(problem(replace(third, rotary_linear_factor=8.0), "gemma3"), "rope_scaling_factor=8.0")
+    alone = replace(LLAMA_8B, qk_norm=True, num_query_groups=LLAMA_8B.num_attention_heads)
+    expect(problem(alone, "qwen3"), "take the rows of queries and keys for others")
     expect(problem(replace(LLAMA_8B, qkv_bias=True)), "wants a bias on the query-key-value projection and the output")
 
 

@@ -10,6 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import (
+    AutoModelForCausalLM,
     GemmaConfig,
     GemmaForCausalLM,
     GPTBigCodeConfig,
@@ -23,6 +24,7 @@ from transformers import (
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.forward_pass import logits, open_model
+from tests.families import TELLING, make_hf
 from tests.verify.qnemo_writer import Recipe
 from tests.verify.reference import FAMILIES, VOCAB, build, reference_logits
 
@@ -50,6 +52,17 @@ def test_logits_are_transformers_own(family: str, tmp_path: Path) -> None:
     model.save_pretrained(tmp_path, max_shard_size="1MB")
     assert (tmp_path / "model.safetensors.index.json").is_file()
     compare(model, tmp_path)
+
+
+@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "phi3", "gemma2", "gemma3"])
+def test_what_only_some_families_compute(family: str, tmp_path: Path) -> None:
+    """Biases and norms of queries and keys, fused layers, windows and rotary embeddings by layer, caps, four norms."""
+    make_hf(family, tmp_path, dtype="float32", **TELLING[family])
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    with torch.no_grad():
+        expected = model(TOKENS).logits
+    assert expected.std() > 0.1
+    assert (logits(tmp_path, TOKENS) - expected).abs().max() < 2e-4 * expected.abs().max()
 
 
 def test_files_of_older_days(tmp_path: Path) -> None:

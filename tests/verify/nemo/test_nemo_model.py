@@ -25,7 +25,11 @@ def copy(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("before", "after", "said"),
     [
-        ("qk_layernorm: false", "qk_layernorm: true", "qk_layernorm True, which the reader does not compute"),
+        (
+            "attention_output_gate: false",
+            "attention_output_gate: true",
+            "attention_output_gate True, which the reader does not compute",
+        ),
         ("rotary_interleaved: false", "rotary_interleaved: true", "rotary_interleaved True"),
         ("torch.nn.functional.silu", "torch.nn.functional.mish", "hidden_act 'mish' is not one of"),
         ("  num_layers: 2", "  layers: 2", "is not of a GPT-like model: KeyError"),
