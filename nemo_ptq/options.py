@@ -28,6 +28,7 @@ from nemo_ptq.config import (
 )
 from nemo_ptq.errors import did_you_mean
 from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.export.servers import SERVERS
 from nemo_ptq.models.registry import ARCHITECTURES
 from nemo_ptq.quantization.algorithms import ALGORITHMS
 
@@ -148,6 +149,7 @@ _KINDS: Mapping[str, Kind] = {
     # NeMo's own configuration allows the number 16.
     "data type": Kind("one of bf16, fp16", lambda value: str(value) in DTYPES, known=DTYPES.keys()),
     "decoder": _one_of(ARCHITECTURES.keys()),
+    "server": _one_of(SERVERS.keys()),
 }
 
 

@@ -23,7 +23,10 @@ from tests.families import GPT_VARIANTS
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "support_matrix.md"
 RESULTS = DOCUMENT.with_suffix(".json")
-ALGORITHMS = (NO_QUANT, "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4")
+ALGORITHMS = (
+    *(NO_QUANT, "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"),
+    *("fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
+)
 # Tensor x pipeline parallelism at which a model is calibrated for trtllm.
 CALIBRATIONS = ("1x1", "2x2")
 
@@ -105,7 +108,8 @@ def _jobs() -> list[Result]:
 #   modelopt            tests/peer/test_modelopt_exporter.py: "equal", or why ModelOpt's exporter to trtllm fails
 #   hf                  tests/export/huggingface/test_unified.py: "equal" or "equal, but ..."
 #                       to ModelOpt's; no_quant: "distance"
-#   compressed_tensors  tests/export/huggingface/test_compressed_tensors.py: "distance" of transformers' logits
+#   compressed_tensors  tests/export/huggingface/test_compressed_tensors.py: "distance" of transformers' logits;
+#                       and test_compressed_formats.py: the same of the reader's from transformers'
 #   nemo                tests/export/nemo/test_nemo_writer.py: what is "equal" after the checkpoint is restored
 KINDS: Mapping[str, list[Result]] = {
     "trtllm": _jobs(),
@@ -213,7 +217,9 @@ original: in the median over tokens, relative to the logits' norm.
 _COMPRESSED_TENSORS = """
 A number is the largest distance, over the family's models, between the logits that transformers computes from the
 exported directory with the compressed-tensors library and those of the calibrated model: in float32, in the median over
-tokens, relative to the logits' norm. transformers reported no missing or unexpected key, and generated text.
+tokens, relative to the logits' norm. transformers reported no missing or unexpected key, and generated text. Of
+w4a8_awq, NVFP4 and the algorithms with dynamic activations it is the distance of transformers' logits from those of
+this project's reader; the library decodes NVFP4 to bfloat16, where the reader computes in float32.
 Calibrated at TP 2 (StarCoder 1: TP 1), the KV cache unquantized.
 """
 

@@ -51,7 +51,7 @@ from nemo_ptq.models.spec import ModelSpec, spec_of
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.process_groups import process_groups
 from nemo_ptq.plan.rules import check_job
-from nemo_ptq.quantization.algorithms import kv_cache_is_quantized
+from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
 from nemo_ptq.quantization.schemes import UNQUANTIZED
 from nemo_ptq.quantization.state import CalibrationState
 from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
@@ -109,7 +109,7 @@ def job_of(
         nemo_checkpoint=str(checkpoint),
         quantization_config=replace(quantization, layerwise=None, quality="fast"),
         export_config=export,
-        forward_loop=print,
+        forward_loop=print if algorithm_of(quantization).needs_data else None,
     )
     return replace(job, quantization=quantization)
 

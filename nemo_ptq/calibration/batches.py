@@ -18,6 +18,7 @@ from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.errors import PtqError
 from nemo_ptq.job import Job
 from nemo_ptq.parallel.ranks import Parallelism
+from nemo_ptq.quantization.algorithms import algorithm_of
 
 
 @dataclass(frozen=True)
@@ -36,14 +37,16 @@ class JobSamples:
 
 
 def read_job_samples(job: Job, reporter: Reporter) -> JobSamples:
-    """Reads the samples of a job; none if it does not calibrate, or has a loop of its own.
+    """Reads the samples of a job; none if it quantizes nothing, is calibrated, or has a loop of its own.
 
     Raises:
-        PtqError: If the data set cannot be read.
+        PtqError: If the data set cannot be read, and is calibrated on.
     """
     is_calibrated = job.calibration_state is not None or job.metadata.is_quantized
     if job.quantization.algorithm_name == NO_QUANT or job.forward_loop is not None or is_calibrated:
         return JobSamples()
+    if not algorithm_of(job.quantization).needs_data:
+        return _evaluation_samples(job, reporter)
     dataset, wanted = job.quantization.calibration_dataset, job.quantization.calibration_dataset_size
     further = job.quantization.evaluation_dataset_size
     samples = read_samples(dataset, wanted + further)
@@ -51,6 +54,16 @@ def read_job_samples(job: Job, reporter: Reporter) -> JobSamples:
         reporter.warn(f"{dataset} has {len(samples)} samples, fewer than the {wanted} asked")
     held_out = len(samples) > wanted
     return JobSamples(samples[:wanted], samples[wanted:] if held_out else samples[:further], held_out)
+
+
+def _evaluation_samples(job: Job, reporter: Reporter) -> JobSamples:
+    """What a model is compared on that needs no text to be quantized: nothing where there is none."""
+    try:
+        samples = read_samples(job.quantization.calibration_dataset, job.quantization.evaluation_dataset_size)
+    except PtqError as error:
+        reporter.warn(f"the report will not compare with the unquantized model: {error}")
+        return JobSamples()
+    return JobSamples((), samples)
 
 
 def calibration_batches(

@@ -31,7 +31,7 @@ def finish(
     job: Job,
     staging: Staging,
     digests: Mapping[str, Digests],
-    report_of: Callable[[Path, Digests], Report],
+    report_of: Callable[[str, Path, Digests], Report],
     reporter: Reporter,
 ) -> None:
     """Completes the directories of a job's formats where they were staged, verifies them, and gives them their name.
@@ -40,7 +40,7 @@ def finish(
         job: What was asked for.
         staging: Where it was written.
         digests: For each format.
-        report_of: Gives the report of one format's directory, which holds everything else but the manifest.
+        report_of: Gives the report of one format, of its directory, which holds everything else but the manifest.
         reporter: Hears of the verification.
 
     Raises:
@@ -48,7 +48,7 @@ def finish(
         PtqError: If something else stands at the output now.
     """
     for name, directory in job.directories(staging.files).items():
-        write_report(directory, report_of(directory, digests[name]))
+        write_report(directory, report_of(name, directory, digests[name]))
         write_manifest(directory, digests[name], _about(name, job))
         _verify(directory, reporter)
     publish(staging)
@@ -80,11 +80,11 @@ def calibration_kept(job: Job, state: CalibrationState | None, export: Path, rep
 
     Args:
         job: What was asked for.
-        state: Its calibration, None where nothing is quantized.
+        state: Its calibration, None where nothing is quantized; one without entries is not kept.
         export: The directory of one of its formats, where rounded weights lie.
         reporter: Hears where it is kept, if it is; of any other rank than the first it keeps nothing.
     """
-    if not reporter.enabled or state is None or job.calibration_state is not None:
+    if not reporter.enabled or state is None or not state.tensors or job.calibration_state is not None:
         yield
         return
     kept = job.output.with_name(f"{job.output.name}.calibration.safetensors")

@@ -17,6 +17,7 @@ from nemo_ptq.config import NO_QUANT
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.export.calibrated import WeightAmaxes, algorithm_scheme
 from nemo_ptq.job import Job
+from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.quantization.schemes import Scheme
 from nemo_ptq.quantization.state import CalibrationState, load_state
 
@@ -35,6 +36,7 @@ class Quantization:
         expert_tokens: Calibration tokens by (layer, expert), where they are known already.
         fixed_by: The algorithm that has computed weight amaxes from data, if one has.
         is_resumable: Whether a walk with it can be continued in another process.
+        is_new: Whether its calibration state is put together by the walk.
     """
 
     schemes: Mapping[str, Scheme]
@@ -46,6 +48,7 @@ class Quantization:
     expert_tokens: TokenCounts = field(default_factory=Counter)
     fixed_by: str | None = None
     is_resumable: bool = True
+    is_new: bool = False
 
 
 def by_algorithm(job: Job, model: LoadedModel) -> Quantization:
@@ -59,7 +62,8 @@ def by_algorithm(job: Job, model: LoadedModel) -> Quantization:
         saved = load_state(job.calibration_state)
         return Quantization(schemes, _caches_in(saved.tensors), saved.tensors, saved)
     caches = [name for name in names if name.endswith("core_attention")] if job.quantizes_kv_cache else []
-    return Quantization(schemes, caches)
+    given: State | None = None if algorithm_of(job.quantization).needs_data else {}
+    return Quantization(schemes, caches, given, is_new=True)
 
 
 def by_modelopt(

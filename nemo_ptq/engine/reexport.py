@@ -48,6 +48,7 @@ from nemo_ptq.quantization.state import (
 from nemo_ptq.quantization.state_header import IN_EXPORT, weights_file
 from nemo_ptq.report.compose import Observations
 from nemo_ptq.report.observe import FROM_A_FILE, report_of
+from nemo_ptq.report.serving import server_warnings
 from nemo_ptq.report.weight_errors import measure_weights
 
 # The data type in which a checkpoint is loaded to be calibrated.
@@ -93,6 +94,8 @@ def run_reexport(job: Job) -> None:
             verify.
     """
     reporter = Reporter(True)
+    for line in server_warnings(job):
+        reporter.warn(line)
     with tidying_up(), reserve(job, reporter) as staging:
         _reexport(job, job.directories(staging.files), staging, reporter)
     reporter.say(f"{job.output} is ready")

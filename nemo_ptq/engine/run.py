@@ -58,6 +58,7 @@ from nemo_ptq.report.compose import Observations, describe
 from nemo_ptq.report.measure import Measurement, evaluation_batches
 from nemo_ptq.report.observe import gather_steps, observe, report_of
 from nemo_ptq.report.records import Report
+from nemo_ptq.report.serving import server_warnings
 from nemo_ptq.versions import producer
 
 # Arguments that change how a job runs, and not what comes out.
@@ -84,6 +85,8 @@ def run_job(job: Job) -> None:
     with tidying_up(launch.world_size == 1), groups, reserve_for_all(job, reporter) as (staging, resumes):
         # Before the model: data that is not available is better known in seconds.
         samples = read_job_samples(job, reporter)
+        for line in server_warnings(job):
+            reporter.warn(line)
         _BlockJob(job, samples, device, reporter, staging, resumes).run()
     reporter.say(f"{job.output} is ready")
 
@@ -218,7 +221,7 @@ class _BlockJob:
             with self.reporter.part("export"):
                 exports.write_documents(self.directories)
         state = quantization.saved
-        if walk.learner is not None:
+        if quantization.is_new:
             state = self._gather_state(walk.state, walk.fingerprint.whole())
         elif job.calibration_state is not None and not job.metadata.is_quantized:
             assert state is not None

@@ -41,9 +41,9 @@ def smoothed(weight: torch.Tensor, pre_quant_scale: torch.Tensor) -> torch.Tenso
 def weight_amax(weight: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     """Returns the largest magnitudes of a weight (out, in), as :class:`Linear` has them for a scheme."""
     magnitudes = weight.abs()
-    if scheme.quant_algo == "W8A8_SQ_PER_CHANNEL":
+    if scheme.amaxes == "rows":
         return magnitudes.amax(1)
-    if scheme.quant_algo in ("W4A16_AWQ", "W4A8_AWQ"):
+    if scheme.amaxes == "blocks":
         return magnitudes.unflatten(1, (-1, scheme.block_size)).amax(-1)
     return magnitudes.amax()
 

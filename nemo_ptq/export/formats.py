@@ -122,6 +122,11 @@ _BUILT_IN = (
         "a qnemo directory: a TensorRT-LLM checkpoint and NeMo's tokenizer",
         packed_export="nemo_ptq.export.trtllm.trtllm_writer:qnemo_export",
         model_check="nemo_ptq.export.trtllm.trtllm_config:check_exportable",
+        refused={
+            "fp8_dynamic": "it is written with calibrated activations only; use export_format=compressed_tensors",
+            "int8_dynamic": "it is written with calibrated activations only; use export_format=compressed_tensors",
+            "w4a16_nvfp4": "TensorRT-LLM's engines round activations along; use export_format=hf",
+        },
         is_tensorrt_llm=True,
         has_parallelism=True,
     ),
@@ -130,8 +135,11 @@ _BUILT_IN = (
         "ModelOpt's unified Hugging Face checkpoint",
         packed_export="nemo_ptq.export.huggingface.unified:unified_export",
         model_check="nemo_ptq.export.huggingface.hf_documents:check_exportable",
-        refused={"int8_sq": "ModelOpt's unified checkpoint has no SmoothQuant; use export_format=compressed_tensors"},
-        experts=("fp8", "nvfp4"),
+        refused={
+            "int8_sq": "ModelOpt's unified checkpoint has no SmoothQuant; use export_format=compressed_tensors",
+            "int8_dynamic": "ModelOpt's unified checkpoint has no such INT8; use export_format=compressed_tensors",
+        },
+        experts=("fp8", "nvfp4", "w4a16_nvfp4"),
         is_hugging_face=True,
     ),
     Format(
@@ -140,16 +148,18 @@ _BUILT_IN = (
         packed_export="nemo_ptq.export.huggingface.compressed_tensors:compressed_tensors_export",
         model_check="nemo_ptq.export.huggingface.hf_documents:check_exportable",
         state_adapter="nemo_ptq.export.folding:foldable",
-        refused={
-            "w4a8_awq": "its readers have no INT4 weights with FP8 activations; use export_format=hf",
-            "nvfp4": "it is written for fp8, int8_sq and int4_awq only; use export_format=hf",
-        },
+        experts=("fp8", "nvfp4", "fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
         is_hugging_face=True,
     ),
     Format(
         "nemo",
         "a NeMo 2.0 checkpoint with ModelOpt's quantizers, for training or another export",
         model_writer="nemo_ptq.export.nemo.nemo_writer:write_nemo",
+        refused={
+            "fp8_dynamic": "it holds calibrated quantizers; use export_format=compressed_tensors",
+            "int8_dynamic": "it holds calibrated quantizers; use export_format=compressed_tensors",
+            "w4a16_nvfp4": "it holds calibrated quantizers; use export_format=hf",
+        },
         only_dtype="bfloat16",
     ),
 )

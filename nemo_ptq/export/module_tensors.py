@@ -21,7 +21,8 @@ class Linear:
         weight_amax: Largest magnitudes of the weight: of all of it, of each row (out), or of each block
             (out, in / block size), as the scheme has it; None where nothing is quantized, or the weight is rounded.
         weight_amax_2: The largest magnitude of the weight once more, where the scheme rounds it twice.
-        input_amax: Largest magnitude of the input, one element; None where inputs are not rounded.
+        input_amax: Largest magnitude of the input, one element; None where inputs are not rounded, or each token by its
+            own.
         pre_quant_scale: (in), what the input is multiplied with, or None.
         rounded: What the weight was rounded to, where that does not follow from weight and amax.
     """
@@ -39,6 +40,11 @@ class Linear:
     def is_quantized(self) -> bool:
         """Whether its weight is."""
         return self.weight_amax is not None or self.rounded is not None
+
+    @property
+    def rounds_inputs(self) -> bool:
+        """Whether a server rounds its inputs."""
+        return self.input_amax is not None or self.scheme.dynamic_inputs
 
 
 @dataclass(frozen=True)

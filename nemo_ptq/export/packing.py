@@ -82,7 +82,11 @@ def row_splitter(module_name: str, shape: ModelSpec, tensor_rank: int = 0) -> Ca
 
 
 def pack_where_it_is(
-    linear: Linear, split: Callable[[torch.Tensor], RowGroups], dtype: torch.dtype, scalar_scales: bool = False
+    linear: Linear,
+    split: Callable[[torch.Tensor], RowGroups],
+    dtype: torch.dtype,
+    scalar_scales: bool = False,
+    as_stored: Callable[[torch.Tensor], torch.Tensor] = lambda scale: scale,
 ) -> Packed:
     """Packs a linear layer on the device of its weight.
 
@@ -92,6 +96,8 @@ def pack_where_it_is(
         dtype: Data type of what is not quantized.
         scalar_scales: Divide weights by a scale without dimensions, as ModelOpt's exporter of Hugging Face models does:
             the quotient then has the weight's data type before it is rounded, and ties fall elsewhere.
+        as_stored: Gives the weight's scales as a reader will have them, for those as they were computed, of all rows:
+            weights are rounded with the former.
 
     Returns:
         The weight and everything that has a value for each output row, for each group of rows; the other
@@ -106,6 +112,7 @@ def pack_where_it_is(
         return packed
 
     scale, scale_2 = _weight_scales(linear)
+    scale = as_stored(scale)
     per_row = scale.numel() > 1
     scales = split(scale) if per_row else {"": scale.reshape(() if scalar_scales else 1)}
     for rows, weight in split(linear.weight if linear.rounded is None else linear.rounded.codes).items():
@@ -132,10 +139,14 @@ def pack_where_it_is(
 
 
 def pack_linear(
-    linear: Linear, split: Callable[[torch.Tensor], RowGroups], dtype: torch.dtype, scalar_scales: bool = False
+    linear: Linear,
+    split: Callable[[torch.Tensor], RowGroups],
+    dtype: torch.dtype,
+    scalar_scales: bool = False,
+    as_stored: Callable[[torch.Tensor], torch.Tensor] = lambda scale: scale,
 ) -> Packed:
     """Packs a linear layer as :func:`pack_where_it_is` does, onto the CPU."""
-    return _on_cpu(pack_where_it_is(linear, split, dtype, scalar_scales))
+    return _on_cpu(pack_where_it_is(linear, split, dtype, scalar_scales, as_stored))
 
 
 def _weight_scales(linear: Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
@@ -144,7 +155,7 @@ def _weight_scales(linear: Linear) -> tuple[torch.Tensor, torch.Tensor | None]:
     scheme = linear.scheme
     assert linear.weight_amax is not None
     scale = scale_of(linear.weight_amax, scheme.largest_weight)
-    if scheme.quant_algo == "NVFP4":
+    if scheme.codes == "fp4":
         return block_scales(linear.weight, scale, scheme.block_size), scale
     return scale, None if linear.weight_amax_2 is None else scale_of(linear.weight_amax_2, scheme.largest_input)
 
@@ -155,19 +166,21 @@ def _input_scale(linear: Linear) -> torch.Tensor | None:
 
 def _codes(weight: torch.Tensor, scheme: Scheme, scale: torch.Tensor, scale_2: torch.Tensor | None) -> torch.Tensor:
     """Rounds a weight to the nearest codes, (out, in)."""
-    if scheme.quant_algo == "NVFP4":
+    if scheme.codes == "fp4":
         assert scale_2 is not None
         return fp4_codes(weight, scale, scale_2)
-    return {"FP8": to_fp8, "W8A8_SQ_PER_CHANNEL": to_int8, "W4A16_AWQ": int4_codes, "W4A8_AWQ": int4_codes}[
-        str(scheme.quant_algo)
-    ](weight, scale)
+    if scheme.codes == "fp8":
+        return to_fp8(weight, scale[:, None] if scheme.amaxes == "rows" else scale)
+    return {"int8": to_int8, "int4": int4_codes}[scheme.codes](weight, scale)
 
 
 def pack_codes(codes: torch.Tensor, scheme: Scheme) -> torch.Tensor:
     """Packs codes (out, in) as a scheme stores them."""
-    if scheme.quant_algo == "NVFP4":
-        return pack_fp4(codes)
-    return pack_int4(codes) if scheme.quant_algo in ("W4A16_AWQ", "W4A8_AWQ") else codes
+    return {"fp4": pack_fp4, "int4": pack_int4}.get(scheme.codes, _as_they_are)(codes)
+
+
+def _as_they_are(codes: torch.Tensor) -> torch.Tensor:
+    return codes
 
 
 def pack_parameters(layer: Plain, dtype: torch.dtype) -> Packed:

@@ -149,9 +149,9 @@ def check_unchanged(file: Path) -> None:
 
 
 def _unpacked(stored: torch.Tensor, scheme: Scheme) -> torch.Tensor:
-    if scheme.quant_algo == "NVFP4":
+    if scheme.codes == "fp4":
         return dq.unpack_uint4(stored)
-    return dq.unpack_int4(stored) if scheme.quant_algo in ("W4A16_AWQ", "W4A8_AWQ") else stored
+    return dq.unpack_int4(stored) if scheme.codes == "int4" else stored
 
 
 def place_in_all(given: Path | None, directories: Mapping[str, Path], files: Mapping[str, list[Path]]) -> None:

@@ -22,6 +22,9 @@ _DEQUANTIZE: dict[str, Callable[..., torch.Tensor]] = {
     "W4A16_AWQ": dq.dequantize_int4,
     "W4A8_AWQ": dq.dequantize_w4a8,
     "NVFP4": dq.dequantize_nvfp4,
+    "FP8_PER_CHANNEL_PER_TOKEN": dq.dequantize_rows,
+    "INT8_PER_CHANNEL_PER_TOKEN": dq.dequantize_rows,
+    "W4A16_NVFP4": dq.dequantize_nvfp4,
 }
 _SCALES = ("weights_scaling_factor", "weights_scaling_factor_2")
 
@@ -60,6 +63,4 @@ def scaled_input(inputs: torch.Tensor, linear: Linear) -> torch.Tensor:
 
 def rounded_input(scaled: torch.Tensor, linear: Linear) -> torch.Tensor:
     """Rounds a :func:`scaled_input` as the scheme does, and returns it in its own data type."""
-    if linear.input_amax is None:
-        return scaled
-    return rounded_activation(scaled, linear.input_amax, linear.scheme)
+    return rounded_activation(scaled, linear.input_amax, linear.scheme) if linear.rounds_inputs else scaled

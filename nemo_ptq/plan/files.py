@@ -22,7 +22,7 @@ from nemo_ptq.plan.sharding import linear_parameters, model_parameters
 from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
 from nemo_ptq.quantization.state_header import WEIGHTS_IN_EXPORT
 from nemo_ptq.verify.model_config import DEFAULT_EXCLUDE_MODULES, Config, Mapping, Moe, Quantization
-from nemo_ptq.verify.trtllm.expected_tensors import rank_tensors
+from nemo_ptq.verify.trtllm.expected_tensors import ALGORITHMS, rank_tensors
 
 # Where a format keeps the context; Hugging Face's have the tokenizer's files among their own.
 _CONTEXTS = {"trtllm": "nemo_context/", "nemo": "context/"}
@@ -101,7 +101,8 @@ def weight_files(
 ) -> Iterator[FileSize]:
     """The files with the weights.
 
-    A Hugging Face directory has about as many bytes as TensorRT-LLM's; a NeMo checkpoint's weights are not packed.
+    A Hugging Face directory has about as many bytes as TensorRT-LLM's, where that has the algorithm; a NeMo
+    checkpoint's weights are not packed.
     """
     for name in export.formats:
         prefix = f"{name}/" if export.has_subdirectories else ""
@@ -115,6 +116,10 @@ def weight_files(
                 yield replace(file, name=prefix + file.name, exact=exact)
         elif not format.is_packed:
             yield FileSize(f"{prefix}weights/*.distcp", 2 * model_parameters(model), exact=False)
+        elif algorithm_of(quantization).quant_algo not in (None, *ALGORITHMS):
+            linears = linear_parameters(model)
+            size = 2 * (model_parameters(model) - linears) + algorithm_of(quantization).packed_bytes * linears
+            yield FileSize(f"{prefix}*.safetensors", int(size), exact=False)
         else:
             whole = reader_config(model, decoder, quantization, replace(export, inference_tp=1, inference_pp=1))
             yield FileSize(f"{prefix}*.safetensors", sum(file.bytes for file in rank_files(whole)), exact=False)

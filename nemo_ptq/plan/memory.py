@@ -80,7 +80,8 @@ class Batches:
     @classmethod
     def of(cls, quantization: QuantizationConfig, parallelism: Parallelism) -> "Batches":
         """The share of a job's samples that one rank reads."""
-        samples = -(-quantization.calibration_dataset_size // parallelism.readers)
+        needed = quantization.calibration_dataset_size if algorithm_of(quantization).needs_data else 0
+        samples = -(-needed // parallelism.readers)
         return cls(min(quantization.calibration_batch_size, samples), quantization.calibration_seq_len, samples)
 
     @property
@@ -311,8 +312,8 @@ def step_memory(
         is_cpu: Whether the device's memory is the host's.
     """
     rank = _Rank(model, quantization, parallelism, not is_cpu)
-    calibrates = rank.algorithm.quantizes
-    all_states = waiting_states(model, quantization, parallelism) if calibrates else 0
+    quantizes = rank.algorithm.quantizes
+    all_states = waiting_states(model, quantization, parallelism) if quantizes else 0
 
     def step(
         name: str, block: Blocks, activations: int = 0, statistics: int = 0, device: int = 0, host: int = 0
@@ -333,14 +334,14 @@ def step_memory(
     for block in stage.blocks():
         is_layer = block.kind == "layer"
         found["load"].append(step("load", block, host=rank.read(block)))
-        if is_layer and calibrates and quantization.calibration_dataset_size:
+        if is_layer and rank.algorithm.needs_data and quantization.calibration_dataset_size:
             found["calibrate"].append(step("calibrate", block, *rank.calibrate()))
         packing = rank.pack() if is_layer else 0
         found["export"].append(step("export", block, device=packing, host=rank.packed(block)))
-        if is_layer and calibrates:
+        if is_layer and quantizes:
             activations, buffers = rank.measure_layer()
             found["measure"].append(step("measure", block, activations, device=buffers))
-        elif block.kind == "head" and calibrates:
+        elif block.kind == "head" and quantizes:
             found["measure"].append(step("measure", block, rank.score()))
     worst = [max(steps, key=lambda memory: memory.device) for steps in found.values() if steps]
     # The model is gone. Tensors are looked at whole: those that the files cut are joined first.

@@ -10,7 +10,8 @@ from typing import Any
 
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
-from nemo_ptq.models.registry import family_of
+from nemo_ptq.export.servers import Export, answers
+from nemo_ptq.models.registry import Family, family_of
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.devices import Device, device_named
 from nemo_ptq.plan.files import FileSize, context_files, space_problem, weight_files
@@ -18,7 +19,7 @@ from nemo_ptq.plan.memory import StepMemory, without_data, worst_memory
 from nemo_ptq.plan.residence import LAYERWISE, RESIDENT, runs_layerwise, whole_model_needs
 from nemo_ptq.plan.rules import Rule, findings, gather
 from nemo_ptq.plan.rules.data import positions_suffice
-from nemo_ptq.plan.rules.format_limits import experts_have_a_format
+from nemo_ptq.plan.rules.format_limits import experts_have_a_format, server_loads_it
 from nemo_ptq.plan.rules.layerwise import layerwise_is_possible
 from nemo_ptq.plan.rules.parallelism import (
     experts_are_sharded_once,
@@ -31,12 +32,13 @@ from nemo_ptq.plan.rules.quantization_limits import (
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
     kv_cache_has_algorithm,
+    loop_has_something_to_calibrate,
     nvfp4_blocks_fit,
     quality_is_available,
 )
 from nemo_ptq.plan.sharding import Parallelism, model_parameters
 from nemo_ptq.plan.work import calibration_work, step_seconds
-from nemo_ptq.quantization.algorithms import algorithm_of
+from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
 
 # Parallelism that suggestions try: tensor parallelism stays within a node.
 _TENSOR_SIZES = (1, 2, 4, 8)
@@ -54,7 +56,9 @@ _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     algorithm_file_is_config: lambda model, quantization: quantization.algorithm_name == CUSTOM,
     quality_is_available: lambda model, quantization: quantization.is_balanced,
     kv_cache_has_algorithm: lambda model, quantization: bool(quantization.enable_kv_cache),
+    loop_has_something_to_calibrate: lambda model, quantization: False,
     layerwise_is_possible: lambda model, quantization: bool(quantization.layerwise),
+    server_loads_it: lambda model, quantization: False,
     positions_suffice: lambda model, quantization: model.position_embedding_type == "learned_absolute",
 }
 
@@ -72,6 +76,25 @@ class RuleLine:
     name: str
     says: str
     problem: str | None
+
+
+@dataclass(frozen=True)
+class ServerLine:
+    """What a version of a server is known to do with one of the exports.
+
+    Attributes:
+        format: The export's format.
+        server: The server and its version.
+        outcome: "loads", "refused" or "unknown".
+        known_by: How that is known.
+        note: What a user should know of it.
+    """
+
+    format: str
+    server: str
+    outcome: str
+    known_by: str
+    note: str
 
 
 @dataclass(frozen=True)
@@ -112,6 +135,7 @@ class Plan:
         mode: The name of the one that it takes.
         files: What will be written.
         flops: Operations of the calibration, over all ranks.
+        servers: What servers are known to do with what is written.
         suggestions: What to change, if anything.
     """
 
@@ -127,6 +151,7 @@ class Plan:
     mode: str
     files: tuple[FileSize, ...]
     flops: int
+    servers: tuple[ServerLine, ...] = ()
     suggestions: tuple[str, ...] = ()
 
     @property
@@ -267,9 +292,10 @@ def _plan(
 ) -> Plan:
     rules = tuple(_rule_lines(model, quantization, export, parallelism, further, world_size))
     try:
-        decoder = family_of(model.config_class.rpartition(".")[2], export.decoder_type).decoder
+        family = family_of(model.config_class.rpartition(".")[2], export.decoder_type)
+        decoder = family.decoder
     except PtqError:
-        decoder = None  # a rule says so
+        family = decoder = None  # a rule says so
     broken = {rule.name for rule in rules if rule.problem}
     can_be_cut = broken.isdisjoint(rule.__name__ for rule in _LAYOUT_RULES) and decoder is not None
     files: tuple[FileSize, ...] = ()
@@ -298,7 +324,17 @@ def _plan(
         mode=LAYERWISE if layerwise else RESIDENT,
         files=files,
         flops=calibration_work(model, quantization).flops,
+        servers=() if family is None or decoder is None else tuple(_servers(quantization, export, family, decoder)),
     )
+
+
+def _servers(
+    quantization: QuantizationConfig, export: ExportConfig, family: Family, decoder: str
+) -> Iterator[ServerLine]:
+    for format in export.formats:
+        kv_cache = kv_cache_is_quantized(quantization, decoder)
+        for found in answers(Export(format, quantization.algorithm_name, family.name, kv_cache)):
+            yield ServerLine(format, found.label, found.outcome, found.known_by, found.note)
 
 
 def _mode(

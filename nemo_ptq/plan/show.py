@@ -97,6 +97,12 @@ def _size(file: FileSize) -> str:
     return f"{'' if file.exact else 'about '}{file.bytes:,} bytes"
 
 
+def _servers(plan: Plan) -> Iterator[Row]:
+    for line in plan.servers:
+        known = f"{line.outcome} ({line.known_by})" if line.known_by else line.outcome
+        yield "servers", None, f"{line.server}, {line.format}", f"{known}{': ' if line.note else ''}{line.note}"
+
+
 def _work(plan: Plan) -> Iterator[Row]:
     if plan.flops:
         yield "time, about", None, "operations", _decimal(plan.flops, "FLOP")
@@ -118,7 +124,7 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
     """
     console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
     ticks = ("✓", "✗") if console.encoding.lower().startswith("utf") else ("ok", "NO")
-    sections = (_model, _rules, _memory, _files, _work)
+    sections = (_model, _rules, _memory, _files, _servers, _work)
     rows = [
         (name, right, one_line(what), one_line(figure))
         for section in sections

@@ -53,7 +53,7 @@ class Work:
 def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work:
     """Counts the operations of a calibration: two for each weight and token, attention, and Gram matrices."""
     algorithm = algorithm_of(quantization)
-    if not algorithm.quantizes or not quantization.calibration_dataset_size:
+    if not algorithm.needs_data or not quantization.calibration_dataset_size:
         return Work(0, 0)
     tokens = quantization.calibration_dataset_size * quantization.calibration_seq_len
     linears, active = _active_linears(model)
@@ -127,7 +127,7 @@ def step_seconds(
     work = calibration_work(model, quantization)
     # Stages wait for one another while the first batch goes through them, and the last one passes.
     batches = Batches.of(quantization, parallelism)
-    rounds = -(-batches.samples // max(1, batches.size))
+    rounds = -(-batches.samples // max(1, batches.size)) or 1
     busy = 1.0 if device.is_cpu else parallelism.ranks * rounds / (rounds + parallelism.pp - 1)
     rate = device.bf16_tflops * 1e12 * busy
     # On a GPU the search multiplies with two bfloat16 terms in place of one float32.

@@ -16,17 +16,23 @@ _ROUND: dict[str, Callable[[torch.Tensor, torch.Tensor], torch.Tensor]] = {
     "W4A8_AWQ": dq.fake_quantize_fp8,
     "NVFP4": dq.fake_quantize_nvfp4,
 }
+_ROUND_TOKENS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
+    "FP8_PER_CHANNEL_PER_TOKEN": dq.fake_quantize_fp8_tokens,
+    "INT8_PER_CHANNEL_PER_TOKEN": dq.fake_quantize_int8_tokens,
+}
 _FP8_MAX = 448.0
 
 
-def rounded_activation(values: torch.Tensor, amax: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+def rounded_activation(values: torch.Tensor, amax: torch.Tensor | None, scheme: Scheme) -> torch.Tensor:
     """Rounds what enters a linear layer, after its pre-quantization scale, and returns it in its own data type.
 
     Args:
         values: (..., in).
-        amax: Its calibrated largest magnitude, one element.
+        amax: Its calibrated largest magnitude, one element; None where the scheme has dynamic inputs.
         scheme: How the layer is quantized, its inputs among it.
     """
+    if amax is None:
+        return _ROUND_TOKENS[str(scheme.quant_algo)](values.float()).to(values.dtype)
     scale = scale_of(amax, scheme.largest_input).reshape(())
     return _ROUND[str(scheme.quant_algo)](values.float(), scale).to(values.dtype)
 

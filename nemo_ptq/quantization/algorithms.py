@@ -7,7 +7,7 @@ A new algorithm is a record that is given to :func:`register`, and where it deci
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from nemo_ptq.config import CUSTOM, NO_QUANT, QuantizationConfig
@@ -47,12 +47,13 @@ class Algorithm:
         method: Dotted path of its calibration method, a class of :mod:`nemo_ptq.calibration.methods` or like one; None
             where nothing is calibrated, or ModelOpt does it.
         settings: Makes the arguments of the method.
-        entries: What the method decides of each linear layer: "amax", "pre_quant_scale", "channel_amax".
+        entries: What the method decides of each linear layer: "amax", "pre_quant_scale", "channel_amax"; nothing where
+            all follows from the weights.
         rounder: Dotted path of what quality "balanced" rounds its layers with, a class of
             :mod:`nemo_ptq.calibration.rounders` or like one; None where it has no such quality.
         rounder_settings: Makes the arguments of that.
         rounder_entries: What the rounder decides of each linear layer; None where that is what the method does.
-        preset: Which of ModelOpt's presets (:mod:`nemo_ptq.quantization.presets`) says the same.
+        preset: Which of ModelOpt's presets (:mod:`nemo_ptq.quantization.presets`) says the same; None where none does.
         preset_method: Makes the preset's calibration method, where it has settings.
         block_size: Input features that share a weight scale: 0 where there are no blocks, None where the user's
             `awq_block_size` says how many.
@@ -102,6 +103,11 @@ class Algorithm:
         return self.name != NO_QUANT
 
     @property
+    def needs_data(self) -> bool:
+        """Whether it is calibrated on text."""
+        return bool(self.entries)
+
+    @property
     def takes_block_size(self) -> bool:
         """Whether the user's `awq_block_size` is a setting of it."""
         return self.block_size is None
@@ -133,6 +139,9 @@ _EIGHT_BIT_OUTPUTS = Limit(
     20.0,
     "its outputs lose much: the errors of weights and inputs add up in large terms that nearly cancel",
     f"{_MORE_SAMPLES}; or {_EXCLUDE}",
+)
+_FP8_ROWS = replace(
+    _FP8_WEIGHTS, problem="its weights lose much: most of a row are so small beside its largest that FP8 has few values"
 )
 _FOUR_BIT_OUTPUTS = Limit(
     "output_sqnr_db",
@@ -290,7 +299,54 @@ _BUILT_IN = (
             _FOUR_BIT_OUTPUTS,
         ),
     ),
-    Algorithm(NO_QUANT, "16 bits, unquantized"),
+    Algorithm(
+        "fp8_dynamic",
+        "FP8, dynamic activations",
+        scheme="fp8_dynamic",
+        quant_algo="FP8_PER_CHANNEL_PER_TOKEN",
+        entries=(),
+        preset="fp8_dynamic",
+        packed_bytes=1.0,
+        packing_bytes=7,
+        required_recovery=0.99,
+        limits=(_FP8_ROWS, _FP8_INPUTS, _EIGHT_BIT_OUTPUTS),
+    ),
+    Algorithm(
+        "int8_dynamic",
+        "INT8, dynamic activations",
+        scheme="int8_dynamic",
+        quant_algo="INT8_PER_CHANNEL_PER_TOKEN",
+        entries=(),
+        packed_bytes=1.0,
+        packing_bytes=7,
+        required_recovery=0.98,
+        limits=(
+            Limit(
+                "weight_sqnr_db",
+                28.0,
+                "its weights lose much: most of a row are small beside its largest",
+                f"fp8_dynamic, or {_EXCLUDE}",
+            ),
+            Limit("input_sqnr_db", 22.0, _OUTLIERS, "int8_sq, which moves outliers into the weights; or fp8_dynamic"),
+            _EIGHT_BIT_OUTPUTS,
+        ),
+    ),
+    Algorithm(
+        "w4a16_nvfp4",
+        "NVFP4 weights",
+        scheme="w4a16_nvfp4",
+        quant_algo="W4A16_NVFP4",
+        entries=(),
+        preset="w4a16_nvfp4",
+        block_size=16,
+        row_multiple=128,
+        column_multiple=64,
+        packed_bytes=0.57,
+        packing_bytes=40,
+        required_recovery=0.95,
+        limits=(Limit("weight_sqnr_db", 15.0, _MIXED_BLOCKS, f"fp8_dynamic, or {_EXCLUDE}"), _FOUR_BIT_OUTPUTS),
+    ),
+    Algorithm(NO_QUANT, "16 bits, unquantized", entries=()),
 )
 # What a ModelOpt config quantizes is not known before ModelOpt has read it.
 _OF_A_FILE = Algorithm(

@@ -23,11 +23,15 @@ def _presets() -> str:
 def preset_config(quantization: QuantizationConfig, decoder: str) -> dict[str, Any]:
     """Returns ModelOpt's configuration of one of our algorithms, as JSON has it and free to be changed.
 
+    It is empty where ModelOpt has no preset that says the same.
+
     Args:
         quantization: What the user asked for.
         decoder: Decoder type of the model, e.g. "llama".
     """
     presets, algorithm = json.loads(_presets()), algorithm_of(quantization)
+    if algorithm.preset is None:
+        return {}
     preset = presets["algorithms"][algorithm.preset]
     config = {"quant_cfg": preset["quantizers"] + presets["left_alone"], "algorithm": preset["method"]}
     if algorithm.takes_block_size:

@@ -49,7 +49,8 @@ def to_fp8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
     Args:
         weight: Any shape.
-        scale: One element. Without dimensions, the quotient has the weight's data type before it is rounded.
+        scale: One element, or (out, 1) for a weight (out, in). Without dimensions, the quotient has the weight's data
+            type before it is rounded.
     """
     return (weight / scale).to(torch.float8_e4m3fn)
 

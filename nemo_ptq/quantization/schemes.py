@@ -47,14 +47,18 @@ class Scheme:
     """A quantization scheme of weights and activations.
 
     Attributes:
-        modelopt_format: ModelOpt's name of it, as its ``get_quantization_format`` says.
-        quant_algo: TensorRT-LLM's name of it; None is unquantized.
+        modelopt_format: ModelOpt's name of it, as its ``get_quantization_format`` says; of a scheme that is not taken
+            from ModelOpt's quantizers, the name of our algorithm.
+        quant_algo: TensorRT-LLM's or ModelOpt's name of it, or one like theirs; None is unquantized.
         fields: The tensors that store a layer, its bias not counted.
         row_multiple: Out-features of a shard must be a multiple of this.
         column_multiple: In-features of a shard must be a multiple of this, and of the block size.
         block_size: In-features that share a weight scale; 0 where there are no blocks.
         largest_weight: What the largest code of a weight stands for, its scale apart. NVFP4's scales are codes as well.
         largest_input: The same of an input, and of a weight that is rounded twice.
+        codes: What weights are rounded to: "fp8", "int8", "int4" or "fp4".
+        amaxes: What has a weight amax of its own: the "tensor", its "rows" or its "blocks".
+        dynamic_inputs: Whether a server takes the scales of inputs from each token's own largest magnitude.
     """
 
     modelopt_format: str | None
@@ -65,6 +69,9 @@ class Scheme:
     block_size: int = 0
     largest_weight: float = 1.0
     largest_input: float = 1.0
+    codes: str = ""
+    amaxes: str = "tensor"
+    dynamic_inputs: bool = False
 
     @property
     def quantization_keys(self) -> dict[str, Any]:
@@ -78,7 +85,15 @@ _SCALAR: Callable[[int, int, int], Shape] = lambda o, i, g: (1,)  # noqa: E731
 _ACTIVATION = Field("activation_scaling_factor", torch.float32, _SCALAR, None, None)
 _PREQUANT = Field("prequant_scaling_factor", None, lambda o, i, g: (i,), None, 0)
 _BLOCK_SCALES = Field("weights_scaling_factor", torch.float32, lambda o, i, g: (o, i // g), 0, 1)
+_ROW_SCALES = Field("weights_scaling_factor", torch.float32, lambda o, i, g: (o,), 0, None)
+_FP8_WEIGHT = Field("weight", torch.float8_e4m3fn, lambda o, i, g: (o, i), 0, 1)
+_INT8_WEIGHT = Field("weight", torch.int8, lambda o, i, g: (o, i), 0, 1)
 _INT4_WEIGHT = Field("weight", torch.int8, lambda o, i, g: (o // 2, i), 0, 1)
+_NVFP4_WEIGHT = (
+    Field("weight", torch.uint8, lambda o, i, g: (o, i // 2), 0, 1),
+    Field("weights_scaling_factor", torch.float8_e4m3fn, lambda o, i, g: (o, i // g), 0, 1),
+    Field("weights_scaling_factor_2", torch.float32, lambda o, i, g: (), None, None),
+)
 
 UNQUANTIZED = Scheme(None, None, (Field("weight", None, lambda o, i, g: (o, i), 0, 1),))
 
@@ -88,26 +103,33 @@ SCHEMES = (
         "fp8",
         "FP8",
         (
-            Field("weight", torch.float8_e4m3fn, lambda o, i, g: (o, i), 0, 1),
+            _FP8_WEIGHT,
             Field("weights_scaling_factor", torch.float32, _SCALAR, None, None),
             _ACTIVATION,
         ),
         largest_weight=448.0,
         largest_input=448.0,
+        codes="fp8",
     ),
     Scheme(
         "int8_sq",
         "W8A8_SQ_PER_CHANNEL",
-        (
-            Field("weight", torch.int8, lambda o, i, g: (o, i), 0, 1),
-            Field("weights_scaling_factor", torch.float32, lambda o, i, g: (o,), 0, None),
-            _ACTIVATION,
-            _PREQUANT,
-        ),
+        (_INT8_WEIGHT, _ROW_SCALES, _ACTIVATION, _PREQUANT),
         largest_weight=127.0,
         largest_input=127.0,
+        codes="int8",
+        amaxes="rows",
     ),
-    Scheme("int4_awq", "W4A16_AWQ", (_INT4_WEIGHT, _BLOCK_SCALES, _PREQUANT), 64, 64, largest_weight=7.0),
+    Scheme(
+        "int4_awq",
+        "W4A16_AWQ",
+        (_INT4_WEIGHT, _BLOCK_SCALES, _PREQUANT),
+        64,
+        64,
+        largest_weight=7.0,
+        codes="int4",
+        amaxes="blocks",
+    ),
     Scheme(
         "w4a8_awq",
         "W4A8_AWQ",
@@ -122,21 +144,38 @@ SCHEMES = (
         128,
         largest_weight=7.0,
         largest_input=448.0,
+        codes="int4",
+        amaxes="blocks",
     ),
     Scheme(
         "nvfp4",
         "NVFP4",
-        (
-            Field("weight", torch.uint8, lambda o, i, g: (o, i // 2), 0, 1),
-            Field("weights_scaling_factor", torch.float8_e4m3fn, lambda o, i, g: (o, i // g), 0, 1),
-            Field("weights_scaling_factor_2", torch.float32, lambda o, i, g: (), None, None),
-            Field("activation_scaling_factor", torch.float32, lambda o, i, g: (), None, None),
-        ),
+        (*_NVFP4_WEIGHT, Field("activation_scaling_factor", torch.float32, lambda o, i, g: (), None, None)),
         128,
         64,
         largest_weight=6.0 * 448.0,
         largest_input=6.0 * 448.0,
+        codes="fp4",
     ),
+    Scheme(
+        "fp8_dynamic",
+        "FP8_PER_CHANNEL_PER_TOKEN",
+        (_FP8_WEIGHT, _ROW_SCALES),
+        largest_weight=448.0,
+        codes="fp8",
+        amaxes="rows",
+        dynamic_inputs=True,
+    ),
+    Scheme(
+        "int8_dynamic",
+        "INT8_PER_CHANNEL_PER_TOKEN",
+        (_INT8_WEIGHT, _ROW_SCALES),
+        largest_weight=127.0,
+        codes="int8",
+        amaxes="rows",
+        dynamic_inputs=True,
+    ),
+    Scheme("w4a16_nvfp4", "W4A16_NVFP4", _NVFP4_WEIGHT, 128, 64, largest_weight=6.0 * 448.0, codes="fp4"),
 )
 
 

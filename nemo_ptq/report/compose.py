@@ -13,7 +13,7 @@ from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.report.advice import findings_of
 from nemo_ptq.report.command import reproducing_command
 from nemo_ptq.report.metrics import expert_records
-from nemo_ptq.report.records import Layer, Quality, Report, Summary
+from nemo_ptq.report.records import Layer, Quality, Report, Serving, Summary
 from nemo_ptq.verify.evaluate import DocumentScore, summarize
 
 
@@ -57,6 +57,7 @@ def compose(
     versions: Mapping[str, str],
     files: Mapping[str, Mapping[str, Any]],
     world_size: int,
+    servers: Sequence[Serving] = (),
 ) -> Report:
     """Puts the report of a job together.
 
@@ -68,6 +69,7 @@ def compose(
         versions: Of the packages that did it.
         files: Size and SHA-256 of the files written so far, by relative path.
         world_size: How many processes shared the work.
+        servers: What servers do with the directory.
     """
     algorithm = algorithm_of(job.quantization)
     summary = Summary(
@@ -95,6 +97,7 @@ def compose(
         arguments=job.arguments,
         versions=versions,
         files=files,
+        servers=tuple(servers),
     )
     return report if observations.quality is None else with_quality(report, observations.quality)
 

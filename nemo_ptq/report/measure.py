@@ -108,7 +108,7 @@ class SimulatedLinear:
         if entered is None or not entered.numel():  # an idle expert
             return
         plain = scaled_input(entered, self._linear)
-        self.inputs += sums_of(plain, args[0] if self._linear.input_amax is not None else None)
+        self.inputs += sums_of(plain, args[0] if self._linear.rounds_inputs else None)
         simulated = module.get_parameter("weight")
         self._set_weight(self._original)
         # The method, not the module: hooks would be called again.

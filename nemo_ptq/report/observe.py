@@ -17,6 +17,7 @@ from nemo_ptq.job import Job
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.report.compose import Observations, Sizes, compose, quality_of
 from nemo_ptq.report.records import Report
+from nemo_ptq.report.serving import serving_of
 from nemo_ptq.versions import producer
 
 if TYPE_CHECKING:  # they import Megatron, which an export from a saved calibration does without
@@ -61,7 +62,10 @@ def _why_not_compared(job: Job, samples: "JobSamples") -> str:
         return FROM_A_FILE
     if not job.quantization.evaluation_dataset_size:
         return "turned off: quantization_config.evaluation_dataset_size=0"
-    return f"{without_home(job.quantization.calibration_dataset)} holds no sample of two tokens or more"
+    dataset = without_home(job.quantization.calibration_dataset)
+    if not samples.evaluation:
+        return f"{dataset} could not be read, or is empty"
+    return f"{dataset} holds no sample of two tokens or more"
 
 
 def gather_steps(mine: list[Step]) -> list[Step]:
@@ -76,6 +80,7 @@ def report_of(
     job: Job,
     observations: Observations,
     steps: Sequence[Step],
+    format: str,
     directory: Path,
     digests: Mapping[str, str],
 ) -> Report:
@@ -86,10 +91,12 @@ def report_of(
         job: What was asked for.
         observations: What was measured.
         steps: What it took so far.
-        directory: Where the format's files are.
+        format: The format.
+        directory: Where its files are.
         digests: SHA-256 of files that have been read already, by relative path.
     """
     files = file_entries(directory, digests)
     exported = sum(entry["size"] for name, entry in files.items() if not name.startswith(_BESIDE_WEIGHTS))
     sizes = Sizes(size.parameters, size.num_bytes, exported)
-    return compose(job, observations, sizes, steps, producer(), files, read_launch().world_size)
+    servers = serving_of(job, format)
+    return compose(job, observations, sizes, steps, producer(), files, read_launch().world_size, servers)

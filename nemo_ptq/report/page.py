@@ -121,6 +121,13 @@ def _label(algorithm: str) -> str:
         return algorithm
 
 
+def _is_calibrated(algorithm: str) -> bool:
+    try:
+        return algorithm_named(algorithm).needs_data
+    except PtqError:
+        return True
+
+
 def _context(report: Report) -> dict[str, Any]:
     word, fails = words.verdict(report.summary)
     return {
@@ -129,6 +136,7 @@ def _context(report: Report) -> dict[str, Any]:
         "quality": report.quality,
         "algorithm": _label(report.summary.algorithm),
         "quantizes": report.summary.algorithm != NO_QUANT,
+        "is_calibrated": _is_calibrated(report.summary.algorithm),
         "verdict": word,
         "fails": fails,
         "headline": headline(report.summary),

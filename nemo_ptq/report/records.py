@@ -161,6 +161,26 @@ class Summary:
 
 
 @dataclass(frozen=True)
+class Serving:
+    """What a version of a server does with the directory.
+
+    Attributes:
+        server: The server and its version.
+        outcome: "loads", "refused" or "unknown".
+        known_by: How that is known; empty where it is not.
+        note: What a user should know of it.
+        commands: Shell commands that serve the directory; none where it is not the newest version that is known, does
+            not load it, or has no command.
+    """
+
+    server: str
+    outcome: str
+    known_by: str
+    note: str
+    commands: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Report:
     """Everything about one run.
 
@@ -177,6 +197,7 @@ class Report:
         versions: Of the packages that did it.
         files: Size and SHA-256 of every other file of the directory but the manifest, by relative path.
         version: Of this schema.
+        servers: What servers that read the directory's format do with it.
     """
 
     summary: Summary
@@ -191,6 +212,7 @@ class Report:
     versions: Mapping[str, str]
     files: Mapping[str, Mapping[str, Any]]
     version: int = VERSION
+    servers: tuple[Serving, ...] = ()
 
 
 def to_json(report: Report) -> str:
@@ -218,6 +240,9 @@ def read_report(file: Path) -> Report:
                 "experts": tuple(ExpertTokens(**experts) for experts in raw["experts"]),
                 "findings": tuple(Finding(**finding) for finding in raw["findings"]),
                 "steps": tuple(Step(**step) for step in raw["steps"]),
+                "servers": tuple(
+                    Serving(**{**server, "commands": tuple(server["commands"])}) for server in raw.get("servers", ())
+                ),
             }
         )
     except (OSError, ValueError, KeyError, TypeError) as error:

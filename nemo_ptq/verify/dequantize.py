@@ -11,6 +11,9 @@ import torch
 
 E4M3_MAX = 448.0
 E2M1_MAX = 6.0
+INT8_MAX = 127.0
+# The least scale that vLLM's kernels give a token in FP8.
+_LEAST_FP8_TOKEN = 1.0 / (E4M3_MAX * 512.0)
 
 # Values of the eight E2M1 magnitudes; bit 3 of a code is the sign.
 _E2M1_MAGNITUDES = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
@@ -57,13 +60,18 @@ def dequantize_int8(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     return weight.float() * scale.reshape(-1, 1)
 
 
+def dequantize_rows(weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """FP8 or INT8 (o, i) times float32 (o,) or (o, 1), one scale for each output row."""
+    return weight.float() * scale.reshape(-1, 1)
+
+
 def dequantize_int4(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """W4A16_AWQ: int8 (o/2, i) of packed int4 times float32 (o, i/g), one scale for each group of inputs."""
     return _times_groups(unpack_int4(packed), scale)
 
 
 def dequantize_packed(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    """pack-quantized: int32 (o, i/8) times float32 (o, i/g), one scale for each group of inputs.
+    """pack-quantized: int32 (o, i/8) times (o, i/g), one scale for each group of inputs.
 
     A number holds eight consecutive inputs with 8 added to each, the first of them in the lowest bits.
     """
@@ -72,7 +80,7 @@ def dequantize_packed(packed: torch.Tensor, scale: torch.Tensor) -> torch.Tensor
 
 
 def _times_groups(codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-    return codes.float() * scale.repeat_interleave(codes.shape[1] // scale.shape[1], dim=1)
+    return codes.float() * scale.float().repeat_interleave(codes.shape[1] // scale.shape[1], dim=1)
 
 
 def dequantize_w4a8(packed: torch.Tensor, scale: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
@@ -87,6 +95,11 @@ def dequantize_nvfp4(packed: torch.Tensor, scale: torch.Tensor, scale_2: torch.T
     return values * block_scale.repeat_interleave(values.shape[1] // scale.shape[1], dim=1)
 
 
+def dequantize_nvfp4_divided(packed: torch.Tensor, scale: torch.Tensor, global_scale: torch.Tensor) -> torch.Tensor:
+    """nvfp4-pack-quantized: as NVFP4, with a float32 (1,) global scale that block scales are divided by."""
+    return dequantize_nvfp4(packed, scale, 1.0 / global_scale)
+
+
 def fake_quantize_fp8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """FP8 with one static scale, float32 (1,)."""
     return round_e4m3(values / scale) * scale
@@ -95,6 +108,24 @@ def fake_quantize_fp8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor
 def fake_quantize_int8(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
     """INT8 with one static scale, float32 (1,)."""
     return (values / scale).round().clamp(-128, 127) * scale
+
+
+def fake_quantize_fp8_tokens(values: torch.Tensor) -> torch.Tensor:
+    """FP8 with the scale of each token, (..., i), from its own largest magnitude."""
+    scale = (values.abs().amax(-1, keepdim=True) / E4M3_MAX).clamp(min=_LEAST_FP8_TOKEN)
+    return round_e4m3(values / scale) * scale
+
+
+def fake_quantize_int8_tokens(values: torch.Tensor) -> torch.Tensor:
+    """INT8 with the scale of each token, (..., i), from its own largest magnitude."""
+    scale = values.abs().amax(-1, keepdim=True) / INT8_MAX
+    scale = torch.where(scale == 0, 1.0, scale)
+    return (values / scale).round().clamp(-128, 127) * scale
+
+
+def fake_quantize_nvfp4_divided(values: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+    """As :func:`fake_quantize_nvfp4`, with a float32 (1,) global scale that is the reciprocal of its."""
+    return fake_quantize_nvfp4(values, 1.0 / scale)
 
 
 def fake_quantize_nvfp4(values: torch.Tensor, scale: torch.Tensor, block_size: int = 16) -> torch.Tensor:

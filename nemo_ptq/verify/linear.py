@@ -3,7 +3,7 @@
 """Linear layers as files have them: packed weights with their scales, and inputs rounded as a server rounds them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 
 import torch
@@ -93,30 +93,47 @@ class _Scheme:
 
     Attributes:
         dequantize: Makes float32 (out, in) of the stored weight and the scales.
-        scales: Ends of the names of the fields "weight_scale" with these scales.
-        quantize_input: Rounds an input with the field "input_scale"; None where inputs stay as they are.
+        scales: The fields with these scales, by what the function calls them.
+        quantize_input: Rounds an input; None where inputs stay as they are.
+        input_scale: The field with the scale of that; None where each token has its own.
         weight: Name of the field with the weight.
     """
 
     dequantize: Callable[..., torch.Tensor]
-    scales: tuple[str, ...] = ("",)
+    scales: Mapping[str, str] = field(default_factory=lambda: {"scale": "weight_scale"})
     quantize_input: Callable[..., torch.Tensor] | None = None
+    input_scale: str | None = "input_scale"
     weight: str = "weight"
 
 
-_TWO_LEVELS = ("", "_2")
+_TWO_LEVELS = {"scale": "weight_scale", "scale_2": "weight_scale_2"}
+_DIVIDED = {"scale": "weight_scale", "global_scale": "weight_global_scale"}
 _FP8 = _Scheme(dq.dequantize_fp8, quantize_input=dq.fake_quantize_fp8)
 _INT8 = _Scheme(dq.dequantize_int8, quantize_input=dq.fake_quantize_int8)
-# By the names that TensorRT-LLM and ModelOpt have for them, and those of the compressed-tensors library.
+_FP8_TOKENS = _Scheme(dq.dequantize_rows, quantize_input=dq.fake_quantize_fp8_tokens, input_scale=None)
+_INT8_TOKENS = _Scheme(dq.dequantize_rows, quantize_input=dq.fake_quantize_int8_tokens, input_scale=None)
+_PACKED = _Scheme(dq.dequantize_packed, weight="weight_packed")
+_NVFP4_PACKED = _Scheme(dq.dequantize_nvfp4_divided, _DIVIDED, weight="weight_packed")
+# By the names that TensorRT-LLM and ModelOpt have for them, and those of the compressed-tensors library's formats with
+# what they do to activations.
 _SCHEMES: Mapping[str, _Scheme] = {
     "FP8": _FP8,
     "W8A8_SQ_PER_CHANNEL": _INT8,
     "W4A16_AWQ": _Scheme(dq.dequantize_int4),
     "W4A8_AWQ": _Scheme(dq.dequantize_w4a8, _TWO_LEVELS, dq.fake_quantize_fp8),
     "NVFP4": _Scheme(dq.dequantize_nvfp4, _TWO_LEVELS, dq.fake_quantize_nvfp4),
+    "FP8_PER_CHANNEL_PER_TOKEN": _FP8_TOKENS,
+    "W4A16_NVFP4": _Scheme(dq.dequantize_nvfp4, _TWO_LEVELS),
     "float-quantized": _FP8,
+    "float-quantized, dynamic": _FP8_TOKENS,
     "int-quantized": _INT8,
-    "pack-quantized": _Scheme(dq.dequantize_packed, weight="weight_packed"),
+    "int-quantized, dynamic": _INT8_TOKENS,
+    "pack-quantized": _PACKED,
+    "pack-quantized, dynamic": replace(_PACKED, quantize_input=dq.fake_quantize_fp8_tokens, input_scale=None),
+    "nvfp4-pack-quantized": _NVFP4_PACKED,
+    "nvfp4-pack-quantized, local": replace(
+        _NVFP4_PACKED, quantize_input=dq.fake_quantize_nvfp4_divided, input_scale="input_global_scale"
+    ),
 }
 
 
@@ -125,8 +142,8 @@ def stored_linear(algorithm: str | None, read: ReadField) -> StoredLinear:
 
     Args:
         algorithm: How it is quantized; None where it is not.
-        read: Reads "weight" (or what the algorithm calls it), "bias", "pre_quant_scale", "weight_scale",
-            "weight_scale_2" and "input_scale", as far as there are any.
+        read: Reads "weight" (or what the algorithm calls it), "bias", "pre_quant_scale", and the scales of weights and
+            inputs, as far as there are any.
     """
 
     def as_float(field: str) -> torch.Tensor | None:
@@ -136,8 +153,10 @@ def stored_linear(algorithm: str | None, read: ReadField) -> StoredLinear:
     if algorithm is None:
         return StoredLinear(_there(read("weight")), bias=as_float("bias"))
     scheme = _SCHEMES[algorithm]
-    scales = {f"scale{end}": _there(read(f"weight_scale{end}")) for end in scheme.scales}
-    quantize = scheme.quantize_input and partial(scheme.quantize_input, scale=_there(read("input_scale")))
+    scales = {name: _there(read(field)) for name, field in scheme.scales.items()}
+    quantize = scheme.quantize_input
+    if quantize is not None and scheme.input_scale is not None:
+        quantize = partial(quantize, scale=_there(read(scheme.input_scale)))
     return StoredLinear(
         _there(read(scheme.weight)),
         partial(scheme.dequantize, **scales),

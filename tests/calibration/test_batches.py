@@ -13,6 +13,7 @@ from rich.console import Console
 from nemo_ptq.calibration.batches import JobSamples, read_job_samples
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.console.reporter import Reporter
+from nemo_ptq.errors import PtqError
 from nemo_ptq.job import Job
 from tests.plan.models import LLAMA_8B
 
@@ -61,3 +62,20 @@ def test_a_data_set_with_nothing_left_is_compared_on_again(read: Read) -> None:
 def test_a_job_that_does_not_calibrate_on_data_reads_none(read: Read, tmp_path: Path) -> None:
     assert read(3, 2, "no_quant") == read(3, 2, forward_loop=print) == (JobSamples(), "")
     assert read(3, 2, calibration_state=tmp_path) == (JobSamples(), "")
+
+
+def test_an_algorithm_without_calibration_reads_what_is_compared_on_alone(read: Read) -> None:
+    assert read(3, 2, "fp8_dynamic") == (JobSamples((), ["0", "1"], held_out=True), "")
+    assert read(3, 0, "fp8_dynamic")[0].evaluation == []
+
+
+def test_without_text_it_goes_on_and_says_so(read: Read, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(dataset: str, size: int) -> list[str]:
+        raise PtqError("no network")
+
+    monkeypatch.setattr("nemo_ptq.calibration.batches.read_samples", refuse)
+    samples, said = read(3, 2, "int8_dynamic")
+    assert samples == JobSamples()
+    assert "the report will not compare with the unquantized model: no network" in said
+    with pytest.raises(PtqError, match="no network"):
+        read(3, 2, "fp8")

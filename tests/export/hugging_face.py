@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.quantization.algorithms import algorithm_of
 from tests.families import TOKENS as VOCABULARY
 
 TOKENS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(5))
@@ -21,7 +22,8 @@ def export_cells(
     """Calibrates and exports a model with several algorithms, each to ``directory / algorithm``, on this rank.
 
     Returns:
-        For each algorithm the float32 logits of the model that was exported, as a server would compute them.
+        For each algorithm that is calibrated the float32 logits of the model that was exported, as a server would
+        compute them.
     """
     from tests import steps
 
@@ -30,11 +32,15 @@ def export_cells(
         quantization = QuantizationConfig(algorithm, enable_kv_cache=kv_cache and algorithm != NO_QUANT)
         job = steps.job_of(checkpoint, quantization, directory / algorithm, (tp, 1), formats=format)
         steps.run_job(job)
+        if job.quantization.algorithm_name != NO_QUANT and not algorithm_of(job.quantization).needs_data:
+            continue
         with steps.loaded(checkpoint, tp) as model:
             steps.calibrate(model, quantization)
             adapted = _adapted(model, format, job.decoder)
             norms = [module for module in adapted.module.modules() if hasattr(module, "zero_centered_gamma")]
             gains = [norm.weight.clone() for norm in norms]
+            if format == "compressed_tensors" and algorithm == "int4_awq":
+                _round_scales(adapted)
             steps.serve(adapted, algorithm)
             for norm, gain in zip(norms, gains, strict=True):  # stored as Megatron keeps them
                 norm.weight.data = gain.float()
@@ -64,6 +70,30 @@ def _adapted(model: Any, format: str, decoder: str) -> Any:
     apply_state(again.module, adapted)
     again.calibration = adapted
     return again
+
+
+def _round_scales(model: Any) -> None:
+    """Gives a model in INT4 the scales that the format stores, in bfloat16 after they are folded."""
+    from megatron.core import parallel_state
+
+    from nemo_ptq.export.folding import row_factor
+    from nemo_ptq.modelopt.megatron_layers import global_modules
+    from nemo_ptq.models.spec import spec_of
+    from tests import steps
+
+    steps.in_float32(model)
+    rank, ranks = (
+        parallel_state.get_tensor_model_parallel_rank(),
+        parallel_state.get_tensor_model_parallel_world_size(),
+    )
+    shape = spec_of(model.config, model.vocab_size)
+    for name, module in global_modules(model.module).items():
+        if ".linear_" in name:
+            quantizer = module.weight_quantizer
+            scale = quantizer.export_amax().float() / 7.0
+            factor = row_factor(name, model.calibration.tensors, shape, rank, ranks)
+            factor = torch.ones(1) if factor is None else factor[:, None]
+            quantizer.amax = ((scale * factor).bfloat16().float() / factor * 7.0).reshape(quantizer.amax.shape)
 
 
 def _fold(model: Any) -> None:

@@ -9,6 +9,7 @@ import torch
 from hypothesis import assume
 from hypothesis import strategies as st
 
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.models.registry import Family
 from nemo_ptq.models.spec import GemmaAttention, ModelSpec
@@ -121,7 +122,8 @@ def families_and_layouts(draw: st.DrawFn) -> tuple[Family, QnemoLayout]:
         sizes["tied_embeddings"] = draw(st.booleans())
     if name == "gpt":
         sizes["gated_mlp"] = draw(st.booleans())
-    algorithms = (None, "FP8") if SHAPES[name].num_experts else [scheme.quant_algo for scheme in SCHEMES]
+    held = [scheme for scheme in SCHEMES if scheme.modelopt_format not in FORMATS["trtllm"].refused]
+    algorithms = (None, "FP8") if SHAPES[name].num_experts else [scheme.quant_algo for scheme in held]
     algorithm = draw(st.sampled_from(algorithms))
     drawn = layout(replace(SHAPES[name], **sizes), algorithm, tp, pp, draw(st.booleans()))
     return FAMILIES[name], drawn

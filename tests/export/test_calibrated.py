@@ -66,7 +66,11 @@ def test_the_weight_is_smoothed_and_then_its_amax_is_computed(algorithm: str) ->
 
 @pytest.mark.parametrize(
     ("algorithm", "shape"),
-    [("fp8", ()), ("nvfp4", ()), ("int8_sq", (OUT,)), ("int4_awq", (OUT, IN // 128)), ("w4a8_awq", (OUT, IN // 128))],
+    [
+        *((name, ()) for name in ("fp8", "nvfp4", "w4a16_nvfp4")),
+        *((name, (OUT,)) for name in ("int8_sq", "fp8_dynamic", "int8_dynamic")),
+        *((name, (OUT, IN // 128)) for name in ("int4_awq", "w4a8_awq")),
+    ],
 )
 def test_weight_amaxes_have_the_schemes_shape(algorithm: str, shape: tuple[int, ...]) -> None:
     weight = weights()[f"{QKV}.weight"]

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
-from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.verify import dequantize as dq
 from tests.packed import Heads, fields_of, rows_of, weight_problem
 from tests.ranks import run_ranks
@@ -114,7 +113,7 @@ def packed(
 
 
 @pytest.mark.parametrize("model", ["llama2", "gpt"])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", FORMATS)
 def test_fields_are_those_of_the_format(
     model: str, algorithm: str, packed: Callable[[str, str], dict[str, PackedLinear]]
 ) -> None:
@@ -136,7 +135,7 @@ def test_fields_are_those_of_the_format(
 
 
 @pytest.mark.parametrize("model", ["llama2", "gpt"])
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("algorithm", FORMATS)
 def test_packed_weights_come_back(
     model: str, algorithm: str, packed: Callable[[str, str], dict[str, PackedLinear]]
 ) -> None:

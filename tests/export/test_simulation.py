@@ -14,8 +14,12 @@ from nemo_ptq.export.simulation import rounded_input, rounded_weight, scaled_inp
 from nemo_ptq.quantization.activations import rounded_cache
 
 # The share of the noise in the signal, in dB: about 6 for each bit, less where few weights share a scale.
-SQNR = {"fp8": (28, 36), "int8_sq": (35, 50), "int4_awq": (15, 25), "w4a8_awq": (15, 25), "nvfp4": (15, 25)}
-ROUNDS_INPUTS = [name for name in SQNR if name != "int4_awq"]
+SQNR = {
+    **{"fp8": (28, 36), "int8_sq": (35, 50), "int4_awq": (15, 25), "w4a8_awq": (15, 25), "nvfp4": (15, 25)},
+    **{"fp8_dynamic": (28, 36), "int8_dynamic": (35, 50), "w4a16_nvfp4": (15, 25)},
+}
+WEIGHTS_ALONE, DYNAMIC = ("int4_awq", "w4a16_nvfp4"), ("fp8_dynamic", "int8_dynamic")
+ROUNDS_INPUTS = [name for name in SQNR if name not in WEIGHTS_ALONE]
 
 
 def linear(algorithm: str) -> Linear:
@@ -28,7 +32,7 @@ def linear(algorithm: str) -> Linear:
         scheme,
         weight_amax(weight, scheme),
         weight.abs().max() if algorithm == "w4a8_awq" else None,
-        None if algorithm == "int4_awq" else torch.tensor([4.0]),
+        None if algorithm in (*WEIGHTS_ALONE, *DYNAMIC) else torch.tensor([4.0]),
     )
 
 
@@ -65,8 +69,19 @@ def test_inputs_are_rounded_in_their_own_type(algorithm: str) -> None:
     assert 10 < sqnr(inputs(), found) < 50
 
 
-def test_weight_only_schemes_leave_inputs_alone() -> None:
-    assert torch.equal(rounded_input(inputs(), linear("int4_awq")), inputs())
+@pytest.mark.parametrize("algorithm", WEIGHTS_ALONE)
+def test_weight_only_schemes_leave_inputs_alone(algorithm: str) -> None:
+    assert torch.equal(rounded_input(inputs(), linear(algorithm)), inputs())
+
+
+@pytest.mark.parametrize("algorithm", DYNAMIC)
+def test_each_token_has_its_own_scale(algorithm: str) -> None:
+    tokens = inputs() * torch.logspace(-3, 3, 20)[:, None]
+    layer = linear(algorithm)
+    found = rounded_input(tokens, layer)
+    for token, rounded in zip(tokens, found, strict=True):
+        assert 30 < sqnr(token, rounded) < 50
+        assert torch.equal(rounded_input(token[None], layer)[0], rounded)
 
 
 @pytest.mark.parametrize("algorithm", ["fp8", "int8_sq"])

@@ -13,14 +13,14 @@ import pytest
 import torch
 import yaml
 
-from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint
 from tests.ranks import run_ranks
 
-QUANTIZED = [algorithm for algorithm in ALGORITHMS if algorithm != NO_QUANT]
+QUANTIZED = [name for name, algorithm in ALGORITHMS.items() if algorithm.needs_data]
 # FP8, but for one layer's output projection and all output layers; as JSON and YAML have it.
 CUSTOM_FP8: dict[str, Any] = {
     "quant_cfg": [

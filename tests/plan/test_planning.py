@@ -23,6 +23,7 @@ from nemo_ptq.plan import Plan, make_plan, plan_job, planning
 from nemo_ptq.plan.devices import GPUS, Device, this_cpu
 from nemo_ptq.plan.memory import StepMemory
 from nemo_ptq.plan.sharding import Parallelism, model_parameters, stages
+from nemo_ptq.quantization.algorithms import algorithm_named
 from tests.conftest import Demo
 from tests.plan.models import LLAMA_8B, LLAMA_70B, MIXTRAL, NEMOTRON_340B
 
@@ -245,6 +246,30 @@ def test_without_an_algorithm_there_is_no_calibration() -> None:
     plan = make_plan(LLAMA_8B, QuantizationConfig("no_quant"))
     assert [step.step for step in plan.memory] == ["load", "export", "verify"] == list(plan.seconds)
     assert plan.flops == 0
+
+
+@pytest.mark.parametrize("algorithm", ["fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"])
+def test_what_needs_no_data_is_planned_without(algorithm: str) -> None:
+    """However much data the defaults name, and where fewer ranks hold it."""
+    export = ExportConfig("OUT", export_format="compressed_tensors")
+    settings = QuantizationConfig(algorithm, calibration_seq_len=100_000, layerwise=True)
+    plan = make_plan(LLAMA_8B, settings, export, calibration_pp=2)
+    assert plan.ok and plan.flops == 0 and "calibrate" not in plan.seconds
+    assert "calibrate" not in [step.step for step in plan.memory]
+    fp8 = make_plan(LLAMA_8B, replace(settings, algorithm="fp8", calibration_seq_len=128), export, calibration_pp=2)
+    assert max(step.host for step in plan.memory) < max(step.host for step in fp8.memory)
+    (file,) = plan.files
+    linears = 32 * (4096 * (4096 + 1024) * 2 + 3 * 4096 * 14336)
+    assert file.bytes == pytest.approx(4 * 4096 * 128256 + algorithm_named(algorithm).packed_bytes * linears, rel=0.01)
+
+
+def test_servers_are_lines_of_a_plan() -> None:
+    export = ExportConfig("OUT", export_format=["hf", "trtllm"])
+    lines = {(line.format, line.server): line for line in make_plan(LLAMA_8B, export=export).servers}
+    assert lines["hf", "vLLM 0.24"].outcome == "loads" and lines["hf", "vLLM 0.24"].known_by == "run"
+    assert lines["hf", "transformers 5.19"].note.startswith("not for transformers")
+    assert lines["trtllm", "TensorRT-LLM engines up to 1.2"].outcome == "loads"
+    assert ("trtllm", "vLLM 0.24") not in lines
 
 
 def test_plain_data_is_json() -> None:

@@ -25,11 +25,14 @@ def test_the_record_says_what_its_scheme_says(algorithm: Algorithm) -> None:
 
 @pytest.mark.parametrize("algorithm", QUANTIZED, ids=lambda algorithm: algorithm.name)
 def test_method_and_preset_are_there(algorithm: Algorithm) -> None:
-    assert algorithm.method is not None
+    presets = json.loads(files("nemo_ptq.quantization").joinpath("modelopt_presets.json").read_text())
+    assert algorithm.preset in (None, *presets["algorithms"])
+    if not algorithm.needs_data:
+        assert algorithm.method is None and algorithm.entries == ()
+        return
+    assert algorithm.method is not None and algorithm.preset is not None
     method = locate(algorithm.method)(**algorithm.settings(QuantizationConfig(algorithm.name), "llama"))
     assert callable(method.statistic) and callable(method.decide)
-    presets = json.loads(files("nemo_ptq.quantization").joinpath("modelopt_presets.json").read_text())
-    assert algorithm.preset in presets["algorithms"]
 
 
 @pytest.mark.parametrize("algorithm", QUANTIZED, ids=lambda algorithm: algorithm.name)

@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.quantization.presets import kv_cache_config, preset_config
 from tests.ranks import run_ranks
 
-QUANTIZED = [algorithm for algorithm in ALGORITHMS if algorithm != NO_QUANT]
+QUANTIZED = [name for name, algorithm in ALGORITHMS.items() if algorithm.preset is not None]
 
 
 def modelopts_presets() -> tuple[dict[str, Any], dict[str, Any]]:
@@ -26,6 +26,8 @@ def modelopts_presets() -> tuple[dict[str, Any], dict[str, Any]]:
         "int4_awq": mtq.INT4_AWQ_CFG,
         "w4a8_awq": mtq.W4A8_AWQ_BETA_CFG,
         "nvfp4": mtq.NVFP4_DEFAULT_CFG,
+        "fp8_dynamic": mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG,
+        "w4a16_nvfp4": mtq.W4A16_NVFP4_CFG,
     }
     return as_json(presets), {"fp8": as_json(mtq.FP8_KV_CFG)["quant_cfg"]}
 
@@ -55,6 +57,10 @@ def test_a_config_may_be_changed(algorithm: str) -> None:
     changed["quant_cfg"].clear()
     kv_cache_config("fp8")[0].clear()
     assert preset_config(quantization, "llama") == before
+
+
+def test_there_is_no_config_where_modelopt_has_no_preset() -> None:
+    assert preset_config(QuantizationConfig("int8_dynamic"), "llama") == {}
 
 
 def weights_of(config: dict[str, Any]) -> Any:

@@ -136,3 +136,30 @@ def test_activations_beyond_fp8_saturate(value: float, code: float) -> None:
 def test_int8_activations_use_the_whole_range() -> None:
     values = torch.tensor([-1e9, -128.4, 0.5, 1.5, 127.6, 1e9])
     assert dq.fake_quantize_int8(values, torch.tensor([1.0])).tolist() == [-128, -128, 0, 2, 127, 127]
+
+
+def test_tokens_are_rounded_by_their_own_magnitude() -> None:
+    tokens = torch.tensor([[448.0, 17.0, -9.5, 0.0], [4.48, 0.17, -0.095, 0.0], [0.0, 0.0, 0.0, 0.0]])
+    found = dq.fake_quantize_fp8_tokens(tokens)
+    torch.testing.assert_close(found[0], torch.tensor([448.0, 16.0, -9.0, 0.0]) + torch.tensor([0, 0, -1.0, 0]))
+    torch.testing.assert_close(found[1], found[0] / 100)
+    assert not found[2].any()
+
+
+def test_integers_of_a_token_end_at_its_largest() -> None:
+    tokens = torch.tensor([[127.0, 63.4, -126.6], [1.27, 0.634, -1.266], [0.0, 0.0, 0.0]])
+    found = dq.fake_quantize_int8_tokens(tokens)
+    torch.testing.assert_close(found[0], torch.tensor([127.0, 63.0, -127.0]))
+    torch.testing.assert_close(found[1], found[0] / 100)
+    assert not found[2].any()
+
+
+def test_global_scales_of_the_packed_format_are_divisors() -> None:
+    packed = torch.tensor([[0x72]], dtype=torch.uint8).repeat(1, 8)
+    block = torch.full((1, 1), 2.0).to(torch.float8_e4m3fn)
+    multiplied = dq.dequantize_nvfp4(packed, block, torch.tensor(0.25))
+    assert multiplied[0, :2].tolist() == [0.5, 3.0]
+    assert torch.equal(dq.dequantize_nvfp4_divided(packed, block, torch.tensor([4.0])), multiplied)
+    values = torch.randn(3, 32, generator=torch.Generator().manual_seed(0))
+    divided = dq.fake_quantize_nvfp4_divided(values, torch.tensor([8.0]))
+    assert torch.equal(divided, dq.fake_quantize_nvfp4(values, torch.tensor(0.125)))

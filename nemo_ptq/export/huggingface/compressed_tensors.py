@@ -6,7 +6,8 @@ Format: https://github.com/vllm-project/compressed-tensors. It knows no pre-quan
 folded (:mod:`nemo_ptq.export.folding`).
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,38 +27,81 @@ from nemo_ptq.export.packing import Packed, RowGroups, all_rows, kv_cache_scales
 from nemo_ptq.export.source import PackedExport, Source
 from nemo_ptq.quantization.schemes import Field, Scheme, the_scheme
 
+_FP8_WEIGHT = Field("weight", torch.float8_e4m3fn, lambda o, i, g: (o, i), 0, 1)
+_INT8_WEIGHT = Field("weight", torch.int8, lambda o, i, g: (o, i), 0, 1)
+_ROW_SCALES = Field("weight_scale", torch.float32, lambda o, i, g: (o, 1), 0, None)
 _INPUT_SCALE = Field("input_scale", torch.float32, lambda o, i, g: (1,), None, None)
-_FP8 = (
-    Field("weight", torch.float8_e4m3fn, lambda o, i, g: (o, i), 0, 1),
-    Field("weight_scale", torch.float32, lambda o, i, g: (1,), None, None),
-    _INPUT_SCALE,
-)
-_INT8 = (
-    Field("weight", torch.int8, lambda o, i, g: (o, i), 0, 1),
-    Field("weight_scale", torch.float32, lambda o, i, g: (o, 1), 0, None),
-    _INPUT_SCALE,
-)
+_FP8 = (_FP8_WEIGHT, Field("weight_scale", torch.float32, lambda o, i, g: (1,), None, None), _INPUT_SCALE)
 _INT4 = (
     Field("weight_packed", torch.int32, lambda o, i, g: (o, i // 8), 0, 1),
-    Field("weight_scale", torch.float32, lambda o, i, g: (o, i // g), 0, 1),
+    Field("weight_scale", None, lambda o, i, g: (o, i // g), 0, 1),
     Field("weight_shape", torch.int64, lambda o, i, g: (2,), None, None, each_group=True),
 )
-FIELDS: dict[str | None, tuple[Field, ...]] = {
-    None: (Field("weight", None, lambda o, i, g: (o, i), 0, 1),),
-    "FP8": _FP8,
-    "W8A8_SQ_PER_CHANNEL": _INT8,
-    "W4A16_AWQ": _INT4,
-}
+_NVFP4_WEIGHT = (
+    Field("weight_packed", torch.uint8, lambda o, i, g: (o, i // 2), 0, 1),
+    Field("weight_scale", torch.float8_e4m3fn, lambda o, i, g: (o, i // g), 0, 1),
+    Field("weight_global_scale", torch.float32, lambda o, i, g: (1,), None, None),
+)
+_NVFP4_INPUT = Field("input_global_scale", torch.float32, lambda o, i, g: (1,), None, None)
 KV_FIELDS = {rows: Field(f"{rows}_scale", torch.float32, lambda o, i, g: (1,), None, None) for rows in ("k", "v")}
 _RENAMED = {"weights_scaling_factor": "weight_scale", "activation_scaling_factor": "input_scale"}
-_FORMATS = {"FP8": "float-quantized", "W8A8_SQ_PER_CHANNEL": "int-quantized", "W4A16_AWQ": "pack-quantized"}
+# Block scales are divided by this format's global scales, where ModelOpt's are multiplied with.
+_DIVISORS = {"weights_scaling_factor_2": "weight_global_scale", "activation_scaling_factor": "input_global_scale"}
+
+_EIGHT_BITS = {"num_bits": 8, "symmetric": True, "dynamic": False, "strategy": "tensor"}
+_ROWS, _TOKENS = {"strategy": "channel"}, {"strategy": "token", "dynamic": True}
+_FLOAT8, _INTEGER8 = {**_EIGHT_BITS, "type": "float"}, {**_EIGHT_BITS, "type": "int"}
+_INTEGER4 = {**_EIGHT_BITS, "type": "int", "num_bits": 4, "strategy": "group"}
+_FLOAT4 = {
+    **{**_EIGHT_BITS, "type": "float", "num_bits": 4, "strategy": "tensor_group"},
+    **dict.fromkeys(("scale_dtype", "zp_dtype"), "torch.float8_e4m3fn"),
+}
+
+
+@dataclass(frozen=True)
+class _Stored:
+    """How the format stores a scheme.
+
+    Attributes:
+        format: The library's name of it.
+        fields: The tensors of a linear layer.
+        weights: What config.json says about weights, the size of a group apart.
+        inputs: The same of activations; None where they stay as they are.
+    """
+
+    format: str
+    fields: tuple[Field, ...]
+    weights: Mapping[str, Any]
+    inputs: Mapping[str, Any] | None = None
+
+
+_STORED: Mapping[str | None, _Stored] = {
+    "FP8": _Stored("float-quantized", _FP8, _FLOAT8, _FLOAT8),
+    "FP8_PER_CHANNEL_PER_TOKEN": _Stored(
+        "float-quantized", (_FP8_WEIGHT, _ROW_SCALES), {**_FLOAT8, **_ROWS}, {**_FLOAT8, **_TOKENS}
+    ),
+    "W8A8_SQ_PER_CHANNEL": _Stored(
+        "int-quantized", (_INT8_WEIGHT, _ROW_SCALES, _INPUT_SCALE), {**_INTEGER8, **_ROWS}, _INTEGER8
+    ),
+    "INT8_PER_CHANNEL_PER_TOKEN": _Stored(
+        "int-quantized", (_INT8_WEIGHT, _ROW_SCALES), {**_INTEGER8, **_ROWS}, {**_INTEGER8, **_TOKENS}
+    ),
+    "W4A16_AWQ": _Stored("pack-quantized", _INT4, _INTEGER4),
+    # Readers round each token by its own largest magnitude: the calibrated amax is not stored.
+    "W4A8_AWQ": _Stored("pack-quantized", _INT4, _INTEGER4, {**_FLOAT8, **_TOKENS}),
+    "NVFP4": _Stored("nvfp4-pack-quantized", (*_NVFP4_WEIGHT, _NVFP4_INPUT), _FLOAT4, {**_FLOAT4, "dynamic": "local"}),
+    "W4A16_NVFP4": _Stored("nvfp4-pack-quantized", _NVFP4_WEIGHT, _FLOAT4),
+}
+_UNQUANTIZED = (Field("weight", None, lambda o, i, g: (o, i), 0, 1),)
 
 
 def _fields(module: str, rows: str, scheme: Scheme) -> Sequence[Field]:
-    if scheme.quant_algo not in FIELDS:
+    if scheme.quant_algo is None:
+        return _UNQUANTIZED
+    if scheme.quant_algo not in _STORED:
         raise PtqError(f"the compressed-tensors writer has no {scheme.quant_algo}: use another export_format")
     refuse_scaled_experts(module, scheme)
-    return FIELDS[scheme.quant_algo]
+    return _STORED[scheme.quant_algo].fields
 
 
 def pack_int4(packed: torch.Tensor) -> torch.Tensor:
@@ -90,28 +134,55 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
     if ".linear_" not in name:
         return pack_plain(source.layers.plain(name), source.dtype, norm_factor(name, source.layers.state, source.shape))
     split = row_splitter(name, source.shape, source.tensor_rank) if layout.splits_rows(name) else all_rows
-    # In float32 as long as something may be multiplied.
-    packed = pack_linear(source.layers.linear(name), split, torch.float32)
-    factor = row_factor(name, source.layers.state, source.shape, source.tensor_rank, source.tensor_ranks)
-    factors: RowGroups = {} if factor is None else split(factor)
     scheme = layout.schemes.get(name)
+    factor = row_factor(name, source.layers.state, source.shape, source.tensor_rank, source.tensor_ranks)
+    # Readers have the scales of INT4 in the model's type, and round others to it.
+    rounded = partial(_rounded_scales, factor=factor, dtype=source.dtype)
+    as_stored = rounded if scheme is not None and scheme.codes == "int4" else _unchanged
+    # In float32 as long as something may be multiplied.
+    packed = pack_linear(source.layers.linear(name), split, torch.float32, as_stored=as_stored)
+    factors: RowGroups = {} if factor is None else split(factor)
     stored: Packed = {}
     for (rows, field), tensor in packed.items():
         if rows in factors and field in _multiplied(scheme):
             tensor = tensor * factors[rows].reshape(-1, *[1] * (tensor.dim() - 1))
-        if field == "weight" and scheme and scheme.quant_algo == "W4A16_AWQ":
-            stored[rows, "weight_packed"] = pack_int4(tensor)
-        elif field == "weights_scaling_factor" and scheme and scheme.quant_algo == "W8A8_SQ_PER_CHANNEL":
-            stored[rows, "weight_scale"] = tensor[:, None]
+        if scheme is None or field == "bias":
+            stored[rows, field] = tensor.to(source.dtype)
         else:
-            stored[rows, _RENAMED.get(field, field)] = tensor.to(source.dtype) if field == "bias" else tensor
+            own = _as_the_format(field, tensor, scheme, source.dtype)
+            stored |= {(rows, its_name): its_tensor for its_name, its_tensor in own}
     if scheme is None:
-        return {key: tensor.to(source.dtype) for key, tensor in stored.items()}
+        return stored
     module = source.shape.module(name)
     for rows in layout.row_groups(name):
         size = [module.outputs(rows), module.inputs]
         stored[rows, "weight_shape"] = torch.tensor(size, dtype=torch.int64)
     return stored
+
+
+def _unchanged(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _rounded_scales(scale: torch.Tensor, factor: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    """Scales (rows, groups) of which the products with the rows' factor, which are stored, are of the model's type."""
+    factors = torch.ones(1, device=scale.device) if factor is None else factor.to(scale.device)[:, None]
+    return (scale * factors).to(dtype).clamp(min=torch.finfo(dtype).tiny).float() / factors
+
+
+def _as_the_format(
+    field: str, tensor: torch.Tensor, scheme: Scheme, dtype: torch.dtype
+) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yields what the format has of a packed tensor, with its name there, if it has anything."""
+    if field == "weight":
+        pack = {"int4": pack_int4, "fp4": _unchanged}.get(scheme.codes)
+        yield ("weight", tensor) if pack is None else ("weight_packed", pack(tensor))
+    elif field == "weights_scaling_factor" and scheme.amaxes != "tensor":
+        yield "weight_scale", tensor[:, None] if scheme.amaxes == "rows" else tensor.to(dtype)
+    elif scheme.codes == "fp4" and field in _DIVISORS:
+        yield _DIVISORS[field], tensor.reshape(1).reciprocal()
+    elif field in _RENAMED:
+        yield _RENAMED[field], tensor
 
 
 def _multiplied(scheme: Scheme | None) -> tuple[str, str]:
@@ -128,24 +199,19 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
     scheme = the_scheme(layout.schemes.values())
     if scheme.quant_algo is None:
         return None
-    eight = {"num_bits": 8, "symmetric": True, "dynamic": False, "strategy": "tensor"}
-    activations: dict[str, Any] | None
-    if scheme.quant_algo == "FP8":
-        weights = activations = {**eight, "type": "float"}
-    elif scheme.quant_algo == "W8A8_SQ_PER_CHANNEL":
-        weights, activations = {**eight, "type": "int", "strategy": "channel"}, {**eight, "type": "int"}
-    else:
-        group = {"num_bits": 4, "strategy": "group", "group_size": scheme.block_size}
-        weights, activations = {**eight, "type": "int", **group}, None
+    stored = _STORED[scheme.quant_algo]
+    group = {"group_size": scheme.block_size} if scheme.block_size else {}
+    inputs = stored.inputs and {**stored.inputs, **(group if stored.inputs["strategy"] == "tensor_group" else {})}
+    weights = {**stored.weights, **group}
     config: dict[str, Any] = {
         "quant_method": "compressed-tensors",
-        "format": _FORMATS[scheme.quant_algo],
+        "format": stored.format,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": activations}},
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}},
         "ignore": layout.unquantized(embeddings=False),
     }
     if layout.kv_cache:
-        config["kv_cache_scheme"] = {**eight, "type": "float"}
+        config["kv_cache_scheme"] = dict(_FLOAT8)
     return config
 
 

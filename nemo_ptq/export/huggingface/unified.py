@@ -34,6 +34,11 @@ _BLOCK_SCALES = Field("weight_scale", torch.float32, lambda o, i, g: (o, i // g)
 _INPUT_SCALE = Field("input_scale", torch.float32, lambda o, i, g: (), None, None)
 _WEIGHT_SCALE_2 = Field("weight_scale_2", torch.float32, lambda o, i, g: (), None, None)
 _PRE_QUANT_SCALE = Field("pre_quant_scale", None, lambda o, i, g: (i,), None, 0)
+_NVFP4_WEIGHT = (
+    Field("weight", torch.uint8, lambda o, i, g: (o, i // 2), 0, 1),
+    Field("weight_scale", torch.float8_e4m3fn, lambda o, i, g: (o, i // g), 0, 1),
+    _WEIGHT_SCALE_2,
+)
 FIELDS: dict[str | None, tuple[Field, ...]] = {
     None: (_WEIGHT,),
     "FP8": (
@@ -43,12 +48,12 @@ FIELDS: dict[str | None, tuple[Field, ...]] = {
     ),
     "W4A16_AWQ": (_INT4_WEIGHT, _BLOCK_SCALES, _PRE_QUANT_SCALE),
     "W4A8_AWQ": (_INT4_WEIGHT, _BLOCK_SCALES, _PRE_QUANT_SCALE, _INPUT_SCALE, _WEIGHT_SCALE_2),
-    "NVFP4": (
-        Field("weight", torch.uint8, lambda o, i, g: (o, i // 2), 0, 1),
-        Field("weight_scale", torch.float8_e4m3fn, lambda o, i, g: (o, i // g), 0, 1),
-        _WEIGHT_SCALE_2,
-        _INPUT_SCALE,
+    "NVFP4": (*_NVFP4_WEIGHT, _INPUT_SCALE),
+    "FP8_PER_CHANNEL_PER_TOKEN": (
+        Field("weight", torch.float8_e4m3fn, lambda o, i, g: (o, i), 0, 1),
+        Field("weight_scale", torch.float32, lambda o, i, g: (o,), 0, None),
     ),
+    "W4A16_NVFP4": _NVFP4_WEIGHT,
 }
 KV_FIELDS = {rows: Field(f"{rows}_scale", torch.float32, lambda o, i, g: (), None, None) for rows in ("k", "v")}
 # The format's name of what the packing calls otherwise.
@@ -123,14 +128,17 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
 def in_config_json(quantization: dict[str, Any]) -> dict[str, Any]:
     """Returns what config.json says, in compressed-tensors' terms, of what hf_quant_config.json says."""
     details = quantization["quantization"]
-    bits = {"dynamic": False, "num_bits": 4 if details["quant_algo"] == "NVFP4" else 8, "type": "float"}
-    if details["quant_algo"] == "NVFP4":
+    is_nvfp4 = details["quant_algo"] in ("NVFP4", "W4A16_NVFP4")
+    bits = {"dynamic": False, "num_bits": 4 if is_nvfp4 else 8, "type": "float"}
+    if is_nvfp4:
         bits["group_size"] = details["group_size"]
     found: dict[str, Any] = {}
     if details["quant_algo"] in ("FP8", "NVFP4"):
         found["config_groups"] = {
             "group_0": {"input_activations": bits, "weights": dict(bits), "targets": ["Linear"]},
         }
+    elif details["quant_algo"] == "W4A16_NVFP4":
+        found["config_groups"] = {"group_0": {"weights": bits, "targets": ["Linear"]}}
     found |= {"ignore": details["exclude_modules"], "quant_algo": details["quant_algo"]}
     if details["kv_cache_quant_algo"]:
         found["kv_cache_scheme"] = {"dynamic": False, "num_bits": 8, "type": "float"}

@@ -7,6 +7,7 @@ from typing import Any
 
 from nemo_ptq.config import DTYPES, NO_QUANT, QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.export.servers import LOADS, REFUSED, SERVERS, Export, answer
 from nemo_ptq.models.registry import Family
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
@@ -58,6 +59,30 @@ def formats_carry_algorithm(algorithm: str | None, formats: Sequence[str]) -> st
     for format in formats:
         if reason := FORMATS[format].refused.get(scheme or NO_QUANT):
             return f"quantization_config.algorithm={algorithm} does not go into export_format={format}: {reason}"
+    return None
+
+
+def server_loads_it(
+    server: str | None,
+    formats: Sequence[str],
+    algorithm: str | None,
+    family: Family,
+    decoder: str,
+    enable_kv_cache: bool | None,
+) -> str | None:
+    """The server that the export is for loads it, in its newest version that something is known of."""
+    if server is None:
+        return None
+    quantization, asked = QuantizationConfig(algorithm, enable_kv_cache=enable_kv_cache), SERVERS[server]
+    for format in formats:
+        export = Export(format, quantization.algorithm_name, family.name, kv_cache_is_quantized(quantization, decoder))
+        found = answer(asked, asked.versions[-1], export)
+        if found.outcome != LOADS:
+            why = f"refuses it: {found.note}" if found.outcome == REFUSED else "is not known to load it"
+            return (
+                f"export_config.server={server} with export_format={format}, algorithm={algorithm} and {family.name}: "
+                f"{found.label} {why}; choose another format or algorithm, or leave server out"
+            )
     return None
 
 

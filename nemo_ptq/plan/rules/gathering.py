@@ -16,6 +16,7 @@ from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.models.registry import Family, family_of
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
+from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.quantization.state_entries import read_entries
 from nemo_ptq.quantization.state_header import read_header, state_file
 
@@ -175,4 +176,12 @@ def with_derived(values: Mapping[str, Any]) -> dict[str, Any]:
         with suppress(PtqError):  # a rule says so
             derived["family"] = family_of_model(values["model"], values["decoder_type"])
             derived["decoder"] = derived["family"].decoder
+    if "algorithm" in values and _quantizes_without_data(values["algorithm"]):
+        derived["calibration_dataset_size"] = 0
+        values = {name: value for name, value in values.items() if name != "calibration_seq_len"}
     return {**values, **derived}
+
+
+def _quantizes_without_data(name: str | None) -> bool:
+    algorithm = algorithm_of(QuantizationConfig(name))
+    return algorithm.quantizes and not algorithm.needs_data

@@ -28,9 +28,24 @@ def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = Non
 
 
 def kv_cache_has_algorithm(algorithm: str | None, enable_kv_cache: bool | None) -> str | None:
-    """A KV cache is only quantized along with the weights."""
-    if enable_kv_cache and algorithm in (None, NO_QUANT):
-        return "quantization_config.enable_kv_cache=true needs an algorithm: with no_quant nothing is calibrated"
+    """A KV cache is only quantized along with the weights, by an algorithm that is calibrated."""
+    record = algorithm_of(QuantizationConfig(algorithm))
+    if not enable_kv_cache or record.needs_data:
+        return None
+    option = "quantization_config.enable_kv_cache=true"
+    if record.name == NO_QUANT:
+        return f"{option} needs an algorithm: with no_quant nothing is calibrated"
+    return (
+        f"{option} with algorithm={algorithm}: the cache has calibrated scales, and nothing is calibrated; leave it "
+        "out, or use fp8"
+    )
+
+
+def loop_has_something_to_calibrate(algorithm: str | None, forward_loop: Any) -> str | None:
+    """A calibration loop is for an algorithm that is calibrated."""
+    record = algorithm_of(QuantizationConfig(algorithm))
+    if forward_loop is not None and record.quantizes and not record.needs_data:
+        return f"forward_loop with quantization_config.algorithm={algorithm}: nothing is calibrated; leave it out"
     return None
 
 

@@ -51,13 +51,20 @@ def _w4a8(o: int, i: int, g: int) -> dict[str, Spec]:
     return {**_int4(o, i, g), "weight_scale_2": ("F32", ()), "input_scale": ("F32", ())}
 
 
-def _nvfp4(o: int, i: int, g: int) -> dict[str, Spec]:
+def _nvfp4_weights(o: int, i: int, g: int) -> dict[str, Spec]:
     return {
         "weight": ("U8", (o, i // 2)),
         "weight_scale": ("F8_E4M3", (o, i // g)),
         "weight_scale_2": ("F32", ()),
-        "input_scale": ("F32", ()),
     }
+
+
+def _nvfp4(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {**_nvfp4_weights(o, i, g), "input_scale": ("F32", ())}
+
+
+def _fp8_rows(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {"weight": ("F8_E4M3", (o, i)), "weight_scale": ("F32", (o,))}
 
 
 # What a quantized linear layer of (out-features, in-features, group size) is stored as, by ModelOpt's name of it.
@@ -66,7 +73,10 @@ _MODELOPT: Mapping[str, Callable[[int, int, int], dict[str, Spec]]] = {
     "W4A16_AWQ": _int4,
     "W4A8_AWQ": _w4a8,
     "NVFP4": _nvfp4,
+    "FP8_PER_CHANNEL_PER_TOKEN": _fp8_rows,
+    "W4A16_NVFP4": _nvfp4_weights,
 }
+_WITHOUT_GROUPS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN")
 
 
 @dataclass(frozen=True)
@@ -278,7 +288,7 @@ def _modelopt(content: dict[str, Any], document: dict[str, Any]) -> Quantization
     if (kv_cache == "FP8") != ("kv_cache_scheme" in content) or kv_cache not in (None, "FP8"):
         raise PtqError(f"kv_cache_quant_algo is {kv_cache!r}, kv_cache_scheme {content.get('kv_cache_scheme')!r}")
     group_size = details.get("group_size", 0)
-    if algorithm != "FP8" and (not isinstance(group_size, int) or group_size < 1):
+    if algorithm not in _WITHOUT_GROUPS and (not isinstance(group_size, int) or group_size < 1):
         raise PtqError(f"hf_quant_config.json: group_size is {group_size!r}")
     has_scales = bool(details.get("pre_quant_scale"))
     return Quantization(
@@ -296,43 +306,112 @@ def _float_weights(o: int, i: int, g: int) -> dict[str, Spec]:
     return {"weight": ("F8_E4M3", (o, i)), "weight_scale": ("F32", (1,)), "input_scale": ("F32", (1,))}
 
 
+def _float_rows(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {"weight": ("F8_E4M3", (o, i)), "weight_scale": ("F32", (o, 1))}
+
+
+def _int_rows(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {"weight": ("I8", (o, i)), "weight_scale": ("F32", (o, 1))}
+
+
 def _int_weights(o: int, i: int, g: int) -> dict[str, Spec]:
-    return {"weight": ("I8", (o, i)), "weight_scale": ("F32", (o, 1)), "input_scale": ("F32", (1,))}
+    return {**_int_rows(o, i, g), "input_scale": ("F32", (1,))}
 
 
 def _packed_weights(o: int, i: int, g: int) -> dict[str, Spec]:
     return {
         "weight_packed": ("I32", (o, i // 8)),
-        "weight_scale": ("F32", (o, i // g)),
+        "weight_scale": (None, (o, i // g)),
         "weight_shape": ("I64", (2,)),
     }
 
 
-_COMPRESSED = {
-    "float-quantized": _float_weights,
-    "int-quantized": _int_weights,
-    "pack-quantized": _packed_weights,
-}
+def _packed_nvfp4(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {
+        "weight_packed": ("U8", (o, i // 2)),
+        "weight_scale": ("F8_E4M3", (o, i // g)),
+        "weight_global_scale": ("F32", (1,)),
+    }
+
+
+def _packed_nvfp4_with_inputs(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {**_packed_nvfp4(o, i, g), "input_global_scale": ("F32", (1,))}
+
+
+# What config.json says of weights and of activations: type, bits and strategy, and of activations whether their scales
+# are dynamic.
+_Arguments = tuple[str, int, str]
+
+
+@dataclass(frozen=True)
+class _Compressed:
+    """A way in which the compressed-tensors library stores linear layers.
+
+    Attributes:
+        algorithm: What the reader calls it: the library's format, and what it does to activations.
+        weights: What config.json says of weights.
+        inputs: What it says of activations; None where it must say nothing.
+        fields: The tensors.
+    """
+
+    algorithm: str
+    weights: _Arguments
+    inputs: tuple[_Arguments, object] | None
+    fields: Callable[[int, int, int], dict[str, Spec]]
+
+    @property
+    def format(self) -> str:
+        """The library's name of the format."""
+        return self.algorithm.partition(",")[0]
+
+
+_TOKENS = ("float", 8, "token")
+_COMPRESSED = (
+    _Compressed("float-quantized", ("float", 8, "tensor"), (("float", 8, "tensor"), False), _float_weights),
+    _Compressed("float-quantized, dynamic", ("float", 8, "channel"), (_TOKENS, True), _float_rows),
+    _Compressed("int-quantized", ("int", 8, "channel"), (("int", 8, "tensor"), False), _int_weights),
+    _Compressed("int-quantized, dynamic", ("int", 8, "channel"), (("int", 8, "token"), True), _int_rows),
+    _Compressed("pack-quantized", ("int", 4, "group"), None, _packed_weights),
+    _Compressed("pack-quantized, dynamic", ("int", 4, "group"), (_TOKENS, True), _packed_weights),
+    _Compressed("nvfp4-pack-quantized", ("float", 4, "tensor_group"), None, _packed_nvfp4),
+    _Compressed(
+        "nvfp4-pack-quantized, local",
+        ("float", 4, "tensor_group"),
+        (("float", 4, "tensor_group"), "local"),
+        _packed_nvfp4_with_inputs,
+    ),
+)
+
+
+def _arguments(content: Mapping[str, Any]) -> _Arguments:
+    return str(content.get("type")), int(content.get("num_bits") or 0), str(content.get("strategy"))
 
 
 def _compressed(content: dict[str, Any]) -> Quantization:
     kind, groups = str(content.get("format")), content.get("config_groups")
-    if kind not in _COMPRESSED or content.get("quantization_status") != "compressed":
+    known = [way for way in _COMPRESSED if way.format == kind]
+    if not known or content.get("quantization_status") != "compressed":
         raise PtqError(f"config.json: format {kind!r} in status {content.get('quantization_status')!r} is not known")
     if not isinstance(groups, dict) or len(groups) != 1:
         raise PtqError("config.json: config_groups must be one group")
     (group,) = groups.values()
-    if group.get("targets") != ["Linear"] or not group.get("weights"):
+    weights, inputs = group.get("weights"), group.get("input_activations")
+    if group.get("targets") != ["Linear"] or not weights:
         raise PtqError("config.json: the group must describe the weights of Linear")
-    if bool(group.get("input_activations")) == (kind == "pack-quantized"):
-        raise PtqError(f"config.json: {kind} {'has' if kind == 'pack-quantized' else 'lacks'} input_activations")
+    if not all(part.get("symmetric") is True for part in (weights, inputs) if part):
+        raise PtqError("config.json: weights and input_activations must be symmetric")
+    said = _arguments(weights), (_arguments(inputs), inputs.get("dynamic")) if inputs else None
+    ways = [way for way in known if (way.weights, way.inputs) == said]
+    if not ways or weights.get("dynamic"):
+        raise PtqError(f"config.json: {kind} with weights {said[0]} and input_activations {said[1]} is not known")
+    (way,) = ways
     return Quantization(
-        kind,
-        group["weights"].get("group_size") or 0,
+        way.algorithm,
+        weights.get("group_size") or 0,
         tuple(content.get("ignore") or ()),
         (lambda name: f"{name[:-7]}.{name[-6]}_scale") if content.get("kv_cache_scheme") else None,
         ("F32", (1,)),
-        _COMPRESSED[kind],
+        way.fields,
         lambda o, i: {},
     )
 

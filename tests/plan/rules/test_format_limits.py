@@ -14,6 +14,7 @@ from nemo_ptq.plan.rules.format_limits import (
     formats_carry_algorithm,
     formats_have_parallelism,
     kv_cache_has_layers,
+    server_loads_it,
 )
 from tests.plan.models import LLAMA_8B
 from tests.plan.rules.examples import MIXTRAL, expect
@@ -37,8 +38,10 @@ def test_formats_of_experts(model: ModelSpec, algorithm: str | None, message: st
     [
         ("nvfp4", "hf", None),
         ("fp8", "compressed_tensors", None),
-        ("int4_awq", "hf", "export_format=hf take quantized experts in fp8 or nvfp4 only"),
-        ("int8_sq", "compressed_tensors", "use fp8 or no_quant"),
+        ("int4_awq", "hf", "export_format=hf take quantized experts in fp8 or nvfp4 or w4a16_nvfp4 only"),
+        ("fp8_dynamic", "hf", "use fp8 or nvfp4 or w4a16_nvfp4 or no_quant"),
+        ("int8_dynamic", "compressed_tensors", None),
+        ("int8_sq", "compressed_tensors", "use fp8 or nvfp4 or fp8_dynamic or int8_dynamic or w4a16_nvfp4 or no_quant"),
     ],
 )
 def test_experts_in_hugging_face_formats(algorithm: str, format: str, message: str | None) -> None:
@@ -53,8 +56,11 @@ def test_experts_in_hugging_face_formats(algorithm: str, format: str, message: s
         ("int8_sq", ["hf"], "does not go into export_format=hf: ModelOpt's unified checkpoint has no SmoothQuant"),
         ("int8_sq", ["trtllm", "hf"], "use export_format=compressed_tensors"),
         ("w4a8_awq", ["hf"], None),
-        ("w4a8_awq", ["compressed_tensors"], "use export_format=hf"),
-        ("nvfp4", ["hf", "compressed_tensors"], "use export_format=hf"),
+        ("w4a8_awq", ["compressed_tensors"], None),
+        ("nvfp4", ["hf", "compressed_tensors"], None),
+        ("fp8_dynamic", ["trtllm"], "use export_format=compressed_tensors"),
+        ("int8_dynamic", ["hf"], "use export_format=compressed_tensors"),
+        ("w4a16_nvfp4", ["nemo"], "use export_format=hf"),
         (None, ["trtllm", "hf", "compressed_tensors"], None),
     ],
 )
@@ -94,3 +100,26 @@ def test_a_kv_cache_needs_layers_of_its_own_in_a_hugging_face_format(format: str
 )
 def test_parallelism_is_for_formats_that_have_it(formats: list[str], tp: int, message: str | None) -> None:
     expect(formats_have_parallelism(formats, tp, 1), message)
+
+
+@pytest.mark.parametrize(
+    ("server", "format", "algorithm", "message"),
+    [
+        (None, "hf", "int4_awq", None),
+        ("vllm", "hf", "fp8", None),
+        ("vllm", "compressed_tensors", "fp8_dynamic", None),
+        (
+            "vllm",
+            "hf",
+            "int4_awq",
+            "vLLM 0.32 refuses it: its reader of ModelOpt's format has no INT4; use",
+        ),
+        ("vllm", "trtllm", "fp8", "vLLM 0.32 refuses it: it reads export_format=hf or compressed_tensors"),
+        ("sglang", "hf", "w4a16_nvfp4", "SGLang 0.5.23 is not known to load it; choose another format or algorithm"),
+        ("vllm", "hf", "my_config.yaml", "vLLM 0.32 is not known to load it"),
+    ],
+)
+def test_the_server_that_an_export_is_for_loads_it(
+    server: str | None, format: str, algorithm: str, message: str | None
+) -> None:
+    expect(server_loads_it(server, (format,), algorithm, family_of("Llama3Config8B"), "llama", None), message)

@@ -18,6 +18,7 @@ from nemo_ptq.plan.rules.quantization_limits import (
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
     kv_cache_has_algorithm,
+    loop_has_something_to_calibrate,
     nvfp4_blocks_fit,
     quality_is_available,
 )
@@ -166,3 +167,17 @@ def test_balanced_is_for_our_own_algorithms_and_packed_formats(changes: dict[str
         "model": LLAMA_8B,
     }
     expect(quality_is_available(**{**sound, **changes}), message)
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "message"),
+    [("fp8", None), ("no_quant", None), ("my.yaml", None), ("int8_dynamic", "nothing is calibrated; leave it out")],
+)
+def test_a_loop_calibrates_something(algorithm: str, message: str | None) -> None:
+    expect(loop_has_something_to_calibrate(algorithm, print), message)
+    expect(loop_has_something_to_calibrate(algorithm, None), None)
+
+
+def test_a_kv_cache_is_calibrated() -> None:
+    expect(kv_cache_has_algorithm("fp8_dynamic", True), "the cache has calibrated scales, and nothing is calibrated")
+    expect(kv_cache_has_algorithm("fp8_dynamic", None), None)

@@ -1,0 +1,362 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Which server loads which export: what is known of each, from which of its versions, and how.
+
+The table is a list of facts, of which the first that fits a question answers it. Rules, plans, model cards and
+docs/servers.md are made from it. Imports nothing heavy: the command line reads it.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from nemo_ptq.config import NO_QUANT
+
+LOADS, REFUSED, UNKNOWN = "loads", "refused", "unknown"
+"""What a server does with an export."""
+
+RAN = "run"
+EMULATED = "loaded by it, its GPU kernels replaced by torch"
+READ = "read in its source"
+"""How that is known."""
+
+
+@dataclass(frozen=True)
+class Server:
+    """A program that serves exports.
+
+    Attributes:
+        name: What users call it.
+        label: What documents call it.
+        versions: Those that something is known of, the newest last.
+        formats: The export formats that it reads at all.
+        commands: Shell commands that serve a directory, {directory} standing for it; none for a library.
+    """
+
+    name: str
+    label: str
+    versions: tuple[str, ...]
+    formats: tuple[str, ...]
+    commands: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Fact:
+    """What versions of a server do with certain exports; a field that is None fits all.
+
+    Attributes:
+        server: Its name.
+        outcome: :data:`LOADS` or :data:`REFUSED`.
+        known_by: How that is known.
+        formats: Of the export.
+        algorithms: That it is quantized with.
+        families: Names of the model's family.
+        versions: Of the server.
+        kv_cache: Whether the KV cache is quantized.
+        note: What a user should know of it.
+    """
+
+    server: str
+    outcome: str
+    known_by: str
+    formats: tuple[str, ...] | None = None
+    algorithms: tuple[str, ...] | None = None
+    families: tuple[str, ...] | None = None
+    versions: tuple[str, ...] | None = None
+    kv_cache: bool | None = None
+    note: str = ""
+
+
+@dataclass(frozen=True)
+class Export:
+    """An export, as far as a server cares.
+
+    Attributes:
+        format: Its format.
+        algorithm: Name of the algorithm, "no_quant" among them.
+        family: Name of the model's family.
+        kv_cache: Whether the KV cache is quantized.
+    """
+
+    format: str
+    algorithm: str
+    family: str
+    kv_cache: bool = False
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What one version of a server does with an export.
+
+    Attributes:
+        server: The server.
+        version: Its version.
+        outcome: :data:`LOADS`, :data:`REFUSED` or :data:`UNKNOWN`.
+        known_by: How that is known; empty where it is not.
+        note: What a user should know of it.
+    """
+
+    server: Server
+    version: str
+    outcome: str
+    known_by: str = ""
+    note: str = ""
+
+    @property
+    def label(self) -> str:
+        """The server and its version."""
+        return f"{self.server.label} {self.version}"
+
+
+SERVERS: Mapping[str, Server] = {
+    server.name: server
+    for server in (
+        Server("vllm", "vLLM", ("0.24", "0.32"), ("hf", "compressed_tensors"), ("vllm serve {directory}",)),
+        Server(
+            "tensorrt_llm",
+            "TensorRT-LLM's PyTorch backend",
+            ("of 2026",),
+            ("hf", "compressed_tensors"),
+            ("trtllm-serve {directory}",),
+        ),
+        Server(
+            "tensorrt_llm_engines",
+            "TensorRT-LLM engines",
+            ("up to 1.2",),
+            ("trtllm",),
+            ("trtllm-build --checkpoint_dir {directory} --output_dir ENGINE",),
+        ),
+        Server(
+            "sglang",
+            "SGLang",
+            ("0.5.23",),
+            ("hf", "compressed_tensors"),
+            ("python -m sglang.launch_server --model-path {directory}",),
+        ),
+        Server("transformers", "transformers", ("4.57", "5.19"), ("hf", "compressed_tensors")),
+    )
+}
+
+_HF, _COMPRESSED = ("hf",), ("compressed_tensors",)
+_LLAMAS = ("Llama", "CodeLlama")
+_DENSE = (*_LLAMAS, "Mistral", "Gemma", "Nemotron", "StarCoder", "StarCoder 2")
+_KNOWN_FAMILIES = (*_DENSE, "Mixtral")
+_SGLANGS = tuple(family for family in _KNOWN_FAMILIES if family != "Nemotron")
+_EVERY = (
+    *(NO_QUANT, "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"),
+    *("fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
+)
+_AWQ = ("int4_awq", "w4a8_awq")
+_USE_COMPRESSED = "use export_format=compressed_tensors"
+
+_VLLM = (
+    Fact(
+        "vllm",
+        REFUSED,
+        RAN,
+        _HF,
+        _AWQ,
+        note=f"its reader of ModelOpt's format has no INT4; {_USE_COMPRESSED}",
+    ),
+    Fact(
+        "vllm",
+        REFUSED,
+        RAN,
+        _HF,
+        families=("Gemma", "Mixtral"),
+        versions=("0.24",),
+        kv_cache=True,
+        note="its loader of these models fails on the scales of a KV cache; use vLLM 0.32, or enable_kv_cache=false",
+    ),
+    Fact(
+        "vllm",
+        REFUSED,
+        READ,
+        _COMPRESSED,
+        families=("Gemma",),
+        versions=("0.24",),
+        kv_cache=True,
+        note="its loader of Gemma fails on the scales of a KV cache; use vLLM 0.32, or enable_kv_cache=false",
+    ),
+    Fact("vllm", LOADS, RAN, _HF, (NO_QUANT, "fp8"), ("Llama",), ("0.24",)),
+    Fact("vllm", LOADS, RAN, _HF, ("fp8",), ("Nemotron", "StarCoder 2"), ("0.24",), kv_cache=False),
+    Fact("vllm", LOADS, RAN, _HF, ("nvfp4",), ("Llama", "Mixtral"), ("0.24",), kv_cache=False),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, ("fp8", "int8_sq", "int4_awq"), ("Llama",), ("0.24",), kv_cache=False),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, ("fp8",), ("Mixtral",), ("0.24",), kv_cache=False),
+    Fact("vllm", LOADS, RAN, None, (NO_QUANT,), ("Llama",), ("0.32",)),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, ("int8_sq", "int4_awq"), _DENSE, ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, EMULATED, None, ("fp8",), _KNOWN_FAMILIES, ("0.32",)),
+    Fact("vllm", LOADS, EMULATED, _HF, ("nvfp4",), ("Llama", "Mixtral"), ("0.32",), kv_cache=False),
+    Fact(
+        "vllm",
+        LOADS,
+        READ,
+        _COMPRESSED,
+        ("w4a8_awq",),
+        _KNOWN_FAMILIES,
+        note="on Hopper GPUs alone, with awq_block_size=128; its kernel rounds the scales of the blocks to FP8",
+    ),
+    Fact("vllm", LOADS, READ, None, _EVERY, _KNOWN_FAMILIES),
+)
+_TENSORRT_LLM = (
+    Fact("tensorrt_llm", REFUSED, READ, families=("Gemma", "StarCoder"), note="it has no class for such models"),
+    Fact(
+        "tensorrt_llm",
+        LOADS,
+        READ,
+        _HF,
+        (NO_QUANT, "fp8", "nvfp4", "int4_awq", "w4a8_awq", "fp8_dynamic"),
+        _KNOWN_FAMILIES,
+    ),
+    Fact("tensorrt_llm", LOADS, READ, _COMPRESSED, (NO_QUANT, "fp8_dynamic", "nvfp4"), _KNOWN_FAMILIES),
+    Fact(
+        "tensorrt_llm",
+        REFUSED,
+        READ,
+        _COMPRESSED,
+        ("fp8", "int4_awq", "w4a8_awq"),
+        note="its reader of this format takes FP8 with dynamic activations and NVFP4; use export_format=hf",
+    ),
+    Fact(
+        "tensorrt_llm",
+        REFUSED,
+        READ,
+        _COMPRESSED,
+        ("int8_sq", "int8_dynamic", "w4a16_nvfp4"),
+        note="its reader of this format takes FP8 with dynamic activations and NVFP4",
+    ),
+)
+_ENGINES = (Fact("tensorrt_llm_engines", LOADS, READ, ("trtllm",), _EVERY),)
+_SGLANG = (
+    Fact(
+        "sglang",
+        REFUSED,
+        READ,
+        _HF,
+        (*_AWQ, "fp8_dynamic"),
+        note=f"its reader of ModelOpt's format takes fp8 and nvfp4; {_USE_COMPRESSED}",
+    ),
+    Fact("sglang", REFUSED, READ, _COMPRESSED, ("w4a8_awq",), note="it has INT4 with FP8 inputs for experts alone"),
+    Fact("sglang", LOADS, READ, _HF, (NO_QUANT, "fp8", "nvfp4"), _SGLANGS),
+    Fact(
+        "sglang",
+        LOADS,
+        READ,
+        _COMPRESSED,
+        (NO_QUANT, "fp8", "int8_sq", "int4_awq", "nvfp4", "fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
+        _SGLANGS,
+    ),
+)
+_TRANSFORMERS = (
+    Fact("transformers", LOADS, RAN, None, (NO_QUANT,), _KNOWN_FAMILIES),
+    Fact(
+        "transformers",
+        REFUSED,
+        RAN,
+        _HF,
+        ("fp8",),
+        versions=("5.19",),
+        note=f"not for transformers: it loads with a warning, and answers garbage; {_USE_COMPRESSED}",
+    ),
+    Fact("transformers", REFUSED, RAN, _HF, ("fp8",), note=f"not for transformers: it fails; {_USE_COMPRESSED}"),
+    Fact("transformers", REFUSED, READ, _HF, note=f"not for transformers; {_USE_COMPRESSED}"),
+    Fact(
+        "transformers",
+        REFUSED,
+        RAN,
+        _COMPRESSED,
+        ("int4_awq",),
+        ("StarCoder",),
+        ("5.19",),
+        note="it fails on this model's layers; use transformers 4.57",
+    ),
+    Fact(
+        "transformers",
+        LOADS,
+        RAN,
+        _COMPRESSED,
+        ("fp8",),
+        ("Mixtral",),
+        ("5.19",),
+        note="with a warning: it has no use for the scales of the experts' inputs",
+    ),
+    Fact(
+        "transformers",
+        LOADS,
+        RAN,
+        _COMPRESSED,
+        ("fp8", "int8_sq", "int4_awq"),
+        _KNOWN_FAMILIES,
+        note="needs the compressed-tensors library",
+    ),
+    Fact(
+        "transformers",
+        LOADS,
+        RAN,
+        _COMPRESSED,
+        _EVERY,
+        _KNOWN_FAMILIES,
+        ("4.57",),
+        note="needs the compressed-tensors library",
+    ),
+)
+FACTS: Sequence[Fact] = (*_VLLM, *_TENSORRT_LLM, *_ENGINES, *_SGLANG, *_TRANSFORMERS)
+"""All that is known; the first fact that fits an export answers."""
+
+
+def answer(server: Server, version: str, export: Export) -> Answer:
+    """Returns what is known of one version of a server about an export.
+
+    Args:
+        server: The server.
+        version: One of its versions.
+        export: The export.
+    """
+    if export.format not in server.formats:
+        readable = " or ".join(server.formats)
+        return Answer(server, version, REFUSED, READ, f"it reads export_format={readable}")
+    for fact in FACTS:
+        if fact.server == server.name and _fits(fact, version, export):
+            return Answer(server, version, fact.outcome, fact.known_by, fact.note)
+    return Answer(server, version, UNKNOWN)
+
+
+def _fits(fact: Fact, version: str, export: Export) -> bool:
+    wanted = (
+        (fact.formats, export.format),
+        (fact.algorithms, export.algorithm),
+        (fact.families, export.family),
+        (fact.versions, version),
+    )
+    fits = all(values is None or value in values for values, value in wanted)
+    return fits and fact.kv_cache in (None, export.kv_cache)
+
+
+def answers(export: Export) -> Iterator[Answer]:
+    """Yields what is known about an export of all versions of the servers that read its format."""
+    for server in SERVERS.values():
+        if export.format in server.formats:
+            yield from (answer(server, version, export) for version in server.versions)
+
+
+def refusals(export: Export) -> list[str]:
+    """Says in a line each which servers read an export's format, and not this export."""
+    return [
+        f"{found.label} does not load algorithm={export.algorithm} in export_format={export.format}: {found.note}"
+        for found in answers(export)
+        if found.outcome == REFUSED
+    ]
+
+
+def commands(export: Export, directory: str) -> dict[str, tuple[str, ...]]:
+    """Returns the shell commands that serve an export, by the label of each server that loads it in its newest version.
+
+    Args:
+        export: The export.
+        directory: Its directory, as a shell reads it.
+    """
+    newest = {found.server.name: found for found in answers(export)}
+    return {
+        found.label: tuple(command.format(directory=directory) for command in found.server.commands)
+        for found in newest.values()
+        if found.outcome == LOADS and found.server.commands
+    }

@@ -1,0 +1,107 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""docs/servers.md, made from the table of servers: `make servers`, or `python -m tests.servers`."""
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from nemo_ptq.config import NO_QUANT
+from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.export.servers import LOADS, SERVERS, UNKNOWN, Answer, Export, Server, answer
+from nemo_ptq.models.registry import Family, families
+from nemo_ptq.quantization.algorithms import ALGORITHMS
+
+DOCUMENT = Path(__file__).parent.parent / "docs" / "servers.md"
+
+_INTRODUCTION = """# Servers
+
+Made by `make servers` from `nemo_ptq/export/servers.py`; do not edit. Which server loads which [export](formats.md),
+from which of its versions, and how that is known:
+
+- **run**: the server has loaded such an export, and answers as this project's reader does;
+- **emulated**: the same on a machine without its GPU kernels, in whose place torch computed;
+- **source**: its source says so, nobody has tried;
+- **?**: not known.
+
+`export_config.server=vllm` refuses what the newest version is not known to load; without it, a job warns of what a
+server is known to refuse. `nemo-ptq plan` shows these lines for one job, and the model card has the commands.
+[How vLLM was run](serving.md).
+"""
+_SHORT = {"run": "run", "loaded by it, its GPU kernels replaced by torch": "emulated", "read in its source": "source"}
+
+
+def _known_families(format: str, algorithm: str) -> list[Family]:
+    """The families that go into a format with an algorithm."""
+    record = FORMATS[format]
+    known = [family for family in families() if family.refused is None]
+    if record.is_hugging_face:
+        known = [family for family in known if family.hugging_face is not None]
+    if algorithm not in (NO_QUANT, *record.experts):
+        known = [family for family in known if family.name != "Mixtral"]
+    return known
+
+
+def cells() -> Iterator[Export]:
+    """Yields every export that there can be, but those of ModelOpt configurations."""
+    for format, record in FORMATS.items():
+        for algorithm in ALGORITHMS:
+            if algorithm in record.refused:
+                continue
+            for family in _known_families(format, algorithm):
+                yield Export(format, algorithm, family.name)
+                splits = family.hugging_face is None or family.hugging_face.splits_qkv
+                if ALGORITHMS[algorithm].needs_data and (splits or not record.is_hugging_face):
+                    yield Export(format, algorithm, family.name, kv_cache=True)
+
+
+def _said(found: Answer) -> str:
+    if found.outcome == UNKNOWN:
+        return "?"
+    return f"{'yes' if found.outcome == LOADS else '**no**'} ({_SHORT[found.known_by]})"
+
+
+def _cell(exports: list[Export], server: Server, version: str, notes: list[str]) -> str:
+    """What is said of all exports of one format and algorithm: of most of them first, then of the others by family."""
+    found: Mapping[tuple[str, str], list[Export]] = defaultdict(list)
+    for export in exports:
+        its = answer(server, version, export)
+        found[_said(its), its.note].append(export)
+    texts = []
+    for (text, note), which in sorted(found.items(), key=lambda item: -len(item[1])):
+        if note and note not in notes:
+            notes.append(note)
+        mark = f" [{notes.index(note) + 1}]" if note else ""
+        names = list(dict.fromkeys(export.family for export in which))
+        plain = {export.family for export in which if not export.kv_cache}
+        shown = [name if name in plain else f"{name} with a quantized KV cache" for name in names]
+        texts.append(f"{', '.join(shown)}: {text}{mark}" if texts else f"{text}{mark}")
+    return "; ".join(texts)
+
+
+def render() -> str:
+    """Returns the document."""
+    every = list(cells())
+    lines = [_INTRODUCTION]
+    for server in SERVERS.values():
+        notes: list[str] = []
+        columns = [(format, version) for format in server.formats for version in server.versions]
+        lines += [f"## {server.label}", ""]
+        if server.commands:
+            lines += [*(f"    {command.format(directory='OUT')}" for command in server.commands), ""]
+        lines += ["| | " + " | ".join(f"`{format}`, {version}" for format, version in columns) + " |"]
+        lines += ["|" + "---|" * (1 + len(columns))]
+        for algorithm in ALGORITHMS:
+            row = []
+            for format, version in columns:
+                exports = [export for export in every if (export.format, export.algorithm) == (format, algorithm)]
+                row.append(_cell(exports, server, version, notes) if exports else "")
+            if any(row):
+                lines.append(f"| {algorithm} | " + " | ".join(row) + " |")
+        lines += ["", *(f"{index}. {note[0].upper()}{note[1:]}." for index, note in enumerate(notes, 1)), ""]
+    return "\n".join(lines).rstrip("\n") + "\n"
+
+
+if __name__ == "__main__":
+    DOCUMENT.write_text(render(), encoding="utf-8")
+    print(f"wrote {DOCUMENT}")
