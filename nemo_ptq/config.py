@@ -7,6 +7,8 @@ the user gave; what that means is answered by their properties, and whether it i
 Each field declares how it is set from a command line, from which :mod:`nemo_ptq.options` makes its tables.
 """
 
+import os
+import re
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, List, Optional, Union  # noqa: UP035
@@ -19,14 +21,100 @@ FAST, BALANCED = "fast", "balanced"
 QUALITIES = (FAST, BALANCED)
 """What `quality` can be, the quickest first."""
 KV_CACHE_FORMATS = ("fp8",)
-DATA_FILES = (".jsonl", ".json", ".txt")
+DATA_FILES = (".jsonl", ".json", ".txt", ".parquet")
+BUILT_IN_DATA = "builtin"
+"""The data set that is part of the package."""
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "16": "float16", "fp16": "float16", "float16": "float16"}
 """The spellings of a data type, and torch's name for it."""
 
 
-def is_text_file(dataset: str) -> bool:
-    """Whether a data set's name is the path of a local file rather than the name of a hub data set."""
-    return dataset.endswith(DATA_FILES) or "/" in dataset
+def is_data_file(name: str) -> bool:
+    """Whether a data source's name is the path of a local file rather than the name of a data set."""
+    return name.endswith(DATA_FILES) or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+
+
+@dataclass(frozen=True)
+class DataSource:
+    """Where calibration samples come from.
+
+    Attributes:
+        name: A name of :data:`nemo_ptq.calibration.datasets.DATASETS`, "OWNER/NAME" on the Hugging Face hub, or the
+            path of a local file.
+        split: Split of a data set of the hub.
+        config: Configuration of a data set of the hub; None is its default.
+        column: The column or key with the text or the messages; None looks for the usual ones.
+        weight: How many samples are taken of it, against those of the other sources.
+    """
+
+    name: str
+    split: str = "train"
+    config: Optional[str] = None
+    column: Optional[str] = None
+    weight: float = 1.0
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a local file."""
+        return is_data_file(self.name)
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether it is named as a data set of the hub."""
+        return "/" in self.name and not self.is_file
+
+
+# What may follow a source's name, and where the next source begins.
+_DATA_SETTING = re.compile(r",(column|config|weight)=")
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[^:,]+))?")
+
+
+def read_sources(value: str) -> tuple[DataSource, ...]:
+    """Reads `calibration_dataset`: sources with semicolons between.
+
+    Args:
+        value: What the user gave.
+
+    Raises:
+        ValueError: If it is no such text; says why.
+
+    Example:
+        >>> read_sources("owner/talks:train_sft,column=messages,weight=3;builtin")[0].split
+        'train_sft'
+    """
+    return tuple(_read_source(text.strip()) for text in value.split(";"))
+
+
+def absolute_sources(value: str) -> str:
+    """Names the local files of a sound `calibration_dataset` by their absolute paths."""
+    texts = [text.strip() for text in value.split(";")]
+    return ";".join(
+        os.path.abspath(os.path.expanduser(text)) if source.is_file else text
+        for text, source in zip(texts, read_sources(value), strict=True)
+    )
+
+
+def _read_source(text: str) -> DataSource:
+    name, *pairs = _DATA_SETTING.split(text)
+    settings: dict[str, Any] = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    if not name or "" in settings.values() or len(settings) < len(pairs) // 2:
+        raise ValueError(f"{text!r} is not NAME[:SPLIT][,column=COLUMN][,config=CONFIG][,weight=WEIGHT]")
+    if "weight" in settings:
+        try:
+            settings["weight"] = float(settings["weight"])
+        except ValueError:
+            settings["weight"] = 0.0
+        if not 0 < settings["weight"] < float("inf"):
+            raise ValueError(f"the weight in {text!r} must be a number above zero")
+    if is_data_file(name):
+        if "config" in settings:
+            raise ValueError(f"{text!r} is a local file, which has no config")
+        return DataSource(name, **settings)
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        if settings.keys() - {"weight"}:
+            raise ValueError(f"{name!r} takes no column and no config: name a data set of the hub as OWNER/NAME")
+        return DataSource(name, **settings)
+    return DataSource(match["name"], match["split"] or "train", **settings)
 
 
 def read_formats(value: object) -> tuple[str, ...]:
@@ -88,8 +176,9 @@ class QuantizationConfig:
         enable_kv_cache: Quantize the KV cache. None leaves it to the algorithm and the model: on for fp8, except on
             decoder type "gpt"; off otherwise.
         kv_cache_qformat: Format of a quantized KV cache: "fp8".
-        calibration_dataset: "cnn_dailymail" or "wikitext" from the Hugging Face hub, or the path of a local .jsonl,
-            .json or .txt file.
+        calibration_dataset: "cnn_dailymail" or "wikitext" from the Hugging Face hub, "builtin", which is part of this
+            package, any data set of the hub as OWNER/NAME[:SPLIT][,column=COLUMN][,config=CONFIG], or the path of a
+            local .jsonl, .json, .txt or .parquet file; several with semicolons between, each with ,weight=WEIGHT.
         calibration_dataset_size: Samples to calibrate on.
         calibration_batch_size: Samples in a batch.
         calibration_seq_len: Tokens at which a sample is cut.
@@ -129,7 +218,8 @@ class QuantizationConfig:
     )
     calibration_dataset: str = _setting(
         "data set",
-        "{names}, or a local .jsonl, .json or .txt file",
+        "{names}, OWNER/NAME[:SPLIT][,column=COLUMN] on the hub, or a local .jsonl, .json, .txt or .parquet file; "
+        "several with semicolons between, each with ,weight=WEIGHT",
         "--calibration_dataset",
         "-calib_ds",
         default="cnn_dailymail",
@@ -178,9 +268,22 @@ class QuantizationConfig:
         return 0.5 if self.sq_alpha is None and not self.is_balanced else self.sq_alpha
 
     @property
-    def data_file(self) -> Optional[Path]:
-        """The local file with the calibration data, where `calibration_dataset` names one."""
-        return Path(self.calibration_dataset).expanduser() if is_text_file(self.calibration_dataset) else None
+    def data_files(self) -> list[Path]:
+        """The local files with calibration data that `calibration_dataset` names."""
+        return [Path(source.name).expanduser() for source in self.data_sources if source.is_file]
+
+    @property
+    def has_built_in_data(self) -> bool:
+        """Whether the samples come from the package's own data set alone."""
+        return [source.name for source in self.data_sources] == [BUILT_IN_DATA]
+
+    @property
+    def data_sources(self) -> tuple[DataSource, ...]:
+        """Where calibration samples come from; empty where `calibration_dataset` is not sound."""
+        try:
+            return read_sources(self.calibration_dataset)
+        except (AttributeError, ValueError):
+            return ()
 
 
 @dataclass

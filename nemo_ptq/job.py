@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ptq.checkpoint.allowed_names import read_names
-from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
+from nemo_ptq.config import CUSTOM, NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.home import without_home
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.algorithms import kv_cache_is_quantized
@@ -89,6 +89,12 @@ class Job:
             "export_config": {**_lasting(asdict(self.export)), "path": str(self.output)},
         }
         return dict(without_home(arguments))
+
+    @property
+    def reads_data(self) -> bool:
+        """Whether it calibrates on `calibration_dataset`."""
+        is_calibrated = self.calibration_state is not None or self.metadata.is_quantized
+        return self.quantization.algorithm_name != NO_QUANT and self.forward_loop is None and not is_calibrated
 
     @property
     def is_custom(self) -> bool:

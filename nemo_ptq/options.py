@@ -23,8 +23,8 @@ from nemo_ptq.config import (
     ExportConfig,
     QuantizationConfig,
     Setting,
-    is_text_file,
     read_formats,
+    read_sources,
 )
 from nemo_ptq.errors import did_you_mean
 from nemo_ptq.export.formats import FORMATS
@@ -118,6 +118,14 @@ def _are_formats(value: Any) -> bool:
     return bool(names) and FORMATS.keys() >= set(names)
 
 
+def _are_sources(value: str) -> bool:
+    try:
+        sources = read_sources(value)
+    except ValueError:
+        return False
+    return all(source.is_file or source.is_on_hub or source.name in DATASETS for source in sources)
+
+
 def _one_of(known: Collection[str]) -> Kind:
     return Kind("one of {names}", lambda value: _is_text(value) and value in known, known=known)
 
@@ -140,8 +148,9 @@ _KINDS: Mapping[str, Kind] = {
     "quality": _one_of(QUALITIES),
     "KV cache format": _one_of(KV_CACHE_FORMATS),
     "data set": Kind(
-        "one of {names}, or the path of a local .jsonl, .json or .txt file",
-        lambda value: _is_text(value) and (value in DATASETS or is_text_file(value)),
+        "one of {names}, OWNER/NAME[:SPLIT][,column=COLUMN][,config=CONFIG] on the Hugging Face hub, or the path of a "
+        "local .jsonl, .json, .txt or .parquet file; or several with semicolons between, each with ,weight=WEIGHT",
+        lambda value: _is_text(value) and _are_sources(value),
         known=DATASETS.keys(),
     ),
     "formats": Kind("one of {names}, or a list of them such as [trtllm,hf]", _are_formats, known=FORMATS.keys()),

@@ -314,7 +314,7 @@ class _BlockJob:
         return {
             **{name: value for name, value in arguments.items() if name not in _NOT_OF_THE_RESULT},
             "checkpoint files": stamp_of(job.checkpoint),
-            "calibration data": None if job.quantization.data_file is None else stamp_of(job.quantization.data_file),
+            "calibration data": [stamp_of(file) for file in job.quantization.data_files],
             "versions": producer(),
             "processes": dist.get_world_size(),
         }
@@ -365,7 +365,7 @@ class _BlockJob:
 
     def _learner(self, model: LoadedModel, runner: BlockRunner) -> Learner:
         job = self.job
-        batches = calibration_batches(model.tokenizer, job.quantization, self.samples.calibration, model.parallelism)
+        batches = calibration_batches(model, job.quantization, self.samples.calibration, self.reporter)
         if not job.quantization.is_balanced:
             method = method_for(job.quantization, job.decoder)
             return ScaleLearner(runner, model.parallelism, Stream(batches), method, job.quantizes_kv_cache)

@@ -3,10 +3,11 @@
 """The calibration data: it can be read, and its samples are not too long for the model."""
 
 from itertools import islice
+from math import ceil
 from typing import Any
 
 from nemo_ptq.calibration.text_files import read_text_file
-from nemo_ptq.config import is_text_file
+from nemo_ptq.config import read_sources
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec
 
@@ -15,13 +16,17 @@ def data_is_readable(
     calibration_dataset: str, calibration_dataset_size: int, evaluation_dataset_size: int, forward_loop: Any
 ) -> str | None:
     """Each sample of a local file that would be used is one."""
-    if forward_loop is None and is_text_file(calibration_dataset):
-        samples = calibration_dataset_size + evaluation_dataset_size
-        try:
-            for _ in islice(read_text_file(calibration_dataset), samples):
-                pass
-        except PtqError as error:
-            return f"quantization_config.{error}"
+    if forward_loop is not None:
+        return None
+    sources, samples = read_sources(calibration_dataset), calibration_dataset_size + evaluation_dataset_size
+    total = sum(source.weight for source in sources)
+    for source in sources:
+        if source.is_file:
+            try:
+                for _ in islice(read_text_file(source.name, source.column), ceil(samples * source.weight / total)):
+                    pass
+            except PtqError as error:
+                return f"quantization_config.{error}"
     return None
 
 
