@@ -343,6 +343,8 @@ def kv_cache_is_quantized(quantization: QuantizationConfig, decoder: str) -> boo
 
     As in NeMo, an unset `enable_kv_cache` leaves "gpt" decoders alone.
     """
+    if quantization.kv_cache_only:
+        return True
     if quantization.enable_kv_cache is None:
         return algorithm_of(quantization).quantizes_kv_cache and decoder != "gpt"
     return quantization.enable_kv_cache

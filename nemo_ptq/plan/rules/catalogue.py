@@ -14,6 +14,7 @@ from typing import Any
 
 from nemo_ptq.plan.rules import (
     data,
+    exclusions,
     format_limits,
     layerwise,
     model,
@@ -46,6 +47,8 @@ RULES: tuple[Rule, ...] = (
     format_limits.experts_have_a_format,
     quantization_limits.algorithm_file_is_config,
     quantization_limits.kv_cache_has_algorithm,
+    exclusions.excluded_layers_exist,
+    exclusions.kv_cache_alone_is_possible,
     quantization_limits.quality_is_available,
     layerwise.layerwise_is_possible,
     format_limits.kv_cache_has_layers,
@@ -59,8 +62,10 @@ RULES: tuple[Rule, ...] = (
     quantization_limits.awq_blocks_fit_calibration,
     data.data_is_readable,
     data.positions_suffice,
+    data.recovery_is_measured,
     format_limits.formats_carry_algorithm,
     format_limits.compressed_tensors_folds_again,
+    exclusions.excluded_layers_can_be_named,
     format_limits.formats_have_parallelism,
     format_limits.nemo_is_stored_in_bfloat16,
     parallelism.inference_tp_divides,
