@@ -140,7 +140,7 @@ def test_problems_speak_of_flags(problem: str, expected: str) -> None:
 
 @pytest.fixture
 def sound(demo: Demo, tmp_path: Path) -> list[str]:
-    return ["-nc", str(demo.checkpoint), "-out", str(tmp_path / "out")]
+    return ["-nc", str(demo.checkpoint), "-out", str(tmp_path / "out"), "-calib_ds", "builtin"]
 
 
 @pytest.fixture

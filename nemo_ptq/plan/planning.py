@@ -33,6 +33,7 @@ from nemo_ptq.plan.rules.parallelism import (
 )
 from nemo_ptq.plan.rules.quantization_limits import (
     algorithm_file_is_config,
+    algorithm_file_names_megatrons_layers,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
     kv_cache_has_algorithm,
@@ -56,6 +57,7 @@ _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     experts_divide: lambda model, quantization: bool(model.num_experts),
     experts_are_sharded_once: lambda model, quantization: bool(model.num_experts),
     experts_have_a_format: lambda model, quantization: bool(model.num_experts),
+    algorithm_file_names_megatrons_layers: lambda model, quantization: quantization.algorithm_name == CUSTOM,
     algorithm_file_is_config: lambda model, quantization: quantization.algorithm_name == CUSTOM,
     quality_is_available: lambda model, quantization: quantization.is_balanced,
     kv_cache_has_algorithm: lambda model, quantization: bool(quantization.enable_kv_cache),

@@ -83,6 +83,25 @@ def _excluded(patterns: Sequence[str], model: ModelSpec, names: Mapping[str, Map
     return frozenset(matched)
 
 
+def unseen_by_modelopt(patterns: Sequence[str], model: ModelSpec) -> list[str]:
+    """Returns the patterns of ModelOpt's quantizers that match linear layers by Hugging Face's names alone.
+
+    ModelOpt sees Megatron's model: in a configuration of the user's own such a pattern does nothing. Left out are those
+    whose layers other patterns match by Megatron's names, as in a configuration for both.
+    """
+    names, unseen = _hugging_face(model), set()
+    for linear in _linears(model):
+        if any(fnmatchcase(name, pattern) for name in _quantizers(linear) for pattern in patterns):
+            continue
+        theirs = [name for own in _hugging_face_names(linear, model, names).values() for name in _quantizers(own)]
+        unseen |= {pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in theirs)}
+    return [pattern for pattern in patterns if pattern in unseen]
+
+
+def _quantizers(linear: str) -> list[str]:
+    return [f"{linear}.{which}_quantizer" for which in ("weight", "input", "output")]
+
+
 def _by_number(pattern: str, num_layers: int) -> range | None:
     """The transformer layers that a pattern names by their numbers; None where it does not."""
     if pattern.isdecimal():

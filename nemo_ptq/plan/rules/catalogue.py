@@ -46,6 +46,7 @@ RULES: tuple[Rule, ...] = (
     parallelism.experts_are_sharded_once,
     format_limits.experts_have_a_format,
     quantization_limits.algorithm_file_is_config,
+    quantization_limits.algorithm_file_names_megatrons_layers,
     quantization_limits.kv_cache_has_algorithm,
     exclusions.excluded_layers_exist,
     exclusions.kv_cache_alone_is_possible,
