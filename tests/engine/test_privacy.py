@@ -58,3 +58,4 @@ def test_only_a_beginning_is_a_home(monkeypatch: Any) -> None:
     assert without_home(paths) == {"a": "~/x", "b": {"c": "~"}, "d": "/home/alice2/x", "e": 1, "f": "/data/home/alice"}
     monkeypatch.setenv("HOME", "/")
     assert without_home("/data") == "/data"
+    assert without_home("/home/alice/a.txt,weight=2;/home/alice/b.txt") == "~/a.txt,weight=2;~/b.txt"
