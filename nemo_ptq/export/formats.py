@@ -154,6 +154,7 @@ _BUILT_IN = (
         "nemo",
         "a NeMo 2.0 checkpoint with ModelOpt's quantizers, for training or another export",
         model_writer="nemo_ptq.export.nemo.nemo_writer:write_nemo",
+        without_kv_cache_alone="NeMo resumes from quantized weights; use export_format=compressed_tensors or trtllm",
         only_dtype="bfloat16",
     ),
 )

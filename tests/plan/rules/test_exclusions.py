@@ -74,7 +74,7 @@ def test_stages_count_from_zero() -> None:
 )
 def test_a_kv_cache_alone(changes: dict[str, Any], message: str | None) -> None:
     values = {"kv_cache_only": True, "algorithm": "fp8", "quality": "fast", "exclude": None, "enable_kv_cache": None}
-    values |= {"formats": ["trtllm", "compressed_tensors", "nemo"], "model": LLAMA_8B, **changes}
+    values |= {"formats": ["trtllm", "compressed_tensors"], "model": LLAMA_8B, **changes}
     expect(kv_cache_alone_is_possible(**values), message)
 
 
