@@ -7,6 +7,8 @@ the user gave; what that means is answered by their properties, and whether it i
 Each field declares how it is set from a command line, from which :mod:`nemo_ptq.options` makes its tables.
 """
 
+import os
+import re
 from dataclasses import MISSING, dataclass, field
 from pathlib import Path
 from typing import Any, List, Optional, Union  # noqa: UP035
@@ -19,28 +21,114 @@ FAST, BALANCED = "fast", "balanced"
 QUALITIES = (FAST, BALANCED)
 """What `quality` can be, the quickest first."""
 KV_CACHE_FORMATS = ("fp8",)
-DATA_FILES = (".jsonl", ".json", ".txt")
+DATA_FILES = (".jsonl", ".json", ".txt", ".parquet")
+BUILT_IN_DATA = "builtin"
+"""The data set that is part of the package."""
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "16": "float16", "fp16": "float16", "float16": "float16"}
 """The spellings of a data type, and torch's name for it."""
 
 
-def is_text_file(dataset: str) -> bool:
-    """Whether a data set's name is the path of a local file rather than the name of a hub data set."""
-    return dataset.endswith(DATA_FILES) or "/" in dataset
+def is_data_file(name: str) -> bool:
+    """Whether a data source's name is the path of a local file rather than the name of a data set."""
+    return name.endswith(DATA_FILES) or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
 
 
-def read_formats(value: object) -> tuple[str, ...]:
-    """Reads `export_format`: a name, a list of names, or the text of one.
+@dataclass(frozen=True)
+class DataSource:
+    """Where calibration samples come from.
+
+    Attributes:
+        name: A name of :data:`nemo_ptq.calibration.datasets.DATASETS`, "OWNER/NAME" on the Hugging Face hub, or the
+            path of a local file.
+        split: Split of a data set of the hub.
+        config: Configuration of a data set of the hub; None is its default.
+        column: The column or key with the text or the messages; None looks for the usual ones.
+        weight: How many samples are taken of it, against those of the other sources.
+    """
+
+    name: str
+    split: str = "train"
+    config: Optional[str] = None
+    column: Optional[str] = None
+    weight: float = 1.0
+
+    @property
+    def is_file(self) -> bool:
+        """Whether it is a local file."""
+        return is_data_file(self.name)
+
+    @property
+    def is_on_hub(self) -> bool:
+        """Whether it is named as a data set of the hub."""
+        return "/" in self.name and not self.is_file
+
+
+# What may follow a source's name, and where the next source begins.
+_DATA_SETTING = re.compile(r",(column|config|weight)=")
+_HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[^:,]+))?")
+
+
+def read_sources(value: str) -> tuple[DataSource, ...]:
+    """Reads `calibration_dataset`: sources with semicolons between.
+
+    Args:
+        value: What the user gave.
+
+    Raises:
+        ValueError: If it is no such text; says why.
+
+    Example:
+        >>> read_sources("owner/talks:train_sft,column=messages,weight=3;builtin")[0].split
+        'train_sft'
+    """
+    return tuple(_read_source(text.strip()) for text in value.split(";"))
+
+
+def absolute_sources(value: str) -> str:
+    """Names the local files of a sound `calibration_dataset` by their absolute paths."""
+    texts = [text.strip() for text in value.split(";")]
+    return ";".join(
+        os.path.abspath(os.path.expanduser(text)) if source.is_file else text
+        for text, source in zip(texts, read_sources(value), strict=True)
+    )
+
+
+def _read_source(text: str) -> DataSource:
+    name, *pairs = _DATA_SETTING.split(text)
+    settings: dict[str, Any] = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    if not name or "" in settings.values() or len(settings) < len(pairs) // 2:
+        raise ValueError(f"{text!r} is not NAME[:SPLIT][,column=COLUMN][,config=CONFIG][,weight=WEIGHT]")
+    if "weight" in settings:
+        try:
+            settings["weight"] = float(settings["weight"])
+        except ValueError:
+            settings["weight"] = 0.0
+        if not 0 < settings["weight"] < float("inf"):
+            raise ValueError(f"the weight in {text!r} must be a number above zero")
+    if is_data_file(name):
+        if "config" in settings:
+            raise ValueError(f"{text!r} is a local file, which has no config")
+        return DataSource(name, **settings)
+    match = _HUB_NAME.fullmatch(name)
+    if match is None:
+        if settings.keys() - {"weight"}:
+            raise ValueError(f"{name!r} takes no column and no config: name a data set of the hub as OWNER/NAME")
+        return DataSource(name, **settings)
+    return DataSource(match["name"], match["split"] or "train", **settings)
+
+
+def read_list(value: object) -> tuple[str, ...]:
+    """Reads `export_format` or `exclude`: a name, a list of names, or the text of one.
 
     Args:
         value: What the user gave.
 
     Returns:
-        The names in their order, each once, whether there are such formats or not; empty where it is neither text nor
-        a list of texts.
+        The names in their order, each once, whether there is anything of that name or not; empty where it is neither
+        text nor a list of texts.
 
     Example:
-        >>> read_formats("[trtllm, hf]")
+        >>> read_list("[trtllm, hf]")
         ('trtllm', 'hf')
     """
     if isinstance(value, str):
@@ -89,8 +177,12 @@ class QuantizationConfig:
         enable_kv_cache: Quantize the KV cache. None leaves it to the algorithm and the model: on for fp8, except on
             decoder type "gpt"; off otherwise.
         kv_cache_qformat: Format of a quantized KV cache: "fp8".
-        calibration_dataset: "cnn_dailymail" or "wikitext" from the Hugging Face hub, or the path of a local .jsonl,
-            .json or .txt file.
+        kv_cache_only: Quantize the KV cache and no weights, which stay in 16 bits.
+        exclude: Linear layers that stay unquantized: patterns of Megatron's or Hugging Face's names ("*down_proj*"),
+            numbers of transformer layers ("0"), the "first2" or the "last1" of them.
+        calibration_dataset: "cnn_dailymail" or "wikitext" from the Hugging Face hub, "builtin", which is part of this
+            package, any data set of the hub as OWNER/NAME[:SPLIT][,column=COLUMN][,config=CONFIG], or the path of a
+            local .jsonl, .json, .txt or .parquet file; several with semicolons between, each with ,weight=WEIGHT.
         calibration_dataset_size: Samples to calibrate on.
         calibration_batch_size: Samples in a batch.
         calibration_seq_len: Tokens at which a sample is cut.
@@ -128,9 +220,22 @@ class QuantizationConfig:
     kv_cache_qformat: str = _setting(
         "KV cache format", "format of a quantized KV cache", "--kv_cache_qformat", default="fp8"
     )
+    kv_cache_only: bool = _setting(
+        "switch",
+        "quantize the KV cache alone, and leave the weights in 16 bits",
+        "--kv_cache_only",
+        default=False,
+    )
+    exclude: Union[str, List[str], None] = _setting(  # noqa: RUF009, UP006
+        "patterns",
+        "linear layers to leave unquantized: names with wildcards, numbers of transformer layers, firstN, lastN",
+        "--exclude",
+        default=None,
+    )
     calibration_dataset: str = _setting(
         "data set",
-        "{names}, or a local .jsonl, .json or .txt file",
+        "{names}, OWNER/NAME[:SPLIT][,column=COLUMN] on the hub, or a local .jsonl, .json, .txt or .parquet file; "
+        "several with semicolons between, each with ,weight=WEIGHT",
         "--calibration_dataset",
         "-calib_ds",
         default="cnn_dailymail",
@@ -169,6 +274,11 @@ class QuantizationConfig:
         return CUSTOM if self.algorithm_file else self.algorithm
 
     @property
+    def exclusions(self) -> tuple[str, ...]:
+        """The patterns that `exclude` names."""
+        return read_list([str(pattern) for pattern in self.exclude] if isinstance(self.exclude, list) else self.exclude)
+
+    @property
     def is_balanced(self) -> bool:
         """Whether weights are rounded by what that does to the layers' outputs."""
         return self.quality == BALANCED
@@ -179,9 +289,22 @@ class QuantizationConfig:
         return 0.5 if self.sq_alpha is None and not self.is_balanced else self.sq_alpha
 
     @property
-    def data_file(self) -> Optional[Path]:
-        """The local file with the calibration data, where `calibration_dataset` names one."""
-        return Path(self.calibration_dataset).expanduser() if is_text_file(self.calibration_dataset) else None
+    def data_files(self) -> list[Path]:
+        """The local files with calibration data that `calibration_dataset` names."""
+        return [Path(source.name).expanduser() for source in self.data_sources if source.is_file]
+
+    @property
+    def has_built_in_data(self) -> bool:
+        """Whether the samples come from the package's own data set alone."""
+        return [source.name for source in self.data_sources] == [BUILT_IN_DATA]
+
+    @property
+    def data_sources(self) -> tuple[DataSource, ...]:
+        """Where calibration samples come from; empty where `calibration_dataset` is not sound."""
+        try:
+            return read_sources(self.calibration_dataset)
+        except (AttributeError, ValueError):
+            return ()
 
 
 @dataclass
@@ -202,6 +325,9 @@ class ExportConfig:
         resume: Continue a run that was killed or has failed, after the last block that it had finished.
         server: What the export is for: "vllm", "tensorrt_llm", "tensorrt_llm_engines", "sglang" or "transformers". What
             it is not known to load is then refused; None warns of what a server is known to refuse.
+        min_recovery: The least perplexity of the unquantized model over that of the quantized one, from 0 to 1: below
+            it the job fails, and `path` is not made. None reports the recovery and fails nothing.
+        keep_failed: Make `path` although the recovery is below `min_recovery`; the job fails all the same.
     """
 
     path: str = _setting("path", "directory to make; required", "--export_path", "-out", "--output_path")
@@ -246,10 +372,20 @@ class ExportConfig:
         "server", "refuse what this server is not known to load: {names}", "--server", default=None
     )
 
+    min_recovery: Optional[float] = _setting(
+        "fraction",
+        "fail the job if unquantized / quantized perplexity is below, and make no directory",
+        "--min_recovery",
+        default=None,
+    )
+    keep_failed: bool = _setting(
+        "switch", "make the directory although the recovery is below min_recovery", "--keep_failed", default=False
+    )
+
     @property
     def formats(self) -> tuple[str, ...]:
         """The formats that `export_format` names."""
-        return read_formats(self.export_format)
+        return read_list(self.export_format)
 
     @property
     def has_subdirectories(self) -> bool:

@@ -23,8 +23,8 @@ from nemo_ptq.config import (
     ExportConfig,
     QuantizationConfig,
     Setting,
-    is_text_file,
-    read_formats,
+    read_list,
+    read_sources,
 )
 from nemo_ptq.errors import did_you_mean
 from nemo_ptq.export.formats import FORMATS
@@ -115,8 +115,21 @@ def _names_code(value: Any) -> bool:
 
 
 def _are_formats(value: Any) -> bool:
-    names = read_formats(value)
+    names = read_list(value)
     return bool(names) and FORMATS.keys() >= set(names)
+
+
+def _are_sources(value: str) -> bool:
+    try:
+        sources = read_sources(value)
+    except ValueError:
+        return False
+    return all(source.is_file or source.is_on_hub or source.name in DATASETS for source in sources)
+
+
+def _are_patterns(value: Any) -> bool:
+    names = read_list([str(name) for name in value] if isinstance(value, list) else value)
+    return bool(names) and all(_is_text(name) and name for name in names)
 
 
 def _one_of(known: Collection[str]) -> Kind:
@@ -141,13 +154,15 @@ _KINDS: Mapping[str, Kind] = {
     "quality": _one_of(QUALITIES),
     "KV cache format": _one_of(KV_CACHE_FORMATS),
     "data set": Kind(
-        "one of {names}, or the path of a local .jsonl, .json or .txt file",
-        lambda value: _is_text(value) and (value in DATASETS or is_text_file(value)),
+        "one of {names}, OWNER/NAME[:SPLIT][,column=COLUMN][,config=CONFIG] on the Hugging Face hub, or the path of a "
+        "local .jsonl, .json, .txt or .parquet file; or several with semicolons between, each with ,weight=WEIGHT",
+        lambda value: _is_text(value) and _are_sources(value),
         known=DATASETS.keys(),
     ),
     "formats": Kind("one of {names}, or a list of them such as [trtllm,hf]", _are_formats, known=FORMATS.keys()),
     # NeMo's own configuration allows the number 16.
     "data type": Kind("one of bf16, fp16", lambda value: str(value) in DTYPES, known=DTYPES.keys()),
+    "patterns": Kind("a pattern or a list of them, such as [*down_proj*,0,last1]", _are_patterns),
     "decoder": _one_of(ARCHITECTURES.keys()),
     "server": _one_of(SERVERS.keys()),
 }

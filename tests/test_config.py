@@ -11,7 +11,7 @@ import nemo_run as run
 import pytest
 from nemo_run.core.serialization.zlib_json import ZlibJSONSerializer
 
-from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
+from nemo_ptq.config import CUSTOM, DataSource, ExportConfig, QuantizationConfig, absolute_sources, read_sources
 from nemo_ptq.options import EXPORT_OPTIONS, OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, describe_options
 from nemo_ptq.quantization.algorithms import ALGORITHMS, algorithm_of, kv_cache_is_quantized
 from nemo_ptq.task import ptq
@@ -58,10 +58,41 @@ def test_awq_algorithms_have_blocks_of_the_users_size(algorithm, expected):
 
 @pytest.mark.parametrize(
     ("dataset", "file"),
-    [("wikitext", None), ("cnn_dailymail", None), ("texts.jsonl", "texts.jsonl"), ("~/a.txt", Path.home() / "a.txt")],
+    [
+        ("wikitext", []),
+        ("cnn_dailymail", []),
+        ("owner/name:train,column=body", []),
+        ("texts.jsonl", ["texts.jsonl"]),
+        ("~/a.txt", [Path.home() / "a.txt"]),
+        ("a.parquet,column=body,weight=2;builtin;b.txt", ["a.parquet", "b.txt"]),
+    ],
 )
-def test_data_file_is_told_from_a_hub_name(dataset, file):
-    assert QuantizationConfig(calibration_dataset=dataset).data_file == (file and Path(file))
+def test_data_files_are_told_from_names(dataset, file):
+    assert QuantizationConfig(calibration_dataset=dataset).data_files == list(map(Path, file))
+
+
+def test_sources_have_settings():
+    assert read_sources("a.jsonl") == (DataSource("a.jsonl"),)
+    assert read_sources("own.er/na-me:train_sft,column=messages,config=en,weight=0.5; builtin") == (
+        DataSource("own.er/na-me", "train_sft", "en", "messages", 0.5),
+        DataSource("builtin"),
+    )
+    assert read_sources("with,comma=and:colon.txt") == (DataSource("with,comma=and:colon.txt"),)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "a.txt;", "a.txt,weight=0", "a.txt,weight=nan", "a.txt,config=en", "builtin,column=text", "a.txt,column="],
+)
+def test_sources_that_are_not_sound(text):
+    with pytest.raises(ValueError):
+        read_sources(text)
+    problem = OPTIONS["quantization_config.calibration_dataset"].kind.problem("calibration_dataset", text)
+    assert "must be one of cnn_dailymail, wikitext, builtin" in problem
+
+
+def test_files_of_sources_are_made_absolute():
+    assert absolute_sources("a.txt,weight=2;builtin") == f"{Path.cwd() / 'a.txt'},weight=2;builtin"
 
 
 @pytest.mark.parametrize(("dtype", "expected"), [("bf16", "bfloat16"), ("16", "float16"), (16, "float16")])

@@ -8,16 +8,15 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.calibration.datasets import read_samples
+from nemo_ptq.calibration.chats import Sample
+from nemo_ptq.calibration.datasets import read_samples, split_samples
 from nemo_ptq.calibration.forward import run_batches
-from nemo_ptq.calibration.text_files import Sample
-from nemo_ptq.calibration.tokens import make_batches, share, tokenize
+from nemo_ptq.calibration.tokens import check_in_vocabulary, make_batches, share, tokenize_all
 from nemo_ptq.checkpoint.loading import LoadedModel
-from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.errors import PtqError
 from nemo_ptq.job import Job
-from nemo_ptq.parallel.ranks import Parallelism
 from nemo_ptq.quantization.algorithms import algorithm_of
 
 
@@ -42,18 +41,18 @@ def read_job_samples(job: Job, reporter: Reporter) -> JobSamples:
     Raises:
         PtqError: If the data set cannot be read, and is calibrated on.
     """
-    is_calibrated = job.calibration_state is not None or job.metadata.is_quantized
-    if job.quantization.algorithm_name == NO_QUANT or job.forward_loop is not None or is_calibrated:
+    if not job.reads_data:
         return JobSamples()
     if not algorithm_of(job.quantization).needs_data:
         return _evaluation_samples(job, reporter)
     dataset, wanted = job.quantization.calibration_dataset, job.quantization.calibration_dataset_size
     further = job.quantization.evaluation_dataset_size
-    samples = read_samples(dataset, wanted + further)
-    if len(samples) < wanted:
-        reporter.warn(f"{dataset} has {len(samples)} samples, fewer than the {wanted} asked")
-    held_out = len(samples) > wanted
-    return JobSamples(samples[:wanted], samples[wanted:] if held_out else samples[:further], held_out)
+    calibration, rest = split_samples(dataset, read_samples(dataset, wanted + further), wanted)
+    if job.quantization.has_built_in_data and len(calibration) < wanted:
+        reporter.say(f"{dataset}: calibrating on its {len(calibration)} passages")
+    elif len(calibration) < wanted:
+        reporter.warn(f"{dataset} has {len(calibration)} samples, fewer than the {wanted} asked")
+    return JobSamples(calibration, rest[:further] or calibration[:further], bool(rest))
 
 
 def _evaluation_samples(job: Job, reporter: Reporter) -> JobSamples:
@@ -67,7 +66,7 @@ def _evaluation_samples(job: Job, reporter: Reporter) -> JobSamples:
 
 
 def calibration_batches(
-    tokenizer: Any, quantization: QuantizationConfig, samples: Iterable[Sample], parallelism: Parallelism
+    model: LoadedModel, quantization: QuantizationConfig, samples: Iterable[Sample], reporter: Reporter
 ) -> list[torch.Tensor]:
     """Tokenizes this data-parallel rank's share of the calibration samples.
 
@@ -75,16 +74,28 @@ def calibration_batches(
         int64 (batch, sequence) each, without padding.
 
     Raises:
-        PtqError: If no sample gives a token.
+        PtqError: If no sample gives a token, one cannot be tokenized, or the model has no row for a token.
     """
-    sequences = [tokenize(tokenizer, sample, quantization.calibration_seq_len) for sample in samples]
+    dataset, parallelism = quantization.calibration_dataset, model.parallelism
+    sequences = tokenize_all(model.tokenizer, samples, quantization.calibration_seq_len, dataset)
+    tally(sequences, dataset, reporter)
     sequences = [sequence for sequence in sequences if sequence]
     if not sequences:
-        raise PtqError(f"no sample of calibration_dataset={quantization.calibration_dataset} gives any token")
+        raise PtqError(f"no sample of calibration_dataset={dataset} gives any token")
+    check_in_vocabulary(sequences, model.vocab_size, dataset)
     # The ranks that share a layer's experts exchange tokens in step, so they read the same samples.
     readers = parallelism.data.size // parallelism.expert.size
     mine = share(sequences, parallelism.data.rank // parallelism.expert.size, readers)
     return make_batches(mine, quantization.calibration_batch_size)
+
+
+def tally(sequences: Sequence[Sequence[int]], dataset: str, reporter: Reporter) -> None:
+    """Says how many samples give nothing, or too little, to calibrate on."""
+    empty, single = (sum(len(sequence) == size for sequence in sequences) for size in (0, 1))
+    found = [f"{empty} give no token and are left out"] if empty else []
+    found += [f"{single} give a single token"] if single else []
+    if found:
+        reporter.warn(f"of the {len(sequences)} samples of {dataset}, {' and '.join(found)}: give longer texts")
 
 
 def data_loop(
@@ -97,7 +108,7 @@ def data_loop(
     """
 
     def loop(module: Any) -> None:
-        batches = calibration_batches(model.tokenizer, quantization, samples, model.parallelism)
+        batches = calibration_batches(model, quantization, samples, reporter)
         with reporter.progress("calibration", sum(map(len, batches))) as progress:
             for tokens, _ in zip(batches, run_batches(module, batches), strict=True):
                 progress.advance(len(tokens), tokens.numel())

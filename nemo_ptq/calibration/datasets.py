@@ -2,30 +2,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """Calibration data sets: one function each. Imports nothing heavy, since the command line lists their names."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from importlib.resources import as_file, files
 from itertools import islice
+from typing import TypeVar
 
-from nemo_ptq.calibration.text_files import Sample, read_text_file
-from nemo_ptq.config import is_text_file
+from nemo_ptq.calibration.chats import Chat, Sample, read_sample
+from nemo_ptq.calibration.hub import load_rows, where_to_load
+from nemo_ptq.calibration.text_files import read_text_file
+from nemo_ptq.config import BUILT_IN_DATA, DataSource, read_sources
 from nemo_ptq.errors import PtqError
+
+T = TypeVar("T")
 
 # Yields a data set's samples, in an order that does not change.
 Dataset = Callable[[], Iterator[Sample]]
 
+ON_HUB = {"cnn_dailymail": ("cnn_dailymail", "abisee/cnn_dailymail"), "wikitext": ("wikitext", "Salesforce/wikitext")}
+"""Those of our data sets that are on the hub, with all names that the library may keep them under in its cache."""
+# Passages of the package's own data set that are kept for the report, if no others are left for it.
+_KEPT_APART = 16
+
 
 def _cnn_dailymail() -> Iterator[Sample]:
-    from datasets import load_dataset
-
-    return (row["article"] for row in load_dataset("cnn_dailymail", "3.0.0", split="train"))
+    rows = load_rows("cnn_dailymail", ON_HUB["cnn_dailymail"], "3.0.0", "train")
+    return (row["article"] for row in rows)
 
 
 def _wikitext() -> Iterator[Sample]:
-    from datasets import load_dataset
+    rows = load_rows("wikitext", ON_HUB["wikitext"], "wikitext-103-v1", "train")
+    return (row["text"] for row in rows if row["text"].strip())
 
-    return (row["text"] for row in load_dataset("wikitext", "wikitext-103-v1", split="train") if row["text"].strip())
+
+def _builtin() -> Iterator[Sample]:
+    with as_file(files("nemo_ptq.calibration") / "builtin" / "passages.jsonl") as path:
+        for sample in read_text_file(str(path)):
+            yield sample if isinstance(sample, str | Chat) else Chat(sample, may_be_plain=True)
 
 
-DATASETS: dict[str, Dataset] = {"cnn_dailymail": _cnn_dailymail, "wikitext": _wikitext}
+DATASETS: dict[str, Dataset] = {"cnn_dailymail": _cnn_dailymail, "wikitext": _wikitext, BUILT_IN_DATA: _builtin}
 """The data sets that `quantization_config.calibration_dataset` names, in the order in which messages list them."""
 
 
@@ -48,20 +63,72 @@ def read_samples(dataset: str, size: int) -> list[Sample]:
     """Returns the first ``size`` samples of a data set, or as many as it has.
 
     Args:
-        dataset: A local .jsonl, .json or .txt file, or a name of :data:`DATASETS`. Data sets of the hub are fetched by
-            the ``datasets`` library or found in its cache (``HF_DATASETS_OFFLINE`` and ``HF_HUB_OFFLINE`` are
-            honoured).
+        dataset: What `quantization_config.calibration_dataset` takes: see :func:`nemo_ptq.config.read_sources`. Data
+            sets of the hub are fetched by the ``datasets`` library or found in its cache (``HF_DATASETS_OFFLINE`` and
+            ``HF_HUB_OFFLINE`` are honoured).
         size: Samples wanted.
 
     Raises:
-        PtqError: If the file cannot be read, or the data set is not available.
+        PtqError: If a file cannot be read, or a data set is not available.
     """
-    if is_text_file(dataset):
-        return list(islice(read_text_file(dataset), size))
-    try:
-        return list(islice(DATASETS[dataset](), size))
-    except (OSError, ValueError, RuntimeError) as error:
-        raise PtqError(
-            f"calibration_dataset={dataset!r} could not be loaded ({type(error).__name__}: {error}); "
-            "give a local .jsonl, .json or .txt file instead, or fill the datasets cache on a machine with a network"
-        ) from error
+    sources = read_sources(dataset)
+    samples = interleaved([_samples(source) for source in sources], [source.weight for source in sources])
+    return list(islice(samples, size))
+
+
+def _samples(source: DataSource) -> Iterator[Sample]:
+    if source.is_file:
+        return read_text_file(source.name, source.column)
+    if source.is_on_hub:
+        rows = load_rows(source.name, [source.name], source.config, source.split, streams=True)
+        where = f"calibration_dataset={source.name}:{source.split}"
+        return (read_sample(row, f"{where}, row {number}", source.column) for number, row in enumerate(rows, start=1))
+    return DATASETS[source.name]()
+
+
+def interleaved(sources: Sequence[Iterable[T]], weights: Sequence[float]) -> Iterator[T]:
+    """Yields from several sources so that after any number of items each has given its share, as near as can be.
+
+    A source that has no more is left out.
+
+    Example:
+        >>> list(interleaved(["aaaa", "bb"], [2.0, 1.0]))
+        ['a', 'b', 'a', 'a', 'b', 'a']
+    """
+    iterators = dict(enumerate(map(iter, sources)))
+    given = dict.fromkeys(iterators, 0)
+    while iterators:
+        # Whose next item is due first.
+        place = min(iterators, key=lambda place: ((given[place] + 0.5) / weights[place], place))
+        try:
+            item = next(iterators[place])
+        except StopIteration:
+            del iterators[place]
+            continue
+        given[place] += 1
+        yield item
+
+
+def check_available(sources: Sequence[DataSource]) -> None:
+    """Finds out within seconds whether the data sets of the hub can be had on this machine.
+
+    Raises:
+        PtqError: If one cannot.
+    """
+    for source in sources:
+        if source.is_on_hub or source.name in ON_HUB:
+            where_to_load(source.name, ON_HUB.get(source.name, (source.name,)))
+
+
+def split_samples(dataset: str, samples: Sequence[Sample], wanted: int) -> tuple[Sequence[Sample], Sequence[Sample]]:
+    """Splits samples into those to calibrate on and those held out.
+
+    Args:
+        dataset: Where they come from. Of the package's own data set, which is small, the last ones are always held out.
+        samples: All that were read.
+        wanted: How many to calibrate on.
+    """
+    if [source.name for source in read_sources(dataset)] == [BUILT_IN_DATA]:
+        whole = sum(1 for _ in DATASETS[BUILT_IN_DATA]())
+        wanted = min(wanted, whole - _KEPT_APART)
+    return samples[:wanted], samples[wanted:]

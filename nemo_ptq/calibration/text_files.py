@@ -6,21 +6,25 @@ import io
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Union
 
+from nemo_ptq.calibration.chats import Sample, read_sample
 from nemo_ptq.config import DATA_FILES
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import FileError, open_file, parse_json
 
-# A text, or a chat: a list of messages with "role" and "content".
-Sample = Union[str, list[dict[str, Any]]]
+# Rows of a parquet file that are made into objects at a time.
+_PARQUET_ROWS = 64
 
 
-def read_text_file(path: str) -> Iterator[Sample]:
+def read_text_file(path: str, column: str | None = None) -> Iterator[Sample]:
     """Yields the samples of a file, one after the other, without reading it whole where its format allows.
 
-    ``.jsonl`` has one JSON object on a line, ``.json`` a list of such objects; each has a ``text`` string or a
-    ``messages`` list. ``.txt`` has one text on a line. Blank lines are skipped.
+    ``.jsonl`` has one JSON object on a line, ``.json`` a list of such objects, ``.parquet`` a row for each; see
+    :func:`~nemo_ptq.calibration.chats.read_sample`. ``.txt`` has one text on a line. Blank lines are skipped.
+
+    Args:
+        path: The file.
+        column: The key or column with the text or the messages, where it is none of the usual ones.
 
     Raises:
         PtqError: If the file cannot be read or holds no sample, or a line is not what the format wants; the message
@@ -31,7 +35,7 @@ def read_text_file(path: str) -> Iterator[Sample]:
         raise PtqError(f"calibration_dataset={path}: the file's ending must be one of {', '.join(DATA_FILES)}")
     empty = True
     try:
-        for sample in _READERS[source.suffix](source):
+        for sample in _READERS[source.suffix](source, column):
             empty = False
             yield sample
     except FileError as error:
@@ -50,11 +54,13 @@ def _lines(source: Path) -> Iterator[tuple[int, str]]:
                 yield number, line.rstrip("\n")
 
 
-def _read_txt(source: Path) -> Iterator[Sample]:
+def _read_txt(source: Path, column: str | None) -> Iterator[Sample]:
+    if column is not None:
+        raise PtqError(f"calibration_dataset={source},column={column}: a .txt file has no columns; leave column out")
     return (line for _, line in _lines(source))
 
 
-def _read_jsonl(source: Path) -> Iterator[Sample]:
+def _read_jsonl(source: Path, column: str | None) -> Iterator[Sample]:
     for number, line in _lines(source):
         where = f"calibration_dataset={source}, line {number}"
         try:
@@ -63,10 +69,10 @@ def _read_jsonl(source: Path) -> Iterator[Sample]:
             raise PtqError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
         except ValueError as error:
             raise PtqError(f"{where}: not JSON ({error})") from error
-        yield _sample(record, where)
+        yield read_sample(record, where, column)
 
 
-def _read_json(source: Path) -> Iterator[Sample]:
+def _read_json(source: Path, column: str | None) -> Iterator[Sample]:
     try:
         with open_file(source) as file:
             records = parse_json(file.read().decode("utf-8-sig"), finite=False)
@@ -82,21 +88,23 @@ def _read_json(source: Path) -> Iterator[Sample]:
     if not isinstance(records, list):
         raise PtqError(f"calibration_dataset={source}: the file must hold a JSON list, not {type(records).__name__}")
     for index, record in enumerate(records):
-        yield _sample(record, f"calibration_dataset={source}, entry {index}")
+        yield read_sample(record, f"calibration_dataset={source}, entry {index}", column)
 
 
-def _sample(record: Any, where: str) -> Sample:
-    if isinstance(record, dict):
-        text, messages = record.get("text"), record.get("messages")
-        if isinstance(text, str):
-            return text
-        if isinstance(messages, list) and all(
-            isinstance(m, dict) and {"role", "content"} <= m.keys() for m in messages
-        ):
-            return messages
-        found = ", ".join(sorted(map(str, record))) or "none"
-        raise PtqError(f'{where}: needs a "text" string or a "messages" list of role and content; found keys: {found}')
-    raise PtqError(f'{where}: needs an object with "text" or "messages", not {type(record).__name__}')
+def _read_parquet(source: Path, column: str | None) -> Iterator[Sample]:
+    import pyarrow
+    from pyarrow import parquet
+
+    with open_file(source) as file:
+        number = 0
+        try:
+            for batch in parquet.ParquetFile(file).iter_batches(batch_size=_PARQUET_ROWS):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield read_sample(record, f"calibration_dataset={source}, row {number}", column)
+        except pyarrow.ArrowException as error:
+            reason = str(error).partition("\n")[0]
+            raise PtqError(f"calibration_dataset={source} is not a parquet file that can be read ({reason})") from error
 
 
-_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".txt": _read_txt}
+_READERS = {".jsonl": _read_jsonl, ".json": _read_json, ".txt": _read_txt, ".parquet": _read_parquet}

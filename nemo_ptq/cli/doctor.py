@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from pathlib import Path
 
-from nemo_ptq.calibration.datasets import DATASETS
+from nemo_ptq.calibration.datasets import ON_HUB
+from nemo_ptq.calibration.hub import cache_directory, in_cache
 from nemo_ptq.tracking.runs import nemo_run_home
 
 # The versions of constraints.txt that decide whether a job works.
@@ -220,18 +221,17 @@ def _space(directory: Path) -> Iterator[Finding]:
 
 
 def _datasets() -> Iterator[Finding]:
-    home = Path(os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "huggingface")
-    cache = Path(os.environ.get("HF_DATASETS_CACHE") or home / "datasets").expanduser()
-    missing = [name for name in DATASETS if not any(cache.glob(f"*{name}"))]
+    cache = cache_directory()
+    missing = [name for name, names in ON_HUB.items() if in_cache(names) is None]
     offline = [name for name in ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE") if os.environ.get(name, "0") not in ("", "0")]
     if not missing:
-        yield Finding("data sets", True, f"{' and '.join(DATASETS)} are in {cache}")
+        yield Finding("data sets", True, f"{' and '.join(ON_HUB)} are in {cache}")
     elif not offline and _hub_answers():
         yield Finding("data sets", True, f"{_HUB[0]} answers; {' and '.join(missing)} will be downloaded")
     else:
         reason = f"{offline[0]} is set" if offline else f"{_HUB[0]} does not answer"
-        detail = f"{' and '.join(missing)} not in {cache}, and {reason}: give a file"
-        yield Finding("data sets", False, detail, "nemo llm ptq ... quantization_config.calibration_dataset=FILE.jsonl")
+        detail = f"{' and '.join(missing)} not in {cache}, and {reason}: use the built-in passages, or give a file"
+        yield Finding("data sets", False, detail, "nemo llm ptq ... quantization_config.calibration_dataset=builtin")
 
 
 def _hub_answers() -> bool:

@@ -11,9 +11,10 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.calibration.datasets import read_samples
-from nemo_ptq.calibration.text_files import Sample, read_text_file
-from nemo_ptq.calibration.tokens import tokenize
+from nemo_ptq.calibration.chats import Sample
+from nemo_ptq.calibration.datasets import read_samples, split_samples
+from nemo_ptq.calibration.text_files import read_text_file
+from nemo_ptq.calibration.tokens import tokenize_all
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import check_regular
 from nemo_ptq.verify.context import read_model_yaml, tokenizer_path
@@ -73,8 +74,8 @@ def load_documents(directory: Path, text: Path | None, seq_len: int, count: int)
 
     Args:
         directory: The exported directory, in any format.
-        text: A .jsonl, .json or .txt file, as for calibration. None takes the data set that the directory's manifest
-            names: the samples after those calibrated on, or those if there are no others.
+        text: A .jsonl, .json, .txt or .parquet file, as for calibration. None takes the data set that the directory's
+            manifest names: the samples after those calibrated on, or those if there are no others.
         seq_len: The most tokens of a document.
         count: The most documents.
 
@@ -83,7 +84,8 @@ def load_documents(directory: Path, text: Path | None, seq_len: int, count: int)
     """
     tokenizer = load_tokenizer(directory)
     source, samples, held_out = _calibration_samples(directory, count) if text is None else _file_samples(text, count)
-    tokens = [torch.tensor([tokenize(tokenizer, sample, seq_len)], dtype=torch.int64) for sample in samples]
+    found = tokenize_all(tokenizer, samples, seq_len, source)
+    tokens = [torch.tensor([sequence], dtype=torch.int64) for sequence in found]
     tokens = [document for document in tokens if document.shape[1] > 1]
     if not tokens:
         raise PtqError(f"{source} holds no document of two tokens or more: there is nothing to predict")
@@ -100,8 +102,7 @@ def _calibration_samples(directory: Path, count: int) -> tuple[str, list[Sample]
         dataset, used = (arguments["quantization_config"][f"calibration_dataset{end}"] for end in ("", "_size"))
         if arguments.get("forward_loop") is not None:
             raise PtqError("the calibration loop was the user's own")
-        samples = read_samples(dataset, used + count)
+        calibrated, others = split_samples(dataset, read_samples(dataset, used + count), used)
     except (PtqError, KeyError, TypeError) as error:
         raise PtqError(f"name documents with --text: {directory} does not lead to any ({error})") from error
-    held_out = len(samples) > used
-    return dataset, samples[used:] if held_out else samples[:count], held_out
+    return dataset, list(others or calibrated)[:count], bool(others)

@@ -22,7 +22,7 @@ from nemo_ptq.checkpoint.staging import Staging
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.console.interrupts import tidying_up
 from nemo_ptq.console.reporter import Reporter
-from nemo_ptq.engine.finish import finish
+from nemo_ptq.engine.finish import finish, say_conclusion
 from nemo_ptq.engine.reservation import reserve
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.exports import Exports
@@ -48,6 +48,7 @@ from nemo_ptq.quantization.state import (
 from nemo_ptq.quantization.state_header import IN_EXPORT, weights_file
 from nemo_ptq.report.compose import Observations
 from nemo_ptq.report.observe import FROM_A_FILE, report_of
+from nemo_ptq.report.records import Report
 from nemo_ptq.report.serving import server_warnings
 from nemo_ptq.report.weight_errors import measure_weights
 
@@ -97,11 +98,11 @@ def run_reexport(job: Job) -> None:
     for line in server_warnings(job):
         reporter.warn(line)
     with tidying_up(), reserve(job, reporter) as staging:
-        _reexport(job, job.directories(staging.files), staging, reporter)
-    reporter.say(f"{job.output} is ready")
+        report = _reexport(job, job.directories(staging.files), staging, reporter)
+    say_conclusion(job, report, reporter)
 
 
-def _reexport(job: Job, directories: Mapping[str, Path], staging: Staging, reporter: Reporter) -> None:
+def _reexport(job: Job, directories: Mapping[str, Path], staging: Staging, reporter: Reporter) -> Report:
     assert job.calibration_state is not None
     with reporter.step("load"):
         calibration = load_state(job.calibration_state)
@@ -120,7 +121,7 @@ def _reexport(job: Job, directories: Mapping[str, Path], staging: Staging, repor
         digests = _export(job, source, calibration, directories, reporter)
     with reporter.step("verify"):
         report = partial(report_of, size, job, observations, reporter.steps)
-        finish(job, staging, digests, report, reporter)
+        return finish(job, staging, digests, report, reporter)
 
 
 def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequence[TensorPart]) -> Source:
@@ -131,7 +132,7 @@ def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequ
     modules = {name.rpartition(".")[0] for name in by_name}
     caches = {name.partition(".k_bmm_quantizer")[0] for name in calibration.tensors if ".k_bmm_quantizer" in name}
     scheme = algorithm_scheme(calibration.header.quantization)
-    schemes = {name: scheme for name in sorted(modules) if is_linear(name)}
+    schemes = {name: scheme for name in sorted(modules) if is_linear(name) and name not in job.unquantized}
     layers = CalibratedLayers(
         lambda name: by_name[name].read().to(_LOADED) if name in by_name else None,
         dict(calibration.tensors),

@@ -18,6 +18,7 @@ from nemo_run.cli.api import RunContext
 from nemo_run.cli.cli_parser import parse_value
 from nemo_run.config import get_type_namespace
 
+from nemo_ptq.config import absolute_sources
 from nemo_ptq.console.text import printable
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.export.leftover import tidy
@@ -230,8 +231,10 @@ def _files(job: Job) -> dict[str, Path]:
         return files
     if job.quantization.algorithm_file:
         files["quantization_config.algorithm"] = Path(os.path.abspath(job.quantization.algorithm_file))
-    if job.quantization.data_file:
-        files["quantization_config.calibration_dataset"] = Path(os.path.abspath(job.quantization.data_file))
+    data = job.quantization.data_files
+    for file in data:
+        option = "quantization_config.calibration_dataset"
+        files[option if len(data) == 1 else f"{option} ({file})"] = Path(os.path.abspath(file))
     return files
 
 
@@ -239,4 +242,8 @@ def _make_absolute(task: run.Partial, job: Job) -> None:
     """Names every file by its absolute path, since a job may start in another directory than the command did."""
     task.model_path, task.tracking = None, job.tracking
     for option, file in _files(job).items():
-        _set(task, option, str(file))
+        if not option.startswith("quantization_config.calibration_dataset"):
+            _set(task, option, str(file))
+    if job.quantization.data_files and not job.calibration_state:
+        sources = absolute_sources(job.quantization.calibration_dataset)
+        _set(task, "quantization_config.calibration_dataset", sources)

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from nemo_ptq.calibration.datasets import check_available
 from nemo_ptq.console.output import CANNOT_WRITE, NO_ROOM
 from nemo_ptq.console.quiet import quiet_imports
 from nemo_ptq.console.text import printable
@@ -30,6 +31,8 @@ def start(job: Job) -> None:
     """
     end_with_parent()
     launch = read_launch()
+    if job.reads_data:
+        check_available(job.quantization.data_sources)  # before torch and NeMo, which take their time
     if not launch.is_first:
         _run(job, launch.world_size)
         return

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from nemo_ptq.calibration.chats import Sample
 from nemo_ptq.calibration.forward import whole_logits
 from nemo_ptq.calibration.observing import State, has_cache, round_cache
 from nemo_ptq.calibration.streams import BlockRunner, Stream
-from nemo_ptq.calibration.text_files import Sample
 from nemo_ptq.calibration.tokens import make_batches, tokenize
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.checkpoint.loading import LoadedModel

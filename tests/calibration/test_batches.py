@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from nemo_ptq.calibration.batches import JobSamples, read_job_samples
+from nemo_ptq.calibration.batches import JobSamples, read_job_samples, tally
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.errors import PtqError
@@ -57,6 +57,18 @@ def test_a_data_set_with_nothing_left_is_compared_on_again(read: Read) -> None:
     samples, said = read(6, 1)
     assert (len(samples.calibration), samples.evaluation, samples.held_out) == (5, ["0"], False)
     assert "has 5 samples, fewer than the 6 asked" in said
+
+
+def test_poor_samples_are_counted() -> None:
+    said = io.StringIO()
+    reporter = Reporter(True, Console(file=said, width=200))
+    tally([[1, 2], [3]], "DATA", reporter)
+    tally([[], [1], [], [2, 3]], "DATA", reporter)
+    assert said.getvalue().splitlines() == [
+        "warning: of the 2 samples of DATA, 1 give a single token: give longer texts",
+        "warning: of the 4 samples of DATA, 2 give no token and are left out and 1 give a single token: "
+        "give longer texts",
+    ]
 
 
 def test_a_job_that_does_not_calibrate_on_data_reads_none(read: Read, tmp_path: Path) -> None:

@@ -6,12 +6,16 @@ import json
 import os
 from pathlib import Path
 
+import pyarrow
 import pytest
+from pyarrow import parquet
 
+from nemo_ptq.calibration.chats import Chat
 from nemo_ptq.calibration.text_files import read_text_file
-from nemo_ptq.config import is_text_file
+from nemo_ptq.config import is_data_file
 from nemo_ptq.errors import PtqError
 
+ANOTHER = "; ,column=NAME behind the data set names another"
 CHAT = [{"role": "user", "content": "Two and two?"}, {"role": "assistant", "content": "Four."}]
 
 
@@ -29,11 +33,15 @@ def write(path: Path, text: str) -> str:
         ("./data", True),
         ("/data/set", True),
         ("wikitext", False),
+        ("owner/name", False),
+        ("owner/name:train", False),
+        ("folder/of/data", True),
+        ("data.parquet", True),
         ("cnn_dailymail", False),
     ],
 )
 def test_a_path_is_told_from_a_hub_data_set(name: str, expected: bool) -> None:
-    assert is_text_file(name) == expected
+    assert is_data_file(name) == expected
 
 
 def test_jsonl_has_a_sample_on_each_line(tmp_path: Path) -> None:
@@ -69,17 +77,37 @@ def test_a_file_is_read_as_far_as_it_is_used(tmp_path: Path) -> None:
         ('["text"]', 'line 3: needs an object with "text" or "messages", not list'),
         (
             '{"content": "a", "id": 1}',
-            'line 3: needs a "text" string or a "messages" list of role and content; found keys: content, id',
+            'line 3: needs a "text" string or a "messages" list of role and content; found keys: content, id' + ANOTHER,
         ),
         (
             '{"text": 5}',
-            'line 3: needs a "text" string or a "messages" list of role and content; found keys: text',
+            'line 3: needs a "text" string or a "messages" list of role and content; found keys: text' + ANOTHER,
         ),
         (
             '{"messages": [{"role": "user"}]}',
-            'line 3: needs a "text" string or a "messages" list of role and content; found keys: messages',
+            "line 3: a message needs role and content; found keys: role",
         ),
-        ("{}", 'line 3: needs a "text" string or a "messages" list of role and content; found keys: none'),
+        ('{"messages": ["hello"]}', "line 3: a message must be an object with role and content, not str"),
+        (
+            '{"conversations": [{"from": "nobody", "value": "a"}]}',
+            "line 3: a message from 'nobody' is not known: it must have a text as value, and be from human, user, "
+            "prompter, gpt, chatgpt, assistant, bot, model, system, tool, observation, function_response",
+        ),
+        (
+            '{"text": "a \\ud83d b"}',
+            "line 3: the text has half of a character ('\\ud83d' at character 2), which no tokenizer takes: write the "
+            "file again in UTF-8",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
+            "line 3: the content of a message must be a text, or a list of parts with texts",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}',
+            "line 3: arguments of a tool call: not JSON (Expecting property name enclosed in double quotes: line 1 "
+            "column 2 (char 1))",
+        ),
+        ("{}", 'line 3: needs a "text" string or a "messages" list of role and content; found keys: none' + ANOTHER),
     ],
 )
 def test_a_wrong_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
@@ -122,5 +150,65 @@ def test_bytes_that_are_no_text_are_an_error(tmp_path: Path) -> None:
 
 
 def test_an_unknown_ending_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(PtqError, match=r"ending must be one of \.jsonl, \.json, \.txt"):
-        list(read_text_file(os.fspath(tmp_path / "data.parquet")))
+    with pytest.raises(PtqError, match=r"ending must be one of \.jsonl, \.json, \.txt, \.parquet"):
+        list(read_text_file(os.fspath(tmp_path / "data.csv")))
+
+
+def write_parquet(path: Path, **columns: list[object]) -> str:
+    parquet.write_table(pyarrow.table(columns), path)
+    return str(path)
+
+
+def test_parquet_has_a_sample_in_each_row(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "data.parquet", text=["one", "zwei\nZeilen"], id=[1, 2])
+    assert list(read_text_file(file)) == ["one", "zwei\nZeilen"]
+    chats = write_parquet(tmp_path / "chats.parquet", messages=[CHAT, CHAT[:1]])
+    assert list(read_text_file(chats)) == [CHAT, CHAT[:1]]
+
+
+def test_a_column_is_named(tmp_path: Path) -> None:
+    file = write_parquet(tmp_path / "data.parquet", text=["title"], body=["the text"], size=[3])
+    assert list(read_text_file(file, "body")) == ["the text"]
+    with pytest.raises(PtqError, match=r"row 1: has no text and no messages in column size; found keys: body, size"):
+        list(read_text_file(file, "size"))
+    with pytest.raises(PtqError, match=r"a \.txt file has no columns; leave column out"):
+        list(read_text_file(write(tmp_path / "data.txt", "one"), "body"))
+
+
+def test_a_damaged_parquet_file_is_explained(tmp_path: Path) -> None:
+    with pytest.raises(PtqError, match=r"data\.parquet is not a parquet file that can be read \(.*\)"):
+        list(read_text_file(write(tmp_path / "data.parquet", "PAR1 is not enough")))
+
+
+def read_one(tmp_path: Path, record: dict[str, object]) -> object:
+    (sample,) = read_text_file(write(tmp_path / "data.jsonl", json.dumps(record)))
+    return sample
+
+
+def test_sharegpt_conversations_are_chats(tmp_path: Path) -> None:
+    turns = [{"from": "human", "value": "Two and two?"}, {"from": "gpt", "value": "Four."}]
+    assert read_one(tmp_path, {"conversations": turns}) == CHAT
+    system = {"role": "system", "content": "Be brief."}
+    assert read_one(tmp_path, {"conversations": turns, "system": "Be brief."}) == [system, *CHAT]
+    assert read_one(tmp_path, {"conversations": CHAT}) == CHAT
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
+
+
+def test_tools_and_their_calls_are_of_the_chat(tmp_path: Path) -> None:
+    call = {"id": "1", "type": "function", "function": {"name": "add", "arguments": '{"a": 2}'}}
+    messages = [
+        *CHAT[:1],
+        {"role": "assistant", "content": None, "tool_calls": [call]},
+        {"role": "tool", "content": [{"type": "text", "text": "4"}], "tool_call_id": "1"},
+    ]
+    called = {**call, "function": {"name": "add", "arguments": {"a": 2}}}
+    expected = [
+        *CHAT[:1],
+        {"role": "assistant", "content": "", "tool_calls": [called]},
+        {"role": "tool", "content": "4", "tool_call_id": "1"},
+    ]
+    assert read_one(tmp_path, {"messages": messages, "tools": [TOOL]}) == Chat(expected, [TOOL])
+    assert read_one(tmp_path, {"messages": messages, "tools": json.dumps([TOOL])}) == Chat(expected, [TOOL])
+    assert read_one(tmp_path, {"messages": messages, "tools": None}) == expected

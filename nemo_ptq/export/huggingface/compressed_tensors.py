@@ -198,7 +198,7 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
     """
     scheme = the_scheme(layout.schemes.values())
     if scheme.quant_algo is None:
-        return None
+        return _cache_alone(dict(_FLOAT8)) if layout.kv_cache else None
     stored = _STORED[scheme.quant_algo]
     group = {"group_size": scheme.block_size} if scheme.block_size else {}
     inputs = stored.inputs and {**stored.inputs, **(group if stored.inputs["strategy"] == "tensor_group" else {})}
@@ -213,6 +213,18 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
     if layout.kv_cache:
         config["kv_cache_scheme"] = dict(_FLOAT8)
     return config
+
+
+def _cache_alone(scheme: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says where the KV cache is quantized, and no weight."""
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "dense",
+        "quantization_status": "compressed",
+        "config_groups": {},
+        "ignore": [],
+        "kv_cache_scheme": scheme,
+    }
 
 
 def compressed_tensors_export(source: Source) -> PackedExport:

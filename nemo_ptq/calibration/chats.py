@@ -1,0 +1,163 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Samples of calibration data: texts, and chats in the forms that people keep them in. Imports nothing heavy."""
+
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Union
+
+from nemo_ptq.errors import PtqError
+
+# A chat message: a "role", and "content" or, of an assistant, "tool_calls".
+Message = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Chat:
+    """A chat that is more than its messages.
+
+    Attributes:
+        messages: See :data:`Message`.
+        tools: Tools that the assistant may call, as OpenAI's API describes them.
+        may_be_plain: Whether it is written as plain text for a tokenizer without a chat template.
+    """
+
+    messages: Sequence[Message]
+    tools: Sequence[Mapping[str, Any]] | None = None
+    may_be_plain: bool = False
+
+
+# A text, a chat, or a list of messages alone.
+Sample = Union[str, list[Message], Chat]
+
+_COLUMNS = ("text", "messages", "conversations")
+_WANTED = 'a "text" string or a "messages" list of role and content'
+# Roles of a ShareGPT conversation, which names them "from".
+_SHAREGPT_ROLES = {
+    **dict.fromkeys(("human", "user", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "chatgpt", "assistant", "bot", "model"), "assistant"),
+    "system": "system",
+    **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
+}
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+def read_sample(record: Any, where: str, column: str | None = None) -> Sample:
+    """Makes a sample of a row of a data set.
+
+    Args:
+        record: The row. "text" holds a text; "messages" and "conversations" hold a chat, in OpenAI's form or
+            ShareGPT's, and "tools" its tools.
+        where: What messages call the row.
+        column: Which key holds the text or the chat; None takes the first of those above.
+
+    Raises:
+        PtqError: If the row holds neither.
+    """
+    if not isinstance(record, Mapping):
+        raise PtqError(f'{where}: needs an object with "text" or "messages", not {type(record).__name__}')
+    names = _COLUMNS if column is None else (column,)
+    for name in names:
+        value = record.get(name)
+        if isinstance(value, str):
+            return _sound_text(value, where)
+        if isinstance(value, Sequence):
+            messages = [_message(message, where) for message in value]
+            tools = _tools(record.get("tools"), where)
+            if isinstance(record.get("system"), str) and record["system"] and name == "conversations":
+                messages.insert(0, {"role": "system", "content": _sound_text(record["system"], where)})
+            return Chat(messages, tools) if tools else messages
+    found = ", ".join(sorted(map(str, record))) or "none"
+    if column is not None:
+        raise PtqError(f"{where}: has no text and no messages in column {column}; found keys: {found}")
+    raise PtqError(f"{where}: needs {_WANTED}; found keys: {found}; ,column=NAME behind the data set names another")
+
+
+def _message(message: Any, where: str) -> Message:
+    if not isinstance(message, Mapping):
+        raise PtqError(f"{where}: a message must be an object with role and content, not {type(message).__name__}")
+    if "role" not in message and "from" in message:
+        role = _SHAREGPT_ROLES.get(str(message["from"]))
+        if role is None or not isinstance(message.get("value"), str):
+            raise PtqError(
+                f"{where}: a message from {message['from']!r} is not known: it must have a text as value, and be from "
+                f"{', '.join(_SHAREGPT_ROLES)}"
+            )
+        return {"role": role, "content": _sound_text(message["value"], where)}
+    role, calls = message.get("role"), message.get("tool_calls") or None
+    if not isinstance(role, str) or ("content" not in message and not calls):
+        keys = ", ".join(sorted(map(str, message))) or "none"
+        raise PtqError(f"{where}: a message needs role and content; found keys: {keys}")
+    # Data sets with columns have every key in every message.
+    kept = {key: value for key, value in message.items() if value is not None}
+    kept["content"] = _content(message.get("content"), where)
+    kept.pop("tool_calls", None)
+    if calls:
+        kept["tool_calls"] = [_tool_call(call, where) for call in calls]
+    return kept
+
+
+def _content(content: Any, where: str) -> str:
+    """The text of a message: none beside tool calls, or parts of it in a list."""
+    if content is None:
+        return ""
+    if isinstance(content, str):
+        return _sound_text(content, where)
+    if isinstance(content, Sequence) and all(isinstance(part, Mapping) and "text" in part for part in content):
+        return _sound_text("".join(str(part["text"]) for part in content), where)
+    raise PtqError(f"{where}: the content of a message must be a text, or a list of parts with texts")
+
+
+def _tool_call(call: Any, where: str) -> Any:
+    """A call of a tool, its arguments as an object: OpenAI's API has them as JSON, and templates write it."""
+    function = call.get("function") if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise PtqError(f"{where}: a tool call needs a function with a name")
+    arguments = function.get("arguments")
+    return {**call, "function": {**function, "arguments": _parsed(arguments, f"{where}: arguments of a tool call")}}
+
+
+def _tools(tools: Any, where: str) -> Sequence[Mapping[str, Any]] | None:
+    found = _parsed(tools, f"{where}: tools")
+    if not found:
+        return None
+    if not isinstance(found, Sequence) or not all(isinstance(tool, Mapping) for tool in found):
+        raise PtqError(f"{where}: tools must be a list of objects")
+    return found
+
+
+def _parsed(value: Any, what: str) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value) if value.strip() else None
+    except ValueError as error:
+        raise PtqError(f"{what}: not JSON ({error})") from error
+
+
+def _sound_text(text: str, where: str) -> str:
+    if half := _SURROGATE.search(text):
+        raise PtqError(
+            f"{where}: the text has half of a character ({half[0]!a} at character {half.start()}), which no "
+            "tokenizer takes: write the file again in UTF-8"
+        )
+    return text
+
+
+def plain_text(messages: Iterable[Message]) -> str:
+    """Writes a chat as plain text, for a tokenizer without a chat template."""
+    return "\n\n".join(f"{message['role'].capitalize()}: {message['content']}" for message in messages)
+
+
+def with_system_in_first_turn(messages: Sequence[Message]) -> list[Message] | None:
+    """Puts the system's text before the user's first, as families do whose templates know no system.
+
+    Returns:
+        None where the chat does not begin with a system's message and a user's.
+    """
+    if [message.get("role") for message in messages[:2]] != ["system", "user"]:
+        return None
+    system, first, *others = messages
+    return [{**first, "content": f"{system['content']}\n\n{first['content']}"}, *others]
