@@ -134,17 +134,15 @@ def test_the_problems_of_the_checkpoint_come_along(demo: Demo, output: Path) -> 
     assert f"give {demo.checkpoint}" in "".join(problems)
 
 
-def test_checking_needs_neither_torch_nor_nemo_nor_a_second(demo: Demo, output: Path) -> None:
+def test_checking_needs_neither_torch_nor_nemo(demo: Demo, output: Path) -> None:
     program = (
-        "import sys, time; start = time.perf_counter();"
+        "import sys;"
         "from nemo_ptq.plan.rules import check_job; from nemo_ptq.config import ExportConfig;"
         "check_job(nemo_checkpoint=sys.argv[1], export_config=ExportConfig(sys.argv[2]), world_size=1);"
-        "print(time.perf_counter() - start, *{'torch', 'nemo', 'nemo_run', 'megatron'} & sys.modules.keys())"
+        "print(*{'torch', 'nemo', 'nemo_run', 'megatron'} & sys.modules.keys())"
     )
     result = subprocess.run(
         [sys.executable, "-c", program, demo.checkpoint, output],
         capture_output=True, text=True, check=True, cwd=Path(__file__).parents[3],
     )  # fmt: skip
-    seconds, *modules = result.stdout.split()
-    assert modules == []
-    assert float(seconds) < 1.0
+    assert result.stdout.split() == []

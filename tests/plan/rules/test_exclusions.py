@@ -80,8 +80,8 @@ def test_a_kv_cache_alone(changes: dict[str, Any], message: str | None) -> None:
 
 def test_one_layer_for_queries_keys_and_values_has_no_place_for_scales() -> None:
     family = family_of("StarcoderConfig")
-    expect(kv_cache_has_layers(family, ["compressed_tensors"], None, True), "kv_cache_only=true with")
-    assert kv_cache_has_layers(family, ["trtllm"], None, True) is None
+    expect(kv_cache_has_layers(family, "gpt", ["compressed_tensors"], "fp8", None, True), "leave out kv_cache_only")
+    assert kv_cache_has_layers(family, "gpt", ["trtllm"], "fp8", None, True) is None
 
 
 def test_sizes_of_what_is_not_quantized_do_not_matter() -> None:
