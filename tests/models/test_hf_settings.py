@@ -67,6 +67,20 @@ def test_a_file_of_transformers_5() -> None:
     }
 
 
+def test_two_rotary_embeddings_in_the_new_spelling() -> None:
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    old = config_of("gemma3", rope_theta=5e5, rope_local_base_freq=3e4, rope_scaling=scaling)
+    new = {name: value for name, value in old.items() if name not in (*ROTARY, "rope_local_base_freq")}
+    own = {"rope_type": "default", "rope_theta": 3e4}
+    new["rope_parameters"] = {"full_attention": {**scaling, "rope_theta": 5e5}, "sliding_attention": own}
+    hf_class = class_of(old)
+    expected = hf_class.nemo_arguments(hf_class.read(old))
+    assert expected[2]["rotary_base"] == (3e4, 5e5) and expected[2]["rope_scaling_factor"] == 8.0
+    assert hf_class.nemo_arguments(hf_class.read(new)) == expected
+    with pytest.raises(PtqError, match="those of layers with a window must have a rope_theta alone"):
+        hf_class.read({**new, "rope_parameters": {**new["rope_parameters"], "sliding_attention": scaling}})
+
+
 def test_the_rotated_share_of_a_head_is_read_from_the_new_spelling() -> None:
     config = in_new_spelling(config_of("nemotron", partial_rotary_factor=0.25))
     assert config["rope_parameters"]["partial_rotary_factor"] == 0.25
