@@ -67,6 +67,16 @@ def test_a_file_of_transformers_5() -> None:
     }
 
 
+def test_a_rotary_embedding_that_megatron_does_not_have_is_refused_in_a_short_line() -> None:
+    scaling = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+    config = config_of("phi3") | {"rope_scaling": scaling}
+    with pytest.raises(
+        PtqError, match="has rope_scaling .*longrope.*, but NeMo's Phi3Model can only have None"
+    ) as caught:
+        class_of(config).read(config)
+    assert len(str(caught.value)) < 200
+
+
 def test_two_rotary_embeddings_in_the_new_spelling() -> None:
     scaling = {"rope_type": "linear", "factor": 8.0}
     old = config_of("gemma3", rope_theta=5e5, rope_local_base_freq=3e4, rope_scaling=scaling)
@@ -101,7 +111,13 @@ def test_settings_of_published_files_are_known() -> None:
     starcoder2 |= {"norm_type": "layer_norm", "scale_attention_softmax_in_fp32": True, "scale_attn_weights": True}
     starcoder = {"inference_runner": 0, "max_batch_size": None, "pad_key_length": True, "summary_type": "cls_index"}
     llama = {"pretraining_tp": 1, "_name_or_path": "a/b", "unsloth_version": "2024.9", "max_length": 4096}
-    for family, more in (("starcoder2", starcoder2), ("starcoder", starcoder), ("llama31", llama)):
+    qwen2 = {"max_window_layers": 24, "sliding_window": 32768, "use_mrope": False, "use_sliding_window": False}
+    gemma2 = {"cache_implementation": "hybrid", "hidden_act": "gelu_pytorch_tanh", "sliding_window_size": 4096}
+    gemma3 = {"cache_implementation": "hybrid", "sliding_window_pattern": 2, "rope_local_base_freq": 10000}
+    phi3 = {"attention_bias": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "rope_scaling": None}
+    new = {"qwen2": qwen2, "gemma2": gemma2, "gemma3": gemma3, "phi3": phi3}
+    old = {"starcoder2": starcoder2, "starcoder": starcoder, "llama31": llama}
+    for family, more in (old | new).items():
         config = config_of(family)
         class_of(config).read(config | more)
 

@@ -240,6 +240,7 @@ _NOT_COMPUTED = frozenset(
         *("pre_allocate_kv_cache", "prefix", "pretraining_tp", "problem_type", "quantization_config"),
         *("remove_invalid_values", "repetition_penalty", "resid_pdrop", "residual_dropout", "return_dict_in_generate"),
         *("router_aux_loss_coef", "router_jitter_noise", "scale_attention_softmax_in_fp32", "sep_token_id"),
+        *("sliding_window_size",),
         *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type"),
         *("summary_use_proj", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss"),
         *("tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config", "typical_p"),
@@ -274,6 +275,7 @@ _OFF: Mapping[str, Any] = {
     "qk_layernorm": False,
     "rope_interleaved": False,
     "tie_encoder_decoder": False,
+    "use_mrope": False,
     "use_qk_norm": False,
 }
 
