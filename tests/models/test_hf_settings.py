@@ -71,7 +71,7 @@ def test_a_rotary_embedding_that_megatron_does_not_have_is_refused_in_a_short_li
     scaling = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
     config = config_of("phi3") | {"rope_scaling": scaling}
     with pytest.raises(
-        PtqError, match="has rope_scaling .*longrope.*, but NeMo's Phi3Model can only have None"
+        PtqError, match=r"has rope_scaling .*longrope.*, but NeMo's Phi3Model can only have None"
     ) as caught:
         class_of(config).read(config)
     assert len(str(caught.value)) < 200
