@@ -52,7 +52,7 @@ ROWS = (
     Row("Gemma 1", "2B, 7B", "gemma", ("gemma",)),
     Row("StarCoder 1", "15B", "gpt", ("starcoder",)),
     Row("StarCoder 2", "3B, 7B, 15B", "gpt", ("starcoder2",)),
-    Row("Mistral", "7B", "llama", ("mistral",)),
+    Row("Mistral, Ministral", "7B; Nemo 12B, Small 3 24B; 8B", "llama", ("mistral",)),
     Row("Mixtral", "8x7B", "llama", ("mixtral",)),
     Row("Qwen 2, 2.5", "0.5B to 72B", "qwen2", ("qwen2",)),
     Row("Qwen 3", "0.6B to 32B", "qwen3", ("qwen3",)),

@@ -185,10 +185,14 @@ def _capped_attention(
 ) -> torch.Tensor:
     """Mixes values, (batch, heads, sequence, head size), by float32 scores that are kept between -cap and cap."""
     copies = query.shape[1] // key.shape[1]
-    key, value = (states.repeat_interleave(copies, dim=1) for states in (key, value))
-    scores = (query @ key.transpose(-1, -2)).float() * scale
-    scores = (cap * torch.tanh(scores / cap)).masked_fill(~mask, float("-inf"))
-    return scores.softmax(-1).to(value.dtype) @ value
+    mixed = torch.empty_like(query)
+    # One sequence at a time: no fused kernel has a cap, and the scores of a batch would be its largest tensor.
+    for q, k, v, into in zip(query, key, value, mixed, strict=True):
+        k, v = (states.repeat_interleave(copies, dim=0) for states in (k, v))
+        scores = (q @ k.transpose(-1, -2)).float() * scale
+        scores = (cap * torch.tanh(scores / cap)).masked_fill(~mask, float("-inf"))
+        into.copy_(scores.softmax(-1).to(v.dtype) @ v)
+    return mixed
 
 
 class SandwichLayer(TransformerLayer):
@@ -220,7 +224,7 @@ class LocalOrGlobalSelfAttention(SelfAttention):
 class LocalAndGlobalRotary(torch.nn.Module):
     """Both rotary embeddings of a Gemma 3, as :class:`LocalOrGlobalSelfAttention` takes them.
 
-    NeMo's own class does not take the arguments that Megatron-Core gives it since 0.14.
+    NeMo's own class does not take all the arguments that Megatron-Core gives it.
 
     Args:
         both: NeMo's, which is the global one and has the local one.

@@ -88,6 +88,7 @@ GEMMA2 = HuggingFaceClass(
     fixed=_FIXED | {"rope_scaling": (None,)},
     rules=_RULES,
     can_tie=True,
+    harmless=("sliding_window_size",),  # of published files, and not read by transformers
     layer_types=lambda settings: _windows(settings["num_hidden_layers"], 2),
 )
 

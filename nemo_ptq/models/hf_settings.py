@@ -78,7 +78,8 @@ def with_one_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a config.json with one name for each.
 
     transformers 5 has ``rope_parameters`` for what was ``rope_theta``, ``partial_rotary_factor`` and ``rope_scaling``
-    before, and reads both; files may have both. The older names are kept here.
+    before, and reads both; files may have both. The older names are kept here. Where layers with a window have a rotary
+    embedding of their own, the base of that is ``rope_local_base_freq``.
 
     Raises:
         PtqError: If two spellings contradict each other.
@@ -88,6 +89,14 @@ def with_one_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in (("rope_parameters", new), ("rope_scaling", old)):
         if value is not None and not isinstance(value, Mapping):
             raise PtqError(f"config.json has {name} {shown(value)}: it must be an object or null")
+    if new and "full_attention" in new:
+        local, new = new.get("sliding_attention"), new["full_attention"]
+        if not isinstance(new, Mapping) or not isinstance(local, Mapping) or _rotary(local).keys() != {"rope_type"}:
+            raise PtqError(
+                f"config.json has rope_parameters {shown(content['rope_parameters'])}: those of layers with a window "
+                "must have a rope_theta alone"
+            )
+        settings.setdefault("rope_local_base_freq", local.get("rope_theta"))
     if new and old and _rotary(new) != _rotary(old):
         raise PtqError(
             f"config.json has rope_parameters {shown(new)} and rope_scaling {shown(old)}, which contradict one "

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """nemo_context/ read without NeMo: the tokenizer's files, and the model's own description against config.json."""
 
+import math
 from collections.abc import Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
@@ -162,7 +163,7 @@ def config_problems(config: Config, model_yaml: dict[str, Any]) -> list[str]:
     pairs.append(("intermediate_size", config.intermediate_size, inner))
     if config.position_embedding_type == "rope_gpt_neox":
         pairs += [
-            ("rotary_base", config.rotary_base, "rotary_base"),
+            *([] if config.local_rotary_base else [("rotary_base", config.rotary_base, "rotary_base")]),
             ("rotary_pct", config.rotary_pct, "rotary_percent"),
         ]
     problems = [
@@ -197,7 +198,11 @@ def _derived_problems(config: Config, model: dict[str, Any]) -> list[str]:
         biased = bool(model["add_bias_linear"] or model.get("add_qkv_bias"))
         compare("attention bias", config.attention_bias, biased, "add_bias_linear and add_qkv_bias")
     if "qk_layernorm" in model:
-        compare("a norm of queries and keys", config.qk_norm, bool(model["qk_layernorm"]), "qk_layernorm")
+        # NeMo's Gemma 3 has no field for it.
+        normalises = bool(model["qk_layernorm"] or model.get("interleaved_attn_pattern"))
+        compare("a norm of queries and keys", config.qk_norm, normalises, "qk_layernorm")
+    if config.post_norms:
+        problems += _gemma_problems(config, model)
     if isinstance(model.get("vocab_size"), int) and model["vocab_size"] > config.vocab_size:
         problems.append(f"vocab_size is {config.vocab_size}, model.yaml's vocab_size is {model['vocab_size']}")
     rotary = config.position_embedding_type == "rope_gpt_neox"
@@ -208,6 +213,29 @@ def _derived_problems(config: Config, model: dict[str, Any]) -> list[str]:
     if expected and config.hidden_act not in expected:
         problems.append(f"hidden_act is {config.hidden_act!r}, model.yaml's activation_func is {target}")
     return problems
+
+
+def _gemma_problems(config: Config, model: dict[str, Any]) -> list[str]:
+    """Contradictions in what Gemma 2 and 3 alone have."""
+    scalar, pattern = model.get("query_pre_attn_scalar"), model.get("interleaved_attn_pattern")
+    scale = model.get("softmax_scale") or config.head_size**-0.5
+    expected: dict[str, Any] = {
+        "attention_scale": scale if scalar is None else scalar**-0.5,
+        "attention_cap": model.get("attn_logit_softcapping"),
+        "logit_cap": model.get("final_logit_softcapping"),
+    }
+    if pattern is not None:
+        local_base, base = model["rotary_base"]
+        layers = range(sum(pattern) - 1, config.num_hidden_layers, sum(pattern))
+        expected |= {"local_rotary_base": local_base, "rotary_base": base}
+        expected |= {"attention_window": model["window_size"], "global_layers": frozenset(layers)}
+    found = {name: getattr(config, name) for name in expected}
+    different = [name for name, value in expected.items() if found[name] != value and not _is_close(found[name], value)]
+    return [f"{name} is {found[name]!r}, model.yaml's means {expected[name]!r}" for name in different]
+
+
+def _is_close(left: Any, right: Any) -> bool:
+    return isinstance(left, float) and isinstance(right, float) and math.isclose(left, right, rel_tol=1e-6)
 
 
 def model_scaling(model: Mapping[str, Any]) -> RotaryScaling | None:

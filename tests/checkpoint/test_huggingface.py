@@ -111,7 +111,9 @@ def stored_tensors(checkpoint: Path) -> dict[str, torch.Tensor]:
 
 def nemo_importer(name: str, source: Path) -> Any:
     module, importer = IMPORTERS[name]
-    return getattr(importlib.import_module(f"nemo.collections.llm.gpt.model.{module}"), importer)(str(source))
+    made = getattr(importlib.import_module(f"nemo.collections.llm.gpt.model.{module}"), importer)(str(source))
+    made.trust_remote_code = False  # some look for it before their import has set it
+    return made
 
 
 def nemo_state(name: str, source: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, torch.Tensor]:

@@ -67,6 +67,30 @@ def test_a_file_of_transformers_5() -> None:
     }
 
 
+def test_a_rotary_embedding_that_megatron_does_not_have_is_refused_in_a_short_line() -> None:
+    scaling = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
+    config = config_of("phi3") | {"rope_scaling": scaling}
+    with pytest.raises(
+        PtqError, match=r"has rope_scaling .*longrope.*, but NeMo's Phi3Model can only have None"
+    ) as caught:
+        class_of(config).read(config)
+    assert len(str(caught.value)) < 200
+
+
+def test_two_rotary_embeddings_in_the_new_spelling() -> None:
+    scaling = {"rope_type": "linear", "factor": 8.0}
+    old = config_of("gemma3", rope_theta=5e5, rope_local_base_freq=3e4, rope_scaling=scaling)
+    new = {name: value for name, value in old.items() if name not in (*ROTARY, "rope_local_base_freq")}
+    own = {"rope_type": "default", "rope_theta": 3e4}
+    new["rope_parameters"] = {"full_attention": {**scaling, "rope_theta": 5e5}, "sliding_attention": own}
+    hf_class = class_of(old)
+    expected = hf_class.nemo_arguments(hf_class.read(old))
+    assert expected[2]["rotary_base"] == (3e4, 5e5) and expected[2]["rope_scaling_factor"] == 8.0
+    assert hf_class.nemo_arguments(hf_class.read(new)) == expected
+    with pytest.raises(PtqError, match="those of layers with a window must have a rope_theta alone"):
+        hf_class.read({**new, "rope_parameters": {**new["rope_parameters"], "sliding_attention": scaling}})
+
+
 def test_the_rotated_share_of_a_head_is_read_from_the_new_spelling() -> None:
     config = in_new_spelling(config_of("nemotron", partial_rotary_factor=0.25))
     assert config["rope_parameters"]["partial_rotary_factor"] == 0.25
@@ -87,7 +111,13 @@ def test_settings_of_published_files_are_known() -> None:
     starcoder2 |= {"norm_type": "layer_norm", "scale_attention_softmax_in_fp32": True, "scale_attn_weights": True}
     starcoder = {"inference_runner": 0, "max_batch_size": None, "pad_key_length": True, "summary_type": "cls_index"}
     llama = {"pretraining_tp": 1, "_name_or_path": "a/b", "unsloth_version": "2024.9", "max_length": 4096}
-    for family, more in (("starcoder2", starcoder2), ("starcoder", starcoder), ("llama31", llama)):
+    qwen2 = {"max_window_layers": 24, "sliding_window": 32768, "use_mrope": False, "use_sliding_window": False}
+    gemma2 = {"cache_implementation": "hybrid", "hidden_act": "gelu_pytorch_tanh", "sliding_window_size": 4096}
+    gemma3 = {"cache_implementation": "hybrid", "sliding_window_pattern": 2, "rope_local_base_freq": 10000}
+    phi3 = {"attention_bias": False, "embd_pdrop": 0.0, "resid_pdrop": 0.0, "rope_scaling": None}
+    new = {"qwen2": qwen2, "gemma2": gemma2, "gemma3": gemma3, "phi3": phi3}
+    old = {"starcoder2": starcoder2, "starcoder": starcoder, "llama31": llama}
+    for family, more in (old | new).items():
         config = config_of(family)
         class_of(config).read(config | more)
 

@@ -34,6 +34,10 @@ CONFIG_DIFFERENCES: dict[str, tuple[str, set[str] | None]] = {
     "producer": ("names who wrote the file", None),
     "attn_bias": ("ModelOpt leaves it to the llama reader's default", None),
     "mlp_bias": ("ModelOpt leaves it to the llama reader's default", None),
+    **dict.fromkeys(
+        ("architecture", "decoder", "qwen_type", "seq_length", "moe_intermediate_size"),
+        ("ModelOpt writes a Megatron model of Qwen as a Llama", {"qwen2", "qwen3", "qwen3_moe"}),
+    ),
     "rotary_scaling": ("NeMo stretches the frequencies where ModelOpt does not look", {"llama31", "llama32"}),
     "hidden_act": (
         "ModelOpt writes openai-gelu, a synonym of gelu; with it the gpt reader ignores the gate of gpt_geglu",
@@ -51,7 +55,16 @@ MODELOPT_FAILS = {
     ("gemma", "w4a8_awq"): "pads an output layer that a tied model does not have",
     ("llama32", "int4_awq"): "pads an output layer that a tied model does not have",
     ("llama32", "w4a8_awq"): "pads an output layer that a tied model does not have",
+    ("qwen3", "int4_awq"): "pads an output layer that a tied model does not have",
+    ("qwen3", "w4a8_awq"): "pads an output layer that a tied model does not have",
+    **{
+        (model, algorithm): "knows these only as Hugging Face's classes"
+        for model in ("gemma2", "gemma3")
+        for algorithm in ALGORITHMS
+    },
 }
+# ModelOpt has no name for Megatron's models of these; what it writes for its nearest has the same tensors.
+NEAREST_DECODER = {"qwen2": "llama", "qwen3": "llama", "qwen3_moe": "llama"}
 MODELS = ("demo", *FAMILIES, *GPT_VARIANTS)
 QUICK = ("demo", "llama31", "gemma", "mixtral", "starcoder2", "gpt_geglu")
 # Experts are described for FP8 only, so that other exports of them are refused.
@@ -105,7 +118,7 @@ def compare_one(model: Any, directory: Path) -> Comparison:
     try:
         with torch.inference_mode(), redirect_stdout(io.StringIO()):
             ((config, theirs, _),) = torch_to_tensorrt_llm_checkpoint(
-                model.module, decoder, torch.bfloat16, inference_tensor_parallel=1
+                model.module, NEAREST_DECODER.get(decoder, decoder), torch.bfloat16, inference_tensor_parallel=1
             )
     except Exception as error:
         return Comparison(error=f"{type(error).__name__}: {error}")

@@ -94,7 +94,9 @@ def model_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
     config = {name: value for name, value in published.items() if name not in _OF_THE_SOURCE}
     if "rope_parameters" in config:  # transformers 4 reads the older names alone
         config |= {
-            name: settings[name] for name in ("rope_theta", "rope_scaling", "partial_rotary_factor") if name in settings
+            name: settings[name]
+            for name in ("rope_theta", "rope_scaling", "partial_rotary_factor", "rope_local_base_freq")
+            if name in settings
         }
     if bool(settings["tie_word_embeddings"]) != source.shape.tied_embeddings:
         config["tie_word_embeddings"] = source.shape.tied_embeddings

@@ -193,6 +193,7 @@ def model_config(hf: Any, architecture: Architecture) -> ModelConfig:
 def _rotary(hf: Any) -> tuple[float, float, RotaryScaling | None]:
     """Base, rotated share and scaling; transformers 5 has all of them in rope_parameters."""
     new, old = (getattr(hf, name, None) or {} for name in ("rope_parameters", "rope_scaling"))
+    new = new.get("full_attention", new)  # where layers with a window have another
     base = new.get("rope_theta", getattr(hf, "rope_theta", 10000.0))
     share = new.get("partial_rotary_factor", getattr(hf, "partial_rotary_factor", 1.0))
     raw = {name: value for name, value in (new or old).items() if name not in ("rope_theta", "partial_rotary_factor")}
@@ -239,6 +240,7 @@ _NOT_COMPUTED = frozenset(
         *("pre_allocate_kv_cache", "prefix", "pretraining_tp", "problem_type", "quantization_config"),
         *("remove_invalid_values", "repetition_penalty", "resid_pdrop", "residual_dropout", "return_dict_in_generate"),
         *("router_aux_loss_coef", "router_jitter_noise", "scale_attention_softmax_in_fp32", "sep_token_id"),
+        *("sliding_window_size",),
         *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type"),
         *("summary_use_proj", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss"),
         *("tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config", "typical_p"),
@@ -273,6 +275,7 @@ _OFF: Mapping[str, Any] = {
     "qk_layernorm": False,
     "rope_interleaved": False,
     "tie_encoder_decoder": False,
+    "use_mrope": False,
     "use_qk_norm": False,
 }
 
@@ -304,6 +307,13 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
             given["layer_types"], getattr(hf, "sliding_window", None), "layer_types" in own
         )
     rotary = given.get("rope_parameters", {})
+    if "full_attention" in rotary:
+        local, rotary = rotary.get("sliding_attention") or {}, rotary["full_attention"]
+        own_base = getattr(hf, "rope_local_base_freq", None)
+        if local.get("rope_theta") != own_base or local.get("rope_type", "default") != "default":
+            problems.append(
+                f"has rope_parameters {local!r} of layers with a window, and rope_local_base_freq {own_base}"
+            )
     problems += [
         f"has {name} {given[name]!r} and {rotary[name]!r} in rope_parameters"
         for name in ("rope_theta", "partial_rotary_factor")

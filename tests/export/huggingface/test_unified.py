@@ -89,7 +89,8 @@ def modelopt_export(source: Path, state: dict[str, torch.Tensor], algorithm: str
         if ".linear_" in template:
             experts = range(_experts_of(model.config)) if "{expert}" in template else range(1)
             for layer, expert in product(range(model.config.num_hidden_layers), experts):
-                linears = [model.get_submodule(name.format(layer=layer, expert=expert)) for name in names.values()]
+                stored = dict.fromkeys(name.format(layer=layer, expert=expert) for name in names.values())
+                linears = [model.get_submodule(name) for name in stored]
                 groups[template.format(layer=layer, expert=expert)] = linears
     for module, linears in groups.items():
         scale = state.get(f"{module}.input_quantizer.pre_quant_scale")
@@ -126,7 +127,7 @@ def test_every_tensor_is_modelopts_own(
     model: str, algorithm: str, checkpoint_of: CHECKPOINT_OF, tmp_path: Path, record_property: Record
 ) -> None:
     # One layer for queries, keys and values has no place for the scales of a KV cache.
-    kv = algorithm == "fp8" and model != "starcoder"
+    kv = algorithm == "fp8" and model not in ("starcoder", "phi3")
     tp = 1 if model == "starcoder" else 2
     run_ranks(export_cells, tp, checkpoint_of(model), "hf", [algorithm], kv, tp, tmp_path)
     ours, theirs = tmp_path / algorithm, tmp_path / "modelopt"
@@ -148,13 +149,17 @@ def test_every_tensor_is_modelopts_own(
     assert found.keys() == expected.keys()
     different = [name for name, tensor in expected.items() if not same(found[name], tensor)]
     # ModelOpt folds into a gain that is kept minus one in three roundings, where one does.
-    gains_differ = model in ("gemma", "nemotron") and "awq" in algorithm
+    gains_differ = model in ("gemma", "gemma2", "gemma3", "nemotron") and "awq" in algorithm
     if gains_differ:
         assert different and all(name.endswith("layernorm.weight") for name in different)
         assert all(torch.allclose(found[name].float(), expected[name].float(), atol=2e-2) for name in different)
     else:
         assert different == []
-    assert read(ours / "hf_quant_config.json") == read(theirs / "hf_quant_config.json")
+    ours_said, theirs_said = (read(path / "hf_quant_config.json") for path in (ours, theirs))
+    if model == "gemma3":  # whose embedding is of a class of its own, which ModelOpt does not take for one
+        ours_said["quantization"]["exclude_modules"].remove("model.embed_tokens")
+        left["quantization_config"]["ignore"].remove("model.embed_tokens")
+    assert ours_said == theirs_said
     assert left["quantization_config"] == right["quantization_config"]
     # What the original's config.json says beyond its defaults, but for where it was and the tokens, is said again.
     assert left["architectures"] == right["architectures"] and left.get("vocab_size") == right.get("vocab_size")
