@@ -138,15 +138,15 @@ def _fold(model: Any) -> None:
                 quantizer.amax = amax.reshape(quantizer.amax.shape)
 
 
-def transformers_logits(directory: Path) -> tuple[torch.Tensor, dict[str, Any]]:
-    """Loads a directory with transformers in float32, generates a few tokens, and returns logits and load report."""
+def transformers_logits(directory: Path, dtype: torch.dtype = torch.float32) -> tuple[torch.Tensor, dict[str, Any]]:
+    """Loads a directory with transformers, generates a few tokens, and returns float32 logits and load report."""
     import transformers
 
     # torch's fused attention has no cap, and transformers leaves it out there.
     is_capped = "attn_logit_softcapping" in json.loads((directory / "config.json").read_text())
     model, report = transformers.AutoModelForCausalLM.from_pretrained(
         directory,
-        dtype=torch.float32,
+        dtype=dtype,
         output_loading_info=True,
         attn_implementation="eager" if is_capped else None,
     )
@@ -155,7 +155,7 @@ def transformers_logits(directory: Path) -> tuple[torch.Tensor, dict[str, Any]]:
     generated = model.generate(tokens, max_new_tokens=3, do_sample=False, eos_token_id=None)
     assert generated.shape[1] == tokens.shape[1] + 3
     with torch.no_grad():
-        return model(TOKENS).logits, {kind: names for kind, names in report.items() if names}
+        return model(TOKENS).logits.float(), {kind: names for kind, names in report.items() if names}
 
 
 def distance(found: torch.Tensor, expected: torch.Tensor) -> float:

@@ -13,7 +13,7 @@ import socket
 import subprocess
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ from nemo_ptq.report.records import read_report
 from nemo_ptq.report.write import REPORT
 from nemo_ptq.verify.forward_pass import logits
 from tests.conftest import Demo
+from tests.families import FAMILIES
+from tests.families import TOKENS as VOCABULARY
 from tests.ranks import run_ranks
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(1200)]
@@ -49,6 +51,7 @@ FORMATS = {
 # The mean difference of log probabilities: in bfloat16 as vLLM computes on a CPU, in float32 where it is emulated.
 CLOSE, CLOSE_IN_FLOAT32 = 0.04, 0.002
 TEXTS, TOKENS = 6, 160
+DENSE = [name for name in FAMILIES if name != "mixtral"]
 
 
 def export_all(checkpoint: Path, text: Path, directory: Path) -> None:
@@ -141,6 +144,34 @@ def test_it_loads_what_a_gpu_computes(
     far = difference(exports / algorithm / format, texts, found["log_probs"])
     print(f"{algorithm} {format}: {far:.5f}")
     assert far < CLOSE_IN_FLOAT32
+
+
+def export_family(checkpoint: Path, directory: Path) -> None:
+    """Exports a tiny model in INT8, for which vLLM's CPU build has kernels and nothing is calibrated."""
+    from nemo_ptq.engine.run import run_job
+    from nemo_ptq.plan.rules import check_job
+
+    job = check_job(
+        world_size=1,
+        nemo_checkpoint=str(checkpoint),
+        quantization_config=QuantizationConfig("int8_dynamic", evaluation_dataset_size=0),
+        export_config=ExportConfig(str(directory), export_format="compressed_tensors"),
+    )
+    run_job(job)
+
+
+def test_every_dense_family_is_loaded(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """Each through vLLM's own model class; their weights are random, so that every mistake is far away."""
+    for name in DENSE:
+        run_ranks(export_family, 1, checkpoint_of(name), tmp_path / name)
+    generator = torch.Generator().manual_seed(7)
+    tokens = torch.randint(0, VOCABULARY, (TEXTS, 48), generator=generator).tolist()
+    found = ask([tmp_path / name for name in DENSE], tokens, "float32", tmp_path)
+    errors = {name: its["error"] for name in DENSE if "error" in (its := found[str(tmp_path / name)])}
+    assert errors == {}
+    far = {name: difference(tmp_path / name, tokens, found[str(tmp_path / name)]["log_probs"]) for name in DENSE}
+    print({name: f"{value:.4f}" for name, value in far.items()})
+    assert {name: value for name, value in far.items() if value > CLOSE} == {}
 
 
 @pytest.mark.parametrize(("algorithm", "format"), REFUSED)
