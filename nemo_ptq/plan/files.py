@@ -53,7 +53,7 @@ def reader_config(model: ModelSpec, decoder: str, quantization: QuantizationConf
     """What the reader will know of the exported model; only what decides names, types and shapes is true of it."""
     tp, pp, algorithm = export.inference_tp, export.inference_pp, algorithm_of(quantization)
     vocab = -(-model.vocab_size // algorithm.vocab_multiple) * algorithm.vocab_multiple
-    excluded = DEFAULT_EXCLUDE_MODULES
+    excluded: tuple[str, ...] = DEFAULT_EXCLUDE_MODULES
     if quantization.exclusions:
         excluded = tuple(exclude_modules(model, unquantized_layers(quantization, model), pp))
     return Config(
