@@ -84,6 +84,8 @@ def run_job(job: Job) -> None:
         expert_parallel=job.calibration_ep,
     )
     with groups, reserve_for_all(job, reporter) as (staging, resumes):
+        if job.fast_because is not None:
+            reporter.say(f"quality fast, since {job.fast_because}")
         # Before the model: data that is not available is better known in seconds.
         samples = read_job_samples(job, reporter)
         _BlockJob(job, samples, device, reporter, staging, resumes).run()

@@ -13,7 +13,8 @@ from nemo_ptq.errors import PtqError
 
 # What the file is, and what wrote it.
 _ORIGIN = (
-    *("_commit_hash", "_name_or_path", "architectures", "auto_map", "is_llama_config", "model_type", "name_or_path"),
+    *("_commit_hash", "_model_name_or_path", "_name_or_path", "architectures", "auto_map", "is_llama_config"),
+    *("model_type", "name_or_path"),
     *("torch_dtype", "dtype", "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version"),
 )
 # How a library computes: with which kernels, in which precision, and what it returns beside the logits.
@@ -26,7 +27,15 @@ _RUNTIME = (
 )
 # Which tokens are special, and how text is generated.
 _GENERATION = (
-    *("bos_token_id", "decoder_start_token_id", "eos_token_id", "pad_token_id", "sep_token_id", "tokenizer_class"),
+    *(
+        "bos_token_id",
+        "decoder_start_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "tokenizer_class",
+        "unk_token_id",
+    ),
     *("bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping"),
     *("encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id"),
     *("forced_eos_token_id", "length_penalty", "max_length", "max_new_tokens", "min_length", "no_repeat_ngram_size"),

@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.config import FAST, QuantizationConfig
 from nemo_ptq.errors import ConfigError
 from nemo_ptq.home import without_home
 from nemo_ptq.untrusted import FileError, check_regular, parse_json
@@ -122,7 +122,7 @@ def read_header(path: Path) -> StateHeader:
         version = content.pop("version", None)
         if version != _VERSION:
             raise TypeError(f"version {version} of the format, not {_VERSION}")
-        content["quantization"] = QuantizationConfig(**_with_home(content["quantization"]))
+        content["quantization"] = QuantizationConfig(**{"quality": FAST, **_with_home(content["quantization"])})
         return StateHeader(**_with_home(content))
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError([f"{name} is of another nemo_ptq ({error}): use that one, or calibrate again"]) from error

@@ -55,6 +55,7 @@ def texts(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def settings(algorithm: str, texts: Path | str = "cnn_dailymail", layerwise: bool | None = None) -> QuantizationConfig:
     return QuantizationConfig(
         algorithm,
+        quality="fast",
         calibration_dataset=str(texts),
         calibration_dataset_size=SAMPLES,
         calibration_seq_len=SEQ_LEN,
