@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -248,6 +249,10 @@ def modelopt(model: Any, batches: Batches, algorithm: str) -> Any:
     return mtq.quantize(model, config, run).float()
 
 
+def _window_logits(model: Any, windows: Batches, number: int) -> torch.Tensor:
+    return model(windows[number][None]).logits[0]
+
+
 def read_tokens(tokenizer: Any, texts: Sequence[str], count: int, length: int) -> list[list[int]]:
     """Returns the tokens of the first texts that are long enough, cut to a length.
 
@@ -282,7 +287,7 @@ def main() -> int:
     parser.add_argument("--evaluation", required=True, metavar="FILE")
     parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
     parser.add_argument("--qualities", nargs="*", default=QUALITIES, choices=QUALITIES)
-    parser.add_argument("--peers", nargs="*", default=("modelopt",), choices=("modelopt",))
+    parser.add_argument("--modelopt", action="store_true", help="run ModelOpt's presets as well, with its own defaults")
     parser.add_argument("--samples", type=int, default=128, help="of the calibration")
     parser.add_argument("--length", type=int, default=256, help="of a sample, in tokens")
     parser.add_argument("--windows", type=int, default=24)
@@ -310,11 +315,11 @@ def main() -> int:
                 losses, seconds = benchmark.quantize(quantization, lambda line: print(line, file=sys.stderr))
                 for kind, loss in losses.items():
                     print(f"| {algorithm}{kind} | {quality} | {loss} | {seconds / one_pass:.1f} |", flush=True)
-            for _ in arguments.peers:
+            if arguments.modelopt:
                 begun = time.monotonic()
-                quantized = modelopt(load(), batches, algorithm)
+                peer = modelopt(load(), batches, algorithm)
                 seconds = time.monotonic() - begun
-                loss = benchmark.loss(lambda number: quantized(windows[number][None]).logits[0])
+                loss = benchmark.loss(partial(_window_logits, peer, windows))
                 print(f"| {algorithm} | ModelOpt | {loss} | {seconds / one_pass:.1f} |", flush=True)
     print(f"\nOne forward pass over {arguments.samples} x {arguments.length} tokens: {one_pass:.1f} s.")
     return 0

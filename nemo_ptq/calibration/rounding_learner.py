@@ -5,12 +5,14 @@
 The calibration batches walk twice, through the unquantized model and through what has become of it so far. For each
 block:
 
-1. Both run through it, still with its own weights. Summed up for each linear layer are X_q^T X_q and (X - X_q)^T X_q:
-   X_q what enters it in the quantized model, X what enters it in the other; and what the scales of activations need.
-2. Each linear layer is rounded by :mod:`nemo_ptq.calibration.gptq`.
+1. The unquantized batches run through it, and what enters each linear layer is kept: X.
+2. The quantized batches run as far as each linear layer in turn, through those before it as they have been rounded.
+   Summed up are X_q^T X_q and (X - X_q)^T X_q, with X_q what enters the layer, and what the scales of its activations
+   need. Then it is rounded by :mod:`nemo_ptq.calibration.gptq`.
 3. The quantized batches run through the rounded block, activations rounded as a server does.
 
-That is three forward passes over the calibration data.
+That is less than four forward passes over the calibration data: a whole one, about one and a half for the four linear
+layers of a block, and another whole one.
 """
 
 from collections import Counter
