@@ -30,7 +30,7 @@ if wants parallel && [[ $(nvidia-smi --list-gpus | wc -l) -ge 2 ]]; then
     for algorithm in fp8 int8_sq int4_awq; do
         for ranks in 1 2; do
             torchrun --nproc_per_node $ranks -m nemo_ptq.script --nemo_checkpoint=build/demo/nemo \
-                --calibration_tp=$ranks --algorithm=$algorithm --calibration_dataset=build/demo/text/calibration.jsonl \
+                --calibration_tp=$ranks --algorithm=$algorithm --quality=fast --calibration_dataset=build/demo/text/calibration.jsonl \
                 --export_path="$work/$algorithm-tp$ranks"
         done
         echo "$algorithm, calibrated at TP 2 and at TP 1:"

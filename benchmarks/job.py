@@ -132,6 +132,7 @@ def command(checkpoint: Path, output: Path, algorithm: str, ranks: int, flags: l
         f"--nemo_checkpoint={checkpoint}",
         f"--calibration_tp={ranks}",
         f"--algorithm={algorithm}",
+        "--quality=fast",
         f"--calibration_dataset={DEMO / 'text' / 'calibration.jsonl'}",
         f"--export_path={output}",
         *flags,

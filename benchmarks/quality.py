@@ -1,276 +1,55 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What quantization costs a real model: `python -m benchmarks.quality MODEL --text FILE...` prints one table.
+"""What quantization costs a real model, and what it would cost otherwise: prints one table.
 
-MODEL is the directory of a Hugging Face model of the Llama kind; FILE a .jsonl, .json or .txt file. The linear layers
-of the blocks are quantized, weights and, in fp8 and int8, activations, in float32 arithmetic. The first documents
-calibrate; windows of the others are read by both models, and their losses are paired.
+    python -m benchmarks.quality MODEL --calibration FILE --evaluation FILE
+
+MODEL is the directory of a Hugging Face model of the Llama kind; FILE a .jsonl, .json or .txt file. Each algorithm
+calibrates with the classes that a job calibrates with, in the model's own data type, and is evaluated in float32 on
+what a server computes from the codes and scales that they give. The linear layers of the blocks are quantized, and no
+KV cache. Every row reads the same windows, so that the difference to the unquantized model is known better than either.
 """
 
 import argparse
-import copy
 import math
+import statistics
 import sys
 import time
-from collections.abc import Callable, Generator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from nemo_ptq.calibration import gptq, search
+from benchmarks.llama import Llama, float32_stream
+from nemo_ptq.calibration.methods import method_for
+from nemo_ptq.calibration.observing import State
+from nemo_ptq.calibration.pipeline import Learner, ScaleLearner
+from nemo_ptq.calibration.rounders import rounder_for
+from nemo_ptq.calibration.rounding_learner import RoundingLearner
+from nemo_ptq.calibration.streams import Stream
 from nemo_ptq.calibration.text_files import read_text_file
-from nemo_ptq.quantization.grids import FP8, INT4, INT8
-from nemo_ptq.quantization.rounding import block_scales, scale_of
-from nemo_ptq.verify.dequantize import fake_quantize_fp8, fake_quantize_int8
+from nemo_ptq.checkpoint.blocks import Block, parameters_of
+from nemo_ptq.checkpoint.metadata import read_metadata
+from nemo_ptq.checkpoint.parts import is_linear
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
+from nemo_ptq.export.folding import foldable_scale
+from nemo_ptq.export.simulation import rounded_input, rounded_weight, scaled_input
+from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.parallel.ranks import Parallelism
 
+ALGORITHMS = ("fp8", "int8_sq", "int4_awq", "nvfp4")
+QUALITIES = ("fast", "balanced")
 _GROUP_SIZE = 64
-_NVFP4_LARGEST = 6.0 * 448.0
-_SAMPLED_TOKENS = 1024
+_DECODER = "llama"
 
-
-# ---- what a layer becomes -------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Inputs:
-    """What enters the linear layers that share their inputs, of all calibration tokens.
-
-    Attributes:
-        exact: (tokens, in) for each batch: in the unquantized model.
-        given: (tokens, in) for each batch: in the quantized model, before its own quantization.
-    """
-
-    exact: list[torch.Tensor]
-    given: list[torch.Tensor]
-
-    def amax(self) -> torch.Tensor:
-        """Largest magnitude of each channel of each batch, float32 (batches, in)."""
-        return torch.stack([batch.abs().amax(0) for batch in self.given])
-
-    def gram(self, quantize: "Quantize") -> torch.Tensor:
-        """X_q^T X_q, X_q as the layer multiplies it."""
-        return sum((q.T @ q for q in map(quantize, self.given)), start=torch.zeros(()))
-
-    def cross(self, quantize: "Quantize", scale: torch.Tensor | None = None) -> torch.Tensor:
-        """(X - X_q)^T X_q, X multiplied with the pre-quantization scale as X_q is."""
-        total = torch.zeros(())
-        for exact, given in zip(self.exact, self.given, strict=True):
-            q = quantize(given)
-            total = total + ((exact if scale is None else exact * scale) - q).T @ q
-        return total
-
-
-Quantize = Callable[[torch.Tensor], torch.Tensor]
-# Weight (out, in) of the layers together, their inputs -> what it becomes, and what is done to the inputs.
-Method = Callable[[torch.Tensor, Inputs], tuple[torch.Tensor, Quantize]]
-
-
-def _as_is(values: torch.Tensor) -> torch.Tensor:
-    return values
-
-
-def _rounding(
-    weight: torch.Tensor,
-    inputs: Inputs,
-    quantize: Quantize,
-    how: str,
-    sort: bool = True,
-    scale: torch.Tensor | None = None,
-) -> tuple[gptq.InverseFactor, torch.Tensor]:
-    """The factor of the inputs, and the weight to round."""
-    factor = gptq.inverse_factor(inputs.gram(quantize), sort)
-    if how == "target":
-        weight = gptq.full_precision_target(weight, inputs.cross(quantize, scale), factor)
-    return factor, weight
-
-
-def fp8(how: str) -> Method:
-    """Weights and activations in FP8, a scale each."""
-
-    def method(weight: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, Quantize]:
-        input_scale = scale_of(inputs.amax().amax(), FP8.largest)
-
-        def quantize(values: torch.Tensor) -> torch.Tensor:
-            return fake_quantize_fp8(values, input_scale)
-
-        if how == "max":
-            return fake_quantize_fp8(weight, scale_of(weight.abs().amax(), FP8.largest)), quantize
-        factor, moved = _rounding(weight, inputs, quantize, how)
-        return gptq.round_fp8(moved, factor, scale_of(moved.abs().amax(), FP8.largest)).weight, quantize
-
-    return method
-
-
-def int8(how: str, alpha: float | None) -> Method:
-    """SmoothQuant: INT8 with a scale for each row, activations with one. Alpha None is chosen for each layer."""
-
-    def method(weight: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, Quantize]:
-        amax = inputs.amax()
-        if alpha is None:
-            held_out = torch.cat(inputs.given[::4])
-            sample = held_out[:: max(1, len(held_out) // _SAMPLED_TOKENS)]
-            rest = [number for number in range(len(amax)) if number % 4]
-            chosen = search.choose_smoothing(weight, sample, amax[rest].amax(0), amax[::4].amax(0))
-            scale, limit = chosen.pre_quant_scale, chosen.input_amax
-        else:
-            scale = search.smoothing_scale(amax.amax(0), weight.abs().amax(0), alpha)
-            limit = (amax.amax(0) * scale).amax()
-        smooth, step = weight / scale, scale_of(limit, INT8.largest)
-
-        def quantize(values: torch.Tensor) -> torch.Tensor:
-            return fake_quantize_int8(values * scale, step)
-
-        moved = smooth
-        if how != "max":
-            factor, moved = _rounding(smooth, inputs, quantize, how, scale=scale)
-        rows = scale_of(moved.abs().amax(1), INT8.largest)
-        if how == "max":
-            return fake_quantize_int8(smooth, rows[:, None]), quantize
-        return gptq.round_int8(moved, factor, rows).weight, quantize
-
-    return method
-
-
-def int4(how: str) -> Method:
-    """Weights in INT4, a scale for each group."""
-
-    def method(weight: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, Quantize]:
-        if how == "max":
-            scale = scale_of(weight.unflatten(1, (-1, _GROUP_SIZE)).abs().amax(-1), INT4.largest)
-        else:
-            factor, weight = _rounding(weight, inputs, _as_is, how)
-            scale = search.group_scales(weight, factor.importance, _GROUP_SIZE)
-        if how in ("max", "search"):
-            factor = gptq.inverse_factor(torch.zeros(weight.shape[1], weight.shape[1]))
-        return gptq.round_int4(weight, factor, scale).weight, _as_is
-
-    return method
-
-
-def nvfp4(how: str) -> Method:
-    """Weights in NVFP4."""
-
-    def method(weight: torch.Tensor, inputs: Inputs) -> tuple[torch.Tensor, Quantize]:
-        if how in ("gptq", "target"):
-            factor, moved = _rounding(weight, inputs, _as_is, how, sort=False)
-            scale_2 = scale_of(moved.abs().amax(), _NVFP4_LARGEST)
-            return gptq.round_nvfp4(moved, factor, scale_2).weight, _as_is
-        scale_2 = scale_of(weight.abs().amax(), _NVFP4_LARGEST)
-        if how == "max":
-            scale = block_scales(weight, scale_2, 16)
-        else:
-            factor = gptq.inverse_factor(inputs.gram(_as_is), sort=False)
-            scale = search.nvfp4_block_scales(weight, factor.importance, scale_2)
-        step = (scale.float() * scale_2).repeat_interleave(16, 1)
-        return gptq.FP4.nearest(weight / step) * step, _as_is
-
-    return method
-
-
-METHODS: dict[str, Method] = {
-    **{f"fp8 {how}": fp8(how) for how in ("max", "gptq", "target")},
-    **{f"int8 alpha {alpha} {how}": int8(how, alpha) for alpha in (0.5, 0.8, 1.0) for how in ("max", "gptq", "target")},
-    **{f"int8 chosen {how}": int8(how, None) for how in ("max", "gptq", "target")},
-    **{f"int4 {how}": int4(how) for how in ("max", "search", "gptq", "target")},
-    **{f"nvfp4 {how}": nvfp4(how) for how in ("max", "search", "gptq", "target")},
-}
-
-
-# ---- the walk -------------------------------------------------------------------------------------------------------
-
-
-class _Reached(Exception):
-    """The model has come to where its inputs are wanted."""
-
-
-class _Capture:
-    """Records the inputs of a module while it is entered, and stops the forward pass there."""
-
-    def __init__(self, module: torch.nn.Module) -> None:
-        self.module = module
-        self.args: tuple[Any, ...] = ()
-        self.kwargs: dict[str, Any] = {}
-
-    def __call__(self, function: Callable[..., Any], *args: Any, **kwargs: Any) -> "_Capture":
-        def record(_: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            self.args, self.kwargs = args, kwargs
-            raise _Reached
-
-        handle = self.module.register_forward_pre_hook(record, with_kwargs=True, prepend=True)
-        with suppress(_Reached):
-            function(*args, **kwargs)
-        handle.remove()
-        return self
-
-
-# Names of linear layers that share their inputs, and these inputs, (samples, length, in) for each batch.
-_Stage = tuple[tuple[str, ...], list[torch.Tensor]]
-
-
-def _stages(block: Any, states: list[torch.Tensor], rope: dict[str, Any]) -> Generator[_Stage, None, None]:
-    """Runs a block of the Llama kind on all batches, stopping before each of its linear layers; changes ``states``.
-
-    Each layer runs once, as it is when the generator is continued.
-    """
-    attention, mlp = block.self_attn, block.mlp
-    inner = [block.input_layernorm(state) for state in states]
-    yield ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), inner
-    inner = [_Capture(attention.o_proj)(attention, hidden, **rope).args[0] for hidden in inner]
-    yield ("self_attn.o_proj",), inner
-    for index, hidden in enumerate(inner):
-        states[index] = states[index] + attention.o_proj(hidden)
-    inner = [block.post_attention_layernorm(state) for state in states]
-    yield ("mlp.gate_proj", "mlp.up_proj"), inner
-    inner = [mlp.act_fn(mlp.gate_proj(hidden)) * mlp.up_proj(hidden) for hidden in inner]
-    yield ("mlp.down_proj",), inner
-    for index, hidden in enumerate(inner):
-        states[index] = states[index] + mlp.down_proj(hidden)
-
-
-def quantize_models(
-    model: Any, batches: Sequence[torch.Tensor], methods: Mapping[str, Method], log: Callable[[str], None]
-) -> dict[str, Any]:
-    """Returns quantized copies: each layer from the inputs that it has in the copy, toward those that it had.
-
-    Args:
-        model: A Hugging Face model of the Llama kind, float32.
-        batches: int64 (samples, length) each, all of one length.
-        methods: By the name of the copy.
-        log: Takes a line after each block.
-    """
-    copies = {name: copy.deepcopy(model) for name in methods}
-    first = [_Capture(model.model.layers[0])(model, batch) for batch in batches]
-    exact = [capture.args[0] for capture in first]
-    # All batches have the same positions, and no padding.
-    rope = {name: first[0].kwargs[name] for name in ("position_embeddings", "attention_mask")}
-    given = {name: list(exact) for name in methods}
-    for number, block in enumerate(model.model.layers):
-        begun = time.time()
-        blocks = {name: quantized.model.layers[number] for name, quantized in copies.items()}
-        walks = {name: _stages(blocks[name], given[name], rope) for name in methods}
-        for linears, wanted in _stages(block, exact, rope):
-            for name, method in methods.items():
-                _, found = next(walks[name])
-                inputs = Inputs([batch.flatten(0, 1) for batch in wanted], [batch.flatten(0, 1) for batch in found])
-                _quantize([blocks[name].get_submodule(linear) for linear in linears], inputs, method)
-        for name, walk in walks.items():
-            next(walk, None)
-            error = sum(float((g - e).square().sum()) for g, e in zip(given[name], exact, strict=True))
-            size = sum(float(e.square().sum()) for e in exact)
-            log(f"block {number}: {name}: relative error {error / size:.2e}, {time.time() - begun:.1f} s")
-    return copies
-
-
-def _quantize(linears: Sequence[torch.nn.Linear], inputs: Inputs, method: Method) -> None:
-    """Quantizes linear layers that share their inputs as one, as Megatron has them."""
-    weight, quantize = method(torch.cat([linear.weight for linear in linears]), inputs)
-    for linear, rows in zip(linears, weight.split([len(linear.weight) for linear in linears]), strict=True):
-        linear.weight.copy_(rows)
-        linear.register_forward_pre_hook(lambda _, args: (quantize(args[0]),))
+Batches = Sequence[torch.Tensor]
 
 
 # ---- what it costs --------------------------------------------------------------------------------------------------
@@ -281,101 +60,268 @@ class Loss:
     """What was lost on the windows.
 
     Attributes:
-        increase: Mean increase of the negative log-likelihood of a token.
-        error: Its standard error over the windows.
-        median: The median of the windows.
+        increase: Mean increase of the negative log-likelihood of a token, in nats: of ln perplexity.
+        error: Its standard error over the windows, which are paired.
         worst: The largest increase of a window.
         top_1: How often both models think the same token most likely.
-        divergence: Mean KL divergence, in nats.
+        divergence: Mean KL divergence, in nats a token.
     """
 
     increase: float
     error: float
-    median: float
     worst: float
     top_1: float
     divergence: float
 
-
-def reference_states(model: Any, windows: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """What the last norm gives in the unquantized model, of each window."""
-    return [model.model(window[None]).last_hidden_state[0, :-1] for window in windows]
+    def __str__(self) -> str:
+        return f"{self.increase:.4f} | {self.error:.4f} | {self.top_1:.3f} | {self.divergence:.4f} | {self.worst:.3f}"
 
 
-def loss_of(model: Any, states: Sequence[torch.Tensor], windows: Sequence[torch.Tensor]) -> tuple[Loss, float]:
-    """Compares a quantized model with the unquantized one, whose loss is returned too."""
-    increases, agreement, divergence, reference = [], [], [], []
-    for state, window in zip(states, windows, strict=True):
-        exact = model.lm_head(state).log_softmax(-1)
-        found = model(window[None]).logits[0, :-1].log_softmax(-1)
-        likely = [-logits.gather(1, window[1:, None]).mean() for logits in (exact, found)]
-        reference.append(float(likely[0]))
-        increases.append(float(likely[1] - likely[0]))
-        agreement.append(float((exact.argmax(-1) == found.argmax(-1)).float().mean()))
-        divergence.append(float((exact.exp() * (exact - found)).sum(-1).mean()))
-    values = torch.tensor(increases, dtype=torch.float64)
+def loss_of(exact: Callable[[int], torch.Tensor], found: Callable[[int], torch.Tensor], windows: Batches) -> Loss:
+    """Compares a quantized model with the unquantized one.
+
+    Args:
+        exact: Gives the unquantized model's logits (length, vocabulary) of a window, by its number.
+        found: The quantized model's.
+        windows: int64 (length) each.
+    """
+    increases, agreement, divergence = [], [], []
+    for number, window in enumerate(windows):
+        before, after = (logits(number)[:-1].float().log_softmax(-1) for logits in (exact, found))
+        increases.append(float((before - after).gather(1, window[1:, None]).mean(dtype=torch.float64)))
+        agreement.append(float((before.argmax(-1) == after.argmax(-1)).float().mean()))
+        divergence.append(float((before.exp() * (before - after)).sum(-1).mean()))
     return Loss(
-        float(values.mean()),
-        float(values.std()) / math.sqrt(len(values)),
-        float(values.median()),
-        float(values.max()),
-        sum(agreement) / len(agreement),
-        sum(divergence) / len(divergence),
-    ), sum(reference) / len(reference)
+        statistics.fmean(increases),
+        statistics.stdev(increases) / math.sqrt(len(increases)),
+        max(increases),
+        statistics.fmean(agreement),
+        statistics.fmean(divergence),
+    )
 
 
-def read_tokens(
-    tokenizer: Any, texts: Sequence[str], documents: int, length: int, windows: int, window: int
-) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Returns calibration batches, (4, length) each, and windows of tokens from the texts that follow."""
-    tokens = (tokenizer(text)["input_ids"] for text in texts)
-    enough = list(islice((ids[:length] for ids in tokens if len(ids) >= length), documents))
-    rest = [token for ids in tokens for token in ids[1:]]
-    first = [tokenizer.bos_token_id]
-    cut = [torch.tensor(first + rest[at : at + window - 1]) for at in range(0, len(rest) - window, window - 1)]
-    if len(enough) < documents or len(cut) < windows:
-        sys.exit(
-            f"{len(enough)} documents of {length} tokens and {len(cut)} windows of {window}: give more text, or "
-            f"ask for less than {documents} and {windows}"
+# ---- our own --------------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def as_served(block: Block, layers: CalibratedLayers, rounds_inputs: bool) -> Iterator[None]:
+    """Has a block compute what a server does, in float32, within a ``with`` block.
+
+    Args:
+        block: The block.
+        layers: What its layers were calibrated to; those without a scheme compute with their own weights.
+        rounds_inputs: Whether activations are quantized, where the scheme does so.
+    """
+
+    def serve(name: str, module: torch.nn.Module) -> Callable[[], None]:
+        original, linear = module.get_parameter("weight"), layers.linear(name)
+        weight = rounded_weight(linear) if linear.is_quantized else original.float()
+        module.register_parameter("weight", torch.nn.Parameter(weight, requires_grad=False))
+
+        def enter(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor]:
+            scaled = scaled_input(args[0], linear)
+            return (rounded_input(scaled, linear) if rounds_inputs else scaled,)
+
+        hook = module.register_forward_pre_hook(enter)
+
+        def restore() -> None:
+            hook.remove()
+            module.register_parameter("weight", original)
+
+        return restore
+
+    with ExitStack() as stack:
+        for name, module in block.modules.items():
+            if is_linear(name):
+                stack.callback(serve(name, module))
+        yield
+
+
+@dataclass
+class Benchmark:
+    """A model and the text that it is measured on.
+
+    Attributes:
+        llama: The model.
+        shape: Its sizes.
+        batches: int64 (samples, length) each: what calibrates.
+        windows: int64 (length) each: what is read to evaluate.
+        exact: The windows behind the unquantized model's last layer.
+    """
+
+    llama: Llama
+    shape: ModelSpec
+    batches: Batches
+    windows: Batches
+    exact: Stream
+
+    @classmethod
+    def of(cls, model: Any, shape: ModelSpec, batches: Batches, windows: Batches) -> "Benchmark":
+        """Runs the unquantized model over the windows."""
+        llama = Llama(model)
+        exact = float32_stream(llama, [window[None] for window in windows])
+        for block in llama.blocks[1:]:
+            with as_served(block, CalibratedLayers(parameters_of([block]), {}, {}, False), False):
+                llama.advance(block, exact)
+        return cls(llama, shape, batches, windows, exact)
+
+    def loss(self, found: Callable[[int], torch.Tensor]) -> Loss:
+        """What a model has lost that gives logits (length, vocabulary) of a window, by its number."""
+        return loss_of(self._logits(self.exact), found, self.windows)
+
+    def _logits(self, stream: Stream) -> Callable[[int], torch.Tensor]:
+        return lambda number: self.llama.logits(stream.hidden[number])[0]
+
+    def learner(self, quantization: QuantizationConfig) -> Learner:
+        """What calibrates, as in a job."""
+        parallelism = Parallelism()
+        if not quantization.is_balanced:
+            method = method_for(quantization, _DECODER)
+            return ScaleLearner(self.llama, parallelism, Stream(self.batches), method, False)
+        return RoundingLearner(
+            self.llama,
+            parallelism,
+            Stream(self.batches),
+            Stream(self.batches),
+            rounder_for(quantization, _DECODER),
+            algorithm_scheme(quantization),
+            lambda name, scale: foldable_scale(name, scale, self.shape, False),
+            False,
         )
-    return list(torch.tensor(enough).split(4)), cut[:windows]
+
+    def quantize(
+        self, quantization: QuantizationConfig, log: Callable[[str], None] = lambda line: None
+    ) -> tuple[dict[str, Loss], float]:
+        """Calibrates, and reads the windows as servers will.
+
+        Args:
+            quantization: How.
+            log: Takes a line after each block.
+
+        Returns:
+            What was lost, by what is rounded: "" for all that the format rounds, and ", weights alone" where it rounds
+            activations to four bits too; and the time of the calibration, in seconds.
+        """
+        learner, scheme, seconds = self.learner(quantization), algorithm_scheme(quantization), 0.0
+        kinds = {"": True, ", weights alone": False} if quantization.algorithm == "nvfp4" else {"": True}
+        tokens = [window[None] for window in self.windows]
+        streams = {kind: float32_stream(self.llama, tokens) for kind in kinds}
+        for block in self.llama.blocks:
+            begun = time.monotonic()
+            state: State = learner.learn(block, False)
+            seconds += time.monotonic() - begun
+            if not block.index:
+                continue
+            rounded = learner.rounded.get if isinstance(learner, RoundingLearner) else lambda name: None
+            schemes = {name: scheme for name in block.modules if is_linear(name)}
+            layers = CalibratedLayers(parameters_of([block]), dict(state), schemes, False, rounded=rounded)
+            for kind, stream in streams.items():
+                with as_served(block, layers, kinds[kind]):
+                    self.llama.advance(block, stream)
+            log(f"{quantization.algorithm} {quantization.quality}: block {block.index}, {seconds:.1f} s")
+        return {kind: self.loss(self._logits(stream)) for kind, stream in streams.items()}, seconds
+
+    def pass_seconds(self) -> float:
+        """How long the calibration batches take through the unquantized layers, in seconds."""
+        stream = Stream(self.batches)
+        self.llama.advance(self.llama.blocks[0], stream)
+        begun = time.monotonic()
+        for block in self.llama.blocks[1:]:
+            self.llama.advance(block, stream)
+        return time.monotonic() - begun
+
+
+# ---- others ---------------------------------------------------------------------------------------------------------
+
+
+def modelopt(model: Any, batches: Batches, algorithm: str) -> Any:
+    """Quantizes a model with ModelOpt's preset; returns it in float32."""
+    import modelopt.torch.quantization as mtq
+
+    from nemo_ptq.quantization.presets import preset_config
+
+    config = preset_config(QuantizationConfig(algorithm, awq_block_size=_GROUP_SIZE, sq_alpha=1.0), _DECODER)
+
+    def run(quantized: Any) -> None:
+        for batch in batches:
+            quantized(batch)
+
+    return mtq.quantize(model, config, run).float()
+
+
+def _window_logits(model: Any, windows: Batches, number: int) -> torch.Tensor:
+    return model(windows[number][None]).logits[0]
+
+
+def read_tokens(tokenizer: Any, texts: Sequence[str], count: int, length: int) -> list[list[int]]:
+    """Returns the tokens of the first texts that are long enough, cut to a length.
+
+    Exits with a message where there are too few.
+    """
+    tokens = (tokenizer(text)["input_ids"] for text in texts)
+    found = list(islice((ids[:length] for ids in tokens if len(ids) >= length), count))
+    if len(found) < count:
+        sys.exit(f"{len(found)} texts of {length} tokens: give more text, or ask for less than {count}")
+    return found
+
+
+def read_windows(tokenizer: Any, texts: Sequence[str], count: int, length: int) -> list[torch.Tensor]:
+    """Returns windows of tokens from texts put together, each with the first token of a text before it.
+
+    Exits with a message where there are too few.
+    """
+    first = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    rest = [token for text in texts for token in tokenizer(text, add_special_tokens=False)["input_ids"]]
+    size = length - len(first)
+    found = [torch.tensor(first + rest[at : at + size]) for at in range(0, len(rest) - size + 1, size)]
+    if len(found) < count:
+        sys.exit(f"{len(found)} windows of {length} tokens: give more text, or ask for less than {count}")
+    return found[:count]
 
 
 def main() -> int:
     """Reads the command line and prints the table; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model")
-    parser.add_argument("--text", nargs="+", required=True)
-    parser.add_argument("--methods", nargs="+", default=sorted(METHODS), metavar="NAME", choices=sorted(METHODS))
-    parser.add_argument("--documents", type=int, default=128)
-    parser.add_argument("--length", type=int, default=256)
+    parser.add_argument("--calibration", required=True, metavar="FILE")
+    parser.add_argument("--evaluation", required=True, metavar="FILE")
+    parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
+    parser.add_argument("--qualities", nargs="*", default=QUALITIES, choices=QUALITIES)
+    parser.add_argument("--modelopt", action="store_true", help="run ModelOpt's presets as well, with its own defaults")
+    parser.add_argument("--samples", type=int, default=128, help="of the calibration")
+    parser.add_argument("--length", type=int, default=256, help="of a sample, in tokens")
     parser.add_argument("--windows", type=int, default=24)
-    parser.add_argument("--window", type=int, default=512)
+    parser.add_argument("--window", type=int, default=512, help="tokens of a window")
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
-    model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.float32).eval()
-    texts = [str(sample) for file in arguments.text for sample in read_text_file(file)]
-    batches, windows = read_tokens(
-        tokenizer, texts, arguments.documents, arguments.length, arguments.windows, arguments.window
-    )
+
+    def load() -> Any:
+        return AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16).eval()
+
+    def texts(file: str) -> list[str]:
+        return [str(sample) for sample in read_text_file(file)]
+
+    samples = read_tokens(tokenizer, texts(arguments.calibration), arguments.samples, arguments.length)
+    windows = read_windows(tokenizer, texts(arguments.evaluation), arguments.windows, arguments.window)
+    batches = torch.tensor(samples).split(8)
     with torch.inference_mode():
-        states = reference_states(model, windows)
-        print("| method | increase in ln ppl | s.e. | median | worst | top-1 | KL |\n|---|---|---|---|---|---|---|")
-        begun = time.time()
-        methods = {name: METHODS[name] for name in arguments.methods}
-        quantized = quantize_models(model, batches, methods, lambda line: print(line, file=sys.stderr))
-        seconds = time.time() - begun
-        for name, quantized_model in quantized.items():
-            loss, reference = loss_of(quantized_model, states, windows)
-            print(
-                f"| {name} | {loss.increase:.4f} | {loss.error:.4f} | {loss.median:.4f} | {loss.worst:.3f} | "
-                f"{loss.top_1:.3f} | {loss.divergence:.4f} |",
-                flush=True,
-            )
-        print(
-            f"\nUnquantized: {reference:.4f} nats a token, {len(windows)} windows of {arguments.window}; "
-            f"{seconds:.0f} s."
-        )
+        benchmark = Benchmark.of(load(), read_metadata(Path(arguments.model)), batches, windows)
+        one_pass = benchmark.pass_seconds()
+        print("| algorithm | by | increase in ln ppl | s.e. | top-1 | KL | worst window | passes |")
+        print("|---|---|--:|--:|--:|--:|--:|--:|", flush=True)
+        for algorithm in arguments.algorithms:
+            for quality in arguments.qualities:
+                quantization = QuantizationConfig(algorithm, quality=quality, awq_block_size=_GROUP_SIZE)
+                losses, seconds = benchmark.quantize(quantization, lambda line: print(line, file=sys.stderr))
+                for kind, loss in losses.items():
+                    print(f"| {algorithm}{kind} | {quality} | {loss} | {seconds / one_pass:.1f} |", flush=True)
+            if arguments.modelopt:
+                begun = time.monotonic()
+                peer = modelopt(load(), batches, algorithm)
+                seconds = time.monotonic() - begun
+                loss = benchmark.loss(partial(_window_logits, peer, windows))
+                print(f"| {algorithm} | ModelOpt | {loss} | {seconds / one_pass:.1f} |", flush=True)
+    print(f"\nOne forward pass over {arguments.samples} x {arguments.length} tokens: {one_pass:.1f} s.")
     return 0
 
 

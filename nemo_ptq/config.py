@@ -170,10 +170,11 @@ class QuantizationConfig:
             which need no data; or "no_quant" (None means the same); or the path of a JSON or YAML file with a ModelOpt
             config.
         quality: "fast" takes scales from largest magnitudes, or AWQ's search, and rounds weights to the nearest codes.
+            None is "balanced" where that is available, and "fast" elsewhere.
             "balanced" chooses scales and codes together, by how close each layer comes to the unquantized model.
         awq_block_size: Consecutive input features that share a weight scale, in the AWQ algorithms.
         sq_alpha: SmoothQuant's migration strength: 0 leaves the difficulty with the activations, 1 moves all of it
-            to the weights. None is 0.5; with quality "balanced" it is then chosen for each layer.
+            to the weights. None is 0.8; with quality "balanced" it is then chosen for each layer.
         enable_kv_cache: Quantize the KV cache. None leaves it to the algorithm and the model: on for fp8, except on
             decoder type "gpt"; off otherwise.
         kv_cache_qformat: Format of a quantized KV cache: "fp8".
@@ -195,18 +196,18 @@ class QuantizationConfig:
     algorithm: Optional[str] = _setting(
         "algorithm", "{names}, or a JSON or YAML file with a ModelOpt config", "--algorithm", "-algo", default="fp8"
     )
-    quality: str = _setting(
+    quality: Optional[str] = _setting(
         "quality",
-        "how much is computed to lose little: {names}",
+        "how much is computed to lose little: {names}; if not set, balanced where that is available",
         "--quality",
-        default=FAST,
+        default=None,
     )
     awq_block_size: int = _setting(
         "size", "input features that share a weight scale in AWQ", "--awq_block_size", "-awq_bs", default=128
     )
     sq_alpha: Optional[float] = _setting(
         "fraction",
-        "SmoothQuant's migration strength, from 0 to 1; if not set, 0.5, or with quality=balanced chosen by layer",
+        "SmoothQuant's migration strength, from 0 to 1; if not set, chosen by layer, or with quality=fast 0.8",
         "--sq_alpha",
         default=None,
     )
@@ -286,7 +287,7 @@ class QuantizationConfig:
     @property
     def fixed_alpha(self) -> Optional[float]:
         """SmoothQuant's migration strength; None where it is chosen for each layer."""
-        return 0.5 if self.sq_alpha is None and not self.is_balanced else self.sq_alpha
+        return 0.8 if self.sq_alpha is None and not self.is_balanced else self.sq_alpha
 
     @property
     def data_files(self) -> list[Path]:

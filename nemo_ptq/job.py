@@ -44,6 +44,7 @@ class Job:
         legacy_ckpt: Whether the checkpoint may come from another Transformer Engine.
         trust_checkpoint: Names of code that the checkpoint may have called, with commas between; see
             :func:`nemo_ptq.checkpoint.allowed_names.read_names`.
+        fast_because: Why the quality is "fast", where the user leaves it open and it is.
         tracking: Where the figures go, beside the record of the run: `mlflow:URL`, `tensorboard:DIR`, `wandb:PROJECT`.
     """
 
@@ -63,6 +64,7 @@ class Job:
     calibration_state: Path | None = None
     legacy_ckpt: bool = False
     trust_checkpoint: str | None = None
+    fast_because: str | None = None
     tracking: str | None = None
 
     def directories(self, root: Path) -> dict[str, Path]:

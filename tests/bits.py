@@ -285,6 +285,7 @@ def _export(cell: Cell, directory: Path) -> Path:
     if cell.source in ("nemo", "hf"):
         task["quantization_config"] = QuantizationConfig(
             algorithm=str(directory / "custom.json") if cell.algorithm == CUSTOM else cell.algorithm,
+            quality="fast",
             enable_kv_cache=cell.kv_cache,
             calibration_dataset=str(directory / "texts.txt"),
             **{**CALIBRATION, **cell.quantization},

@@ -27,7 +27,7 @@ from nemo_ptq.checkpoint.blocks import Block, parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.checkpoint.parts import is_linear
-from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
+from nemo_ptq.config import FAST, NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine import run as engine
@@ -111,7 +111,7 @@ def job_of(
         export_config=export,
         forward_loop=print if algorithm_of(quantization).needs_data else None,
     )
-    return replace(job, quantization=quantization)
+    return replace(job, quantization=replace(quantization, quality=quantization.quality or FAST))
 
 
 def run_job(job: Job, batches: Sequence[torch.Tensor] | None = None) -> None:

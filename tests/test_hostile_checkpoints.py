@@ -225,6 +225,7 @@ def test_no_rank_takes_modules_from_the_working_directory(demo: Demo, hostile_di
             "calibration_tp=2",
             f"export_config.path={tmp_path / 'out'}",
             f"quantization_config.calibration_dataset={demo.calibration}",
+            "quantization_config.quality=fast",
             "quantization_config.calibration_dataset_size=2",
             "quantization_config.calibration_batch_size=2",
         ],

@@ -59,6 +59,7 @@ def arguments(demo: Demo, output: Path) -> list[str]:
     values = {
         "nemo_checkpoint": demo.checkpoint,
         "calibration_tp": 2,
+        "quantization_config.quality": "fast",
         "quantization_config.calibration_dataset": demo.calibration,
         "quantization_config.calibration_dataset_size": SAMPLES,
         "export_config.path": output,

@@ -54,6 +54,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def quantization(algorithm: str) -> QuantizationConfig:
     return QuantizationConfig(
         algorithm,
+        quality="fast",
         calibration_dataset="counting",
         calibration_dataset_size=4,
         calibration_batch_size=4,

@@ -5,17 +5,19 @@
 The calibration batches walk twice, through the unquantized model and through what has become of it so far. For each
 block:
 
-1. Both run through it, still with its own weights. Summed up for each linear layer are X_q^T X_q and (X - X_q)^T X_q:
-   X_q what enters it in the quantized model, X what enters it in the other; and what the scales of activations need.
-2. Each linear layer is rounded by :mod:`nemo_ptq.calibration.gptq`.
+1. The unquantized batches run through it, and what enters each linear layer is kept: X.
+2. The quantized batches run as far as each linear layer in turn, through those before it as they have been rounded.
+   Summed up are X_q^T X_q and (X - X_q)^T X_q, with X_q what enters the layer, and what the scales of its activations
+   need. Then it is rounded by :mod:`nemo_ptq.calibration.gptq`.
 3. The quantized batches run through the rounded block, activations rounded as a server does.
 
-That is three forward passes over the calibration data.
+That is less than four forward passes over the calibration data: a whole one, about one and a half for the four linear
+layers of a block, and another whole one.
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
@@ -92,54 +94,66 @@ class RoundingLearner:
             self.quantized.hidden = list(self.reference.hidden)
             return {}
         linears = linear_shards(block, self.parallelism, self.unquantized)
+        state: dict[str, torch.Tensor] = {}
         with ExitStack() as stack:
-            layers = {name: _Layer(block.modules[name], linear) for name, linear in linears.items()}
+            layers = {name: _Layer(block.modules[name], linear, self.runner) for name, linear in linears.items()}
             for layer in layers.values():
                 stack.callback(layer.restore)
-            state = self._gather(block, layers)
-            for name, layer in layers.items():
-                if expert := expert_of(name):
-                    self.counts[expert] += layer.moments.tokens
-                layer.serve(state, self.scheme)
-                self.rounded[name] = self._round(layer)
-            for name, module in block.modules.items():
-                if has_cache(name, state):
-                    stack.callback(round_cache(module, name, state).remove)
+            self._keep_exact(block, layers.values())
+            for stage in _stages(layers):
+                found = self._gather(block, stage)
+                state |= found
+                for name, layer in stage.items():
+                    if expert := expert_of(name):
+                        self.counts[expert] += layer.moments.tokens
+                    layer.serve(found, self.scheme)
+                    self.rounded[name] = self._round(layer)
+                for name, module in block.modules.items():
+                    if has_cache(name, found):
+                        stack.callback(round_cache(module, name, found).remove)
             self.runner.advance(block, self.quantized)
         return state
 
-    def _gather(self, block: Block, layers: Mapping[str, "_Layer"]) -> dict[str, torch.Tensor]:
-        """Runs both streams through the block, of which the reference is then behind it.
+    def _keep_exact(self, block: Block, layers: Collection["_Layer"]) -> None:
+        """Moves the reference through the block, and keeps what enters its layers."""
+        for place in range(len(self.reference.hidden)):
+            for layer in layers:
+                layer.exact.append(None)
+            self.runner.advance_batch(block, self.reference, place)
+        for layer in layers:
+            layer.mode = _IDLE
+
+    def _gather(self, block: Block, stage: Mapping[str, "_Layer"]) -> dict[str, torch.Tensor]:
+        """Runs the quantized batches through the block as far as the layers of a stage.
 
         Returns:
-            What the block's activations are scaled with: its entries of the calibration state.
+            What their inputs are scaled with: their entries of the calibration state.
         """
-        observed = {
-            name: layer.linear for name, layer in layers.items() if self.rounder.statistic(layer.linear) is not None
-        }
+        linears = {name: layer.linear for name, layer in stage.items()}
+        observed = {name: linear for name, linear in linears.items() if self.rounder.statistic(linear) is not None}
         found = BlockStatistics(
             block,
             observed,
             self.rounder.statistic,
-            self.quantizes_kv_cache,
+            self.quantizes_kv_cache and any(name.endswith("linear_proj") for name in stage),
             self.parallelism,
             self.runner.dtype,
             self.runner.device,
         )
-        for place, states in enumerate(self.quantized.hidden):
-            for layer in layers.values():
-                layer.mode = _EXACT
-            self.runner.advance_batch(block, self.reference, place)
-            for layer in layers.values():
-                layer.mode = _COMPARE
-            with found.observing():
-                self.runner.layer(block, states)
-        for layer in layers.values():
+        for layer in stage.values():
+            layer.compare()
+        with found.observing(), _stopping([layer.module for layer in stage.values()]):
+            for place, states in enumerate(self.quantized.hidden):
+                for layer in stage.values():
+                    layer.place = place
+                with suppress(_Reached):
+                    self.runner.layer(block, states)
+        for layer in stage.values():
+            layer.exact.clear()
             layer.moments.merge(self.parallelism.data)
-        for kind in ("linear_fc1", "linear_fc2"):
-            experts = [layer for name, layer in layers.items() if _is_of_expert(name) and name.endswith(kind)]
-            if experts:
-                share_among_experts([layer.moments for layer in experts], self.parallelism.expert_tensor)
+        experts = [layer.moments for name, layer in stage.items() if _is_of_expert(name)]
+        if experts:
+            share_among_experts(experts, self.parallelism.expert_tensor)
         found.merge()
         state = found.cache_entries()
         for name, linear in observed.items():
@@ -159,9 +173,45 @@ class RoundingLearner:
         return RoundedWeight(rounded.codes, rounded.scale, rounded.scale_2)
 
 
-# What a layer does with what enters it: keeps it as that of the unquantized model, compares that of the quantized model
-# with what is kept, or computes with it as a server does.
-_EXACT, _COMPARE, _SERVE = "exact", "compare", "serve"
+class _Reached(Exception):
+    """The batch has come to where it is looked at."""
+
+
+# In the order in which a block computes them.
+_KINDS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+
+
+def _stages(layers: Mapping[str, "_Layer"]) -> Iterator[dict[str, "_Layer"]]:
+    """Yields layers that are rounded together, since none of them enters another: experts are many."""
+    for kind in _KINDS:
+        stage = {name: layer for name, layer in layers.items() if name.endswith(kind)}
+        if stage:
+            yield stage
+
+
+@contextmanager
+def _stopping(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
+    """Ends a block's forward pass with :class:`_Reached` where it enters a module, if that is the only one.
+
+    Hooks that the module has already are called first.
+    """
+
+    def stop(*_: Any) -> None:
+        raise _Reached
+
+    if len(modules) > 1:
+        yield
+        return
+    handle = modules[0].register_forward_pre_hook(stop)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+# What a layer does with what enters it: keeps it as that of the unquantized model, nothing, compares that of the
+# quantized model with what is kept, or computes with it as a server does.
+_EXACT, _IDLE, _COMPARE, _SERVE = "exact", "idle", "compare", "serve"
 
 
 class _Layer:
@@ -170,24 +220,36 @@ class _Layer:
     Args:
         module: The layer.
         linear: This rank's shard of it.
+        runner: Knows where what is kept waits.
 
     Attributes:
+        module: As given.
         linear: As given.
-        moments: Of what entered it.
+        exact: (tokens, local in-features) of each batch, what enters it in the unquantized model; None where that is
+            not compared.
+        place: Which batch enters it.
+        moments: Of what entered it, from when it compares until it is rounded.
         mode: What it does.
     """
 
-    def __init__(self, module: torch.nn.Module, linear: LinearShard) -> None:
-        self.linear, self.mode, self._module = linear, _EXACT, module
-        self._weight, local = module.get_parameter("weight"), linear.weight.shape[1]
+    def __init__(self, module: torch.nn.Module, linear: LinearShard, runner: BlockRunner) -> None:
+        self.module, self.linear, self._runner, self.mode = module, linear, runner, _EXACT
+        self._weight = module.get_parameter("weight")
         # The two models may send a token to different experts.
         self._compares = not _is_of_expert(linear.name)
-        self.moments = PairedMoments(local, local * linear.input_ranks.size, linear.weight.device, self._compares)
+        self.exact: list[torch.Tensor | None] = []
+        self.place = 0
         self._amax: torch.Tensor | None = None
         self._scale: torch.Tensor | None = None
         self._scheme: Scheme | None = None
-        self._exact: torch.Tensor | None = None
         self._hook = module.register_forward_pre_hook(self._enter)
+
+    def compare(self) -> None:
+        """Compares from now on what enters with what is kept."""
+        local = self.linear.weight.shape[1]
+        whole = local * self.linear.input_ranks.size
+        self.mode = _COMPARE
+        self.moments = PairedMoments(local, whole, self.linear.weight.device, self._compares)
 
     def serve(self, state: State, scheme: Scheme) -> None:
         """Scales and rounds from now on what enters, and the moments of what has entered likewise.
@@ -222,7 +284,7 @@ class _Layer:
         self._set_weight(self._weight)
 
     def _set_weight(self, weight: torch.nn.Parameter) -> None:
-        self._module.register_parameter("weight", weight)
+        self.module.register_parameter("weight", weight)
 
     def _enter(self, _: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
         if self.mode == _SERVE:
@@ -232,10 +294,11 @@ class _Layer:
             assert self._scheme is not None
             return rounded_activation(scaled, self._amax, self._scheme), *args[1:]
         inputs = args[0].reshape(-1, args[0].shape[-1])
-        if self.mode == _EXACT:
-            self._exact = inputs if self._compares else None
-        else:
-            exact, self._exact = self._exact, None
+        if self.mode == _EXACT and self._compares:
+            self.exact[-1] = self._runner.parked(inputs)
+        elif self.mode == _COMPARE:
+            exact = self.exact[self.place]
+            exact = None if exact is None else exact.to(inputs.device)
             self.moments.observe(inputs, self.linear.input_ranks.gather(inputs), exact)
         return None
 

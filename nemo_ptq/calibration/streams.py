@@ -55,7 +55,7 @@ class BlockRunner:
             shape = (tokens.shape[1], tokens.shape[0], config.hidden_size)
             states = torch.empty(shape, dtype=config.params_dtype, device=self.device)
             dist.recv(states, self._parallelism.previous)
-            stream.hidden.append(self._parked(states))
+            stream.hidden.append(self.parked(states))
 
     def send(self, stream: Stream) -> None:
         """Hands a stream's hidden states to the pipeline stage after this one, and forgets them."""
@@ -67,16 +67,16 @@ class BlockRunner:
     def advance(self, block: Block, stream: Stream) -> None:
         """Moves a stream through the embedding or a layer."""
         if block.index == 0:
-            stream.hidden = [self._parked(self.embed(tokens)) for tokens in stream.tokens]
+            stream.hidden = [self.parked(self.embed(tokens)) for tokens in stream.tokens]
             return
         for place in range(len(stream.hidden)):
             self.advance_batch(block, stream, place)
 
     def advance_batch(self, block: Block, stream: Stream, place: int) -> None:
         """Moves one batch of a stream through a layer."""
-        stream.hidden[place] = self._parked(self.layer(block, stream.hidden[place]))
+        stream.hidden[place] = self.parked(self.layer(block, stream.hidden[place]))
 
-    def _parked(self, states: torch.Tensor) -> torch.Tensor:
+    def parked(self, states: torch.Tensor) -> torch.Tensor:
         """Puts hidden states where they wait; in main memory into page-locked pages, which copies are fast from."""
         if not states.is_cuda or self.states_device.type == "cuda":
             return states.to(self.states_device)

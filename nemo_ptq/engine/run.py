@@ -87,6 +87,8 @@ def run_job(job: Job) -> None:
         expert_parallel=job.calibration_ep,
     )
     with tidying_up(launch.world_size == 1), groups, reserve_for_all(job, reporter) as (staging, resumes):
+        if job.fast_because is not None:
+            reporter.say(f"quality fast, since {job.fast_because}")
         # Before the model: data that is not available is better known in seconds.
         samples = read_job_samples(job, reporter)
         for line in server_warnings(job):

@@ -13,7 +13,8 @@ from nemo_ptq.errors import PtqError
 
 # What the file is, and what wrote it.
 _ORIGIN = (
-    *("_commit_hash", "_name_or_path", "architectures", "auto_map", "is_llama_config", "model_type", "name_or_path"),
+    *("_commit_hash", "_model_name_or_path", "_name_or_path", "architectures", "auto_map", "is_llama_config"),
+    *("model_type", "name_or_path"),
     *("torch_dtype", "dtype", "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version"),
 )
 # How a library computes: with which kernels, in which precision, and what it returns beside the logits.
@@ -34,6 +35,7 @@ _GENERATION = (
         "pad_token_id",
         "sep_token_id",
         "tokenizer_class",
+        "unk_token_id",
     ),
     *("bad_words_ids", "begin_suppress_tokens", "diversity_penalty", "do_sample", "early_stopping"),
     *("encoder_no_repeat_ngram_size", "exponential_decay_length_penalty", "forced_bos_token_id"),

@@ -162,20 +162,16 @@ def _awq_bytes(
 def _rounding_bytes(linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool) -> tuple[int, int]:
     """Activations and statistics while one layer is rounded with quality "balanced", when they are largest together.
 
-    All pairs of Gram matrices are there while the batches run, and what entered each linear layer of the other model;
-    then each layer's pair goes when it is rounded.
+    The linear layers are rounded one after the other, all experts' together: a pair of Gram matrices is there while the
+    batches run, and while the layer is rounded.
     """
-    pairs = 2 * sum(_gram(linear) for linear in linears)
-    kept = sum(tokens * linear.columns for linear in linears) * _BF16
-    phases = [(activations + kept, pairs)]
-    done = 0
-    for index, linear in enumerate(linears):
-        seen = tokens // linear.count
+    phases, done = [(activations, 0)], 0
+    for linear in linears:
+        seen, pair = tokens // linear.count, 2 * _gram(linear)
         observing = _observing_bytes(linear, seen, on_gpu) + seen * linear.columns * _BF16
-        phases.append((activations + kept, pairs + observing))
+        phases.append((activations, done + pair + observing))
         inverse = linear.whole_columns**2 * _INVERSE_BYTES
-        left = 2 * sum(_gram(other) for other in linears[index:])
-        phases.append((0, done + left + inverse + linear.weights * _ROUNDED_COPIES * _FP32))
+        phases.append((0, done + pair + inverse + linear.weights * _ROUNDED_COPIES * _FP32))
         # Codes, and the weight that the block goes on with.
         done += linear.weights * linear.count * (1 + _BF16)
     return max(phases, key=sum)
@@ -190,12 +186,18 @@ def compared_documents(model: ModelSpec, quantization: QuantizationConfig) -> in
 def waiting_states(model: ModelSpec, quantization: QuantizationConfig, parallelism: Parallelism) -> int:
     """Bytes of the hidden states between two blocks: of all calibration batches, and of the compared ones twice.
 
-    With quality "balanced" those of the calibration batches are there twice as well.
+    With quality "balanced" those of the calibration batches are there twice as well, and what enters each linear layer
+    of the block in the unquantized model once; experts' inputs are not kept.
     """
     batches = Batches.of(quantization, parallelism)
+    calibrated = batches.samples * batches.seq_len
     compared = compared_documents(model, quantization) * min(COMPARED_SEQ_LEN, model.seq_length)
-    copies = 2 if quantization.is_balanced else 1
-    return (copies * batches.samples * batches.seq_len + 2 * compared) * model.hidden_size * _BF16
+    width, copies = model.hidden_size, 1
+    kept = 0
+    if quantization.is_balanced:
+        linears = layer_linears(model, parallelism.tp, parallelism.ep)
+        copies, kept = 2, sum(linear.columns for linear in linears if not (model.num_experts and "fc" in linear.name))
+    return ((copies * calibrated + 2 * compared) * width + calibrated * kept) * _BF16
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
+from nemo_ptq.config import CUSTOM, FAST, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.export.servers import Export, answers
 from nemo_ptq.models.registry import Family, family_of
@@ -25,6 +25,7 @@ from nemo_ptq.plan.rules.exclusions import (
     kv_cache_alone_is_possible,
 )
 from nemo_ptq.plan.rules.format_limits import experts_have_a_format, server_loads_it
+from nemo_ptq.plan.rules.gathering import with_quality
 from nemo_ptq.plan.rules.layerwise import layerwise_is_possible
 from nemo_ptq.plan.rules.parallelism import (
     experts_are_sharded_once,
@@ -137,6 +138,7 @@ class Plan:
         model: NeMo's config class.
         decoder: TensorRT-LLM's decoder type, None where the model has none.
         algorithm: The algorithm's name.
+        quality: "fast" or "balanced".
         parameters: Of the whole model.
         layers: Of the whole model.
         parallelism: How the calibration is spread.
@@ -148,11 +150,13 @@ class Plan:
         flops: Operations of the calibration, over all ranks.
         servers: What servers are known to do with what is written.
         suggestions: What to change, if anything.
+        fast_because: Why the quality is "fast", where the user leaves it open and it is.
     """
 
     model: str
     decoder: str | None
     algorithm: str
+    quality: str
     parameters: int
     layers: int
     parallelism: Parallelism
@@ -164,6 +168,7 @@ class Plan:
     flops: int
     servers: tuple[ServerLine, ...] = ()
     suggestions: tuple[str, ...] = ()
+    fast_because: str | None = None
 
     @property
     def chosen(self) -> Mode:
@@ -288,8 +293,22 @@ def make_plan(
         num_layers_in_first_pipeline_stage,
         num_layers_in_last_pipeline_stage,
     )
-    plan = _plan(model, quantization, export, parallelism, device, further or {}, world_size)
-    return replace(plan, suggestions=tuple(_suggestions(plan, model, quantization, export)))
+    further = further or {}
+    fast_because = None
+    if quantization.quality is None:
+        values = {
+            "forward_loop": None,
+            **further,
+            "algorithm": quantization.algorithm,
+            "export_format": export.export_format,
+            "calibration_tp": calibration_tp,
+            "calibration_ep": calibration_ep,
+            "model": model,
+        }
+        quantization, fast_because = with_quality(quantization, values)
+    plan = _plan(model, quantization, export, parallelism, device, further, world_size)
+    suggestions = tuple(_suggestions(plan, model, quantization, export))
+    return replace(plan, suggestions=suggestions, fast_because=fast_because)
 
 
 def _plan(
@@ -328,6 +347,7 @@ def _plan(
         model=model.config_class.rpartition(".")[2],
         decoder=decoder,
         algorithm=quantization.algorithm_name,
+        quality=quantization.quality or FAST,
         parameters=model_parameters(model),
         layers=model.num_layers,
         parallelism=parallelism,
@@ -510,6 +530,8 @@ def plan_job(
         device=device or device_named(values["plan_device"], "plan_device"),
         further=values,
     )
+    if gathered.fast_because is not None:
+        plan = replace(plan, fast_because=gathered.fast_because)
     if plan.files:
         plan = replace(plan, files=(*plan.files, *context_files(Path(values["checkpoint"]).expanduser(), export)))
     if "export_config" in arguments and "path" in values:

@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from nemo_ptq.config import NO_QUANT
 from nemo_ptq.console.text import one_line
 from nemo_ptq.plan.files import FileSize
 from nemo_ptq.plan.memory import StepMemory
@@ -43,6 +44,9 @@ def _model(plan: Plan) -> Iterator[Row]:
     spread = plan.parallelism
     sizes = f"TP {spread.tp} x PP {spread.pp}" + (f" x EP {spread.ep}" if spread.ep > 1 else "")
     yield "model", None, plan.model, f"{plan.parameters / 1e9:,.3f} billion parameters, {plan.layers} layers"
+    if plan.algorithm != NO_QUANT:
+        since = "" if plan.fast_because is None else f", since {plan.fast_because}"
+        yield "model", None, "quality", f"{plan.quality}{since}"
     yield "model", None, "calibration", f"{plan.algorithm}, {sizes} on {spread.ranks} x {plan.device.name}"
 
 

@@ -72,8 +72,8 @@ def forward_passes(quantization: QuantizationConfig) -> int:
     """Returns how often the calibration data goes through each block: see calibration/rounding_learner.py."""
     if not quantization.is_balanced:
         return 1
-    # The unquantized stream, and the quantized one before and after rounding.
-    return 3
+    # The unquantized stream, and the quantized one as far as each of four layers, in sum one and a half, and once more.
+    return 4
 
 
 def _rounding_flops(model: ModelSpec, tokens: int) -> int:

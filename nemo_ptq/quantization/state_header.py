@@ -125,7 +125,7 @@ def read_header(path: Path) -> StateHeader:
         version = content.pop("version", None)
         if version != _VERSION:
             raise TypeError(f"version {version} of the format, not {_VERSION}")
-        content["quantization"] = QuantizationConfig(**_with_home(content["quantization"]))
+        content["quantization"] = QuantizationConfig(**{"quality": FAST, **_with_home(content["quantization"])})
         return StateHeader(**_with_home(content))
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise ConfigError([f"{name} is of another nemo_ptq ({error}): use that one, or calibrate again"]) from error

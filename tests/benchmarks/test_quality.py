@@ -1,14 +1,19 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The quality benchmark on a tiny Llama: its walk is the model's own forward pass, and its losses are paired."""
+"""The quality benchmark on a tiny Llama: its blocks are transformers' model, and its losses are paired."""
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from benchmarks.quality import METHODS, loss_of, quantize_models, read_tokens, reference_states
+from benchmarks.llama import Llama
+from benchmarks.quality import ALGORITHMS, QUALITIES, Benchmark, read_tokens, read_windows
+from nemo_ptq.calibration.streams import Stream
+from nemo_ptq.checkpoint.metadata import read_metadata
+from nemo_ptq.config import QuantizationConfig
 
 
 @pytest.fixture(scope="module")
@@ -22,6 +27,7 @@ def model() -> Any:
         num_key_value_heads=2,
         vocab_size=96,
         tie_word_embeddings=True,
+        initializer_range=0.1,  # so that there is something to lose
     )
     return LlamaForCausalLM(config).eval()
 
@@ -30,55 +36,44 @@ def tokens(samples: int, length: int, seed: int) -> torch.Tensor:
     return torch.randint(96, (samples, length), generator=torch.Generator().manual_seed(seed))
 
 
-def quantized(model: Any, *names: str) -> dict[str, Any]:
-    batches = list(tokens(48, 32, 1).split(4))
+@pytest.fixture(scope="module")
+def benchmark(model: Any, tmp_path_factory: pytest.TempPathFactory) -> Benchmark:
+    directory = tmp_path_factory.mktemp("llama")
+    model.save_pretrained(directory)
     with torch.inference_mode():
-        return quantize_models(model, batches, {name: METHODS[name] for name in names}, lambda _: None)
+        return Benchmark.of(model, read_metadata(Path(directory)), tokens(48, 32, 1).split(4), list(tokens(6, 64, 2)))
 
 
-def test_a_method_that_changes_nothing_gives_the_model_back(model: Any) -> None:
-    given = {}
-
-    def keep(weight: torch.Tensor, inputs: Any) -> tuple[torch.Tensor, Any]:
-        given[weight.shape] = [torch.equal(a, b) for a, b in zip(inputs.exact, inputs.given, strict=True)]
-        return weight, lambda values: values
-
-    batches = list(tokens(8, 32, 1).split(4))
+def test_the_blocks_compute_what_transformers_computes(model: Any) -> None:
+    llama, batch = Llama(model), tokens(3, 32, 1)
+    stream = Stream([batch])
     with torch.inference_mode():
-        same = quantize_models(model, batches, {"keep": keep}, lambda _: None)["keep"]
-        assert torch.equal(same(batches[0]).logits, model(batches[0]).logits)
-    # Queries, keys and values; the attention's output; gate and up; down.
-    assert given == {shape: [True, True] for shape in ((128, 64), (64, 64), (256, 64), (64, 128))}
+        for block in llama.blocks:
+            llama.advance(block, stream)
+        torch.testing.assert_close(llama.logits(stream.hidden[0]), model(batch).logits, rtol=1e-4, atol=1e-4)
 
 
-def test_every_method_stays_near_the_model_and_leaves_it_alone(model: Any) -> None:
-    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    windows = list(tokens(4, 64, 2))
+def test_the_model_itself_loses_nothing(model: Any, benchmark: Benchmark) -> None:
     with torch.inference_mode():
-        states = reference_states(model, windows)
-        for name, copy in quantized(model, *METHODS).items():
-            loss, _ = loss_of(copy, states, windows)
-            assert abs(loss.increase) < 0.1 and 0 < loss.divergence < 0.01, name
-    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
-
-
-def test_rounding_toward_the_model_diverges_less_than_rounding_to_nearest(model: Any) -> None:
-    windows = list(tokens(8, 64, 2))
-    with torch.inference_mode():
-        states = reference_states(model, windows)
-        for name in ("int4", "nvfp4"):
-            copies = quantized(model, f"{name} max", f"{name} target")
-            plain, target = (loss_of(copies[f"{name} {how}"], states, windows)[0] for how in ("max", "target"))
-            assert target.divergence < plain.divergence
-
-
-def test_the_model_itself_loses_nothing(model: Any) -> None:
-    windows = list(tokens(3, 64, 2))
-    with torch.inference_mode():
-        loss, reference = loss_of(model, reference_states(model, windows), windows)
+        loss = benchmark.loss(lambda number: model(benchmark.windows[number][None]).logits[0])
     assert loss.top_1 == 1.0
-    assert abs(loss.increase) < 1e-6 and abs(loss.divergence) < 1e-6
-    assert reference == pytest.approx(4.56, abs=0.1)  # ln 96: it knows nothing
+    assert abs(loss.increase) < 1e-5 and abs(loss.divergence) < 1e-5
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_balanced_diverges_less_than_fast(algorithm: str, model: Any, benchmark: Benchmark) -> None:
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    losses = {}
+    with torch.inference_mode():
+        for quality in QUALITIES:
+            quantization = QuantizationConfig(algorithm, quality=quality, awq_block_size=64)
+            losses[quality], seconds = benchmark.quantize(quantization)
+            assert seconds > 0
+    kinds = ["", ", weights alone"] if algorithm == "nvfp4" else [""]
+    assert list(losses["fast"]) == list(losses["balanced"]) == kinds
+    for kind in kinds:
+        assert 0 < losses["balanced"][kind].divergence < losses["fast"][kind].divergence
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
 
 class Letters:
@@ -86,19 +81,21 @@ class Letters:
 
     bos_token_id = 0
 
-    def __call__(self, text: str) -> dict[str, list[int]]:
-        return {"input_ids": [0, *map(ord, text)]}
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        return {"input_ids": [*([0] if add_special_tokens else []), *map(ord, text)]}
 
 
-def test_windows_are_of_texts_that_do_not_calibrate() -> None:
-    texts = ["a" * 30, "short", "b" * 30, *(letter * 20 for letter in "cdefgh")]
-    batches, windows = read_tokens(Letters(), texts, 2, 16, 3, 12)
-    assert torch.cat(batches).tolist() == [[0, *[ord("a")] * 15], [0, *[ord("b")] * 15]]
-    assert [len(window) for window in windows] == [12, 12, 12]
-    assert all(window[0] == 0 for window in windows)
-    assert not {ord("a"), ord("b")} & set(torch.cat(windows).tolist())
+def test_samples_are_texts_that_are_long_enough() -> None:
+    assert read_tokens(Letters(), ["a" * 30, "short", "b" * 30], 2, 16) == [[0, *[ord(x)] * 15] for x in "ab"]
+    with pytest.raises(SystemExit, match="1 texts of 16 tokens: give more text, or ask for less than 2"):
+        read_tokens(Letters(), ["a" * 30], 2, 16)
 
 
-def test_too_little_text_is_refused() -> None:
-    with pytest.raises(SystemExit, match="1 documents of 16 tokens"):
-        read_tokens(Letters(), ["a" * 30], 2, 16, 3, 12)
+def test_windows_are_of_texts_put_together() -> None:
+    windows = read_windows(Letters(), ["a" * 15, "b" * 15], 2, 12)
+    assert [window.tolist() for window in windows] == [
+        [0, *[ord("a")] * 11],
+        [0, *[ord("a")] * 4, *[ord("b")] * 7],
+    ]
+    with pytest.raises(SystemExit, match="2 windows of 12 tokens"):
+        read_windows(Letters(), ["a" * 15, "b" * 15], 3, 12)

@@ -27,7 +27,9 @@ def quantize(source: Path, output: Path, layout: tuple[int, int, int], data: Pat
     task = {
         "nemo_checkpoint": str(source),
         "export_config": ExportConfig(path=str(output)),
-        "quantization_config": QuantizationConfig("fp8", calibration_dataset=str(data), calibration_seq_len=16),
+        "quantization_config": QuantizationConfig(
+            "fp8", quality="fast", calibration_dataset=str(data), calibration_seq_len=16
+        ),
         "calibration_tp": tp,
         "calibration_pp": pp,
         "calibration_ep": ep,

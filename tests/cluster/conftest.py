@@ -20,7 +20,12 @@ from tests.conftest import Demo
 SCRIPT = Path(__file__).parent / "cluster.sh"
 CONFIGURATION = "/run/nemo_ptq_cluster/slurm.conf"
 # What keeps a job small; `options` turns it into arguments of `nemo llm ptq`.
-QUANTIZATION = {"calibration_dataset_size": 16, "calibration_batch_size": 8, "calibration_seq_len": 32}
+QUANTIZATION = {
+    "quality": "fast",
+    "calibration_dataset_size": 16,
+    "calibration_batch_size": 8,
+    "calibration_seq_len": 32,
+}
 
 
 def wait_until(condition: Callable[[], object], what: str, seconds: float = 240.0) -> None:

@@ -148,7 +148,7 @@ def test_what_does_not_fit_is_one_line(demo: Demo, exported: Path, tmp_path: Pat
     )
     wish = QuantizationConfig("int8_sq", sq_alpha=0.9)
     assert problems_of(again(exported, out, quantization_config=wish)) == (
-        "quantization_config.sq_alpha=0.9 with a calibration_state that was made with 0.5: leave it out, or calibrate "
+        "quantization_config.sq_alpha=0.9 with a calibration_state that was made with 0.8: leave it out, or calibrate "
         "without calibration_state"
     )
     assert "nothing is calibrated" in problems_of(again(exported, out, forward_loop=print))

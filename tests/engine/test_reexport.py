@@ -48,7 +48,9 @@ def possible_formats(checkpoint: Path, algorithm: str, output: Path) -> list[str
 def arguments(checkpoint: Path, algorithm: str, formats: list[str], output: Path) -> dict[str, Any]:
     return {
         "nemo_checkpoint": str(checkpoint),
-        "quantization_config": QuantizationConfig(algorithm, enable_kv_cache=algorithm in ("fp8", "int4_awq")),
+        "quantization_config": QuantizationConfig(
+            algorithm, quality="fast", enable_kv_cache=algorithm in ("fp8", "int4_awq")
+        ),
         "export_config": ExportConfig(path=str(output), export_format=formats, inference_tp=1),
         "forward_loop": print,
     }

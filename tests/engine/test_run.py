@@ -39,7 +39,7 @@ def arguments(
     demo: Demo, output: Path, *, algorithm: str = "fp8", inference: tuple[int, int] = (1, 1), **task: Any
 ) -> dict[str, Any]:
     quantization = {"calibration_dataset_size": 32, "calibration_batch_size": 8, "calibration_seq_len": 64}
-    quantization |= {"calibration_dataset": str(demo.calibration), "algorithm": algorithm}
+    quantization |= {"calibration_dataset": str(demo.calibration), "algorithm": algorithm, "quality": "fast"}
     quantization |= task.pop("quantization", {})
     export = task.pop("export", {})
     return {

@@ -76,7 +76,7 @@ def _run_algorithm(demo: Demo, output: Path, algorithm: str, on_gpu: bool) -> Ou
         world_size=1,
         nemo_checkpoint=demo.checkpoint,
         quantization_config=QuantizationConfig(
-            algorithm=algorithm, calibration_dataset=str(demo.calibration), calibration_dataset_size=64
+            algorithm, quality="fast", calibration_dataset=str(demo.calibration), calibration_dataset_size=64
         ),
         export_config=ExportConfig(path=str(output)),
     )

@@ -46,7 +46,7 @@ def exported(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     for algorithm, formats in FORMATS.items():
         output, packed = root / algorithm, [name for name in formats if name != "nemo"]
         quantization = QuantizationConfig(
-            algorithm, calibration_dataset=str(demo.calibration), calibration_dataset_size=64
+            algorithm, quality="fast", calibration_dataset=str(demo.calibration), calibration_dataset_size=64
         )
         tasks += [
             {

@@ -98,7 +98,7 @@ def test_it_fits_its_hardware(name: str, shapes: Mapping[str, ModelSpec]) -> Non
     assert plan.ok, plan.problems
     # The result: its weights fill the GPUs that it is for to two thirds, or a little more.
     gpus, memory = hardware(recipe.result)
-    fill = sum(file.bytes for file in plan.files) / (gpus * memory * 1e9)
+    fill = sum(file.bytes for file in plan.files if file.name.startswith("rank")) / (gpus * memory * 1e9)
     assert fill < 0.7, fill
 
 

@@ -126,7 +126,7 @@ def test_a_real_sweep(demo: Demo, tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "NEMORUN_HOME": str(home), "COLUMNS": "200"}
     del environment["NEMO_PTQ_RECORD"]
     data = [f"quantization_config.calibration_dataset={demo.calibration}"]
-    size = ["quantization_config.calibration_dataset_size=32"]
+    size = ["quantization_config.quality=fast", "quantization_config.calibration_dataset_size=32"]
     command = ["nemo-ptq", "sweep", "--algorithms", "fp8,int8_sq", f"nemo_checkpoint={demo.checkpoint}"]
     result = subprocess.run(
         [*command, f"export_config.path={out}", *data, *size],

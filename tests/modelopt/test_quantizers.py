@@ -77,7 +77,9 @@ def presets_changed() -> list[str]:
     before = {name: plain(getattr(mtq, name)) for name in names}
     for algorithm in QUANTIZED:
         for kv_cache in (True, False):
-            config = modelopt_config(QuantizationConfig(algorithm, 64, 0.9, kv_cache), "gemma")
+            config = modelopt_config(
+                QuantizationConfig(algorithm, awq_block_size=64, sq_alpha=0.9, enable_kv_cache=kv_cache), "gemma"
+            )
             config["quant_cfg"].clear()
             config["algorithm"] = "changed"
     return [name for name in names if plain(getattr(mtq, name)) != before[name]]

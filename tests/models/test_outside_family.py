@@ -68,6 +68,7 @@ def rename(llama: Path, directory: Path) -> None:
 def export(source: Path, output: Path) -> bytes:
     quantization = QuantizationConfig(
         "int4_awq",
+        quality="fast",
         calibration_dataset=str(source.parent / "texts.txt"),
         calibration_dataset_size=4,
         calibration_batch_size=4,

@@ -75,7 +75,8 @@ def test_a_tied_embedding_is_on_both_ends_of_a_pipeline() -> None:
     assert sum(stage.parameters for stage in stages(tied, Parallelism(pp=2))) == model_parameters(LLAMA_8B)
 
 
-RESIDENT = QuantizationConfig(layerwise=False)
+FAST = QuantizationConfig(quality="fast")
+RESIDENT = replace(FAST, layerwise=False)
 
 
 def test_what_does_not_fit_is_told_what_would() -> None:
@@ -127,7 +128,7 @@ def test_what_needs_the_whole_model_is_planned_with_it(
 
 
 def test_hidden_states_wait_on_the_host_layer_wise() -> None:
-    resident, layerwise = make_plan(LLAMA_8B, calibration_tp=2).modes
+    resident, layerwise = make_plan(LLAMA_8B, FAST, calibration_tp=2).modes
     waiting = (512 * 128 + 2 * 8 * 256) * LLAMA_8B.hidden_size * 2
     for mode, on_device in ((resident, waiting), (layerwise, 0)):
         (calibrate,) = [step for step in mode.memory if step.step == "calibrate"]
@@ -179,7 +180,7 @@ def test_expert_parallelism_spreads_the_experts() -> None:
 
 
 def test_a_rank_holds_the_hidden_states_of_its_share_of_the_samples() -> None:
-    quantization = QuantizationConfig("int4_awq", calibration_dataset_size=4096)
+    quantization = QuantizationConfig("int4_awq", quality="fast", calibration_dataset_size=4096)
     one, four = (step_of(make_plan(LLAMA_8B, quantization, world_size=ranks), "calibrate") for ranks in (1, 4))
     states = 4096 * 128 * LLAMA_8B.hidden_size * 2
     assert one.states - four.states == states * 3 // 4
@@ -205,9 +206,9 @@ def test_all_ranks_share_the_memory_of_a_cpu() -> None:
 
 @pytest.mark.parametrize("device", GPUS.values(), ids=GPUS)
 def test_a_faster_device_takes_less_time(device: Device) -> None:
-    plan = make_plan(LLAMA_8B, device=device)
+    plan = make_plan(LLAMA_8B, FAST, device=device)
     assert plan.device == device and all(seconds > 0 for seconds in plan.seconds.values())
-    faster = make_plan(LLAMA_8B, device=replace(device, bf16_tflops=2 * device.bf16_tflops))
+    faster = make_plan(LLAMA_8B, FAST, device=replace(device, bf16_tflops=2 * device.bf16_tflops))
     assert faster.seconds["calibrate"] == pytest.approx(plan.seconds["calibrate"] / 2)
 
 
@@ -229,17 +230,30 @@ def test_the_task_names_its_device(demo: Demo) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["fp8", "int4_awq"])
-def test_quality_balanced_is_three_passes_two_streams_and_the_rounded_weights(algorithm: str) -> None:
+def test_quality_balanced_is_four_passes_two_streams_the_inputs_of_a_block_and_the_rounded_weights(
+    algorithm: str,
+) -> None:
     fast, balanced = (make_plan(LLAMA_8B, QuantizationConfig(algorithm, quality=q)) for q in ("fast", "balanced"))
     assert balanced.ok
-    once = make_plan(LLAMA_8B, QuantizationConfig("fp8"))
-    assert balanced.flops > 3 * once.flops
-    assert balanced.seconds["calibrate"] > 3 * once.seconds["calibrate"]
+    once = make_plan(LLAMA_8B, FAST)
+    assert balanced.flops > 4 * once.flops
+    assert balanced.seconds["calibrate"] > 4 * once.seconds["calibrate"]
     before, after = step_of(fast, "calibrate"), step_of(balanced, "calibrate")
-    waiting = 512 * 128 * LLAMA_8B.hidden_size * 2
-    assert after.states - before.states == waiting
-    # Two float32 matrices for each linear layer: qkv, proj and fc1 have the hidden size as inputs, fc2 the inner width.
-    assert after.statistics >= 8 * (3 * LLAMA_8B.hidden_size**2 + LLAMA_8B.ffn_hidden_size**2)
+    # The other stream; and what enters qkv, proj and fc1, of the hidden size, and fc2, of the inner width.
+    waiting = 4 * LLAMA_8B.hidden_size + LLAMA_8B.ffn_hidden_size
+    assert after.states - before.states == 512 * 128 * 2 * waiting
+    # Two float32 matrices of the widest.
+    assert after.statistics >= 8 * LLAMA_8B.ffn_hidden_size**2
+
+
+def test_the_quality_is_balanced_unless_the_user_or_something_else_says_otherwise() -> None:
+    assert make_plan(LLAMA_8B).quality == "balanced" and make_plan(LLAMA_8B).fast_because is None
+    assert make_plan(LLAMA_8B).flops == make_plan(LLAMA_8B, QuantizationConfig(quality="balanced")).flops
+    assert (make_plan(LLAMA_8B, FAST).quality, make_plan(LLAMA_8B, FAST).fast_because) == ("fast", None)
+    unrounded = make_plan(LLAMA_8B, export=ExportConfig("OUT", export_format="nemo"))
+    reason = "export_format=nemo holds weights that are not rounded yet"
+    assert (unrounded.quality, unrounded.fast_because) == ("fast", reason)
+    assert make_plan(MIXTRAL, calibration_ep=2).quality == "fast"
 
 
 def test_without_an_algorithm_there_is_no_calibration() -> None:

@@ -27,7 +27,7 @@ def printed(plan: Plan, *, terminal: bool = False) -> str:
 
 
 def test_every_rule_and_step_is_a_line_with_a_tick() -> None:
-    plan = make_plan(LLAMA_8B, QuantizationConfig("int4_awq"), ExportConfig("OUT", inference_tp=2))
+    plan = make_plan(LLAMA_8B, QuantizationConfig("int4_awq", quality="fast"), ExportConfig("OUT", inference_tp=2))
     lines = printed(plan).splitlines()
     assert [line for line in lines if line.startswith("✓ rules: ")] == [f"✓ rules: {rule.says}" for rule in plan.rules]
     assert "✓ memory of a rank: calibrate" in "\n".join(lines)
@@ -37,13 +37,22 @@ def test_every_rule_and_step_is_a_line_with_a_tick() -> None:
 
 
 def test_what_is_wrong_has_a_cross_and_a_way_out() -> None:
-    plan = make_plan(LLAMA_70B, QuantizationConfig(layerwise=False), ExportConfig("OUT", inference_tp=3))
+    plan = make_plan(
+        LLAMA_70B, QuantizationConfig(quality="fast", layerwise=False), ExportConfig("OUT", inference_tp=3)
+    )
     lines = printed(plan).splitlines()
     crosses = [line for line in lines if line.startswith("✗")]
     assert "export_config.inference_tp=3 does not divide" in crosses[0]
     assert sum("memory of a rank" in line for line in crosses) == sum(step.weights > 0 for step in plan.memory) + 1
     assert crosses[-1] == "✗ the job cannot run like this"
     assert any(line.startswith("suggestion: calibration_tp=2 calibration_pp=1 is the smallest") for line in lines)
+
+
+def test_the_quality_is_shown_and_why_it_is_fast() -> None:
+    assert "  model: quality: balanced" in printed(make_plan(LLAMA_8B)).splitlines()
+    fast = make_plan(LLAMA_8B, export=ExportConfig("OUT", export_format="nemo"))
+    line = "  model: quality: fast, since export_format=nemo holds weights that are not rounded yet"
+    assert line in printed(fast).splitlines()
 
 
 def test_both_modes_are_shown_and_the_one_that_the_job_takes() -> None:
@@ -102,7 +111,9 @@ def test_the_command_takes_every_spelling_of_the_options(
     plan = json.loads(capsys.readouterr().out)
     assert (plan["algorithm"], plan["device"]["name"], plan["ok"]) == ("int4_awq", "L40S", True)
     assert plan["parallelism"]["tp"] == 2
-    assert [file["name"] for file in plan["files"]] == ["rank0.safetensors", "rank1.safetensors", "nemo_context/"]
+    weights, *others = [file["name"] for file in plan["files"]]
+    assert weights == "ptq/calibration.weights.safetensors"  # of quality balanced, which is the default
+    assert others == ["rank0.safetensors", "rank1.safetensors", "nemo_context/"]
 
 
 def test_the_command_fails_where_the_job_would(

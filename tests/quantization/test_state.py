@@ -225,7 +225,7 @@ def test_a_header_says_what_was_computed_and_is_as_before_with_quality_fast() ->
         return json.loads(text)["quantization"]
 
     fast = content()
-    assert fast["sq_alpha"] == 0.5
+    assert fast["sq_alpha"] == 0.8
     assert "quality" not in fast
     balanced = content(quality="balanced")
     assert (balanced["quality"], balanced["sq_alpha"]) == ("balanced", None)

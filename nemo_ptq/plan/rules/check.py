@@ -62,6 +62,7 @@ def check_job(*, world_size: int | None, launcher: str | None = None, **argument
         export=export,
         decoder=values["decoder"],
         calibration_state=gathered.state,
+        fast_because=gathered.fast_because,
         tracking=tracking and absolute_address(tracking),
         **{name: values[name] for name in _AS_GIVEN},
     )

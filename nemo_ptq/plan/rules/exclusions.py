@@ -46,7 +46,7 @@ def excluded_layers_can_be_named(
 def kv_cache_alone_is_possible(
     kv_cache_only: bool,
     algorithm: str | None,
-    quality: str,
+    quality: str | None,
     exclude: Any,
     enable_kv_cache: bool | None,
     formats: Sequence[str],
@@ -61,7 +61,7 @@ def kv_cache_alone_is_possible(
     default = QuantizationConfig()
     others = {
         "algorithm": algorithm != default.algorithm,
-        "quality": quality != FAST,
+        "quality": quality not in (None, FAST),
         "exclude": exclude is not None,
         "enable_kv_cache": enable_kv_cache is False,
     }

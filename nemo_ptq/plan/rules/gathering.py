@@ -4,18 +4,21 @@
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames, read_names
 from nemo_ptq.checkpoint.metadata import is_hugging_face, read_metadata, read_model
-from nemo_ptq.config import ExportConfig, QuantizationConfig, read_list
+from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig, read_list
 from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import Family, family_of
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
+from nemo_ptq.plan.quality import default_quality
 from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.quantization.excluded import unquantized_layers
 from nemo_ptq.quantization.state_entries import read_entries
@@ -34,12 +37,14 @@ class Gathered:
         problems: One line for each option that is of the wrong kind, and for each file that cannot be read.
         quantization: How to quantize: what the user asked for, or what the saved calibration was made with.
         state: The file of the saved calibration, if one is used.
+        fast_because: Why the quality is "fast", where the user leaves it open and it is.
     """
 
     values: Mapping[str, Any]
     problems: Sequence[str]
     quantization: QuantizationConfig
     state: Path | None
+    fast_because: str | None = None
 
 
 def gather(arguments: Mapping[str, Any], world_size: int | None, launcher: str | None = None) -> Gathered:
@@ -87,7 +92,27 @@ def gather(arguments: Mapping[str, Any], world_size: int | None, launcher: str |
         # What is calibrated needs no data any more.
         for name in ("calibration_dataset", "calibration_seq_len"):
             values.pop(name, None)
-    return Gathered(values, problems, quantization, state)
+    fast_because = None
+    if isinstance(quantization, QuantizationConfig) and quantization.quality is None:
+        quantization, fast_because = with_quality(quantization, values)
+        values["quality"] = quantization.quality
+    return Gathered(values, problems, quantization, state, fast_because)
+
+
+def with_quality(quantization: QuantizationConfig, values: Mapping[str, Any]) -> tuple[QuantizationConfig, str | None]:
+    """Returns the configuration with the quality that an unset one means, and why that is "fast" where it is.
+
+    Args:
+        quantization: What the user asked for, with the quality unset.
+        values: By the names that the rules' parameters have; where some are missing, other rules say so.
+    """
+    wanted = signature(default_quality).parameters.keys()
+    values = with_derived(values)
+    if not wanted <= values.keys() or not FORMATS.keys() >= set(values["formats"]):
+        return quantization, None
+    quality, reason = default_quality(**{name: values[name] for name in wanted})
+    quantizes = quantization.algorithm_name != NO_QUANT
+    return replace(quantization, quality=quality), reason if quantizes else None
 
 
 def _read(reader: Callable[[Path], T], path: Path, problems: list[str]) -> T | None:

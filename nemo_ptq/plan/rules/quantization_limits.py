@@ -8,7 +8,8 @@ from typing import Any
 from nemo_ptq.config import FAST, NO_QUANT, QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.spec import ModelSpec
-from nemo_ptq.quantization.algorithms import ALGORITHMS, algorithm_of
+from nemo_ptq.plan.quality import obstacle_to_balanced
+from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.quantization.excluded import unseen_by_modelopt
 from nemo_ptq.untrusted import FileError, read_json, read_yaml
 
@@ -155,39 +156,23 @@ def nvfp4_blocks_fit(
 
 
 def quality_is_available(
-    quality: str,
+    quality: str | None,
     algorithm: str | None,
     formats: Sequence[str],
     forward_loop: Any,
     calibration_tp: int,
     calibration_ep: int,
     model: ModelSpec,
+    kv_cache_only: bool = False,
 ) -> str | None:
     """Quality "balanced" walks block by block, and its codes go into packed files."""
-    if quality == FAST:
+    if quality in (None, FAST) or kv_cache_only:  # another rule says so
         return None
-    option = f"quantization_config.quality={quality}"
-    if algorithm_of(QuantizationConfig(algorithm)).rounder is None:
-        known = ", ".join(name for name, record in ALGORITHMS.items() if record.rounder)
-        return f"{option} is not available for algorithm={algorithm}: use one of {known}, or leave quality out"
-    for name in formats:
-        if not FORMATS[name].is_packed:
-            return (
-                f"{option} does not go into export_format={name}, whose weights are not rounded yet: use another "
-                "format, or leave quality out"
-            )
-    if forward_loop is not None:
-        return f"{option} walks block by block, which a forward_loop cannot: give calibration_dataset instead"
-    if model.is_quantized:
-        return f"{option} with a checkpoint that is quantized already: give the checkpoint as it was before"
-    if calibration_ep > 1:
-        return f"{option} with calibration_ep={calibration_ep}: all experts of a layer are rounded on one rank; use 1"
-    if model.hidden_size % calibration_tp:
-        return (
-            f"{option} with calibration_tp={calibration_tp}: ranks round equal shares of rows, and hidden_size "
-            f"{model.hidden_size} does not divide; use a smaller calibration_tp"
-        )
-    return None
+    obstacle = obstacle_to_balanced(algorithm, formats, forward_loop, calibration_tp, calibration_ep, model)
+    if obstacle is None:
+        return None
+    reason, fix = obstacle
+    return f"quantization_config.quality={quality} is not available, since {reason}: {fix}, or leave quality out"
 
 
 def _qkv_rows(model: ModelSpec, tp: int) -> int:

@@ -91,6 +91,7 @@ def test_a_quantized_export_adds_its_quantization_alone(source_of: Callable[[str
     (tmp_path / "texts.txt").write_text("the quick brown fox jumps over it\n" * 8)
     quantization = QuantizationConfig(
         "fp8",
+        quality="fast",
         calibration_dataset=str(tmp_path / "texts.txt"),
         calibration_dataset_size=4,
         calibration_batch_size=4,

@@ -46,7 +46,7 @@ def output(tmp_path: Path) -> Path:
 
 def test_a_sound_job_is_resolved(demo: Demo, output: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(output.parent)
-    quantization = QuantizationConfig("fp8", calibration_dataset=str(demo.calibration))
+    quantization = QuantizationConfig("fp8", "balanced", calibration_dataset=str(demo.calibration))
     job = check_job(
         model_path=str(demo.checkpoint),
         export_config=ExportConfig("out", inference_tp=2),
@@ -66,7 +66,7 @@ def test_a_sound_job_is_resolved(demo: Demo, output: Path, monkeypatch: pytest.M
 
 def test_defaults_apply_where_no_quantization_config_is_given(demo: Demo, output: Path) -> None:
     job = check_job(nemo_checkpoint=demo.checkpoint, export_config=ExportConfig(str(output)), world_size=None)
-    assert job.quantization == QuantizationConfig()
+    assert job.quantization == QuantizationConfig(quality="balanced")
 
 
 def test_the_users_decoder_type_counts(demo: Demo, output: Path) -> None:

@@ -168,13 +168,19 @@ def test_sizes_are_accepted_if_every_shard_is_whole(model: ModelSpec, tp: int, b
     [
         ({}, None),
         ({"quality": "fast", "algorithm": "no_quant", "forward_loop": print}, None),
-        ({"algorithm": "no_quant"}, "quality=balanced is not available for algorithm=no_quant: use one of fp8, "),
-        ({"algorithm": "mine.yaml"}, "is not available for algorithm=mine.yaml"),
-        ({"formats": ("trtllm", "nemo")}, "does not go into export_format=nemo"),
+        (
+            {"algorithm": "no_quant"},
+            "quality=balanced is not available, since algorithm=no_quant rounds to the nearest codes alone: use one ",
+        ),
+        ({"algorithm": "mine.yaml"}, "since algorithm=mine.yaml rounds to the nearest codes alone"),
+        (
+            {"formats": ("trtllm", "nemo")},
+            "since export_format=nemo holds weights that are not rounded yet: use another format",
+        ),
         ({"forward_loop": print}, "give calibration_dataset instead"),
         ({"model": replace(LLAMA_8B, is_quantized=True)}, "give the checkpoint as it was before"),
-        ({"calibration_ep": 2}, "quality=balanced with calibration_ep=2"),
-        ({"calibration_tp": 3}, "hidden_size 4096 does not divide"),
+        ({"calibration_ep": 2}, "since calibration_ep=2, and all experts of a layer are rounded on one rank: use 1"),
+        ({"calibration_tp": 3}, "since calibration_tp=3 does not divide hidden_size 4096"),
     ],
 )
 def test_balanced_is_for_our_own_algorithms_and_packed_formats(changes: dict[str, Any], message: str | None) -> None:
