@@ -21,7 +21,9 @@ def default_quality(
     kv_cache_only: bool = False,
 ) -> tuple[str, str | None]:
     """Returns what a job's quality is where the user does not say, and why it is not "balanced" where it is not."""
-    obstacle = obstacle_to_balanced(algorithm, formats, forward_loop, calibration_tp, calibration_ep, model, kv_cache_only)
+    obstacle = obstacle_to_balanced(
+        algorithm, formats, forward_loop, calibration_tp, calibration_ep, model, kv_cache_only
+    )
     return (BALANCED, None) if obstacle is None else (FAST, obstacle[0])
 
 
