@@ -67,12 +67,14 @@ class _Stored:
         fields: The tensors of a linear layer.
         weights: What config.json says about weights, the size of a group apart.
         inputs: The same of activations; None where they stay as they are.
+        is_named: Whether the group of layers names the format: the library would take it for another one.
     """
 
     format: str
     fields: tuple[Field, ...]
     weights: Mapping[str, Any]
     inputs: Mapping[str, Any] | None = None
+    is_named: bool = False
 
 
 _STORED: Mapping[str | None, _Stored] = {
@@ -88,7 +90,7 @@ _STORED: Mapping[str | None, _Stored] = {
     ),
     "W4A16_AWQ": _Stored("pack-quantized", _INT4, _INTEGER4),
     # Readers round each token by its own largest magnitude: the calibrated amax is not stored.
-    "W4A8_AWQ": _Stored("pack-quantized", _INT4, _INTEGER4, {**_FLOAT8, **_TOKENS}),
+    "W4A8_AWQ": _Stored("pack-quantized", _INT4, _INTEGER4, {**_FLOAT8, **_TOKENS}, is_named=True),
     "NVFP4": _Stored("nvfp4-pack-quantized", (*_NVFP4_WEIGHT, _NVFP4_INPUT), _FLOAT4, {**_FLOAT4, "dynamic": "local"}),
     "W4A16_NVFP4": _Stored("nvfp4-pack-quantized", _NVFP4_WEIGHT, _FLOAT4),
 }
@@ -207,7 +209,14 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
         "quant_method": "compressed-tensors",
         "format": stored.format,
         "quantization_status": "compressed",
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": weights, "input_activations": inputs}},
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": weights,
+                "input_activations": inputs,
+                **({"format": stored.format} if stored.is_named else {}),
+            }
+        },
         "ignore": layout.unquantized(embeddings=False),
     }
     if layout.kv_cache:
