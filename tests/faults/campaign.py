@@ -64,19 +64,21 @@ def run(root: Path, seed: int, share: float, names: Sequence[str]) -> list[Resul
     log = root / "results.jsonl"
     results = [Result(**json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
     known = {(result.kind, result.number) for result in results}
+    left = [(kind, number) for kind, number in faults(share, names) if (kind.name, number) not in known]
+    if not left:
+        return results
     for entry in root.iterdir():  # of a campaign that was killed
         if entry != log:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     lab = Lab(root)
-    if not names or disks.failing_write.__name__ in names:
+    if any(kind.inject is disks.failing_write for kind, _ in left):
         lab.preload_shim()
     lab.prepare()
     with log.open("a", buffering=1) as stream:
-        for kind, number in faults(share, names):
-            if (kind.name, number) not in known:
-                results.append(_inject(lab, kind, number, seed))
-                stream.write(json.dumps(asdict(results[-1])) + "\n")
-                _say(results[-1])
+        for kind, number in left:
+            results.append(_inject(lab, kind, number, seed))
+            stream.write(json.dumps(asdict(results[-1])) + "\n")
+            _say(results[-1])
     return results
 
 
