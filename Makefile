@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo checkpoint test test-slow test-cluster test-serve serve-env servers support-matrix lint docs clean
+.PHONY: help demo checkpoint test test-slow test-faults test-cluster test-serve serve-env servers support-matrix lint docs clean
 
 # The first Python that runs (a pyenv shim may exist without doing so) and is neither too old nor too new.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
@@ -29,6 +29,9 @@ test: checkpoint ## run the tests, on two cores
 
 test-slow: checkpoint ## run the tests that take minutes
 	@$(IN_VENV) python -m pytest -m slow
+
+test-faults: .venv/installed ## inject a thousand faults, and put what came of them into docs/reliability.md (an hour)
+	@$(IN_VENV) python -m tests.faults --document docs/reliability.md
 
 test-cluster: checkpoint ## run the tests on a real Slurm of two nodes, made of this machine for the time (root, Debian)
 	@tests/cluster/cluster.sh install

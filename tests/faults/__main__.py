@@ -18,7 +18,7 @@ os.environ |= {
 
 def main() -> int:
     """Runs it as the command line says; returns the exit status."""
-    from tests.faults.campaign import run, table
+    from tests.faults.campaign import run, table, write
     from tests.faults.kinds import KINDS
 
     parser = argparse.ArgumentParser(prog="python -m tests.faults", description=__doc__)
@@ -26,9 +26,12 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0, help="chooses the faults")
     parser.add_argument("--share", type=float, default=1.0, help="of the full number of each kind")
     parser.add_argument("--work", type=Path, default=Path("build/faults"), help="goes on with what is there")
+    parser.add_argument("--document", type=Path, help="where the table is put in its place, as in docs/reliability.md")
     given = parser.parse_args()
     results = run(given.work.absolute(), given.seed, given.share, given.kinds)
     print(f"\n{table(results)}")
+    if given.document:
+        write(given.document, results)
     return int(any(result.problems for result in results))
 
 

@@ -12,9 +12,10 @@ from math import ceil
 from pathlib import Path
 from random import Random
 
-from tests.faults.kinds import KINDS, Kind
+from tests.faults.kinds import KINDS, Kind, disks
 from tests.faults.lab import Lab
 
+_BEGIN, _END = "<!-- What make test-faults found: -->\n", "<!-- . -->\n"
 OUTCOMES = ("refused", "unharmed", "ended", "resumed", "left out")
 
 
@@ -63,17 +64,21 @@ def run(root: Path, seed: int, share: float, names: Sequence[str]) -> list[Resul
     log = root / "results.jsonl"
     results = [Result(**json.loads(line)) for line in log.read_text().splitlines()] if log.exists() else []
     known = {(result.kind, result.number) for result in results}
+    left = [(kind, number) for kind, number in faults(share, names) if (kind.name, number) not in known]
+    if not left:
+        return results
     for entry in root.iterdir():  # of a campaign that was killed
         if entry != log:
             shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
     lab = Lab(root)
+    if any(kind.inject is disks.failing_write for kind, _ in left):
+        lab.preload_shim()
     lab.prepare()
     with log.open("a", buffering=1) as stream:
-        for kind, number in faults(share, names):
-            if (kind.name, number) not in known:
-                results.append(_inject(lab, kind, number, seed))
-                stream.write(json.dumps(asdict(results[-1])) + "\n")
-                _say(results[-1])
+        for kind, number in left:
+            results.append(_inject(lab, kind, number, seed))
+            stream.write(json.dumps(asdict(results[-1])) + "\n")
+            _say(results[-1])
     return results
 
 
@@ -104,6 +109,12 @@ def table(results: Sequence[Result]) -> str:
         if of_kind:
             lines.append(_row(kind.says, of_kind))
     return "\n".join([*lines, _row("**all**", results)]) + "\n"
+
+
+def write(document: Path, results: Sequence[Result]) -> None:
+    """Puts the table into its place in a document."""
+    before, _, rest = document.read_text().partition(_BEGIN)
+    document.write_text(f"{before}{_BEGIN}\n{table(results)}\n{_END}{rest.partition(_END)[2]}")
 
 
 def _row(says: str, results: Sequence[Result]) -> str:

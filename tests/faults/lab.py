@@ -230,7 +230,6 @@ class Lab:
     def prepare(self) -> None:
         """Makes the inputs, and what becomes of them."""
         (self.root / "inputs").mkdir(parents=True)
-        self._preload_shim()
         run_ranks(make_nemo, 1, "llama3", self.nemo)
         texts = (f"The {number}th of some texts, which tells of {number * 7} things." for number in range(2 * _SAMPLES))
         self.data.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -243,8 +242,9 @@ class Lab:
         self.seconds = ended.seconds
         self.expected = self.results(self.export)
 
-    def _preload_shim(self) -> None:
-        """Has commands that are forked count their writes; before the first one is."""
+    def preload_shim(self) -> None:
+        """Has commands that are forked count their writes. To be called before any process is forked."""
+        self.root.mkdir(parents=True, exist_ok=True)
         if shutil.which("cc") is not None:
             shim = self.root / "failing_write.so"
             subprocess.run(["cc", "-shared", "-fPIC", "-O1", "-o", shim, _SHIM, "-ldl"], check=True)
