@@ -27,6 +27,11 @@ ALGORITHMS = (
     *(NO_QUANT, "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"),
     *("fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
 )
+# What the document shows as far as it was run: no result of these is required yet.
+_AS_FAR_AS_RUN = {
+    "hf": ("fp8_dynamic", "w4a16_nvfp4"),
+    "compressed_tensors": ("w4a8_awq", "nvfp4", "fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
+}
 # Tensor x pipeline parallelism at which a model is calibrated for trtllm.
 CALIBRATIONS = ("1x1", "2x2")
 
@@ -91,7 +96,8 @@ def algorithms_of(format: str, model: str) -> list[str]:
 
 
 def _of_format(format: str) -> list[Result]:
-    return [{"model": model, "algorithm": algorithm} for model, algorithm in carried(format)]
+    later = _AS_FAR_AS_RUN.get(format, ())
+    return [{"model": model, "algorithm": algorithm} for model, algorithm in carried(format) if algorithm not in later]
 
 
 def _jobs() -> list[Result]:
@@ -103,7 +109,7 @@ def _jobs() -> list[Result]:
     ]
 
 
-# Every kind of result: the cells that need one, by their keys. A test records a result under the kind's name.
+# Every kind of result: the cells that must have one, by their keys. A test records a result under the kind's name.
 #   trtllm              tests/test_matrix.py: "distance" of the logits of the files from the calibrated model's
 #   modelopt            tests/peer/test_modelopt_exporter.py: "equal", or why ModelOpt's exporter to trtllm fails
 #   hf                  tests/export/huggingface/test_unified.py: "equal" or "equal, but ..."
@@ -179,7 +185,8 @@ Made by `make support-matrix` from the results of the tests; do not edit. One ta
 [export format](formats.md), families by algorithms.
 
 The models are small ones of the family's true architecture, with random weights, which a rounding moves further than
-trained ones: a number shows that the files are right, not what a quantization costs. All were imported from Hugging
+trained ones: a number shows that the files are right, not what a quantization costs. **not run** is a cell whose test
+has not been run for this document. All were imported from Hugging
 Face directories; GPT, which has no class there, was made as a NeMo checkpoint.
 
 **refused** is one line before anything starts, with the reason; what is refused is what
@@ -287,7 +294,9 @@ _OUTCOMES = {"equal": "=", "equal, but for gains": "= but gains", "equal tensors
 
 
 def _shown(results: Sequence[Result]) -> str:
-    """The largest distance, or the weakest outcome."""
+    """The largest distance, or the weakest outcome; what was not run says so."""
+    if not results:
+        return "yes, not run"
     distances = [result["distance"] for result in results if "distance" in result]
     if distances:
         return f"yes {max(distances):.0e}" if any(distances) else "yes 0"

@@ -246,6 +246,7 @@ _SGLANG = (
         _SGLANGS,
     ),
 )
+_NEEDS_LIBRARY = "needs the compressed-tensors library"
 _TRANSFORMERS = (
     Fact("transformers", LOADS, RAN, None, (NO_QUANT,), _KNOWN_FAMILIES),
     Fact(
@@ -286,18 +287,10 @@ _TRANSFORMERS = (
         _COMPRESSED,
         ("fp8", "int8_sq", "int4_awq"),
         _KNOWN_FAMILIES,
-        note="needs the compressed-tensors library",
+        note=_NEEDS_LIBRARY,
     ),
-    Fact(
-        "transformers",
-        LOADS,
-        RAN,
-        _COMPRESSED,
-        _EVERY,
-        _KNOWN_FAMILIES,
-        ("4.57",),
-        note="needs the compressed-tensors library",
-    ),
+    Fact("transformers", LOADS, RAN, _COMPRESSED, _EVERY, ("Llama",), ("4.57",), note=_NEEDS_LIBRARY),
+    Fact("transformers", LOADS, READ, _COMPRESSED, _EVERY, _KNOWN_FAMILIES, ("4.57",), note=_NEEDS_LIBRARY),
 )
 FACTS: Sequence[Fact] = (*_VLLM, *_TENSORRT_LLM, *_ENGINES, *_SGLANG, *_TRANSFORMERS)
 """All that is known; the first fact that fits an export answers."""
