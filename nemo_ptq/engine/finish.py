@@ -58,10 +58,9 @@ def finish(
         write_report(directory, reports[-1])
         write_manifest(directory, digests[name], _about(name, job))
         _verify(directory, reporter)
-    if job.export.min_recovery is not None and not reports[0].summary.passed and not job.export.keep_failed:
+    if not job.export.keep_failed and (shortfall := _shortfall(job, reports[0])):
         raise RecoveryError(
-            f"{_shortfall(job, reports[0])}: {job.output} was not made; export_config.keep_failed=true makes it all "
-            "the same"
+            f"{shortfall}: {job.output} was not made; export_config.keep_failed=true makes it all the same"
         )
     publish(staging)
     return reports[0]
@@ -83,11 +82,14 @@ def say_conclusion(job: Job, report: Report | None, reporter: Reporter) -> None:
     reporter.say(f"{job.output} is ready")
     line, is_bad = conclude(report)
     reporter.judge(line, is_bad)
-    if job.export.min_recovery is not None and not report.summary.passed:
-        raise RecoveryError(f"{_shortfall(job, report)}: {job.output} is kept, as export_config.keep_failed=true says")
+    if shortfall := _shortfall(job, report):
+        raise RecoveryError(f"{shortfall}: {job.output} is kept, as export_config.keep_failed=true says")
 
 
-def _shortfall(job: Job, report: Report) -> str:
+def _shortfall(job: Job, report: Report) -> str | None:
+    """Says by how much a model misses what the user asks of it; None where it does not."""
+    if job.export.min_recovery is None or report.summary.passed:
+        return None
     if report.summary.recovery is None:
         why = report.missing.get("quality", "no text was compared on")
         return f"export_config.min_recovery={job.export.min_recovery} was not measured: {why}"
