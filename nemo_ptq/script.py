@@ -11,9 +11,13 @@ from nemo_ptq.safe_path import leave_working_directory
 if __name__ == "__main__":
     leave_working_directory()  # before anything else is imported
 
+import json
+import os
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
 
 from nemo_ptq.console.output import written_output
 from nemo_ptq.console.text import printable
@@ -34,10 +38,26 @@ def _report(problems: Sequence[str], launch: Launch) -> None:
         if not launch.is_first:
             # Normally rank 0 found the same and ends us now; otherwise it is this node's own problem.
             time.sleep(_PATIENCE)
-        for problem in problems:
-            print(f"Error: {in_flags(problem)}", file=sys.stderr, flush=True)
+        lines = [f"Error: {in_flags(problem)}" for problem in problems]
+        print(*lines, sep="\n", file=sys.stderr, flush=True)
+        _leave_word("\n".join(lines))
     else:
         time.sleep(2 * _PATIENCE)
+
+
+def _leave_word(message: str) -> None:
+    """Tells torchrun why this rank ends, for the table that it prints last."""
+    file = os.environ.get("TORCHELASTIC_ERROR_FILE")
+    if file:
+        content = {"message": message, "extraInfo": {"py_callstack": "", "timestamp": str(int(time.time()))}}
+        with suppress(OSError):
+            Path(file).write_text(json.dumps({"message": content}), encoding="utf-8")
+
+
+def _has_lost_a_peer(error: Exception) -> bool:
+    """Whether a rank fails since another has: torch then says that a connection was closed."""
+    is_of_torch = type(error).__module__.startswith("torch.distributed")  # DistBackendError and its like
+    return is_of_torch or (isinstance(error, RuntimeError) and "Connection" in str(error))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,8 +84,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with written_output():
             start(job)
     except PtqError as error:
-        print(f"Error on rank {launch.rank}: {printable(error)}", file=sys.stderr, flush=True)
+        line = f"Error on rank {launch.rank}: {printable(error)}"
+        print(line, file=sys.stderr, flush=True)
+        _leave_word(line)
         return front.FAILED
+    except Exception as error:
+        if launch.world_size > 1 and _has_lost_a_peer(error):
+            # The one that failed has said why, and the launcher ends us now: a traceback would hide its line.
+            time.sleep(_PATIENCE)
+        raise
     return 0
 
 

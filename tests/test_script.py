@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+from torch.distributed import DistNetworkError
 
 from nemo_ptq import script
 from nemo_ptq.config import ExportConfig, QuantizationConfig
@@ -139,7 +140,7 @@ def test_problems_speak_of_flags(problem: str, expected: str) -> None:
 
 @pytest.fixture
 def sound(demo: Demo, tmp_path: Path) -> list[str]:
-    return ["-nc", str(demo.checkpoint), "-out", str(tmp_path / "out")]
+    return ["-nc", str(demo.checkpoint), "-out", str(tmp_path / "out"), "-calib_ds", "builtin"]
 
 
 @pytest.fixture
@@ -240,6 +241,58 @@ def test_a_job_that_fails_names_its_rank(
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert main(sound) == 1
     assert capsys.readouterr().err == "Error on rank 1: no space left\n"
+
+
+def test_torchrun_is_told_why_a_rank_ends(
+    sound: list[str], engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from torch.distributed.elastic.multiprocessing.errors import ProcessFailure
+
+    def fail(job: Job) -> None:
+        raise PtqError("no space left")
+
+    engine.run_job = fail
+    for number, arguments in enumerate((sound, [*sound, "-ctp", "two", "-bs", "0"])):
+        file = tmp_path / f"{number}.json"
+        monkeypatch.setenv("TORCHELASTIC_ERROR_FILE", str(file))
+        status = main(arguments)
+        said = ProcessFailure(0, 1, status, str(file)).error_file_data["message"]["message"]
+        assert (
+            said.splitlines()
+            == (
+                ["Error on rank 0: no space left"],
+                [
+                    "Error: --calibration_tp='two' is not valid: it must be a whole number of at least 1",
+                    "Error: --batch_size=0 is not valid: it must be a whole number of at least 1",
+                ],
+            )[number]
+        )
+
+
+@pytest.mark.parametrize(
+    ("error", "waits"),
+    [
+        (RuntimeError("[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711"), True),
+        (DistNetworkError("the client socket has failed"), True),
+        (RuntimeError("shapes do not match"), False),
+        (KeyError("Connection"), False),
+    ],
+)
+def test_a_rank_that_has_lost_another_lets_it_speak(
+    error: Exception, waits: bool, sound: list[str], engine: SimpleNamespace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    waited: list[float] = []
+
+    def fail(job: Job) -> None:
+        raise error
+
+    engine.run_job = fail
+    monkeypatch.setattr(script.time, "sleep", waited.append)
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(type(error)):
+        main(sound)
+    assert bool(waited) is waits
 
 
 def test_help_is_fast() -> None:
