@@ -3,11 +3,12 @@
 """The user's home directory is nobody else's business: files that are passed on say "~" in its place."""
 
 import os
+import re
 from typing import Any
 
 
 def without_home(value: Any) -> Any:
-    """Returns a value with "~" for the user's home directory where a text begins with it.
+    """Returns a value with "~" for the user's home directory where a text, or a part after a semicolon, begins with it.
 
     Args:
         value: A text, or a mapping with texts, however deep. Anything else is returned as it is.
@@ -17,4 +18,4 @@ def without_home(value: Any) -> Any:
     home = os.path.expanduser("~")
     if not isinstance(value, str) or not os.path.isabs(home) or home == "/":
         return value
-    return f"~{value[len(home) :]}" if value == home or value.startswith(f"{home}/") else value
+    return re.sub(rf"(^|;){re.escape(home)}(?=/|$)", r"\1~", value)

@@ -68,7 +68,11 @@ def _ask() -> bool:
     return True
 
 
-def where_to_load(dataset: str, names: Sequence[str]) -> tuple[str, bool]:
+HUB, CACHE, DIRECTORY = "hub", "cache", "directory"
+"""Where a data set is loaded from."""
+
+
+def where_to_load(dataset: str, names: Sequence[str]) -> tuple[str, str]:
     """Says how a data set is loaded.
 
     Args:
@@ -76,16 +80,19 @@ def where_to_load(dataset: str, names: Sequence[str]) -> tuple[str, bool]:
         names: What the hub calls it, or has called it.
 
     Returns:
-        The name to load, and whether from the hub.
+        The name to load, and where from. A directory of that name in the working directory comes first, as the
+        library looks there first.
 
     Raises:
         PtqError: If it is neither on a hub that answers nor in the cache.
     """
+    if Path(names[0]).is_dir():
+        return names[0], DIRECTORY
     offline = is_offline()
     if not offline and answers():
-        return names[0], True
+        return names[0], HUB
     if cached := in_cache(names):
-        return cached, False
+        return cached, CACHE
     why = f"{next(filter(os.environ.get, _OFFLINE))} is set" if offline else "the Hugging Face hub does not answer"
     raise PtqError(
         f"quantization_config.calibration_dataset={dataset} is not available: {why}, and {cache_directory()} does not "
@@ -94,11 +101,11 @@ def where_to_load(dataset: str, names: Sequence[str]) -> tuple[str, bool]:
 
 
 @contextmanager
-def _quiet(from_hub: bool) -> Iterator[None]:
-    """Keeps the libraries from talking, and from asking a hub that does not answer."""
+def _quiet(place: str) -> Iterator[None]:
+    """Keeps the libraries from talking, and from asking a hub for what is in the cache."""
     loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
-    if not from_hub:
+    if place == CACHE:
         # For the libraries that are imported from now on, and for those that were before.
         os.environ["HF_HUB_OFFLINE"] = "1"
         for name in ("huggingface_hub.constants", "datasets.config"):
@@ -128,11 +135,11 @@ def load_rows(
     Raises:
         PtqError: If it cannot be loaded.
     """
-    name, from_hub = where_to_load(dataset, names)
-    with _quiet(from_hub):
+    name, place = where_to_load(dataset, names)
+    with _quiet(place):
         from datasets import load_dataset
 
-        options: dict[str, Any] = {"streaming": True} if streams and from_hub else {}
+        options: dict[str, Any] = {"streaming": True} if streams and place == HUB else {}
         try:
             yield from load_dataset(name, config, split=split, **options)
         except (OSError, ValueError, RuntimeError) as error:

@@ -56,5 +56,6 @@ def test_only_a_beginning_is_a_home(monkeypatch: Any) -> None:
     monkeypatch.setenv("HOME", "/home/alice")
     paths = {"a": "/home/alice/x", "b": {"c": "/home/alice"}, "d": "/home/alice2/x", "e": 1, "f": "/data/home/alice"}
     assert without_home(paths) == {"a": "~/x", "b": {"c": "~"}, "d": "/home/alice2/x", "e": 1, "f": "/data/home/alice"}
+    assert without_home("/home/alice/a.txt,weight=2;/home/alice/b.txt") == "~/a.txt,weight=2;~/b.txt"
     monkeypatch.setenv("HOME", "/")
     assert without_home("/data") == "/data"

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from nemo_ptq.config import ExportConfig
+from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.job import Job
 from nemo_ptq.plan.rules import check_job
 from tests.conftest import Demo
@@ -30,7 +30,10 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def job(demo: Demo, tmp_path: Path) -> Job:
     export = ExportConfig(path=str(tmp_path / "out"))
-    return check_job(nemo_checkpoint=demo.checkpoint, export_config=export, world_size=1)
+    quantization = QuantizationConfig(calibration_dataset="builtin")
+    return check_job(
+        nemo_checkpoint=demo.checkpoint, quantization_config=quantization, export_config=export, world_size=1
+    )
 
 
 def write_output(directory: Path) -> None:
