@@ -117,18 +117,18 @@ def _read_source(text: str) -> DataSource:
     return DataSource(match["name"], match["split"] or "train", **settings)
 
 
-def read_formats(value: object) -> tuple[str, ...]:
-    """Reads `export_format`: a name, a list of names, or the text of one.
+def read_list(value: object) -> tuple[str, ...]:
+    """Reads `export_format` or `exclude`: a name, a list of names, or the text of one.
 
     Args:
         value: What the user gave.
 
     Returns:
-        The names in their order, each once, whether there are such formats or not; empty where it is neither text nor
-        a list of texts.
+        The names in their order, each once, whether there is anything of that name or not; empty where it is neither
+        text nor a list of texts.
 
     Example:
-        >>> read_formats("[trtllm, hf]")
+        >>> read_list("[trtllm, hf]")
         ('trtllm', 'hf')
     """
     if isinstance(value, str):
@@ -176,6 +176,9 @@ class QuantizationConfig:
         enable_kv_cache: Quantize the KV cache. None leaves it to the algorithm and the model: on for fp8, except on
             decoder type "gpt"; off otherwise.
         kv_cache_qformat: Format of a quantized KV cache: "fp8".
+        kv_cache_only: Quantize the KV cache and no weights, which stay in 16 bits.
+        exclude: Linear layers that stay unquantized: patterns of Megatron's or Hugging Face's names ("*down_proj*"),
+            numbers of transformer layers ("0"), the "first2" or the "last1" of them.
         calibration_dataset: "cnn_dailymail" or "wikitext" from the Hugging Face hub, "builtin", which is part of this
             package, any data set of the hub as OWNER/NAME[:SPLIT][,column=COLUMN][,config=CONFIG], or the path of a
             local .jsonl, .json, .txt or .parquet file; several with semicolons between, each with ,weight=WEIGHT.
@@ -215,6 +218,18 @@ class QuantizationConfig:
     )
     kv_cache_qformat: str = _setting(
         "KV cache format", "format of a quantized KV cache", "--kv_cache_qformat", default="fp8"
+    )
+    kv_cache_only: bool = _setting(
+        "switch",
+        "quantize the KV cache alone, and leave the weights in 16 bits",
+        "--kv_cache_only",
+        default=False,
+    )
+    exclude: Union[str, List[str], None] = _setting(  # noqa: RUF009, UP006
+        "patterns",
+        "linear layers to leave unquantized: names with wildcards, numbers of transformer layers, firstN, lastN",
+        "--exclude",
+        default=None,
     )
     calibration_dataset: str = _setting(
         "data set",
@@ -256,6 +271,11 @@ class QuantizationConfig:
         if self.algorithm is None:
             return NO_QUANT
         return CUSTOM if self.algorithm_file else self.algorithm
+
+    @property
+    def exclusions(self) -> tuple[str, ...]:
+        """The patterns that `exclude` names."""
+        return read_list([str(pattern) for pattern in self.exclude] if isinstance(self.exclude, list) else self.exclude)
 
     @property
     def is_balanced(self) -> bool:
@@ -301,6 +321,9 @@ class ExportConfig:
         generate_sample: Show a few generated tokens after calibration.
         overwrite: Replace `path` if it exists.
         resume: Continue a run that was killed or has failed, after the last block that it had finished.
+        min_recovery: The least perplexity of the unquantized model over that of the quantized one, from 0 to 1: below
+            it the job fails, and `path` is not made. None reports the recovery and fails nothing.
+        keep_failed: Make `path` although the recovery is below `min_recovery`; the job fails all the same.
     """
 
     path: str = _setting("path", "directory to make; required", "--export_path", "-out", "--output_path")
@@ -342,10 +365,20 @@ class ExportConfig:
         default=False,
     )
 
+    min_recovery: Optional[float] = _setting(
+        "fraction",
+        "fail the job if unquantized / quantized perplexity is below, and make no directory",
+        "--min_recovery",
+        default=None,
+    )
+    keep_failed: bool = _setting(
+        "switch", "make the directory although the recovery is below min_recovery", "--keep_failed", default=False
+    )
+
     @property
     def formats(self) -> tuple[str, ...]:
         """The formats that `export_format` names."""
-        return read_formats(self.export_format)
+        return read_list(self.export_format)
 
     @property
     def has_subdirectories(self) -> bool:

@@ -14,6 +14,10 @@ class VerificationError(PtqError):
     """An export that does not pass its own verification. It is removed."""
 
 
+class RecoveryError(PtqError):
+    """A quantized model that loses more than the user allows."""
+
+
 class ConfigError(PtqError):
     """Every problem found in a job's arguments, reported together.
 

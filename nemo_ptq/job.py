@@ -4,6 +4,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ from nemo_ptq.config import CUSTOM, NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.home import without_home
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.algorithms import kv_cache_is_quantized
+from nemo_ptq.quantization.excluded import unquantized_layers
 
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
@@ -95,6 +97,11 @@ class Job:
         """Whether it calibrates on `calibration_dataset`."""
         is_calibrated = self.calibration_state is not None or self.metadata.is_quantized
         return self.quantization.algorithm_name != NO_QUANT and self.forward_loop is None and not is_calibrated
+
+    @cached_property
+    def unquantized(self) -> frozenset[str]:
+        """Megatron's names of the linear layers that the user has left out of the quantization."""
+        return unquantized_layers(self.quantization, self.metadata)
 
     @property
     def is_custom(self) -> bool:

@@ -23,7 +23,7 @@ from nemo_ptq.config import (
     ExportConfig,
     QuantizationConfig,
     Setting,
-    read_formats,
+    read_list,
     read_sources,
 )
 from nemo_ptq.errors import did_you_mean
@@ -114,7 +114,7 @@ def _names_code(value: Any) -> bool:
 
 
 def _are_formats(value: Any) -> bool:
-    names = read_formats(value)
+    names = read_list(value)
     return bool(names) and FORMATS.keys() >= set(names)
 
 
@@ -124,6 +124,11 @@ def _are_sources(value: str) -> bool:
     except ValueError:
         return False
     return all(source.is_file or source.is_on_hub or source.name in DATASETS for source in sources)
+
+
+def _are_patterns(value: Any) -> bool:
+    names = read_list([str(name) for name in value] if isinstance(value, list) else value)
+    return bool(names) and all(_is_text(name) and name for name in names)
 
 
 def _one_of(known: Collection[str]) -> Kind:
@@ -156,6 +161,7 @@ _KINDS: Mapping[str, Kind] = {
     "formats": Kind("one of {names}, or a list of them such as [trtllm,hf]", _are_formats, known=FORMATS.keys()),
     # NeMo's own configuration allows the number 16.
     "data type": Kind("one of bf16, fp16", lambda value: str(value) in DTYPES, known=DTYPES.keys()),
+    "patterns": Kind("a pattern or a list of them, such as [*down_proj*,0,last1]", _are_patterns),
     "decoder": _one_of(ARCHITECTURES.keys()),
 }
 

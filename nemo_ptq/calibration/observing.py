@@ -3,7 +3,7 @@
 """Hooks on a block: they gather statistics of what enters its layers, and round what its KV cache holds."""
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -22,8 +22,8 @@ TokenCounts = Counter[tuple[int, int]]
 State = Mapping[str, torch.Tensor]
 
 
-def linear_shards(block: Block, parallelism: Parallelism) -> dict[str, LinearShard]:
-    """Returns this rank's shards of a block's linear layers, by name."""
+def linear_shards(block: Block, parallelism: Parallelism, unquantized: Collection[str] = ()) -> dict[str, LinearShard]:
+    """Returns this rank's shards of a block's linear layers, by name, but for those that stay unquantized."""
     return {
         name: LinearShard(
             name,
@@ -32,7 +32,7 @@ def linear_shards(block: Block, parallelism: Parallelism) -> dict[str, LinearSha
             parallelism.sharing(name),
         )
         for name, module in block.modules.items()
-        if is_linear(name)
+        if is_linear(name) and name not in unquantized
     }
 
 

@@ -9,7 +9,7 @@ with one block of weights at a time.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -67,6 +67,7 @@ class ScaleLearner:
         stream: The calibration batches of this data-parallel rank.
         method: What is gathered and decided of linear layers.
         quantizes_kv_cache: Whether keys and values are calibrated as well.
+        unquantized: Linear layers that are left alone.
         counts: See :class:`Learner`.
     """
 
@@ -75,6 +76,7 @@ class ScaleLearner:
     stream: Stream
     method: Method
     quantizes_kv_cache: bool
+    unquantized: Collection[str] = ()
     counts: TokenCounts = field(default_factory=Counter)
 
     @property
@@ -87,7 +89,7 @@ class ScaleLearner:
         """See :meth:`Learner.learn`."""
         if is_head:
             return {}
-        linears = linear_shards(block, self.parallelism)
+        linears = linear_shards(block, self.parallelism, self.unquantized)
         found = BlockStatistics(
             block,
             linears,

@@ -14,7 +14,7 @@ That is three forward passes over the calibration data.
 """
 
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -59,6 +59,7 @@ class RoundingLearner:
         scheme: How they are stored.
         foldable: Which pre-quantization scales there may be.
         quantizes_kv_cache: Whether keys and values are calibrated as well.
+        unquantized: Linear layers that are left alone.
         counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`.
         rounded: This rank's shards of the weights of the block that was learned last, by the layers' names.
     """
@@ -71,6 +72,7 @@ class RoundingLearner:
     scheme: Scheme
     foldable: Foldable
     quantizes_kv_cache: bool
+    unquantized: Collection[str] = ()
     counts: TokenCounts = field(default_factory=Counter)
     rounded: dict[str, RoundedWeight] = field(default_factory=dict)
 
@@ -89,7 +91,7 @@ class RoundingLearner:
             self.runner.advance(block, self.reference)
             self.quantized.hidden = list(self.reference.hidden)
             return {}
-        linears = linear_shards(block, self.parallelism)
+        linears = linear_shards(block, self.parallelism, self.unquantized)
         with ExitStack() as stack:
             layers = {name: _Layer(block.modules[name], linear) for name, linear in linears.items()}
             for layer in layers.values():

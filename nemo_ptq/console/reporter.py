@@ -40,6 +40,10 @@ class Reporter:
         """Prints one line that the user should not miss."""
         self._print(f"warning: {printable(message)}", "yellow")
 
+    def judge(self, message: str, is_bad: bool) -> None:
+        """Prints one line with a verdict: green, or red if it is bad."""
+        self._print(printable(message), "bold red" if is_bad else "green")
+
     def _print(self, line: str, style: str | None = None) -> None:
         if not self.enabled or self._is_full:
             return

@@ -9,12 +9,13 @@ from typing import Any
 
 from nemo_ptq.checkpoint.staging import Staging, publish
 from nemo_ptq.console.reporter import Reporter
-from nemo_ptq.errors import VerificationError
+from nemo_ptq.errors import RecoveryError, VerificationError
 from nemo_ptq.export.manifest_writer import write_manifest
 from nemo_ptq.export.rounded_weights import place
 from nemo_ptq.job import Job
 from nemo_ptq.quantization.state import CalibrationState, save_state
 from nemo_ptq.quantization.state_header import WEIGHTS_IN_EXPORT, weights_file
+from nemo_ptq.report.compose import conclude
 from nemo_ptq.report.records import Report
 from nemo_ptq.report.write import write_report
 from nemo_ptq.verify.checks import verify
@@ -33,7 +34,7 @@ def finish(
     digests: Mapping[str, Digests],
     report_of: Callable[[Path, Digests], Report],
     reporter: Reporter,
-) -> None:
+) -> Report:
     """Completes the directories of a job's formats where they were staged, verifies them, and gives them their name.
 
     Args:
@@ -43,15 +44,56 @@ def finish(
         report_of: Gives the report of one format's directory, which holds everything else but the manifest.
         reporter: Hears of the verification.
 
+    Returns:
+        The report of the first format: what was measured is the same for all.
+
     Raises:
         VerificationError: If what was written does not verify.
+        RecoveryError: If the model loses more than the user allows, and is not to be kept.
         PtqError: If something else stands at the output now.
     """
+    reports = []
     for name, directory in job.directories(staging.files).items():
-        write_report(directory, report_of(directory, digests[name]))
+        reports.append(report_of(directory, digests[name]))
+        write_report(directory, reports[-1])
         write_manifest(directory, digests[name], _about(name, job))
         _verify(directory, reporter)
+    if not job.export.keep_failed and (shortfall := _shortfall(job, reports[0])):
+        raise RecoveryError(
+            f"{shortfall}: {job.output} was not made; export_config.keep_failed=true makes it all the same"
+        )
     publish(staging)
+    return reports[0]
+
+
+def say_conclusion(job: Job, report: Report | None, reporter: Reporter) -> None:
+    """Says at the end of a job what its report says.
+
+    Args:
+        job: What was asked for.
+        report: Its report; None on any other rank than the first.
+        reporter: Says it.
+
+    Raises:
+        RecoveryError: If the model loses more than the user allows; its directory is there.
+    """
+    if report is None:
+        return
+    reporter.say(f"{job.output} is ready")
+    line, is_bad = conclude(report)
+    reporter.judge(line, is_bad)
+    if shortfall := _shortfall(job, report):
+        raise RecoveryError(f"{shortfall}: {job.output} is kept, as export_config.keep_failed=true says")
+
+
+def _shortfall(job: Job, report: Report) -> str | None:
+    """Says by how much a model misses what the user asks of it; None where it does not."""
+    if job.export.min_recovery is None or report.summary.passed:
+        return None
+    if report.summary.recovery is None:
+        why = report.missing.get("quality", "no text was compared on")
+        return f"export_config.min_recovery={job.export.min_recovery} was not measured: {why}"
+    return f"export_config.min_recovery={job.export.min_recovery}: {conclude(report)[0]}"
 
 
 def _about(name: str, job: Job) -> dict[str, Any]:

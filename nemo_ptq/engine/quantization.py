@@ -54,7 +54,7 @@ def by_algorithm(job: Job, model: LoadedModel) -> Quantization:
         return Quantization({}, given={})
     scheme = algorithm_scheme(job.quantization)
     names = [name for block in model.blocks for name in block.modules]
-    schemes = {name: scheme for name in names if is_linear(name)}
+    schemes = {name: scheme for name in names if is_linear(name) and name not in job.unquantized}
     if job.calibration_state is not None:
         saved = load_state(job.calibration_state)
         return Quantization(schemes, _caches_in(saved.tensors), saved.tensors, saved)

@@ -21,7 +21,7 @@ from nemo_ptq.checkpoint.settings import Context, read_context
 from nemo_ptq.checkpoint.staging import Staging
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.console.reporter import Reporter
-from nemo_ptq.engine.finish import finish
+from nemo_ptq.engine.finish import finish, say_conclusion
 from nemo_ptq.engine.reservation import reserve
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.exports import Exports
@@ -47,6 +47,7 @@ from nemo_ptq.quantization.state import (
 from nemo_ptq.quantization.state_header import IN_EXPORT, weights_file
 from nemo_ptq.report.compose import Observations
 from nemo_ptq.report.observe import FROM_A_FILE, report_of
+from nemo_ptq.report.records import Report
 from nemo_ptq.report.weight_errors import measure_weights
 
 # The data type in which a checkpoint is loaded to be calibrated.
@@ -93,11 +94,11 @@ def run_reexport(job: Job) -> None:
     """
     reporter = Reporter(True)
     with reserve(job, reporter) as staging:
-        _reexport(job, job.directories(staging.files), staging, reporter)
-    reporter.say(f"{job.output} is ready")
+        report = _reexport(job, job.directories(staging.files), staging, reporter)
+    say_conclusion(job, report, reporter)
 
 
-def _reexport(job: Job, directories: Mapping[str, Path], staging: Staging, reporter: Reporter) -> None:
+def _reexport(job: Job, directories: Mapping[str, Path], staging: Staging, reporter: Reporter) -> Report:
     assert job.calibration_state is not None
     with reporter.step("load"):
         calibration = load_state(job.calibration_state)
@@ -116,7 +117,7 @@ def _reexport(job: Job, directories: Mapping[str, Path], staging: Staging, repor
         digests = _export(job, source, calibration, directories, reporter)
     with reporter.step("verify"):
         report = partial(report_of, size, job, observations, reporter.steps)
-        finish(job, staging, digests, report, reporter)
+        return finish(job, staging, digests, report, reporter)
 
 
 def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequence[TensorPart]) -> Source:
@@ -127,7 +128,7 @@ def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequ
     modules = {name.rpartition(".")[0] for name in by_name}
     caches = {name.partition(".k_bmm_quantizer")[0] for name in calibration.tensors if ".k_bmm_quantizer" in name}
     scheme = algorithm_scheme(calibration.header.quantization)
-    schemes = {name: scheme for name in sorted(modules) if is_linear(name)}
+    schemes = {name: scheme for name in sorted(modules) if is_linear(name) and name not in job.unquantized}
     layers = CalibratedLayers(
         lambda name: by_name[name].read().to(_LOADED) if name in by_name else None,
         dict(calibration.tensors),

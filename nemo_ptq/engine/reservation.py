@@ -10,7 +10,7 @@ import torch.distributed as dist
 
 from nemo_ptq.checkpoint.staging import Staging, begin, discard, reserved
 from nemo_ptq.console.reporter import Reporter
-from nemo_ptq.errors import PtqError, VerificationError
+from nemo_ptq.errors import PtqError, RecoveryError, VerificationError
 from nemo_ptq.export.leftover import Leftover, find_leftover, finished_blocks
 from nemo_ptq.job import Job
 from nemo_ptq.plan.rules.paths import output_can_be_renamed, output_is_free
@@ -20,7 +20,8 @@ from nemo_ptq.plan.rules.paths import output_can_be_renamed, output_is_free
 def reserve(job: Job, reporter: Reporter, resumes: bool = False) -> Iterator[Staging]:
     """Reserves a job's output, and gives it a staging directory, during a ``with`` block in one process.
 
-    Where the block fails, what it has finished is left for another run to go on from; the rest is removed.
+    Where the block fails, what it has finished is left for another run to go on from, unless the result is not wanted;
+    the rest is removed.
 
     Args:
         job: What was asked for.
@@ -43,7 +44,7 @@ def reserve(job: Job, reporter: Reporter, resumes: bool = False) -> Iterator[Sta
         staging = begin(job.output, None if leftover is None else leftover.root, is_alone)
         try:
             yield staging
-        except VerificationError:
+        except (VerificationError, RecoveryError):
             discard(staging)
             raise
         except BaseException:

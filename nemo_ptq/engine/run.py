@@ -29,7 +29,7 @@ from nemo_ptq.config import NO_QUANT
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.evaluation import sample
-from nemo_ptq.engine.finish import calibration_kept, finish
+from nemo_ptq.engine.finish import calibration_kept, finish, say_conclusion
 from nemo_ptq.engine.journal import Journal, flattened
 from nemo_ptq.engine.quantization import Quantization, by_algorithm, by_modelopt
 from nemo_ptq.engine.reservation import reserve_for_all
@@ -63,14 +63,18 @@ from nemo_ptq.report.records import Report
 from nemo_ptq.versions import producer
 
 # Arguments that change how a job runs, and not what comes out.
-_NOT_OF_THE_RESULT = ("export_config.overwrite", "quantization_config.layerwise")
+_NOT_OF_THE_RESULT = (
+    *("export_config.overwrite", "export_config.min_recovery", "export_config.keep_failed"),
+    "quantization_config.layerwise",
+)
 
 
 def run_job(job: Job) -> None:
     """Runs a job on this rank; all ranks of the job call it.
 
     Raises:
-        PtqError: If the data or the calibrated model do not allow the export, or what was written does not verify.
+        PtqError: If the data or the calibrated model do not allow the export, what was written does not verify, or the
+            model loses more than the user allows.
     """
     quiet_libraries()
     launch = read_launch()
@@ -86,8 +90,8 @@ def run_job(job: Job) -> None:
     with groups, reserve_for_all(job, reporter) as (staging, resumes):
         # Before the model: data that is not available is better known in seconds.
         samples = read_job_samples(job, reporter)
-        _BlockJob(job, samples, device, reporter, staging, resumes).run()
-    reporter.say(f"{job.output} is ready")
+        report = _BlockJob(job, samples, device, reporter, staging, resumes).run()
+    say_conclusion(job, report, reporter)
 
 
 def check_exportable(model: LoadedModel, job: Job) -> None:
@@ -128,8 +132,8 @@ class _BlockJob:
         self.directories = job.directories(staging.files)
         self._staging, self._resumes = staging, resumes
 
-    def run(self) -> None:
-        """Walks through the model, and finishes the directories."""
+    def run(self) -> Report | None:
+        """Walks through the model, and finishes the directories; returns the report on the first rank."""
         if self._resumes:
             # Opening the files for another layout would write its header over the blocks in them.
             Journal(self._staging.journal, self._identity()).check()
@@ -156,7 +160,7 @@ class _BlockJob:
         self.reporter.say_steps(WALK_STEPS)
         if observations.quality is not None:
             self.reporter.say(describe(observations.quality))
-        self._finish(files, state, partial(report_of, size, self.job, observations))
+        return self._finish(files, state, partial(report_of, size, self.job, observations))
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -368,7 +372,9 @@ class _BlockJob:
         batches = calibration_batches(model, job.quantization, self.samples.calibration, self.reporter)
         if not job.quantization.is_balanced:
             method = method_for(job.quantization, job.decoder)
-            return ScaleLearner(runner, model.parallelism, Stream(batches), method, job.quantizes_kv_cache)
+            return ScaleLearner(
+                runner, model.parallelism, Stream(batches), method, job.quantizes_kv_cache, job.unquantized
+            )
         shape = spec_of(model.config, model.vocab_size)
         return RoundingLearner(
             runner,
@@ -379,6 +385,7 @@ class _BlockJob:
             algorithm_scheme(job.quantization),
             lambda name, scale: foldable_scale(name, scale, shape, job.quantizes_kv_cache),
             job.quantizes_kv_cache,
+            job.unquantized,
         )
 
     def _gather_state(self, mine: State, weights: str) -> CalibrationState:
@@ -418,12 +425,12 @@ class _BlockJob:
 
         model = load_model(self.job.checkpoint, self.device, **self.job.loading_options)
         if state is not None:
-            apply_state(model.module, state)
+            apply_state(model.module, state, self.job.unquantized)
         return FORMATS[format].write_model(model, self.job, self.directories[format])
 
     def _finish(
         self, files: Mapping[str, list[Path]], state: CalibrationState | None, report: Callable[..., Report]
-    ) -> None:
+    ) -> Report | None:
         """Completes, verifies and publishes the directories; a fresh calibration is kept beside them if that fails."""
         digests = {}
         with self.reporter.part("export"):
@@ -441,6 +448,8 @@ class _BlockJob:
             calibration_kept(self.job, state, next(iter(self.directories.values())), self.reporter),
             self.reporter.step("verify"),
         ):
+            finished = None
             if self.is_first:
-                finish(self.job, self._staging, digests, partial(report, steps), self.reporter)
+                finished = finish(self.job, self._staging, digests, partial(report, steps), self.reporter)
             dist.barrier()
+        return finished

@@ -41,6 +41,8 @@ class Format:
             shape and the least activation amax; None where that is the state as it is.
         model_writer: Dotted path of what writes the whole calibrated model, where it is not packed.
         refused: Schemes of algorithms that it cannot carry, with the reason and what to do instead.
+        without_kv_cache_alone: Why it cannot carry a quantized KV cache without quantized weights, and what to do
+            instead; None where it can.
         experts: Schemes that it carries for a mixture of experts.
         only_dtype: The data type that unquantized tensors must have, by torch's name; None if the user may choose.
         is_tensorrt_llm: Whether its readers are TensorRT-LLM's, with a decoder type and kernels of its own.
@@ -55,6 +57,7 @@ class Format:
     state_adapter: str | None = None
     model_writer: str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
+    without_kv_cache_alone: str | None = None
     experts: tuple[str, ...] = ("fp8",)
     only_dtype: str | None = None
     is_tensorrt_llm: bool = False
@@ -131,6 +134,7 @@ _BUILT_IN = (
         packed_export="nemo_ptq.export.huggingface.unified:unified_export",
         model_check="nemo_ptq.export.huggingface.hf_documents:check_exportable",
         refused={"int8_sq": "ModelOpt's unified checkpoint has no SmoothQuant; use export_format=compressed_tensors"},
+        without_kv_cache_alone="its readers want quantized weights; use export_format=compressed_tensors or trtllm",
         experts=("fp8", "nvfp4"),
         is_hugging_face=True,
     ),
@@ -150,6 +154,7 @@ _BUILT_IN = (
         "nemo",
         "a NeMo 2.0 checkpoint with ModelOpt's quantizers, for training or another export",
         model_writer="nemo_ptq.export.nemo.nemo_writer:write_nemo",
+        without_kv_cache_alone="NeMo resumes from quantized weights; use export_format=compressed_tensors or trtllm",
         only_dtype="bfloat16",
     ),
 )

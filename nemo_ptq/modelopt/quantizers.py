@@ -7,7 +7,7 @@ https://nvidia.github.io/Model-Optimizer/ for its current form.
 """
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.console.quiet import quiet_prints
 from nemo_ptq.errors import PtqError
 from nemo_ptq.modelopt.gram_awq import calibrate_awq
-from nemo_ptq.modelopt.megatron_layers import scheme_of
+from nemo_ptq.modelopt.megatron_layers import global_modules, scheme_of
 from nemo_ptq.modelopt.smoothing import modelopt_keeps_scales
 from nemo_ptq.quantization.algorithms import amax_floor, kv_cache_is_quantized
 from nemo_ptq.quantization.presets import kv_cache_config, preset_config
@@ -121,6 +121,20 @@ def insert_quantizers(module: GPTModel, config: Mapping[str, Any]) -> None:
         mtq.quantize(module, {**_from_json(dict(config)), "algorithm": None})
 
 
+def leave_alone(module: GPTModel, linears: Collection[str]) -> None:
+    """Turns the quantizers of some linear layers off for good.
+
+    Args:
+        module: This rank's part of the model, with quantizers.
+        linears: The layers' names in the whole model.
+    """
+    for name, child in global_modules(module).items():
+        if name in linears:
+            for quantizer in child.modules():
+                if isinstance(quantizer, TensorQuantizer):
+                    quantizer.disable()
+
+
 def compute_weight_amax(module: GPTModel, config: Mapping[str, Any]) -> None:
     """Computes weight amaxes of a model with quantizers as its calibration would; activations are left as they are."""
     if _method(config) is None:
@@ -137,6 +151,7 @@ def calibrate(
     quantization: QuantizationConfig,
     decoder: str,
     forward_loop: ForwardLoop,
+    unquantized: Collection[str] = (),
 ) -> None:
     """Inserts ModelOpt's quantizers into a model and calibrates them, in place.
 
@@ -148,6 +163,7 @@ def calibrate(
         quantization: What the user asked for.
         decoder: Decoder type of the model.
         forward_loop: Runs the calibration data through the module it is given.
+        unquantized: Linear layers that are left alone, by their names in the whole model.
 
     Raises:
         PtqError: If a user's own configuration cannot be read, or quantizes a layer as no export can hold it; no data
@@ -155,6 +171,7 @@ def calibrate(
     """
     config = modelopt_config(quantization, decoder)
     insert_quantizers(module, config)
+    leave_alone(module, unquantized)
     if _method(config) not in _SMOOTHING_METHODS:
         for linear in filter(is_quantized_linear, module.modules()):
             scheme_of(linear)

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a calibrated Megatron model, spread over ranks, to its calibration state, and back into such a model."""
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -12,7 +12,7 @@ from megatron.core.models.gpt import GPTModel
 from modelopt.torch.quantization.nn import TensorQuantizer
 
 from nemo_ptq.modelopt.megatron_layers import global_modules
-from nemo_ptq.modelopt.quantizers import compute_weight_amax, insert_quantizers
+from nemo_ptq.modelopt.quantizers import compute_weight_amax, insert_quantizers, leave_alone
 from nemo_ptq.modelopt.smoothing import exact_pre_quant_scale, smooth
 from nemo_ptq.quantization.state import CalibrationState, fingerprint_of, is_fingerprinted, sum_of_bits
 from nemo_ptq.quantization.state_header import StateHeader
@@ -97,7 +97,7 @@ def gather_state(module: GPTModel, header: StateHeader) -> CalibrationState:
 
 
 @torch.no_grad()
-def apply_state(module: GPTModel, state: CalibrationState) -> None:
+def apply_state(module: GPTModel, state: CalibrationState, unquantized: Collection[str] = ()) -> None:
     """Quantizes a model as its calibration did, without any data.
 
     Weights are smoothed and their amaxes computed as they were then, bit for bit, whatever the parallelism was and is.
@@ -106,7 +106,7 @@ def apply_state(module: GPTModel, state: CalibrationState) -> None:
     Args:
         module: This rank's part of the model, unquantized; quantizers are inserted and its weights smoothed in place.
         state: Of the same model.
-
+        unquantized: Linear layers that are left alone.
     """
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()
     tensor_ranks = parallel_state.get_tensor_model_parallel_world_size()
@@ -118,6 +118,7 @@ def apply_state(module: GPTModel, state: CalibrationState) -> None:
         return None if value is None else value.to(device)
 
     insert_quantizers(module, state.header.modelopt_config)
+    leave_alone(module, unquantized)
     device = next(module.parameters()).device
     for name, parent, quantizer in _activation_quantizers(module):
         scale = local(f"{name}.pre_quant_scale", device)

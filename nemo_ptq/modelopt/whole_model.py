@@ -91,7 +91,7 @@ def calibrate_with_modelopt(
 def _of_unquantized(model: LoadedModel, job: Job, loop: Callable[[LoadedModel], Callable[[Any], Any]]) -> Calibrated:
     if job.calibration_state is not None:
         state = load_state(job.calibration_state)
-        apply_state(model.module, state)
+        apply_state(model.module, state, job.unquantized)
         return Calibrated(state.tensors, state, *_as_quantized(model))
     counts: TokenCounts = TokenCounts()
     header = StateHeader(
@@ -106,7 +106,7 @@ def _of_unquantized(model: LoadedModel, job: Job, loop: Callable[[LoadedModel], 
     run = job.forward_loop or loop(model)
     if model.config.num_moe_experts:
         run = with_idle_experts_covered(run, counts.update)
-    calibrate(model.module, job.quantization, job.decoder, run)
+    calibrate(model.module, job.quantization, job.decoder, run, job.unquantized)
     state = gather_state(model.module, header)
     fixed_by = None if header.is_repeatable else str(header.method)
     return Calibrated(state.tensors, state, *_as_quantized(model), expert_tokens=counts, fixed_by=fixed_by)

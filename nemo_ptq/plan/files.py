@@ -10,16 +10,19 @@ import os
 import shutil
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from nemo_ptq.config import CUSTOM, ExportConfig, QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.safetensors_header import lay_out
+from nemo_ptq.export.trtllm.exclusions import exclude_modules
 from nemo_ptq.models.registry import ARCHITECTURES
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.sharding import linear_parameters, model_parameters
 from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
+from nemo_ptq.quantization.excluded import unquantized_layers
 from nemo_ptq.quantization.state_header import WEIGHTS_IN_EXPORT
 from nemo_ptq.verify.model_config import DEFAULT_EXCLUDE_MODULES, Config, Mapping, Moe, Quantization
 from nemo_ptq.verify.trtllm.expected_tensors import rank_tensors
@@ -50,6 +53,9 @@ def reader_config(model: ModelSpec, decoder: str, quantization: QuantizationConf
     """What the reader will know of the exported model; only what decides names, types and shapes is true of it."""
     tp, pp, algorithm = export.inference_tp, export.inference_pp, algorithm_of(quantization)
     vocab = -(-model.vocab_size // algorithm.vocab_multiple) * algorithm.vocab_multiple
+    excluded: tuple[str, ...] = DEFAULT_EXCLUDE_MODULES
+    if quantization.exclusions:
+        excluded = tuple(exclude_modules(model, unquantized_layers(quantization, model), pp))
     return Config(
         architecture=ARCHITECTURES[decoder],
         decoder=decoder,
@@ -76,10 +82,10 @@ def reader_config(model: ModelSpec, decoder: str, quantization: QuantizationConf
         mlp_bias=model.linear_bias,
         mapping=Mapping(tp * pp, tp, pp, tp, 1),
         quantization=Quantization(
-            algorithm=algorithm.quant_algo,
+            algorithm=None if quantization.kv_cache_only else algorithm.quant_algo,
             kv_cache_algorithm="FP8" if kv_cache_is_quantized(quantization, decoder) else None,
             group_size=quantization.awq_block_size,
-            exclude_modules=DEFAULT_EXCLUDE_MODULES,
+            exclude_modules=excluded,
         ),
         moe=Moe(model.num_experts, model.experts_per_token or 1, 1) if model.num_experts else None,
         attention_window=None,
@@ -106,8 +112,9 @@ def weight_files(
         prefix = f"{name}/" if export.has_subdirectories else ""
         format = FORMATS[name]
         if quantization.is_balanced:
-            weights = algorithm_of(quantization).packed_bytes
-            yield FileSize(f"{prefix}{WEIGHTS_IN_EXPORT}", int(weights * linear_parameters(model)), exact=False)
+            plain = sum(prod(model.module(name).shape) for name in unquantized_layers(quantization, model))
+            weights = algorithm_of(quantization).packed_bytes * (linear_parameters(model) - plain)
+            yield FileSize(f"{prefix}{WEIGHTS_IN_EXPORT}", int(weights), exact=False)
         if format.is_tensorrt_llm:
             for file in rank_files(reader_config(model, decoder, quantization, export)):
                 exact = quantization.algorithm_name != CUSTOM

@@ -12,6 +12,7 @@ from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.sharding import Blocks, Linear, Parallelism, Stage, embedding_parameters, layer_linears, stages
 from nemo_ptq.quantization.algorithms import Algorithm, algorithm_of
+from nemo_ptq.quantization.excluded import unquantized_layers
 
 _BF16, _FP32 = 2, 4
 # Copies of the activated half that a gated MLP makes: both halves of fc1's output, the activation, the other half with
@@ -246,7 +247,10 @@ class _Rank:
     def packed(self, block: Blocks) -> int:
         """A packed block, on the host."""
         if block.kind == "layer":
-            return int(sum(linear.weights * linear.count for linear in self.linears) * self.algorithm.packed_bytes)
+            # Some layers may have more unquantized ones than others.
+            each = {linear.name: self.algorithm.packed_bytes for linear in self.linears}
+            each |= {name.rpartition("linear_")[2]: _BF16 for name in unquantized_layers(self.quantization, self.model)}
+            return int(sum(linear.weights * linear.count * each[linear.name] for linear in self.linears))
         return block.parameters * _BF16
 
     def round(self, kept: int) -> int:

@@ -17,7 +17,12 @@ from nemo_ptq.plan.files import FileSize, context_files, space_problem, weight_f
 from nemo_ptq.plan.memory import StepMemory, without_data, worst_memory
 from nemo_ptq.plan.residence import LAYERWISE, RESIDENT, runs_layerwise, whole_model_needs
 from nemo_ptq.plan.rules import Rule, findings, gather
-from nemo_ptq.plan.rules.data import positions_suffice
+from nemo_ptq.plan.rules.data import positions_suffice, recovery_is_measured
+from nemo_ptq.plan.rules.exclusions import (
+    excluded_layers_can_be_named,
+    excluded_layers_exist,
+    kv_cache_alone_is_possible,
+)
 from nemo_ptq.plan.rules.format_limits import experts_have_a_format
 from nemo_ptq.plan.rules.layerwise import layerwise_is_possible
 from nemo_ptq.plan.rules.parallelism import (
@@ -28,6 +33,7 @@ from nemo_ptq.plan.rules.parallelism import (
 )
 from nemo_ptq.plan.rules.quantization_limits import (
     algorithm_file_is_config,
+    algorithm_file_names_megatrons_layers,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
     kv_cache_has_algorithm,
@@ -51,10 +57,15 @@ _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     experts_divide: lambda model, quantization: bool(model.num_experts),
     experts_are_sharded_once: lambda model, quantization: bool(model.num_experts),
     experts_have_a_format: lambda model, quantization: bool(model.num_experts),
+    algorithm_file_names_megatrons_layers: lambda model, quantization: quantization.algorithm_name == CUSTOM,
     algorithm_file_is_config: lambda model, quantization: quantization.algorithm_name == CUSTOM,
     quality_is_available: lambda model, quantization: quantization.is_balanced,
     kv_cache_has_algorithm: lambda model, quantization: bool(quantization.enable_kv_cache),
     layerwise_is_possible: lambda model, quantization: bool(quantization.layerwise),
+    excluded_layers_exist: lambda model, quantization: bool(quantization.exclusions),
+    excluded_layers_can_be_named: lambda model, quantization: bool(quantization.exclusions),
+    kv_cache_alone_is_possible: lambda model, quantization: quantization.kv_cache_only,
+    recovery_is_measured: lambda model, quantization: False,
     positions_suffice: lambda model, quantization: model.position_embedding_type == "learned_absolute",
 }
 
@@ -271,6 +282,8 @@ def _plan(
     except PtqError:
         decoder = None  # a rule says so
     broken = {rule.name for rule in rules if rule.problem}
+    if excluded_layers_exist.__name__ in broken:
+        quantization = replace(quantization, exclude=None)
     can_be_cut = broken.isdisjoint(rule.__name__ for rule in _LAYOUT_RULES) and decoder is not None
     files: tuple[FileSize, ...] = ()
     if can_be_cut and decoder is not None:
@@ -348,6 +361,7 @@ _LAYOUT_RULES: tuple[Rule, ...] = (
     awq_blocks_fit_inference,
     nvfp4_blocks_fit,
     experts_have_a_format,
+    excluded_layers_can_be_named,
 )
 
 

@@ -111,7 +111,7 @@ class Algorithm:
         return quantization.awq_block_size if self.block_size is None else self.block_size
 
 
-_EXCLUDE = "leave the layer unquantized: give quantization_config.algorithm a ModelOpt configuration that disables it"
+_EXCLUDE = "leave the layer unquantized: name it in quantization_config.exclude"
 _MIXED_BLOCKS = "its weights lose much: blocks hold weights of very different sizes"
 _OUTLIERS = "its inputs lose much: outliers leave few codes for the others"
 _MORE_SAMPLES = "more, and more varied, calibration samples"
@@ -343,6 +343,8 @@ def kv_cache_is_quantized(quantization: QuantizationConfig, decoder: str) -> boo
 
     As in NeMo, an unset `enable_kv_cache` leaves "gpt" decoders alone.
     """
+    if quantization.kv_cache_only:
+        return True
     if quantization.enable_kv_cache is None:
         return algorithm_of(quantization).quantizes_kv_cache and decoder != "gpt"
     return quantization.enable_kv_cache

@@ -11,6 +11,7 @@ from safetensors import SafetensorError, safe_open
 from nemo_ptq.errors import ConfigError
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.algorithms import ALGORITHMS, kv_cache_is_quantized
+from nemo_ptq.quantization.excluded import unquantized_layers
 from nemo_ptq.quantization.state_header import StateHeader
 
 Shape = tuple[int, ...]
@@ -43,11 +44,12 @@ def expected_shapes(header: StateHeader, model: ModelSpec) -> dict[str, Shape]:
     if header.quantization.is_balanced and algorithm.rounder_entries is not None:
         kinds = algorithm.rounder_entries
     with_cache = kv_cache_is_quantized(header.quantization, header.decoder)
+    unquantized = unquantized_layers(header.quantization, model)
     shapes: dict[str, Shape] = {}
     for index, layer in enumerate(model.layers):
         name = f"decoder.layers.{index}."
         for module in layer.modules:
-            if module.is_quantized:
+            if module.is_quantized and f"{name}{module.name}" not in unquantized:
                 quantizer = f"{name}{module.name}.input_quantizer."
                 shapes |= {f"{quantizer}{kind}": (1,) if kind == "amax" else (module.inputs,) for kind in kinds}
         if with_cache:

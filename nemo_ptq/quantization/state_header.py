@@ -11,7 +11,7 @@ from typing import Any
 
 from safetensors import SafetensorError, safe_open
 
-from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.config import FAST, QuantizationConfig
 from nemo_ptq.errors import ConfigError
 from nemo_ptq.home import without_home
 from nemo_ptq.untrusted import FileError, check_regular, parse_json
@@ -25,6 +25,8 @@ _KEY = "nemo_ptq.calibration_state"
 _VERSION = 1
 # How a job has gone about it; the state is the same either way.
 _NOT_OF_THE_STATE = ("layerwise",)
+# Settings that states did not have at first, which leave them out where they say nothing.
+_NEWER = {"quality": FAST, "exclude": None, "kv_cache_only": False}
 # Algorithms of ModelOpt whose weight amaxes are the largest magnitudes of the smoothed weight.
 _RANGES_FOLLOW = (None, "max", "smoothquant", "awq_lite")
 
@@ -70,8 +72,9 @@ class StateHeader:
         for name in _NOT_OF_THE_STATE:
             quantization.pop(name)
         quantization["sq_alpha"] = self.quantization.fixed_alpha
-        if not self.quantization.is_balanced:
-            quantization.pop("quality")  # as states had it before there was another
+        for name, default in _NEWER.items():
+            if quantization[name] == default:
+                quantization.pop(name)
         return {_KEY: json.dumps(content)}
 
 

@@ -14,7 +14,13 @@ from nemo_ptq.report.advice import findings_of
 from nemo_ptq.report.command import reproducing_command
 from nemo_ptq.report.metrics import expert_records
 from nemo_ptq.report.records import Layer, Quality, Report, Summary
+from nemo_ptq.report.words import verdict
 from nemo_ptq.verify.evaluate import DocumentScore, summarize
+
+_GENERAL_ADVICE = (
+    "try quantization_config.quality=balanced, another algorithm, or quantization_config.exclude for the layers that "
+    "the report shows to lose most"
+)
 
 
 @dataclass(frozen=True)
@@ -80,7 +86,7 @@ def compose(
         checkpoint_bytes=sizes.checkpoint_bytes,
         export_bytes=sizes.export_bytes,
         compression=sizes.checkpoint_bytes / sizes.export_bytes,
-        required_recovery=algorithm.required_recovery,
+        required_recovery=(algorithm.required_recovery if job.export.min_recovery is None else job.export.min_recovery),
         quality=job.quantization.quality,
     )
     report = Report(
@@ -131,6 +137,22 @@ def describe(quality: Quality) -> str:
     if quality.baseline_perplexity is not None and quality.recovery is not None:
         line += f", unquantized {quality.baseline_perplexity.value:.3f}, recovery {quality.recovery.value:.4f}"
     return f"{line} on {quality.documents} {text}"
+
+
+def conclude(report: Report) -> tuple[str, bool]:
+    """Returns what the report says in one line for the terminal, and whether it is bad."""
+    summary = report.summary
+    word, is_bad = verdict(summary)
+    if summary.passed is None:
+        why = report.missing.get("quality")
+        return (f"{word}: {why}" if why else word), False
+    line = f"{word}: recovery {summary.recovery:.4f}, and at least {summary.required_recovery:g} is wanted"
+    if not is_bad:
+        return line, False
+    if not report.findings:
+        return f"{line}; {_GENERAL_ADVICE}", True
+    first = report.findings[0]
+    return f"{line}; {first.kind} of layer {first.layer}: {first.problem}; try {first.advice}", True
 
 
 def with_quality(report: Report, quality: Quality) -> Report:

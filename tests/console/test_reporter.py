@@ -62,6 +62,17 @@ def test_colours_can_be_turned_off(monkeypatch: pytest.MonkeyPatch) -> None:
     assert output.getvalue() == "warning: careful\n"
 
 
+def test_a_verdict_has_a_colour(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    for is_bad, colour in ((False, "32m"), (True, "31m")):
+        coloured, output = make_reporter(terminal=True)
+        coloured.judge("the verdict", is_bad)
+        assert colour in output.getvalue()
+        plain, output = make_reporter()
+        plain.judge("the verdict", is_bad)
+        assert output.getvalue() == "the verdict\n"
+
+
 def test_steps_are_timed(clock: Clock) -> None:
     speaker, output = make_reporter()
     with speaker.step("load"):

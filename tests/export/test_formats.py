@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from nemo_ptq.config import NO_QUANT, ExportConfig, read_formats
+from nemo_ptq.config import NO_QUANT, ExportConfig, read_list
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.formats import FORMATS, Format, register
 from nemo_ptq.plugins import locate
@@ -32,7 +32,7 @@ def test_a_name_a_list_or_the_text_of_one(value: Any, names: tuple[str, ...], ha
 
 @pytest.mark.parametrize("value", [None, 3, [3], {"hf": 1}])
 def test_anything_else_names_none(value: Any) -> None:
-    assert read_formats(value) == ()
+    assert read_list(value) == ()
 
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=lambda format: format.name)

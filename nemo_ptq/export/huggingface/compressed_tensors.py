@@ -127,9 +127,9 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
         PtqError: If the model is quantized in several ways.
     """
     scheme = the_scheme(layout.schemes.values())
-    if scheme.quant_algo is None:
-        return None
     eight = {"num_bits": 8, "symmetric": True, "dynamic": False, "strategy": "tensor"}
+    if scheme.quant_algo is None:
+        return _cache_alone({**eight, "type": "float"}) if layout.kv_cache else None
     activations: dict[str, Any] | None
     if scheme.quant_algo == "FP8":
         weights = activations = {**eight, "type": "float"}
@@ -148,6 +148,18 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
     if layout.kv_cache:
         config["kv_cache_scheme"] = {**eight, "type": "float"}
     return config
+
+
+def _cache_alone(scheme: dict[str, Any]) -> dict[str, Any]:
+    """What config.json says where the KV cache is quantized, and no weight."""
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "dense",
+        "quantization_status": "compressed",
+        "config_groups": {},
+        "ignore": [],
+        "kv_cache_scheme": scheme,
+    }
 
 
 def compressed_tensors_export(source: Source) -> PackedExport:

@@ -5,21 +5,14 @@
 from typing import Any
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.export.trtllm.exclusions import exclude_modules
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
-from nemo_ptq.models.mapping import TRTLLM
 from nemo_ptq.models.registry import ARCHITECTURES, Family, unknown_to_reader
 from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec
 from nemo_ptq.quantization.schemes import the_scheme
 
-# What readers leave unquantized by default; naming anything replaces their default, so it is spelled out.
-_ALWAYS_EXCLUDED = ("*lm_head", "*router", "*vocab_embedding", "*position_embedding", "*block_embedding")
 _POSITIONS = {"rope": "rope_gpt_neox"}
 _GATED_ACTIVATIONS = {"gelu": "geglu", "silu": "swiglu"}
-# What the quantized layers are called, for each linear layer of Megatron's.
-_ATTENTION_LAYERS = {name: tuple(TRTLLM[name]) for name in ("self_attention.linear_qkv", "self_attention.linear_proj")}
-_DENSE_LAYERS = _ATTENTION_LAYERS | {name: tuple(TRTLLM[name]) for name in ("mlp.linear_fc1", "mlp.linear_fc2")}
-# Readers know a mixture of experts by one name.
-_EXPERT_LAYERS = _ATTENTION_LAYERS | {"mlp.experts.local_experts.0.linear_fc1": ("mlp",)}
 
 
 def hidden_act(shape: ModelSpec, family: Family) -> str:
@@ -73,24 +66,6 @@ def rotary_scaling(shape: ModelSpec) -> dict[str, Any] | None:
     return None
 
 
-def _excluded(layout: QnemoLayout) -> list[str]:
-    """Patterns for the layers that are not quantized although the checkpoint is."""
-    patterns = list(_ALWAYS_EXCLUDED)
-    layers = layout.shape.num_layers
-    for kind, names in (_EXPERT_LAYERS if layout.shape.num_experts else _DENSE_LAYERS).items():
-        plain = [i for i in range(layers) if f"decoder.layers.{i}.{kind}" not in layout.schemes]
-        if len(plain) == layers:
-            patterns += [f"*{name}" for name in names]
-        elif plain and layout.pipeline_parallel > 1:
-            raise PtqError(
-                f"{kind} is unquantized in some layers only ({plain}), which config.json cannot say for inference_pp="
-                f"{layout.pipeline_parallel}: it counts layers from zero in every stage; use inference_pp=1"
-            )
-        else:
-            patterns += [f"transformer.layers.{i}.{name}" for i in plain for name in names]
-    return patterns
-
-
 def qnemo_config(layout: QnemoLayout, family: Family, version: str) -> dict[str, Any]:
     """Returns what goes into config.json.
 
@@ -110,7 +85,8 @@ def qnemo_config(layout: QnemoLayout, family: Family, version: str) -> dict[str,
         "kv_cache_quant_algo": "FP8" if layout.kv_cache else None,
     }
     if scheme.quant_algo is not None:
-        quantization |= {**scheme.quantization_keys, "exclude_modules": _excluded(layout)}
+        excluded = exclude_modules(shape, layout.unquantized, layout.pipeline_parallel)
+        quantization |= {**scheme.quantization_keys, "exclude_modules": excluded}
     mapping = {
         "world_size": layout.world_size,
         "tp_size": layout.tensor_parallel,

@@ -61,6 +61,16 @@ class QnemoLayout:
         has_awq = any(scheme.quant_algo in ("W4A16_AWQ", "W4A8_AWQ") for scheme in self.schemes.values())
         return math.ceil(rows / AWQ_VOCAB_MULTIPLE) * AWQ_VOCAB_MULTIPLE if has_awq else rows
 
+    @property
+    def unquantized(self) -> frozenset[str]:
+        """Megatron's names of the linear layers that are not quantized."""
+        return frozenset(
+            name
+            for layer, spec in enumerate(self.shape.layers)
+            for module in spec.modules
+            if module.is_quantized and (name := f"decoder.layers.{layer}.{module.name}") not in self.schemes
+        )
+
     def stage_of_layer(self, layer: int) -> int:
         """Which pipeline stage of the files holds a layer."""
         return layer // (self.shape.num_layers // self.pipeline_parallel)

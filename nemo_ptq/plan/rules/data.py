@@ -7,7 +7,7 @@ from math import ceil
 from typing import Any
 
 from nemo_ptq.calibration.text_files import read_text_file
-from nemo_ptq.config import read_sources
+from nemo_ptq.config import NO_QUANT, QuantizationConfig, read_sources
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec
 
@@ -27,6 +27,31 @@ def data_is_readable(
                     pass
             except PtqError as error:
                 return f"quantization_config.{error}"
+    return None
+
+
+def recovery_is_measured(
+    min_recovery: float | None,
+    evaluation_dataset_size: int,
+    algorithm: str | None,
+    forward_loop: Any,
+    calibration_state: Any,
+    model: ModelSpec,
+) -> str | None:
+    """A recovery that is asked for can be measured: the job reads text that both models are compared on."""
+    if min_recovery is None:
+        return None
+    option = f"export_config.min_recovery={min_recovery}"
+    if not evaluation_dataset_size:
+        return f"{option} needs samples to compare on: give quantization_config.evaluation_dataset_size"
+    whys = {
+        "algorithm=no_quant loses nothing": QuantizationConfig(algorithm).algorithm_name == NO_QUANT,
+        "a forward_loop gives no text to compare on": forward_loop is not None,
+        "a saved calibration leaves no text to compare on": calibration_state is not None or model.is_quantized,
+    }
+    for why, holds in whys.items():
+        if holds:
+            return f"{option} is not measured, since {why}: leave it out, and compare with `nemo-ptq evaluate`"
     return None
 
 

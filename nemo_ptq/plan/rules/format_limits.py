@@ -23,28 +23,40 @@ def family_has_class(model: ModelSpec, family: Family, formats: Sequence[str]) -
     return None
 
 
-def kv_cache_has_layers(family: Family, formats: Sequence[str], enable_kv_cache: bool | None) -> str | None:
+def kv_cache_has_layers(
+    family: Family, formats: Sequence[str], enable_kv_cache: bool | None, kv_cache_only: bool = False
+) -> str | None:
     """In a Hugging Face directory the scales of a KV cache belong to k_proj and v_proj."""
-    asked = _hugging_face(formats)
-    if asked and enable_kv_cache and family.hugging_face and not family.hugging_face.splits_qkv:
+    asked, wanted = _hugging_face(formats), enable_kv_cache or kv_cache_only
+    if asked and wanted and family.hugging_face and not family.hugging_face.splits_qkv:
+        option = "kv_cache_only" if kv_cache_only else "enable_kv_cache"
         return (
-            f"quantization_config.enable_kv_cache=true with export_format={asked[0]}: {family.name} has one layer "
+            f"quantization_config.{option}=true with export_format={asked[0]}: {family.name} has one layer "
             "for queries, keys and values, and the format no place for its scales; leave it out, or use "
             "export_format=trtllm"
         )
     return None
 
 
-def experts_have_a_format(algorithm: str | None, formats: Sequence[str], model: ModelSpec) -> str | None:
+def experts_have_a_format(
+    algorithm: str | None, formats: Sequence[str], model: ModelSpec, unquantized: frozenset[str] = frozenset()
+) -> str | None:
     """Few formats describe quantized experts in more than FP8; pre-quantization scales none of them has for experts."""
     scheme = algorithm_of(QuantizationConfig(algorithm)).scheme
+    if unquantized and not any(
+        f"decoder.layers.{layer}.{module.name}" not in unquantized
+        for layer, spec in enumerate(model.layers)
+        for module in spec.modules
+        if module.expert is not None
+    ):
+        return None
     for format in map(FORMATS.__getitem__, formats):
         known = (*format.experts, NO_QUANT)
         if model.num_experts is not None and scheme is not None and scheme not in format.experts:
             return (
                 f"quantization_config.algorithm={algorithm} cannot be exported for a mixture of experts: the readers "
                 f"of export_format={format.name} take quantized experts in {' or '.join(format.experts)} only; "
-                f"use {' or '.join(known)}"
+                f"use {' or '.join(known)}, or leave the experts out with quantization_config.exclude=[*experts*]"
             )
     return None
 

@@ -11,11 +11,12 @@ from typing import Any, TypeVar
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames, read_names
 from nemo_ptq.checkpoint.metadata import is_hugging_face, read_metadata, read_model
-from nemo_ptq.config import ExportConfig, QuantizationConfig, read_formats
+from nemo_ptq.config import ExportConfig, QuantizationConfig, read_list
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.models.registry import Family, family_of
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
+from nemo_ptq.quantization.excluded import unquantized_layers
 from nemo_ptq.quantization.state_entries import read_entries
 from nemo_ptq.quantization.state_header import read_header, state_file
 
@@ -165,14 +166,18 @@ def with_derived(values: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         The same with `formats`, the names of the export formats, `family`, the model's
-        :class:`~nemo_ptq.models.registry.Family`, and `decoder`, its decoder type, where the values are there
-        that they follow from.
+        :class:`~nemo_ptq.models.registry.Family`, `decoder`, its decoder type, and `unquantized`, the linear layers
+        that are left out of the quantization, where the values are there that they follow from.
     """
     derived: dict[str, Any] = {}
     if "export_format" in values:
-        derived["formats"] = read_formats(values["export_format"])
+        derived["formats"] = read_list(values["export_format"])
     if {"model", "decoder_type"} <= values.keys():
         with suppress(PtqError):  # a rule says so
             derived["family"] = family_of_model(values["model"], values["decoder_type"])
             derived["decoder"] = derived["family"].decoder
+    if {"model", "exclude", "kv_cache_only"} <= values.keys():
+        with suppress(PtqError):  # a rule says so
+            quantization = QuantizationConfig(exclude=values["exclude"], kv_cache_only=values["kv_cache_only"])
+            derived["unquantized"] = unquantized_layers(quantization, values["model"])
     return {**values, **derived}

@@ -9,6 +9,7 @@ from nemo_ptq.config import FAST, NO_QUANT, QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.algorithms import ALGORITHMS, algorithm_of
+from nemo_ptq.quantization.excluded import unseen_by_modelopt
 from nemo_ptq.untrusted import FileError, read_json, read_yaml
 
 
@@ -27,6 +28,28 @@ def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = Non
     return None
 
 
+def algorithm_file_names_megatrons_layers(
+    algorithm: str | None, model: ModelSpec, calibration_state: Any = None
+) -> str | None:
+    """A file given as algorithm turns off layers by the names that ModelOpt sees."""
+    if algorithm_file_is_config(algorithm, calibration_state):
+        return None
+    file = QuantizationConfig(algorithm).algorithm_file
+    if file is None or calibration_state is not None:
+        return None
+    entries = (read_yaml(file) if file.suffix != ".json" else read_json(file))["quant_cfg"]
+    pairs = entries.items() if isinstance(entries, dict) else [(e.get("quantizer_name"), e) for e in entries]
+    off = [name for name, what in pairs if isinstance(what, dict) and what.get("enable") is False]
+    # Most configurations turn everything off, and then on what they want.
+    unseen = unseen_by_modelopt([name for name in off if isinstance(name, str) and name != "*"], model)
+    if unseen:
+        return (
+            f"quantization_config.algorithm={algorithm} turns off {' and '.join(unseen)}, which match Hugging Face's "
+            "names: ModelOpt sees Megatron's, and would quantize these layers; use quantization_config.exclude for them"
+        )
+    return None
+
+
 def kv_cache_has_algorithm(algorithm: str | None, enable_kv_cache: bool | None) -> str | None:
     """A KV cache is only quantized along with the weights."""
     if enable_kv_cache and algorithm in (None, NO_QUANT):
@@ -35,13 +58,18 @@ def kv_cache_has_algorithm(algorithm: str | None, enable_kv_cache: bool | None) 
 
 
 def awq_blocks_fit_calibration(
-    algorithm: str | None, awq_block_size: int, calibration_tp: int, model: ModelSpec
+    algorithm: str | None,
+    awq_block_size: int,
+    calibration_tp: int,
+    model: ModelSpec,
+    unquantized: frozenset[str] = frozenset(),
 ) -> str | None:
     """The input features that calibration TP shards are whole blocks on each rank."""
     if not algorithm_of(QuantizationConfig(algorithm)).takes_block_size:
         return None
     multiple = awq_block_size * calibration_tp
-    wrong = _misfits({"attention output": _attention_size(model), "ffn_hidden_size": model.ffn_hidden_size}, multiple)
+    sizes = {"attention output": _attention_size(model), "ffn_hidden_size": model.ffn_hidden_size}
+    wrong = _misfits(_of_quantized(sizes, model, unquantized), multiple)
     if wrong:
         return (
             f"quantization_config.awq_block_size={awq_block_size} does not fit calibration_tp={calibration_tp}: "
@@ -51,7 +79,12 @@ def awq_blocks_fit_calibration(
 
 
 def awq_blocks_fit_inference(
-    algorithm: str | None, awq_block_size: int, formats: Sequence[str], inference_tp: int, model: ModelSpec
+    algorithm: str | None,
+    awq_block_size: int,
+    formats: Sequence[str],
+    inference_tp: int,
+    model: ModelSpec,
+    unquantized: frozenset[str] = frozenset(),
 ) -> str | None:
     """TensorRT-LLM's kernels take whole blocks, of at least 64 features (128 for w4a8_awq), on each rank."""
     record = algorithm_of(QuantizationConfig(algorithm))
@@ -67,7 +100,7 @@ def awq_blocks_fit_inference(
         "attention output": _attention_size(model),
         "ffn_hidden_size": model.ffn_hidden_size,
     }
-    wrong = _misfits(sizes, multiple)
+    wrong = _misfits(_of_quantized(sizes, model, unquantized), multiple)
     if wrong:
         return (
             f"quantization_config.awq_block_size={awq_block_size} does not fit "
@@ -77,7 +110,9 @@ def awq_blocks_fit_inference(
     return None
 
 
-def nvfp4_blocks_fit(algorithm: str | None, inference_tp: int, model: ModelSpec) -> str | None:
+def nvfp4_blocks_fit(
+    algorithm: str | None, inference_tp: int, model: ModelSpec, unquantized: frozenset[str] = frozenset()
+) -> str | None:
     """NVFP4's kernels take 128 output and 64 input features of each rank at a time."""
     record = algorithm_of(QuantizationConfig(algorithm))
     if not record.block_size:
@@ -86,9 +121,14 @@ def nvfp4_blocks_fit(algorithm: str | None, inference_tp: int, model: ModelSpec)
     both = max(rows, columns)
     wrong = [
         _misfits({"hidden_size": model.hidden_size}, both),
-        _misfits({"query-key-value rows": _qkv_rows(model, inference_tp)}, rows * inference_tp),
-        _misfits({"attention output": _attention_size(model)}, columns * inference_tp),
-        _misfits({"ffn_hidden_size": model.ffn_hidden_size}, both * inference_tp),
+        *(
+            _misfits(_of_quantized({name: size}, model, unquantized), multiple * inference_tp)
+            for name, size, multiple in (
+                ("query-key-value rows", _qkv_rows(model, inference_tp), rows),
+                ("attention output", _attention_size(model), columns),
+                ("ffn_hidden_size", model.ffn_hidden_size, both),
+            )
+        ),
     ]
     if any(wrong):
         return (
@@ -143,6 +183,27 @@ def _qkv_rows(model: ModelSpec, tp: int) -> int:
 def _attention_size(model: ModelSpec) -> int:
     """Input features of the attention's output projection over all ranks."""
     return model.num_attention_heads * model.head_size
+
+
+# The ends of the names of the linear layers that have each size.
+_LINEARS = {
+    "query-key-value rows": ("linear_qkv",),
+    "attention output": ("linear_proj",),
+    "ffn_hidden_size": ("linear_fc1", "linear_fc2"),
+}
+
+
+def _of_quantized(sizes: Mapping[str, int], model: ModelSpec, unquantized: frozenset[str]) -> dict[str, int]:
+    """Leaves out the sizes of what is quantized in no layer."""
+    if not unquantized:
+        return dict(sizes)
+    left = {
+        module.name.rpartition(".")[2]
+        for layer, spec in enumerate(model.layers)
+        for module in spec.modules
+        if module.is_quantized and f"decoder.layers.{layer}.{module.name}" not in unquantized
+    }
+    return {name: size for name, size in sizes.items() if left.intersection(_LINEARS.get(name, left))}
 
 
 def _misfits(sizes: Mapping[str, int], multiple: int) -> str:

@@ -250,8 +250,9 @@ class HuggingFaceDirectory:
             out, inputs = specs.pop(f"{name}.weight")[1]
             fields = quantization.fields(out, inputs, quantization.group_size)
             specs |= {f"{name}.{field}": spec for field, spec in fields.items()}
-            if quantization.kv_cache is not None and name.endswith((".k_proj", ".v_proj")):
-                specs[quantization.kv_cache(name)] = quantization.kv_spec
+        if quantization is not None and quantization.kv_cache is not None:
+            values = [name for name in self.modules if name.endswith((".k_proj", ".v_proj"))]
+            specs |= {quantization.kv_cache(name): quantization.kv_spec for name in values}
         return specs
 
     @cached_property
@@ -315,8 +316,19 @@ _COMPRESSED = {
 }
 
 
+def _no_weights(o: int, i: int, g: int) -> dict[str, Spec]:
+    return {}
+
+
+def _compressed_cache_scale(name: str) -> str:
+    """The scale that belongs to a k_proj or v_proj."""
+    return f"{name[:-7]}.{name[-6]}_scale"
+
+
 def _compressed(content: dict[str, Any]) -> Quantization:
     kind, groups = str(content.get("format")), content.get("config_groups")
+    if kind == "dense" and groups == {} and content.get("kv_cache_scheme"):
+        return Quantization(kind, 0, ("*",), _compressed_cache_scale, ("F32", (1,)), _no_weights, lambda o, i: {})
     if kind not in _COMPRESSED or content.get("quantization_status") != "compressed":
         raise PtqError(f"config.json: format {kind!r} in status {content.get('quantization_status')!r} is not known")
     if not isinstance(groups, dict) or len(groups) != 1:
@@ -330,7 +342,7 @@ def _compressed(content: dict[str, Any]) -> Quantization:
         kind,
         group["weights"].get("group_size") or 0,
         tuple(content.get("ignore") or ()),
-        (lambda name: f"{name[:-7]}.{name[-6]}_scale") if content.get("kv_cache_scheme") else None,
+        _compressed_cache_scale if content.get("kv_cache_scheme") else None,
         ("F32", (1,)),
         _COMPRESSED[kind],
         lambda o, i: {},
@@ -349,7 +361,7 @@ def config_problems(directory: HuggingFaceDirectory) -> list[str]:
         layers = [name for name, module in directory.modules.items() if module.kind != "norm"]
         idle = [p for p in quantization.excluded if not any(fnmatchcase(name, p) for name in layers)]
         problems += [f"{pattern} is excluded and no layer" for pattern in idle]
-        if not any(directory.quantized):
+        if not any(directory.quantized) and quantization.algorithm != "dense":
             problems.append("no linear layer is quantized")
     return problems
 

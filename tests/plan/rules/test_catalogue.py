@@ -12,6 +12,7 @@ from nemo_ptq.options import OPTIONS
 from nemo_ptq.plan.rules import (
     RULES,
     data,
+    exclusions,
     findings,
     format_limits,
     layerwise,
@@ -24,7 +25,10 @@ from nemo_ptq.plan.rules import (
 from nemo_ptq.plan.rules.gathering import with_derived
 from tests.plan.models import LLAMA_8B
 
-SUBJECTS = (data, format_limits, layerwise, model, parallelism, paths, quantization_limits, saved_calibration)
+SUBJECTS = (
+    *(data, exclusions, format_limits, layerwise, model),
+    *(parallelism, paths, quantization_limits, saved_calibration),
+)
 
 
 @pytest.mark.parametrize("subject", SUBJECTS)
@@ -38,7 +42,9 @@ def test_every_rule_is_applied(subject: ModuleType) -> None:
 def test_rules_look_at_what_there_is() -> None:
     options = {name.rpartition(".")[2] for name in OPTIONS}
     gathered = {"world_size", "launcher", "header", "state", "entries", "checkpoint", "model"}
-    derived = with_derived({"export_format": "trtllm", "model": LLAMA_8B, "decoder_type": None}).keys()
+    given = {"export_format": "trtllm", "model": LLAMA_8B, "decoder_type": None}
+    given |= {"exclude": None, "kv_cache_only": False}
+    derived = with_derived(given).keys()
     for rule in RULES:
         assert inspect.signature(rule).parameters.keys() <= options | gathered | derived, rule.__name__
 

@@ -15,6 +15,7 @@ from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.parallelism import inference_tp_divides
 from nemo_ptq.plan.rules.quantization_limits import (
     algorithm_file_is_config,
+    algorithm_file_names_megatrons_layers,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
     kv_cache_has_algorithm,
@@ -23,6 +24,26 @@ from nemo_ptq.plan.rules.quantization_limits import (
 )
 from tests.plan.models import LLAMA_8B
 from tests.plan.rules.examples import LLAMA_2_7B, expect
+
+OFF = {"enable": False}
+
+
+@pytest.mark.parametrize(
+    ("entries", "message"),
+    [
+        ({"*self_attention*": OFF, "*lm_head*": OFF, "*router*": OFF, "*mlp.gate.*": OFF}, None),
+        ({"*self_attn*": OFF}, "turns off *self_attn*, which match Hugging Face's names"),
+        ({"*self_attn*": {"num_bits": 8}}, None),
+        ([{"quantizer_name": "*", **OFF}, {"quantizer_name": "*mlp.down_proj*", **OFF}], "turns off *mlp.down_proj*"),
+        ([{"quantizer_name": "*down_proj*", **OFF}, {"quantizer_name": "*linear_fc2*", **OFF}], None),
+    ],
+)
+def test_a_file_turns_off_what_modelopt_sees(entries: Any, message: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"quant_cfg": entries, "algorithm": "max"}))
+    expect(algorithm_file_names_megatrons_layers(str(file), LLAMA_8B), message)
+    assert algorithm_file_names_megatrons_layers(str(tmp_path / "none.json"), LLAMA_8B) is None
+    assert algorithm_file_names_megatrons_layers("fp8", LLAMA_8B) is None
 
 
 @pytest.mark.parametrize(
