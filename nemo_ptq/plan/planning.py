@@ -3,6 +3,7 @@
 """make_plan(): what a job needs, whether it fits with all weights in memory or block by block, and what to change."""
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, fields, replace
 from math import prod
 from pathlib import Path
@@ -291,11 +292,10 @@ def _plan(
     world_size: int | None,
 ) -> Plan:
     rules = tuple(_rule_lines(model, quantization, export, parallelism, further, world_size))
-    try:
+    family: Family | None = None
+    with suppress(PtqError):  # a rule says so
         family = family_of(model.config_class.rpartition(".")[2], export.decoder_type)
-        decoder = family.decoder
-    except PtqError:
-        family = decoder = None  # a rule says so
+    decoder = None if family is None else family.decoder
     broken = {rule.name for rule in rules if rule.problem}
     can_be_cut = broken.isdisjoint(rule.__name__ for rule in _LAYOUT_RULES) and decoder is not None
     files: tuple[FileSize, ...] = ()
