@@ -17,7 +17,7 @@ def tensors(directory: Path) -> dict[str, str]:
     return {name: digest for name, digest in digests(directory).items() if name.endswith("model.safetensors")}
 
 
-@pytest.mark.parametrize("algorithm", ["fp8_dynamic", "int8_dynamic"])
+@pytest.mark.parametrize("algorithm", ["fp8_dynamic", pytest.param("int8_dynamic", marks=pytest.mark.slow)])
 def test_bytes_do_not_depend_on_how_a_job_is_run(algorithm: str, demo: Demo, tmp_path: Path) -> None:
     formats = {"export_format": "[compressed_tensors]" if algorithm == "int8_dynamic" else "[compressed_tensors,hf]"}
     quantization = {"evaluation_dataset_size": 4}

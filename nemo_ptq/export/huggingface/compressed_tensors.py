@@ -6,7 +6,7 @@ Format: https://github.com/vllm-project/compressed-tensors. It knows no pre-quan
 folded (:mod:`nemo_ptq.export.folding`).
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -140,7 +140,8 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
     factor = row_factor(name, source.layers.state, source.shape, source.tensor_rank, source.tensor_ranks)
     # Readers have the scales of INT4 in the model's type, and round others to it.
     rounded = partial(_rounded_scales, factor=factor, dtype=source.dtype)
-    as_stored = rounded if scheme is not None and scheme.codes == "int4" else _unchanged
+    is_int4 = scheme is not None and scheme.codes == "int4"
+    as_stored: Callable[[torch.Tensor], torch.Tensor] = rounded if is_int4 else _unchanged
     # In float32 as long as something may be multiplied.
     packed = pack_linear(source.layers.linear(name), split, torch.float32, as_stored=as_stored)
     factors: RowGroups = {} if factor is None else split(factor)

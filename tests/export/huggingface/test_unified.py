@@ -23,6 +23,7 @@ from tests.ranks import run_ranks
 
 CHECKPOINT_OF = Callable[[str], Path]
 QUICK = ("llama31",)
+CALIBRATED = ("fp8", "int4_awq", "w4a8_awq", "nvfp4")
 
 
 @pytest.mark.matrix
@@ -118,7 +119,7 @@ def modelopt_export(source: Path, state: dict[str, torch.Tensor], algorithm: str
 @pytest.mark.parametrize(
     ("model", "algorithm"),
     [
-        pytest.param(model, algorithm, marks=() if model in QUICK else pytest.mark.slow)
+        pytest.param(model, algorithm, marks=() if model in QUICK and algorithm in CALIBRATED else pytest.mark.slow)
         for model, algorithm in carried("hf")
         if algorithm != NO_QUANT
     ],
