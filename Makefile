@@ -17,7 +17,7 @@ VLLM := 0.32.0
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "make %-15s %s\n", $$1, $$2 }' Makefile
 
 demo: checkpoint ## train a small model, quantize it with the nemo command, show what came out
 	@$(IN_VENV) bash demo/run.sh
