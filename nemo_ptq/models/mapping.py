@@ -48,6 +48,7 @@ def live_name(key: str, layer: object = "", expert: object = "") -> str:
     for stored, live in _NORMS.items():
         key = key.replace(stored, live)
     key = re.sub(r"^decoder\.layers\.(?=\D)", f"decoder.layers.{layer}.", key)
+    key = re.sub(r"\.experts\.experts\.(?=\d)", ".experts.local_experts.", key)  # a name for each expert already
     return key.replace(".experts.experts.", f".experts.local_experts.{expert}.")
 
 
