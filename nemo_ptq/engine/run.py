@@ -313,11 +313,12 @@ class _BlockJob:
     def _identity(self) -> dict[str, Any]:
         """What must be the same for a run to be continued."""
         job = self.job
-        arguments = flattened(job.arguments)
+        arguments, data = flattened(job.arguments), job.quantization.data_file
         return {
             **{name: value for name, value in arguments.items() if name not in _NOT_OF_THE_RESULT},
             "checkpoint files": stamp_of(job.checkpoint),
-            "calibration data": None if job.quantization.data_file is None else stamp_of(job.quantization.data_file),
+            # What reads no text can go without the file.
+            "calibration data": None if data is None or not data.exists() else stamp_of(data),
             "versions": producer(),
             "processes": dist.get_world_size(),
         }
