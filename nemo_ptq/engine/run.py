@@ -321,7 +321,8 @@ class _BlockJob:
         return {
             **{name: value for name, value in arguments.items() if name not in _NOT_OF_THE_RESULT},
             "checkpoint files": stamp_of(job.checkpoint),
-            "calibration data": [stamp_of(file) for file in job.quantization.data_files],
+            # What reads no text can go without the files.
+            "calibration data": [stamp_of(file) for file in job.quantization.data_files if file.exists()],
             "versions": producer(),
             "processes": dist.get_world_size(),
         }
