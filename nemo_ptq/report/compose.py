@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+from nemo_ptq.config import FAST
 from nemo_ptq.console.stopwatch import Step
 from nemo_ptq.home import without_home
 from nemo_ptq.job import Job
@@ -81,7 +82,7 @@ def compose(
         export_bytes=sizes.export_bytes,
         compression=sizes.checkpoint_bytes / sizes.export_bytes,
         required_recovery=algorithm.required_recovery,
-        quality=job.quantization.quality,
+        quality=job.quantization.quality or FAST,
     )
     report = Report(
         summary=summary,
