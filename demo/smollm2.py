@@ -126,9 +126,9 @@ def convert(file: Path) -> None:
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    place = {"pretrained_model_name_or_path": file.parent, "gguf_file": file.name}
-    AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16).save_pretrained(MODEL)
-    AutoTokenizer.from_pretrained(**place).save_pretrained(MODEL)
+    model = AutoModelForCausalLM.from_pretrained(file.parent, gguf_file=file.name, dtype=torch.bfloat16)
+    model.save_pretrained(MODEL)
+    AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name).save_pretrained(MODEL)
     (MODEL / "tokenizer.model").unlink(missing_ok=True)  # made up: it is not the model's
 
 

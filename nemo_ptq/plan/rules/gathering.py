@@ -106,9 +106,9 @@ def with_quality(quantization: QuantizationConfig, values: Mapping[str, Any]) ->
         quantization: What the user asked for, with the quality unset.
         values: By the names that the rules' parameters have; where some are missing, other rules say so.
     """
-    wanted = signature(default_quality).parameters.keys()
-    values = with_derived(values)
-    if not wanted <= values.keys() or not FORMATS.keys() >= set(values["formats"]):
+    wanted = signature(default_quality).parameters
+    values = with_derived({"kv_cache_only": quantization.kv_cache_only, **values})
+    if not wanted.keys() <= values.keys() or not FORMATS.keys() >= set(values["formats"]):
         return quantization, None
     quality, reason = default_quality(**{name: values[name] for name in wanted})
     quantizes = quantization.algorithm_name != NO_QUANT
