@@ -140,6 +140,8 @@ _HF, _COMPRESSED = ("hf",), ("compressed_tensors",)
 _LLAMAS = ("Llama", "CodeLlama")
 _DENSE = (*_LLAMAS, "Mistral", "Gemma", "Nemotron", "StarCoder", "StarCoder 2")
 _KNOWN_FAMILIES = (*_DENSE, "Mixtral")
+# Their classes in vLLM 0.32 build quantized layers and load weights as Llama's does.
+_LIKE_LLAMA = ("Qwen 2", "Qwen 3", "Qwen 3 MoE", "Phi 3", "Gemma 2", "Gemma 3")
 _SGLANGS = tuple(family for family in _KNOWN_FAMILIES if family != "Nemotron")
 _EVERY = (
     *(NO_QUANT, "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"),
@@ -196,6 +198,7 @@ _VLLM = (
         note="on Hopper GPUs alone, with awq_block_size=128; its kernel rounds the scales of the blocks to FP8",
     ),
     Fact("vllm", LOADS, READ, None, _EVERY, _KNOWN_FAMILIES),
+    Fact("vllm", LOADS, READ, None, _EVERY, _LIKE_LLAMA, ("0.32",)),
 )
 _TENSORRT_LLM = (
     Fact("tensorrt_llm", REFUSED, READ, families=("Gemma", "StarCoder"), note="it has no class for such models"),
@@ -249,6 +252,7 @@ _SGLANG = (
 _NEEDS_LIBRARY = "needs the compressed-tensors library"
 _TRANSFORMERS = (
     Fact("transformers", LOADS, RAN, None, (NO_QUANT,), _KNOWN_FAMILIES),
+    Fact("transformers", LOADS, RAN, None, (NO_QUANT,), _LIKE_LLAMA, ("4.57",)),
     Fact(
         "transformers",
         REFUSED,
@@ -287,6 +291,16 @@ _TRANSFORMERS = (
         _COMPRESSED,
         ("fp8", "int8_sq", "int4_awq"),
         _KNOWN_FAMILIES,
+        note=_NEEDS_LIBRARY,
+    ),
+    Fact(
+        "transformers",
+        LOADS,
+        RAN,
+        _COMPRESSED,
+        ("fp8", "int8_sq", "int4_awq"),
+        _LIKE_LLAMA,
+        ("4.57",),
         note=_NEEDS_LIBRARY,
     ),
     Fact("transformers", LOADS, RAN, _COMPRESSED, _EVERY, ("Llama",), ("4.57",), note=_NEEDS_LIBRARY),

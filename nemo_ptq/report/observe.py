@@ -63,7 +63,7 @@ def _why_not_compared(job: Job, samples: "JobSamples") -> str:
     if not job.quantization.evaluation_dataset_size:
         return "turned off: quantization_config.evaluation_dataset_size=0"
     dataset = without_home(job.quantization.calibration_dataset)
-    if not samples.evaluation:
+    if not samples.evaluation and not samples.calibration:
         return f"{dataset} could not be read, or is empty"
     return f"{dataset} holds no sample of two tokens or more"
 

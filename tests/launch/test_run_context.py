@@ -59,7 +59,8 @@ def jobs(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Job]]:
 
 @pytest.fixture
 def sound(demo: Demo, tmp_path: Path) -> list[str]:
-    return [f"nemo_checkpoint={demo.checkpoint}", f"export_config.path={tmp_path}/out"]
+    data = f"quantization_config.calibration_dataset={demo.calibration}"
+    return [f"nemo_checkpoint={demo.checkpoint}", f"export_config.path={tmp_path}/out", data]
 
 
 def execute(*arguments: str, **options: Any) -> None:

@@ -23,7 +23,8 @@ from tests.conftest import Demo
     [
         (errno.ENOSPC, None, "out cannot be written: No space left on device; free some"),
         (errno.EFBIG, "/data/rank0", "/data/rank0 cannot be written: File too large; free some"),
-        (errno.EACCES, "/data/rank0", None),
+        (errno.EACCES, "/data/rank0", "/data/rank0 cannot be written: Permission denied; choose another"),
+        (errno.ENOENT, "/data/rank0", None),
     ],
 )
 def test_a_full_disk_is_a_line(
@@ -38,5 +39,5 @@ def test_a_full_disk_is_a_line(
     job = check_job(
         nemo_checkpoint=demo.checkpoint, quantization_config=quantization, export_config=export, world_size=1
     )
-    with pytest.raises(PtqError if said else PermissionError, match=said):
+    with pytest.raises(PtqError if said else FileNotFoundError, match=said):
         start(job)

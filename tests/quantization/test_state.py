@@ -75,8 +75,8 @@ def test_any_parallelism_teaches_the_same(
     # Stages compute what a single one does; tensor parallelism adds up in another order.
     tolerance = 0.0 if tp == 1 else ROUNDING
     for name, value in expected.items():
-        # The maximum of a single channel is one rounded number; a scale is made of its square root.
-        rtol = {"channel_amax": 4, "pre_quant_scale": 2}.get(name.rpartition(".")[2], 1) * tolerance
+        # The maximum of a single channel is one rounded number; a scale is a power of it, of 0.8 at most.
+        rtol = {"channel_amax": 4, "pre_quant_scale": 3.2}.get(name.rpartition(".")[2], 1) * tolerance
         torch.testing.assert_close(found[name], value, rtol=rtol, atol=0.0, msg=lambda text, n=name: f"{n}: {text}")
 
 
@@ -224,7 +224,7 @@ def test_a_header_says_what_was_computed_and_is_as_before_with_quality_fast() ->
         (text,) = header.to_metadata().values()
         return json.loads(text)["quantization"]
 
-    fast = content()
+    fast = content(quality="fast")
     assert fast["sq_alpha"] == 0.8
     assert "quality" not in fast
     balanced = content(quality="balanced")

@@ -214,7 +214,14 @@ def _rotary(hf: Any) -> tuple[float, float, RotaryScaling | None]:
 _NOT_COMPUTED = frozenset(
     (
         *("_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_flash_attn_2_enabled"),
-        *("_name_or_path", "attention_dropout", "attention_softmax_in_fp32", "attn_implementation", "attn_pdrop"),
+        *(
+            "_model_name_or_path",
+            "_name_or_path",
+            "attention_dropout",
+            "attention_softmax_in_fp32",
+            "attn_implementation",
+            "attn_pdrop",
+        ),
         *(
             "auto_map",
             "bad_words_ids",
@@ -244,7 +251,7 @@ _NOT_COMPUTED = frozenset(
         *("summary_activation", "summary_first_dropout", "summary_proj_to_labels", "summary_type"),
         *("summary_use_proj", "suppress_tokens", "task_specific_params", "temperature", "tf_legacy_loss"),
         *("tokenizer_class", "top_k", "top_p", "torch_dtype", "torchscript", "transformers.js_config", "typical_p"),
-        *("unsloth_fixed", "unsloth_version", "use_bfloat16", "validate_runner_input"),
+        *("unsloth_fixed", "unsloth_version", "unk_token_id", "use_bfloat16", "validate_runner_input"),
     )
 )
 # Settings that are computed, or looked at here, whether a class has them or not.
