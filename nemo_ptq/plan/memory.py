@@ -250,10 +250,11 @@ class _Rank:
     def packed(self, block: Blocks) -> int:
         """A packed block, on the host."""
         if block.kind == "layer":
-            # Some layers may have more unquantized ones than others.
-            each = {linear.name: self.algorithm.packed_bytes for linear in self.linears}
-            each |= {name.rpartition("linear_")[2]: _BF16 for name in unquantized_layers(self.quantization, self.model)}
-            return int(sum(linear.weights * linear.count * each[linear.name] for linear in self.linears))
+            # Some layers may have more unquantized ones than others: what is so in one layer is counted in all.
+            plain = {name.rpartition("linear_")[2] for name in unquantized_layers(self.quantization, self.model)}
+            sizes = {linear.name: linear.weights * linear.count for linear in self.linears}
+            kept = sum(size for name, size in sizes.items() if name in plain)
+            return int((sum(sizes.values()) - kept) * self.algorithm.packed_bytes) + kept * _BF16
         return block.parameters * _BF16
 
     def round(self, kept: int) -> int:
