@@ -186,7 +186,8 @@ def write_state(directory: Path, metadata: ModelSpec) -> Path:
 
 def test_a_saved_calibration_goes_along(demo: Demo, tmp_path: Path, sound: list[str], launched: list[Any]) -> None:
     state = write_state(tmp_path / "before", read_metadata(demo.checkpoint))
-    execute(*sound, f"calibration_state={state}", "run.executor=torchrun")
+    checkpoint, output, _ = sound
+    execute(checkpoint, output, f"calibration_state={state}", "run.executor=torchrun")
     ((task, _),) = launched
     assert task.calibration_state == str(state)
 
