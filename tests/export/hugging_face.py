@@ -29,7 +29,7 @@ def export_cells(
 
     found = {}
     for algorithm in algorithms:
-        quantization = QuantizationConfig(algorithm, enable_kv_cache=kv_cache and algorithm != NO_QUANT)
+        quantization = QuantizationConfig(algorithm, sq_alpha=0.5, enable_kv_cache=kv_cache and algorithm != NO_QUANT)
         job = steps.job_of(checkpoint, quantization, directory / algorithm, (tp, 1), formats=format)
         steps.run_job(job)
         if job.quantization.algorithm_name != NO_QUANT and not algorithm_of(job.quantization).needs_data:
