@@ -5,7 +5,7 @@
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from random import Random
 
@@ -81,10 +81,25 @@ def _dangling(file: Path, random: Random) -> str:
 _SHAPES: tuple[Damage, ...] = (_cut, _emptied, _longer, _zeroed, _removed, _pipe, _directory, _endless, _dangling)
 
 
-def _damaged(directory: Path, random: Random, damages: Callable[[Path], tuple[Damage, ...]]) -> str:
+# What nobody can see: a part of a template is a template as well, and these files need not be there.
+_HARMLESS: Mapping[str, tuple[Damage, ...]] = {
+    "chat_template.jinja": (_cut, _emptied, _longer, _zeroed, _removed),
+    "generation_config.json": (_removed,),
+    "special_tokens_map.json": (_removed,),
+    "hf_config.json": (_removed,),
+}
+
+
+def _damaged(
+    directory: Path,
+    random: Random,
+    damages: Callable[[Path], tuple[Damage, ...]],
+    harmless: Mapping[str, tuple[Damage, ...]] = _HARMLESS,
+) -> str:
     """Damages a file below a directory, and says how."""
     file = random.choice(sorted(path for path in directory.rglob("*") if path.is_file() and path.stat().st_size))
-    done = random.choice(damages(file))(file, random)
+    possible = [damage for damage in damages(file) if damage not in harmless.get(file.name, ())]
+    done = random.choice(possible)(file, random)
     return f"{file.relative_to(directory)} {done}"
 
 
@@ -130,7 +145,7 @@ def setting(lab: Lab, place: Path, random: Random) -> Verdict:
 def export_file(lab: Lab, place: Path, random: Random) -> Verdict:
     """A file of an export, which `nemo-ptq verify` checks."""
     export = lab.copy(lab.export / random.choice(("trtllm", "hf")), place)
-    fault = _damaged(export, random, lambda _: (*_SHAPES, *(_flipped,) * len(_SHAPES)))
+    fault = _damaged(export, random, lambda _: (*_SHAPES, *(_flipped,) * len(_SHAPES)), harmless={})
     ended = lab.run("nemo-ptq", "verify", export)
     problems = ended.problems + (["taken for success"] if ended.status == 0 else [])
     return Verdict(f"{export.name}/{fault}: {ended.last_line[:300]}", "refused", problems)
