@@ -33,7 +33,7 @@ if __name__ == "__main__":
         nemo_checkpoint=checkpoint,
         calibration_tp=2,
         quantization_config=run.Config(
-            QuantizationConfig, calibration_dataset=data, calibration_dataset_size=int(samples)
+            QuantizationConfig, quality="fast", calibration_dataset=data, calibration_dataset_size=int(samples)
         ),
         export_config=run.Config(ExportConfig, path=output),
     )
@@ -78,7 +78,7 @@ def nemo_ptq_run(demo: Demo, output: Path, home: Path) -> None:
 
 def script(demo: Demo, output: Path) -> list[str]:
     flags = {"nemo_checkpoint": demo.checkpoint, "calibration_tp": 2, "export_path": output}
-    short = ["-calib_ds", str(demo.calibration), "-calib_size", SAMPLES]
+    short = ["-calib_ds", str(demo.calibration), "-calib_size", SAMPLES, "--quality", "fast"]
     return ["-m", "nemo_ptq.script", *(f"--{name}={value}" for name, value in flags.items()), *short]
 
 
