@@ -135,6 +135,7 @@ def test_srun_with_two_tasks_on_each_node(cluster: Cluster, demo: Demo, output: 
     flags = {
         "nemo_checkpoint": demo.checkpoint,
         **sizes,
+        "quality": QUANTIZATION["quality"],
         "calibration_dataset": demo.calibration,
         "calibration_dataset_size": QUANTIZATION["calibration_dataset_size"],
         "batch_size": QUANTIZATION["calibration_batch_size"],
