@@ -335,11 +335,19 @@ class Lab:
             return Verdict(fault, "unharmed", problems)
         if output.exists():
             problems.append("left what looks like an export")
-        return Verdict(f"{fault}: {ended.last_line[:300]}", "refused", [*problems, *self.leftover_problems(output)])
+        return Verdict(
+            f"{fault}: {ended.last_line[:300]}", "refused", [*problems, *self.leftover_problems(output, ended)]
+        )
 
-    def leftover_problems(self, output: Path) -> list[str]:
+    def leftover_problems(self, output: Path, ended: Ended | None = None) -> list[str]:
         """What lies beside an output that a command which has tidied up does not leave."""
-        beside = (entry.name for entry in output.parent.iterdir() if entry.name != output.name)
+        # A job that fails when all is calibrated keeps that, and says so.
+        keeps = ended is not None and "the calibration is kept in" in ended.output
+        beside = (
+            entry.name
+            for entry in output.parent.iterdir()
+            if entry.name != output.name and not (keeps and ".calibration." in entry.name)
+        )
         return [f"left {name}" for name in sorted(beside) if output.name in name]
 
     def inputs_problems(self) -> list[str]:
