@@ -1,30 +1,14 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where quality "balanced" is available, and what a job's quality is where the user does not say."""
+"""Where quality "balanced" is available: it is then what a job has where the user does not say."""
 
 from collections.abc import Sequence
 from typing import Any
 
-from nemo_ptq.config import BALANCED, FAST, QuantizationConfig
+from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.algorithms import ALGORITHMS, algorithm_of
-
-
-def default_quality(
-    algorithm: str | None,
-    formats: Sequence[str],
-    forward_loop: Any,
-    calibration_tp: int,
-    calibration_ep: int,
-    model: ModelSpec,
-    kv_cache_only: bool = False,
-) -> tuple[str, str | None]:
-    """Returns what a job's quality is where the user does not say, and why it is not "balanced" where it is not."""
-    obstacle = obstacle_to_balanced(
-        algorithm, formats, forward_loop, calibration_tp, calibration_ep, model, kv_cache_only
-    )
-    return (BALANCED, None) if obstacle is None else (FAST, obstacle[0])
 
 
 def obstacle_to_balanced(

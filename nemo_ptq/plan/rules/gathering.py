@@ -12,13 +12,13 @@ from typing import Any, TypeVar
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames, read_names
 from nemo_ptq.checkpoint.metadata import is_hugging_face, read_metadata, read_model
-from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig, read_list
+from nemo_ptq.config import BALANCED, FAST, NO_QUANT, ExportConfig, QuantizationConfig, read_list
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import Family, family_of
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.options import EXPORT_OPTIONS, QUANTIZATION_OPTIONS, TASK_OPTIONS, Option
-from nemo_ptq.plan.quality import default_quality
+from nemo_ptq.plan.quality import obstacle_to_balanced
 from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.quantization.excluded import unquantized_layers
 from nemo_ptq.quantization.state_entries import read_entries
@@ -106,13 +106,15 @@ def with_quality(quantization: QuantizationConfig, values: Mapping[str, Any]) ->
         quantization: What the user asked for, with the quality unset.
         values: By the names that the rules' parameters have; where some are missing, other rules say so.
     """
-    wanted = signature(default_quality).parameters
+    wanted = signature(obstacle_to_balanced).parameters
     values = with_derived({"kv_cache_only": quantization.kv_cache_only, **values})
     if not wanted.keys() <= values.keys() or not FORMATS.keys() >= set(values["formats"]):
         return quantization, None
-    quality, reason = default_quality(**{name: values[name] for name in wanted})
+    obstacle = obstacle_to_balanced(**{name: values[name] for name in wanted})
+    if obstacle is None:
+        return replace(quantization, quality=BALANCED), None
     quantizes = quantization.algorithm_name != NO_QUANT
-    return replace(quantization, quality=quality), reason if quantizes else None
+    return replace(quantization, quality=FAST), obstacle[0] if quantizes else None
 
 
 def _read(reader: Callable[[Path], T], path: Path, problems: list[str]) -> T | None:
