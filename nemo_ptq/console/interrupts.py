@@ -8,6 +8,7 @@ A job that has reserved its output ends by SystemExit, so that it can tidy up.
 
 import os
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,6 +16,11 @@ from types import FrameType
 from typing import NoReturn
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
+_PAUSE = 0.05  # seconds
+
+
+class _Ended(SystemExit):
+    """What a signal raises."""
 
 
 def _say(number: int) -> None:
@@ -47,17 +53,32 @@ def tidying_up(speaks: bool = True) -> Iterator[None]:
     """
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
-        end_at_once(speaks=False)
         if speaks:
             _say(number)
-        raise SystemExit(128 + number)
+        leave_silently(number, frame)
+
+    def leave_silently(number: int, frame: FrameType | None) -> NoReturn:
+        end_at_once(speaks=False)
+        raise _Ended(128 + number)
+
+    def raise_again(lost: "sys.UnraisableHookArgs") -> None:
+        """Python drops what is raised while it clears an object away, such as in a weak reference's callback."""
+        if not isinstance(lost.exc_value, _Ended):
+            previous_hook(lost)
+            return
+        number = int(str(lost.exc_value)) - 128
+        signal.signal(number, leave_silently)
+        # Later, since what is raised in here would be lost as well.
+        threading.Timer(_PAUSE, os.kill, (os.getpid(), number)).start()
 
     if threading.current_thread() is not threading.main_thread():
         yield  # only the main thread may say what a signal does
         return
+    previous_hook, sys.unraisablehook = sys.unraisablehook, raise_again
     previous = {number: signal.signal(number, leave) for number in _SIGNALS}
     try:
         yield
     finally:
+        sys.unraisablehook = previous_hook
         for number, handler in previous.items():
             signal.signal(number, handler)

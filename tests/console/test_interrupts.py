@@ -9,12 +9,28 @@ import sys
 import pytest
 
 PROGRAM = """
-import sys, time
+import os, signal, sys, time, weakref
 from nemo_ptq.console.interrupts import end_at_once, tidying_up
 
 speaks = "silent" not in sys.argv
 end_at_once(speaks)
-if "job" in sys.argv:
+class Thing:
+    pass
+
+
+if "callback" in sys.argv:
+    thing = Thing()
+    # The signal comes while Python clears an object away, and drops what is raised there.
+    watch = weakref.ref(thing, lambda _: (os.kill(os.getpid(), signal.SIGTERM), time.sleep(0.1)))
+    with tidying_up(speaks):
+        try:
+            print("ready", flush=True)
+            sys.stdin.readline()
+            del thing
+            time.sleep(60)
+        finally:
+            print("tidied up", flush=True)
+elif "job" in sys.argv:
     with tidying_up(speaks):
         try:
             print("ready", flush=True)
@@ -43,6 +59,13 @@ def ended(number: signal.Signals, *words: str) -> tuple[int, str, str]:
 def test_a_command_ends_with_a_line(number: signal.Signals, status: int) -> None:
     assert ended(number) == (status, "", f"Error: ended by {number.name}\n")
     assert ended(number, "job") == (status, "tidied up\n", f"Error: ended by {number.name}\n")
+
+
+def test_a_signal_is_not_lost_where_python_drops_exceptions() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", PROGRAM, "callback"], input="\n", capture_output=True, text=True, timeout=50
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (143, "ready\ntidied up\n", "Error: ended by SIGTERM\n")
 
 
 def test_of_several_ranks_their_launcher_speaks() -> None:
