@@ -35,7 +35,7 @@ from nemo_ptq.checkpoint.parts import is_linear
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.console.quiet import quiet_libraries, quiet_prints
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
-from nemo_ptq.export.manifest_writer import sha256_of
+from nemo_ptq.export.manifest_writer import checksum_of
 from nemo_ptq.export.shard_map import on_one_rank
 from nemo_ptq.export.stream import LayoutWriter
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
@@ -181,7 +181,7 @@ class ExportTimer:
 
         try:
             writing = measure(write, device)
-            hashing = measure(lambda: files.sort(key=sha256_of), device)
+            hashing = measure(lambda: files.sort(key=checksum_of), device)
             gigabytes = sum(file.stat().st_size for file in files) / 1e9
         finally:
             shutil.rmtree(target)
@@ -248,7 +248,7 @@ def _print_tables(
     print(f"{machine}; Python {platform.python_version()}, {versions}\n")
     print("| calibration | seconds, median | range | forward passes | peak memory, GiB |\n|---|--:|--:|--:|--:|")
     print("\n".join(row.line(rows[0].seconds) for row in rows))
-    print("\n| export | GB | pack and write, s | SHA-256, s | s/GB |\n|---|--:|--:|--:|--:|")
+    print("\n| export | GB | pack and write, s | BLAKE3, s | s/GB |\n|---|--:|--:|--:|--:|")
     print("\n".join(exports), flush=True)
 
 

@@ -14,8 +14,11 @@ Rows of a weight do not depend on one another: under tensor parallelism a rank r
 whole H; where the inputs are sharded, whole rows are gathered first.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 
@@ -186,7 +189,8 @@ def round_columns(
 ) -> torch.Tensor:
     """Rounds some columns one after the other, correcting those that follow among them.
 
-    The one function here whose cost is in its many small steps; everything around it is products of matrices.
+    The one function here whose cost is in its many small steps; everything around it is products of matrices. On a GPU
+    it is a kernel of Triton's.
 
     Args:
         columns: float32 (columns, out): a slice of the transposed weight; becomes the rounded one, code times step.
@@ -198,6 +202,10 @@ def round_columns(
     Returns:
         float32 (columns, out): the error of each column, by which the columns after these are to be corrected.
     """
+    if columns.is_cuda and _has_triton():
+        from nemo_ptq.calibration import gptq_kernel
+
+        return gptq_kernel.round_columns(columns, upper, step, grid, fp8_scale)
     errors = torch.empty_like(columns)
     step = step.expand(len(columns), -1)
     for index, column in enumerate(columns):
@@ -207,6 +215,16 @@ def round_columns(
         column.copy_(rounded)
         columns[index + 1 :].addr_(upper[index, index + 1 :], errors[index], alpha=-1)
     return errors
+
+
+@cache
+def _has_triton() -> bool:
+    """Whether kernels can be built: Triton comes with torch for CUDA, and wants a C compiler for what calls them."""
+    try:
+        import triton  # noqa: F401
+    except ImportError:
+        return False
+    return "CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang")))
 
 
 # Gives the steps of some columns, float32 (columns or 1, out or 1), from their numbers in the order of the factor and
@@ -219,11 +237,17 @@ def _round(
     factor: InverseFactor,
     grid: Grid,
     steps: _Steps,
-    group: int = _TILE,
+    group: int | None = None,
     fp8_scale: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rounds a weight; returns it, float32 (out, in), and the error of each row, float32 (out)."""
+    """Rounds a weight, so many columns at a time as have their steps chosen together, or as suit the device.
+
+    Returns:
+        The rounded weight, float32 (out, in), and the error of each row, float32 (out).
+    """
     size = weight.shape[1]
+    if group is None:
+        group = _BLOCK if weight.is_cuda and _has_triton() else _TILE
     if factor.upper.shape[0] != size:
         raise PtqError(
             f"a weight of shape {tuple(weight.shape)} and a Gram matrix of {factor.upper.shape[0]} inputs: "

@@ -24,15 +24,15 @@ from nemo_ptq.versions import producer
 # A judgement of what weights usually are: worth a warning, no reason to throw a calibration away.
 _DOUBTS = ("ranges",)
 
-# SHA-256 of files that have been read already, by relative path.
-Digests = Mapping[str, str]
+# Checksums of files that have been read already, by relative path.
+Checksums = Mapping[str, str]
 
 
 def finish(
     job: Job,
     staging: Staging,
-    digests: Mapping[str, Digests],
-    report_of: Callable[[str, Path, Digests], Report],
+    checksums: Mapping[str, Checksums],
+    report_of: Callable[[str, Path, Checksums], Report],
     reporter: Reporter,
 ) -> Report:
     """Completes the directories of a job's formats where they were staged, verifies them, and gives them their name.
@@ -40,7 +40,7 @@ def finish(
     Args:
         job: What was asked for.
         staging: Where it was written.
-        digests: For each format.
+        checksums: For each format.
         report_of: Gives the report of one format, of its directory, which holds everything else but the manifest.
         reporter: Hears of the verification.
 
@@ -54,9 +54,9 @@ def finish(
     """
     reports = []
     for name, directory in job.directories(staging.files).items():
-        reports.append(report_of(name, directory, digests[name]))
+        reports.append(report_of(name, directory, checksums[name]))
         write_report(directory, reports[-1])
-        write_manifest(directory, digests[name], _about(name, job))
+        write_manifest(directory, checksums[name], _about(name, job))
         _verify(directory, reporter)
     if not job.export.keep_failed and (shortfall := _shortfall(job, reports[0])):
         raise RecoveryError(
@@ -102,7 +102,7 @@ def _about(name: str, job: Job) -> dict[str, Any]:
 
 
 def _verify(directory: Path, reporter: Reporter) -> None:
-    checks = verify(directory)
+    checks = verify(directory, checksums=False)
     failed = [check for check in checks if not check.ok]
     doubts = [check for check in failed if check.name in _DOUBTS]
     for check in doubts:

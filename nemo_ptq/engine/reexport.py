@@ -27,7 +27,7 @@ from nemo_ptq.engine.reservation import reserve
 from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.formats import FORMATS
-from nemo_ptq.export.manifest_writer import sha256_of_all
+from nemo_ptq.export.manifest_writer import checksums_of
 from nemo_ptq.export.rounded_weights import RoundedWeights, check_unchanged, place_in_all
 from nemo_ptq.export.shard_map import on_one_rank
 from nemo_ptq.export.source import Source
@@ -118,10 +118,10 @@ def _reexport(job: Job, directories: Mapping[str, Path], staging: Staging, repor
     with reporter.step("export"):
         for path in directories.values():
             path.mkdir(exist_ok=True)
-        digests = _export(job, source, calibration, directories, reporter)
+        checksums = _export(job, source, calibration, directories, reporter)
     with reporter.step("verify"):
         report = partial(report_of, size, job, observations, reporter.steps)
-        return finish(job, staging, digests, report, reporter)
+        return finish(job, staging, checksums, report, reporter)
 
 
 def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequence[TensorPart]) -> Source:
@@ -189,7 +189,7 @@ def _export(
         place_in_all(weights_file(job.calibration_state), directories, written)
     return {
         name: dict(
-            zip([file.relative_to(directories[name]).as_posix() for file in files], sha256_of_all(files), strict=True)
+            zip([file.relative_to(directories[name]).as_posix() for file in files], checksums_of(files), strict=True)
         )
         for name, files in written.items()
     }

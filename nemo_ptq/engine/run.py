@@ -40,7 +40,7 @@ from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.folding import foldable_scale
 from nemo_ptq.export.formats import FORMATS
-from nemo_ptq.export.manifest_writer import sha256_of_all
+from nemo_ptq.export.manifest_writer import checksums_of
 from nemo_ptq.export.rounded_weights import RoundedWeights, check_unchanged, place_in_all
 from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
@@ -392,15 +392,15 @@ class _BlockJob:
         self, files: Mapping[str, list[Path]], state: CalibrationState | None, report: Callable[..., Report]
     ) -> Report | None:
         """Completes, verifies and publishes the directories; a fresh calibration is kept beside them if that fails."""
-        digests = {}
+        checksums = {}
         with self.reporter.part("export"):
             for name, directory in self.directories.items():
                 written = files.get(name, [])
                 names = [file.relative_to(directory).as_posix() for file in written]
-                mine = dict(zip(names, sha256_of_all(written), strict=True))
+                mine = dict(zip(names, checksums_of(written), strict=True))
                 everyones: list[dict[str, str]] = [mine] * dist.get_world_size()
                 dist.all_gather_object(everyones, mine)
-                digests[name] = {file: digest for part in everyones for file, digest in part.items()}
+                checksums[name] = {file: checksum for part in everyones for file, checksum in part.items()}
                 if self.is_first and state is not None:
                     save_state(directory / IN_EXPORT, state)
         steps = gather_steps(self.reporter.steps)
@@ -410,6 +410,6 @@ class _BlockJob:
         ):
             finished = None
             if self.is_first:
-                finished = finish(self.job, self._staging, digests, partial(report, steps), self.reporter)
+                finished = finish(self.job, self._staging, checksums, partial(report, steps), self.reporter)
             dist.barrier()
         return finished

@@ -34,7 +34,7 @@ from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.schemes import Scheme
 from nemo_ptq.quantization.state_header import WEIGHTS_IN_EXPORT
 from nemo_ptq.verify import dequantize as dq
-from nemo_ptq.verify.manifest import MANIFEST, read_manifest, sha256_of
+from nemo_ptq.verify.manifest import MANIFEST, read_manifest
 
 _CODES, _SCALE, _SCALE_2 = "weight", "weights_scaling_factor", "weights_scaling_factor_2"
 _KEPT = (_CODES, _SCALE, _SCALE_2)
@@ -144,7 +144,7 @@ def check_unchanged(file: Path) -> None:
     if file != directory / WEIGHTS_IN_EXPORT or not (directory / MANIFEST).is_file():
         return
     entry = read_manifest(directory).get(WEIGHTS_IN_EXPORT.as_posix())
-    if entry is None or entry.sha256 != sha256_of(file):
+    if entry is None or not entry.is_of(file):
         raise PtqError(f"{file} is not as it was made, says the export's manifest: copy the export again")
 
 

@@ -74,7 +74,7 @@ def compose(
         sizes: How much was read and written.
         steps: What it took.
         versions: Of the packages that did it.
-        files: Size and SHA-256 of the files written so far, by relative path.
+        files: Size and BLAKE3 of the files written so far, by relative path.
         world_size: How many processes shared the work.
         servers: What servers do with the directory.
     """

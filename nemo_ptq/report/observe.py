@@ -82,7 +82,7 @@ def report_of(
     steps: Sequence[Step],
     format: str,
     directory: Path,
-    digests: Mapping[str, str],
+    checksums: Mapping[str, str],
 ) -> Report:
     """Returns the report of one format's directory, which holds everything else but the manifest.
 
@@ -93,9 +93,9 @@ def report_of(
         steps: What it took so far.
         format: The format.
         directory: Where its files are.
-        digests: SHA-256 of files that have been read already, by relative path.
+        checksums: Checksums of files that have been read already, by relative path.
     """
-    files = file_entries(directory, digests)
+    files = file_entries(directory, checksums)
     exported = sum(entry["size"] for name, entry in files.items() if not name.startswith(_BESIDE_WEIGHTS))
     sizes = Sizes(size.parameters, size.num_bytes, exported)
     servers = serving_of(job, format)

@@ -195,7 +195,7 @@ class Report:
         command: A command line that repeats the run; None where arguments came from Python only.
         arguments: All arguments of the task, nested as its configs are.
         versions: Of the packages that did it.
-        files: Size and SHA-256 of every other file of the directory but the manifest, by relative path.
+        files: Size and BLAKE3 of every other file of the directory but the manifest, by relative path.
         version: Of this schema.
         servers: What servers that read the directory's format do with it.
     """

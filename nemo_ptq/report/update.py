@@ -43,7 +43,8 @@ def _update(directory: Path, quality: Quality) -> None:
     report = with_quality(read_report(directory / REPORT), quality)
     try:
         manifest = read_json(directory / MANIFEST)
-        digests = {name: entry["sha256"] for name, entry in manifest["files"].items()}
+        # Of a manifest of version 1 the files are read again.
+        checksums = {name: entry["blake3"] for name, entry in manifest["files"].items() if "blake3" in entry}
         about = {name: value for name, value in manifest.items() if name not in ("version", "sha256", "files")}
     except (FileError, KeyError, TypeError, AttributeError) as error:
         raise PtqError(f"{directory / MANIFEST} cannot be read: {error}") from error
@@ -56,6 +57,8 @@ def _update(directory: Path, quality: Quality) -> None:
                     (staging / name).parent.mkdir(parents=True, exist_ok=True)
                     os.link(file, staging / name)
             write_report(staging, report)
-            write_manifest(staging, {name: digest for name, digest in digests.items() if name not in rewritten}, about)
+            write_manifest(
+                staging, {name: checksum for name, checksum in checksums.items() if name not in rewritten}, about
+            )
     except OSError as error:
         raise PtqError(f"{directory / REPORT} cannot be replaced ({error}): use --no-update-report") from error

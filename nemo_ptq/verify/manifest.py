@@ -3,25 +3,46 @@
 """ptq/manifest.json against the files that are there."""
 
 import hashlib
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
+
+from blake3 import blake3
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.model_config import load_json
 
 MANIFEST = "ptq/manifest.json"
 
-_CHUNK = 1 << 20
+# Under which name each version of the manifest has the checksums of the files.
+_CHECKSUMS: Mapping[int, str] = {1: "sha256", 2: "blake3"}
+
+_CHUNK = 1 << 24
 
 
 @dataclass(frozen=True)
 class Entry:
-    """What the manifest says of one file: its size in bytes and its SHA-256 in hexadecimal."""
+    """What the manifest says of one file.
+
+    Attributes:
+        size: In bytes.
+        kind: Of the checksum: "blake3" or, in manifests of version 1, "sha256".
+        checksum: In lower-case hexadecimal.
+    """
 
     size: int
-    sha256: str
+    kind: str
+    checksum: str
+
+    def is_of(self, file: Path) -> bool:
+        """Whether a file has this checksum."""
+        digest = blake3(max_threads=blake3.AUTO) if self.kind == "blake3" else hashlib.sha256()
+        with file.open("rb") as opened:
+            while chunk := opened.read(_CHUNK):
+                digest.update(chunk)
+        return bool(digest.hexdigest() == self.checksum)
 
 
 def read_manifest(directory: Path) -> dict[str, Entry]:
@@ -32,8 +53,9 @@ def read_manifest(directory: Path) -> dict[str, Entry]:
             the checksum's place.
     """
     raw = load_json(directory / MANIFEST)
-    if raw.get("version") != 1:
-        raise PtqError(f"{MANIFEST}: version is {raw.get('version')!r}, expected 1")
+    version = raw.get("version")
+    if not isinstance(version, int) or version not in _CHECKSUMS:
+        raise PtqError(f"{MANIFEST}: version is {version!r}, expected one of {', '.join(map(str, _CHECKSUMS))}")
     own = raw.get("sha256")
     if not isinstance(own, str) or len(own) != 64:
         raise PtqError(f"{MANIFEST}: sha256 is {own!r}, expected its own checksum")
@@ -43,17 +65,17 @@ def read_manifest(directory: Path) -> dict[str, Entry]:
     files = raw.get("files")
     if not isinstance(files, dict) or not files:
         raise PtqError(f"{MANIFEST}: files is no object, or empty")
-    return {name: _parse_entry(name, entry) for name, entry in files.items()}
+    return {name: _parse_entry(name, entry, _CHECKSUMS[version]) for name, entry in files.items()}
 
 
-def _parse_entry(name: str, raw: Any) -> Entry:
+def _parse_entry(name: str, raw: Any, kind: str) -> Entry:
     path = PurePosixPath(name)
     if path.is_absolute() or ".." in path.parts:
         raise PtqError(f"{MANIFEST}: {name!r} points outside the directory")
-    size, digest = (raw.get("size"), raw.get("sha256")) if isinstance(raw, dict) else (None, None)
-    if not isinstance(size, int) or isinstance(size, bool) or not isinstance(digest, str):
-        raise PtqError(f"{MANIFEST}: the entry of {name!r} needs an integer size and a string sha256")
-    return Entry(size, digest)
+    size, checksum = (raw.get("size"), raw.get(kind)) if isinstance(raw, dict) else (None, None)
+    if not isinstance(size, int) or isinstance(size, bool) or not isinstance(checksum, str):
+        raise PtqError(f"{MANIFEST}: the entry of {name!r} needs an integer size and a string {kind}")
+    return Entry(size, kind, checksum)
 
 
 def file_problems(directory: Path, entries: dict[str, Entry]) -> list[str]:
@@ -71,7 +93,7 @@ def file_problems(directory: Path, entries: dict[str, Entry]) -> list[str]:
 
 
 def checksum_problems(directory: Path, entries: dict[str, Entry]) -> list[str]:
-    """Listed files whose size or SHA-256 is another; files that are not there are left to ``file_problems``."""
+    """Listed files whose size or checksum is another; files that are not there are left to ``file_problems``."""
     problems, same_size = [], []
     for name, entry in sorted(entries.items()):
         path = directory / name
@@ -82,22 +104,13 @@ def checksum_problems(directory: Path, entries: dict[str, Entry]) -> list[str]:
             problems.append(f"{name} has {size} bytes, the manifest says {entry.size}")
         else:
             same_size.append(name)
-    # hashlib lets go of Python's lock, so files are read side by side.
+    # Hashing lets go of Python's lock, so files are read side by side.
     with ThreadPoolExecutor() as pool:
-        digests = pool.map(lambda name: sha256_of(directory / name), same_size)
-        for name, digest in zip(same_size, digests, strict=True):
-            if digest != entries[name].sha256:
-                problems.append(f"{name} has another sha256 than the manifest says")
+        as_listed = pool.map(lambda name: entries[name].is_of(directory / name), same_size)
+        for name, is_same in zip(same_size, as_listed, strict=True):
+            if not is_same:
+                problems.append(f"{name} has another {entries[name].kind} than the manifest says")
     return sorted(problems)
-
-
-def sha256_of(path: Path) -> str:
-    """SHA-256 of a file's bytes, in lower-case hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def _is_regular(path: Path) -> bool:

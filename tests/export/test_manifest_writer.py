@@ -2,14 +2,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The manifest lists every file of an export."""
 
-import hashlib
 import json
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 
 from nemo_ptq.export import manifest_writer
-from nemo_ptq.export.manifest_writer import MANIFEST, sha256_of, write_manifest
+from nemo_ptq.export.manifest_writer import MANIFEST, checksum_of, write_manifest
 
 
 def fill(directory: Path, text: str) -> None:
@@ -22,25 +22,25 @@ def test_manifest_lists_every_file_with_its_checksum(tmp_path: Path) -> None:
     fill(tmp_path, "text")
     write_manifest(tmp_path, {}, {"arguments": {"calibration_tp": 2}})
     manifest = json.loads((tmp_path / MANIFEST).read_text())
-    assert manifest["version"] == 1
+    assert manifest["version"] == 2
     assert manifest["arguments"] == {"calibration_tp": 2}
     assert manifest["files"] == {
-        "config.json": {"size": 4, "sha256": hashlib.sha256(b"text").hexdigest()},
-        "nested/data": {"size": 8, "sha256": hashlib.sha256(b"texttext").hexdigest()},
+        "config.json": {"size": 4, "blake3": blake3(b"text").hexdigest()},
+        "nested/data": {"size": 8, "blake3": blake3(b"texttext").hexdigest()},
     }
 
 
 def test_known_checksums_are_not_computed_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "text")
     read: list[str] = []
-    monkeypatch.setattr(manifest_writer, "sha256_of", lambda path: read.append(path.name) or "computed")
+    monkeypatch.setattr(manifest_writer, "checksum_of", lambda path: read.append(path.name) or "computed")
     write_manifest(tmp_path, {"config.json": "known"}, {})
-    digests = {name: file["sha256"] for name, file in json.loads((tmp_path / MANIFEST).read_text())["files"].items()}
+    digests = {name: file["blake3"] for name, file in json.loads((tmp_path / MANIFEST).read_text())["files"].items()}
     assert digests == {"config.json": "known", "nested/data": "computed"}
     assert read == ["data"]
 
 
 def test_checksum_of_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
-    data = bytes(range(256)) * 20_000
+    data = bytes(range(256)) * 70_000
     (tmp_path / "file").write_bytes(data)
-    assert sha256_of(tmp_path / "file") == hashlib.sha256(data).hexdigest()
+    assert checksum_of(tmp_path / "file") == blake3(data).hexdigest()

@@ -75,7 +75,7 @@ def report(layers: int = 6, algorithm: str = "int4_awq", experts: int = 0) -> Re
             "export_config": asdict(ExportConfig("/out")),
         },
         versions={"nemo_ptq": "1.2.3", "torch": "2.13.0"},
-        files={"rank0.safetensors": {"size": 5_810_000_000, "sha256": "0123456789abcdef" * 4}},
+        files={"rank0.safetensors": {"size": 5_810_000_000, "blake3": "0123456789abcdef" * 4}},
     )
 
 

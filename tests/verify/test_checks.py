@@ -86,7 +86,7 @@ def test_a_truncated_file_is_noticed_with_and_without_the_manifest(copy: Copy, l
     "change",
     [
         lambda content: content.pop("version"),
-        lambda content: content.update(version=2),
+        lambda content: content.update(version=3),
         lambda content: content.update(files=[]),
         lambda content: content["files"].pop("config.json"),
         lambda content: content["files"].update({"gone.txt": {"size": 0, "sha256": "0"}}),

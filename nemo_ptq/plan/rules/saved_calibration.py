@@ -10,7 +10,7 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.state_entries import Shape, entry_problems
 from nemo_ptq.quantization.state_header import IN_EXPORT, WEIGHTS_IN_EXPORT, StateHeader, state_file, weights_file
-from nemo_ptq.verify.manifest import MANIFEST, read_manifest, sha256_of
+from nemo_ptq.verify.manifest import MANIFEST, read_manifest
 
 # The same weights may be of another class, and be said to have been made for longer sequences.
 _NOT_COMPARED = ("_class", "seq_length")
@@ -57,8 +57,8 @@ def state_is_as_it_was_made(state: Path) -> str | None:
             f"calibration_state={state}: {WEIGHTS_IN_EXPORT} beside it has not the size that the manifest lists; "
             "copy the export again, or calibrate again"
         )
-    if entry is None or entry.sha256 != sha256_of(state):
-        listed = "does not list it" if entry is None else "lists it with another sha256"
+    if entry is None or not entry.is_of(state):
+        listed = "does not list it" if entry is None else f"lists it with another {entry.kind}"
         return (
             f"calibration_state={state} is not as it was made: the export's manifest {listed}; copy the export again, "
             "or calibrate again"

@@ -10,7 +10,7 @@ vLLM's reader (docs/formats.md), those of the other are compressed-tensors' own.
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +26,7 @@ from nemo_ptq.verify.huggingface.architectures import (
     stored_modules,
 )
 from nemo_ptq.verify.model_config import MOST_LAYERS, ModelConfig, load_json
+from nemo_ptq.verify.side_by_side import side_by_side
 from nemo_ptq.verify.tensor_file import TensorFile, TorchFile, open_tensors
 
 INDEX = "model.safetensors.index.json"
@@ -476,18 +477,19 @@ def tensor_problems(directory: HuggingFaceDirectory) -> list[str]:
 
 def value_problems(directory: HuggingFaceDirectory) -> list[str]:
     """Tensors that are not finite, and scales that are not positive."""
-    problems = []
-    for name, (dtype, _) in directory.header.items():
-        if dtype not in ("BF16", "F16", "F32", "F8_E4M3"):
-            continue
-        tensor = directory.tensor(name)
-        if not all(_is_finite(piece) for piece in tensor.reshape(-1).split(_CHECKED_AT_ONCE)):
-            problems.append(f"{name} has values that are not finite")
-        elif name.endswith(("_scale", "_scale_2")):
-            scales = tensor.float()
-            if not (scales >= 0 if dtype == "F8_E4M3" else scales > 0).all():
-                problems.append(f"{name} has scales that are not positive")
-    return problems
+    names = [name for name, (dtype, _) in directory.header.items() if dtype in ("BF16", "F16", "F32", "F8_E4M3")]
+    return [problem for problem in side_by_side(partial(_value_problem, directory), names) if problem]
+
+
+def _value_problem(directory: HuggingFaceDirectory, name: str) -> str | None:
+    tensor = directory.tensor(name)
+    if not all(_is_finite(piece) for piece in tensor.reshape(-1).split(_CHECKED_AT_ONCE)):
+        return f"{name} has values that are not finite"
+    if name.endswith(("_scale", "_scale_2")):
+        scales = tensor.float()
+        if not (scales >= 0 if tensor.dtype == torch.float8_e4m3fn else scales > 0).all():
+            return f"{name} has scales that are not positive"
+    return None
 
 
 def _is_finite(values: torch.Tensor) -> bool:

@@ -9,6 +9,7 @@ import torch
 
 from nemo_ptq.verify.dequantize import E4M3_MAX, dequantize_int4, unpack_int4, unpack_uint4
 from nemo_ptq.verify.model_config import Config
+from nemo_ptq.verify.side_by_side import side_by_side
 from nemo_ptq.verify.tensor_file import TensorFile
 from nemo_ptq.verify.trtllm.expected_tensors import (
     NVFP4_BLOCK_SIZE,
@@ -85,13 +86,14 @@ def _experts(weight: torch.Tensor) -> Iterator[torch.Tensor]:
 
 def finiteness_problems(checkpoint: Checkpoint) -> list[str]:
     """Tensors with NaN or infinity in any rank's file."""
-    problems = []
-    for file in checkpoint.rank_files:
-        for name in file.header:
-            bad = sum(int(_not_finite(chunk).count_nonzero()) for chunk in _chunks(file.tensor(name)))
-            if bad:
-                problems.append(f"{file.path.name}: {name} has {bad} values that are NaN or infinite")
-    return problems
+    tensors = [(file, name) for file in checkpoint.rank_files for name in file.header]
+    found = zip(tensors, side_by_side(_count_not_finite, tensors), strict=True)
+    return [f"{file.path.name}: {name} has {bad} values that are NaN or infinite" for (file, name), bad in found if bad]
+
+
+def _count_not_finite(tensor: tuple[TensorFile, str]) -> int:
+    file, name = tensor
+    return sum(int(_not_finite(chunk).count_nonzero()) for chunk in _chunks(file.tensor(name)))
 
 
 def _not_finite(values: torch.Tensor) -> torch.Tensor:
@@ -120,7 +122,8 @@ def scale_problems(checkpoint: Checkpoint) -> list[str]:
 def zero_problems(checkpoint: Checkpoint) -> list[str]:
     """Weights that are zero throughout."""
     names = [name for name in checkpoint.names() if name.endswith(".weight")]
-    return [f"{name} is all zero" for name in names if not _any_nonzero(checkpoint.tensor(name))]
+    found = side_by_side(lambda name: _any_nonzero(checkpoint.tensor(name)), names)
+    return [f"{name} is all zero" for name, is_fine in zip(names, found, strict=True) if not is_fine]
 
 
 def _any_nonzero(tensor: torch.Tensor) -> bool:
@@ -135,27 +138,37 @@ def _nonzero(values: torch.Tensor) -> torch.Tensor:
 
 def range_problems(checkpoint: Checkpoint) -> list[str]:
     """Quantized weights that do not fit their scales: too many at the largest code, or groups that stay far below."""
-    problems = []
+    quantized = [
+        (name, linear, algorithm)
+        for name, linear in model_linears(checkpoint.config)
+        if (algorithm := checkpoint.config.quantization.algorithm_of(linear.module)) is not None
+    ]
+    found = side_by_side(lambda layer: _layer_range_problems(checkpoint, *layer), quantized)
+    fp8_peaks = {name: peak for _, peaks in found for name, peak in peaks.items()}
+    return [problem for problems, _ in found for problem in problems] + _peak_problems(fp8_peaks)
+
+
+def _layer_range_problems(
+    checkpoint: Checkpoint, name: str, linear: Linear, algorithm: str
+) -> tuple[list[str], dict[str, int]]:
+    """What is wrong with the ranges of one layer, and the highest level of FP8 weights, by name."""
+    problems: list[str] = []
     fp8_peaks: dict[str, int] = {}
-    for name, linear in model_linears(checkpoint.config):
-        algorithm = checkpoint.config.quantization.algorithm_of(linear.module)
-        if algorithm is None:
+    plausible = _RANGES[algorithm]
+    for expert, weight in enumerate(_experts(checkpoint.tensor(f"{name}.weight"))):
+        label = name if linear.experts is None else f"{name}, expert {expert}"
+        saturated, peaks, group = _spread(checkpoint.config, algorithm, weight)
+        if saturated > max(plausible.saturated, 4 / group):
+            problems.append(f"{label}: {saturated:.1%} of the weights have the largest code, scales too small")
+        if algorithm == "FP8":
+            fp8_peaks[label] = int(peaks.max())
             continue
-        plausible = _RANGES[algorithm]
-        for expert, weight in enumerate(_experts(checkpoint.tensor(f"{name}.weight"))):
-            label = name if linear.experts is None else f"{name}, expert {expert}"
-            saturated, peaks, group = _spread(checkpoint.config, algorithm, weight)
-            if saturated > max(plausible.saturated, 4 / group):
-                problems.append(f"{label}: {saturated:.1%} of the weights have the largest code, scales too small")
-            if algorithm == "FP8":
-                fp8_peaks[label] = int(peaks.max())
-                continue
-            low = float(((peaks > 0) & (peaks < plausible.least)).float().mean())
-            if low > _TOLERATED_GROUPS:
-                problems.append(f"{label}: {low:.1%} of the groups stay far below the largest code, scales too large")
-        if algorithm == "W4A8_AWQ":
-            problems += _overflow_problems(checkpoint, name)
-    return problems + _peak_problems(fp8_peaks)
+        low = float(((peaks > 0) & (peaks < plausible.least)).float().mean())
+        if low > _TOLERATED_GROUPS:
+            problems.append(f"{label}: {low:.1%} of the groups stay far below the largest code, scales too large")
+    if algorithm == "W4A8_AWQ":
+        problems += _overflow_problems(checkpoint, name)
+    return problems, fp8_peaks
 
 
 def _spread(config: Config, algorithm: str, weight: torch.Tensor) -> tuple[float, torch.Tensor, int]:

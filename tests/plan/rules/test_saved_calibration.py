@@ -99,7 +99,7 @@ def test_a_state_in_an_export_is_the_one_that_the_manifest_lists(tmp_path: Path)
     write_manifest(tmp_path, {}, {})
     assert state_is_as_it_was_made(state) is None
     state.write_bytes(b"Calibration")
-    expect(state_is_as_it_was_made(state), "is not as it was made: the export's manifest lists it with another sha256")
+    expect(state_is_as_it_was_made(state), "is not as it was made: the export's manifest lists it with another blake3")
     (tmp_path / "other").touch()
     state.rename(tmp_path / "calibration.safetensors")
     write_manifest(tmp_path, {}, {})
