@@ -16,7 +16,8 @@ whole H; where the inputs are sharded, whole rows are gathered first.
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,6 +34,8 @@ DAMPING = 0.01
 _BLOCK = 128
 # Columns among these that are rounded before the rest of the block is corrected: their rows stay in the cache.
 _TILE = 32
+# Rows of a triangular matrix that are inverted by solving.
+_INVERTED_AT_ONCE = 1024
 # Decompositions tried, each with ten times the damping of the one before.
 _ATTEMPTS = 4
 
@@ -74,6 +77,21 @@ class Rounded:
     weight: torch.Tensor
     error: torch.Tensor
     scale_2: torch.Tensor | None = None
+
+
+@contextmanager
+def coarse_products(device: torch.device) -> Iterator[None]:
+    """Has a GPU multiply float32 matrices as TF32, at several times the rate.
+
+    Corrections can do with 11 bits: a thousandth of a correction is a thousandth of a rounding step.
+    """
+    before = torch.get_float32_matmul_precision()
+    if device.type == "cuda":
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
 
 
 def inverse_factor(
@@ -120,11 +138,24 @@ def inverse_factor(
             f"{damping / 10:g} of its mean diagonal added: give X^T X, summed in float32 or better"
         )
     del matrix
-    identity = torch.eye(size, dtype=dtype, device=gram.device)
-    upper = torch.linalg.solve_triangular(lower.flip(0, 1), identity, upper=True) / mean.sqrt()
+    upper = _inverse_of_upper(lower.flip(0, 1)) / mean.sqrt()
     importance = torch.empty_like(diagonal)
     importance[order] = 1 / upper.square().sum(0)
     return InverseFactor(upper.float(), order, importance.float(), damping)
+
+
+def _inverse_of_upper(matrix: torch.Tensor) -> torch.Tensor:
+    """Inverts an upper triangular matrix, (n, n), by halves: products of matrices, and a third of a solver's work."""
+    size = len(matrix)
+    if size <= _INVERTED_AT_ONCE:
+        identity = torch.eye(size, dtype=matrix.dtype, device=matrix.device)
+        return torch.linalg.solve_triangular(matrix, identity, upper=True)
+    first, last = slice(None, size // 2), slice(size // 2, None)
+    inverse = torch.zeros_like(matrix, memory_format=torch.contiguous_format)
+    inverse[first, first] = _inverse_of_upper(matrix[first, first])
+    inverse[last, last] = _inverse_of_upper(matrix[last, last])
+    inverse[first, last] = -(inverse[first, first] @ matrix[first, last]) @ inverse[last, last]
+    return inverse
 
 
 def _unit_factor(size: int, device: torch.device) -> InverseFactor:
@@ -215,6 +246,15 @@ def round_columns(
         column.copy_(rounded)
         columns[index + 1 :].addr_(upper[index, index + 1 :], errors[index], alpha=-1)
     return errors
+
+
+def _block_scales(columns: torch.Tensor, importance: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
+    """The NVFP4 scale of one block of each row: float32 (out), from (block, out)."""
+    if columns.is_cuda and _has_triton():
+        from nemo_ptq.calibration import gptq_kernel
+
+        return gptq_kernel.nvfp4_block_scales(columns, importance, scale_2)
+    return nvfp4_block_scales(columns.T, importance, scale_2, len(columns)).float()[:, 0]
 
 
 @cache
@@ -339,9 +379,9 @@ def round_nvfp4(weight: torch.Tensor, factor: InverseFactor, scale_2: torch.Tens
     def choose(here: slice, columns: torch.Tensor) -> torch.Tensor:
         # Of the inverse of H without the columns that are rounded already, the diagonal.
         remaining = 1 / factor.upper[here, here].square().sum(0)
-        chosen = nvfp4_block_scales(columns.T, remaining, scale_2, block_size).float()
-        scales[:, here.start // block_size] = chosen[:, 0]
-        return chosen.T * scale_2
+        chosen = _block_scales(columns, remaining, scale_2)
+        scales[:, here.start // block_size] = chosen
+        return chosen[None] * scale_2
 
     rounded, error = _round(weight, factor, FP4, choose, block_size)
     scale = scales.to(torch.float8_e4m3fn)

@@ -24,7 +24,13 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.calibration.gptq import Rounded, full_precision_target, inverse_factor, predictable_share
+from nemo_ptq.calibration.gptq import (
+    Rounded,
+    coarse_products,
+    full_precision_target,
+    inverse_factor,
+    predictable_share,
+)
 from nemo_ptq.calibration.methods import LinearShard
 from nemo_ptq.calibration.observing import (
     BlockStatistics,
@@ -351,12 +357,14 @@ def round_shard(linear: LinearShard, weight: torch.Tensor, moments: PairedMoment
     gram = ranks.gather(moments.gram.T)  # symmetric
     factor = inverse_factor(gram, rounder.sorts)
     weight = ranks.shard(ranks.gather(weight), 0)
-    if moments.cross is not None:
-        cross = ranks.gather(moments.cross.T).T
-        lack = ranks.sum(moments.lack.sum())
-        share = predictable_share(cross, factor, gram.diagonal().mean(), lack, moments.count)
-        weight = full_precision_target(weight, share * cross, factor)
-    rounded = rounder.round(weight, factor, linear.ranks)
+    with coarse_products(weight.device):
+        if moments.cross is not None:
+            cross = ranks.gather(moments.cross.T).T
+            lack = ranks.sum(moments.lack.sum())
+            share = predictable_share(cross, factor, gram.diagonal().mean(), lack, moments.count)
+            if share > 0:
+                weight = full_precision_target(weight, share * cross, factor)
+        rounded = rounder.round(weight, factor, linear.ranks)
     if ranks.size == 1:
         return rounded
     scale = rounded.scale

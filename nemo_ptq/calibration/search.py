@@ -23,7 +23,7 @@ ALPHAS: Sequence[float] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 
 # Codes of E4M3 around the one whose block just holds its amax, in steps of an eighth of a power of two: down to half,
 # which clips, and up to 1.75, which puts the amax on a code below 6 (the grid is finer there).
-_NVFP4_STEPS = tuple(range(-8, 7))
+NVFP4_STEPS = tuple(range(-8, 7))
 _E4M3_LARGEST_CODE = 126
 _ELEMENTS_AT_ONCE = 1 << 22
 # Limits tried between the one that clips all that exceeds it and the one that clips nothing.
@@ -90,7 +90,7 @@ def _block_scales(blocks: torch.Tensor, counts: torch.Tensor, scale_2: torch.Ten
     amax = blocks.abs().amax(-1)
     full = (amax / (FP4.largest * scale_2)).clamp(max=FP8.largest).to(torch.float8_e4m3fn)
     # The codes of positive E4M3 numbers are in the order of the numbers.
-    steps = torch.tensor(_NVFP4_STEPS, dtype=torch.int16, device=blocks.device).reshape(-1, 1, 1)
+    steps = torch.tensor(NVFP4_STEPS, dtype=torch.int16, device=blocks.device).reshape(-1, 1, 1)
     codes = (full.view(torch.uint8).to(torch.int16) + steps).clamp(1, _E4M3_LARGEST_CODE)
     candidates = codes.to(torch.uint8).view(torch.float8_e4m3fn)
     error = _weighted_error(blocks, (candidates.float() * scale_2)[..., None], counts, FP4)

@@ -18,15 +18,17 @@ pytestmark = pytest.mark.gpu
 def test_the_kernel_rounds_as_the_loop(grid: Grid, has_fp8_scale: bool, columns: int, rows: int) -> None:
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(columns, rows, generator=generator)
-    upper = (torch.randn(300, 300, generator=generator).triu() * 0.1 + torch.eye(300))[20 : 20 + columns, 20:][
-        :, :columns
-    ]
+    factor = torch.randn(300, 300, generator=generator).triu() * 0.1 + torch.eye(300)
+    # As triangular solvers return it: columns after each other, in memory.
+    factor = factor.T.contiguous().T
+    upper = factor[20 : 20 + columns, 20 : 20 + columns]
     step = torch.rand(columns, rows, generator=generator) * 0.2 + 0.1
     if grid is not INT4:
         step = weight.abs().amax(0, keepdim=True) / grid.largest
     fp8_scale = torch.tensor([0.01]) if has_fp8_scale else None
     on_gpu = weight.cuda()
-    found = gptq.round_columns(on_gpu, upper.cuda(), step.cuda(), grid, None if fp8_scale is None else fp8_scale.cuda())
+    upper_there = factor.cuda()[20 : 20 + columns, 20 : 20 + columns]
+    found = gptq.round_columns(on_gpu, upper_there, step.cuda(), grid, None if fp8_scale is None else fp8_scale.cuda())
     wanted = gptq.round_columns(weight, upper, step, grid, fp8_scale)
     # Fused products round otherwise in the last bit, which seldom tips a column over to the next code; then the row's
     # later columns differ too.
