@@ -4,13 +4,13 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import fiddle as fdl
 import torch
-from lightning.pytorch import __version__ as lightning_version
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch.distributed import checkpoint as dcp
@@ -32,7 +32,7 @@ COMMON_STATE: Mapping[str, Any] = {
     "state_dict": {},
     "epoch": 0,
     "global_step": 0,
-    "pytorch-lightning_version": lightning_version,
+    "pytorch-lightning_version": version("lightning"),
     # Tells readers that layers are stacked (false) instead of named one by one.
     "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
 }
