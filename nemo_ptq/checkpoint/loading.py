@@ -16,11 +16,12 @@ from nemo_ptq.checkpoint.gpt import build_gpt, make_config, settings_for_calibra
 from nemo_ptq.checkpoint.model_fields import ModelFields
 from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.checkpoint.reader import CheckpointReader, open_checkpoint
-from nemo_ptq.checkpoint.tokenizers import Tokenizer, load_pretrained, with_nemos_special_tokens
+from nemo_ptq.checkpoint.tokenizers import Tokenizer, with_nemos_special_tokens
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec, spec_of
 from nemo_ptq.parallel.megatron import GPTModel
 from nemo_ptq.parallel.ranks import Parallelism, this_rank
+from nemo_ptq.pretrained import load_pretrained
 from nemo_ptq.quantization.state import CalibrationState
 
 

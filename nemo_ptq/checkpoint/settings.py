@@ -8,8 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from nemo_ptq.checkpoint.metadata import read_model_yaml
-from nemo_ptq.checkpoint.tokenizers import load_pretrained, with_nemos_special_tokens
+from nemo_ptq.checkpoint.tokenizers import with_nemos_special_tokens
 from nemo_ptq.errors import PtqError
+from nemo_ptq.pretrained import load_pretrained
 
 _TOKENIZER = "nemo.collections.common.tokenizers.huggingface.auto_tokenizer.AutoTokenizer"
 _GENERATION_CONFIG = "transformers.generation.configuration_utils.GenerationConfig"

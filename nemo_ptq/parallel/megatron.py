@@ -36,6 +36,8 @@ def _without_wandb() -> Iterator[None]:
 
 with replaced(torch, "compile", _uncompiled), _without_wandb():
     from megatron.core import parallel_state, tensor_parallel
+    from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+    from megatron.core.dist_checkpointing.mapping import ShardedObject
     from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
     from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
     from megatron.core.models.common.language_module.language_module import LanguageModule
@@ -64,6 +66,7 @@ __all__ = [
     "MLP",
     "AttnBackend",
     "AttnMaskType",
+    "CheckpointingConfig",
     "ColumnParallelLinear",
     "GPTModel",
     "IdentityOp",
@@ -79,6 +82,7 @@ __all__ = [
     "SelfAttention",
     "SelfAttentionSubmodules",
     "SequentialMLP",
+    "ShardedObject",
     "SharedExpertMLP",
     "TransformerBlockSubmodules",
     "TransformerConfig",
@@ -89,5 +93,6 @@ __all__ = [
     "get_transformer_layer_offset",
     "moe_utils",
     "parallel_state",
+    "save_config",
     "tensor_parallel",
 ]
