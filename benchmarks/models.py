@@ -5,13 +5,25 @@
 from collections.abc import Mapping
 from typing import Any
 
-import fiddle as fdl
 import torch
-from megatron.core.models.gpt import GPTModel
-from nemo.collections import llm
 
-from nemo_ptq.checkpoint.loading import build_model
+from nemo_ptq.checkpoint.gpt import ACTIVATION_FUNCTIONS, build_gpt, make_config, settings_for_calibration
+from nemo_ptq.models.llama import LLAMA
+from nemo_ptq.parallel.megatron import GPTModel
 
+_LLAMA3_8B: Mapping[str, Any] = {
+    **LLAMA.nemo_fixed,
+    "activation_func": ACTIVATION_FUNCTIONS["silu"],
+    "num_layers": 32,
+    "hidden_size": 4096,
+    "ffn_hidden_size": 14336,
+    "num_attention_heads": 32,
+    "num_query_groups": 8,
+    "layernorm_epsilon": 1e-5,
+    "rotary_base": 500_000,
+    "seq_length": 8192,
+    "share_embeddings_and_output_weights": False,
+}
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "llama3-8b": {"vocab_size": 128256},
     "llama-77m": {
@@ -23,7 +35,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "seq_length": 2048,
     },
 }
-"""By name: how a model differs from NeMo's Llama3Config8B."""
+"""By name: how a model differs from Llama 3 8B."""
 
 _SEED = 1234
 _WEIGHT_STD = 0.02
@@ -40,18 +52,19 @@ def build(name: str, device: torch.device, num_layers: int | None = None) -> tup
         num_layers: Layers to build; None builds all.
 
     Returns:
-        Megatron's model in bfloat16, and the NeMo config that built it.
+        Megatron's model in bfloat16, and its config.
     """
-    context = fdl.Config(llm.LlamaModel, config=fdl.Config(llm.Llama3Config8B))
     layers = {} if num_layers is None else {"num_layers": num_layers}
-    model = build_model(context, device, {**MODELS[name], **layers})
+    settings = settings_for_calibration(_LLAMA3_8B, device, torch.bfloat16, {**MODELS[name], **layers})
+    config = make_config({**_LLAMA3_8B, **settings})
+    module = build_gpt(config, LLAMA.nemo_model).to_empty(device=device).eval().requires_grad_(False)
     generator = torch.Generator(device).manual_seed(_SEED)
-    for parameter in model.module.parameters():
+    for parameter in module.parameters():
         if parameter.dim() == 1:
             parameter.data.fill_(1.0)
         else:
             parameter.data.normal_(0.0, _WEIGHT_STD, generator=generator)
-    return model.module, model.config
+    return module, config
 
 
 def random_tokens(vocab_size: int, samples: int, length: int, batch_size: int) -> list[torch.Tensor]:

@@ -47,7 +47,7 @@ from nemo_ptq.modelopt.experts import with_idle_experts_covered
 from nemo_ptq.modelopt.megatron_layers import global_modules, linear_of
 from nemo_ptq.modelopt.transfer import fingerprint, gather_state
 from nemo_ptq.models.registry import Family, family_of
-from nemo_ptq.models.spec import ModelSpec, spec_of
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.process_groups import process_groups
 from nemo_ptq.plan.rules import check_job
@@ -75,7 +75,7 @@ def loaded(checkpoint: Path, tp: int = 1, pp: int = 1, ep: int = 1) -> Iterator[
 
 def family(model: LoadedModel) -> Family:
     """The model's family."""
-    return family_of(type(model.config).__name__)
+    return family_of(model.config_class.rpartition(".")[2])
 
 
 def random_batches() -> list[torch.Tensor]:
@@ -358,7 +358,7 @@ def source_of(
         tensor_rank=model.parallelism.tensor.rank,
         tensor_ranks=model.parallelism.tensor.size,
         shard_map=shard_map or shard_map_of(model),
-        shape=spec_of(model.config, model.vocab_size),
+        shape=model.spec,
         family=family(model),
         config=model.config,
         has_vocab_size=model.has_vocab_size,
@@ -380,7 +380,7 @@ def write(layout: Layout, pack: Callable[[str], Packed], model: LoadedModel, dir
 def export(model: LoadedModel, directory: Path, tp: int = 1, pp: int = 1) -> None:
     """Writes the rank files and config.json of a model that ModelOpt has calibrated."""
     shard_map, layers = shard_map_of(model), MegatronLayers.of(model)
-    shape = spec_of(model.config, model.vocab_size)
+    shape = model.spec
     layout = QnemoLayout(shape, shard_map.schemes, shard_map.kv_cache, torch.bfloat16, tp, pp)
     pack = lambda name: pack_module(layers, name, shape, torch.bfloat16, model.parallelism.tensor.rank)  # noqa: E731
     write(layout, pack, model, directory)
@@ -407,7 +407,7 @@ def serve(model: LoadedModel, algorithm: str) -> list[str]:
         Where packed weights are not those that the model simulates, one line each.
     """
     in_float32(model)
-    shape = spec_of(model.config, model.vocab_size)
+    shape = model.spec
     heads = _heads(shape)
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()
     problems = []

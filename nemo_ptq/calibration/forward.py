@@ -8,11 +8,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
-from megatron.core.tensor_parallel import gather_from_tensor_model_parallel_region
 
 from nemo_ptq.checkpoint.loading import LoadedModel
+from nemo_ptq.parallel.megatron import GPTModel, parallel_state, tensor_parallel
 
 
 def _positions(tokens: torch.Tensor) -> torch.Tensor:
@@ -81,4 +79,4 @@ def forward_batches(module: GPTModel, batches: Iterable[torch.Tensor]) -> Iterat
 
 def whole_logits(model: LoadedModel, logits: torch.Tensor) -> torch.Tensor:
     """float32 (batch, sequence, vocabulary), from one tensor-parallel rank's share."""
-    return gather_from_tensor_model_parallel_region(logits)[..., : model.vocab_size].float()
+    return tensor_parallel.gather_from_tensor_model_parallel_region(logits)[..., : model.vocab_size].float()

@@ -107,13 +107,13 @@ class AllowedNames:
 
     def allows_partial(self, name: Name) -> bool:
         """Whether the model's configuration may fix arguments of a function that is called later."""
-        return str(name) in _ACTIVATIONS or self.is_trusted(name)
+        return is_activation(name) or self.is_trusted(name)
 
     def allows_value(self, name: Name) -> bool:
         """Whether a name may stand as a value: it is imported, and not called before the model runs."""
         return (
-            str(name) in _ACTIVATIONS
-            or str(name) in _DTYPES
+            is_activation(name)
+            or is_dtype(name)
             or str(name) == GENERATION_CONFIG
             or is_enum_member(name)
             or self.is_trusted(name)
@@ -123,6 +123,16 @@ class AllowedNames:
 def is_nemo_model(name: Name) -> bool:
     """Whether a name stands where NeMo's model and configuration classes are."""
     return name.module.startswith(NEMO_MODELS) and _IDENTIFIER.fullmatch(name.name) is not None
+
+
+def is_activation(name: Name) -> bool:
+    """Whether a name is that of an activation function."""
+    return str(name) in _ACTIVATIONS
+
+
+def is_dtype(name: Name) -> bool:
+    """Whether a name is that of one of torch's data types."""
+    return str(name) in _DTYPES
 
 
 def is_enum_member(name: Name) -> bool:

@@ -1,26 +1,40 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The transformer layer that is calibrated: ModelOpt's Megatron spec, on Transformer Engine or on plain torch."""
+"""The transformer layer that is calibrated, of Megatron's own modules: on Transformer Engine or on plain torch."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from megatron.core.extensions.transformer_engine import TEDotProductAttention
-from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
-from megatron.core.post_training.modelopt.gpt.model_specs import get_gpt_modelopt_spec
-from megatron.core.post_training.modelopt.layers import Norm
-from megatron.core.transformer.attention import SelfAttention
-from megatron.core.transformer.identity_op import IdentityOp
-from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
-from megatron.core.transformer.transformer_config import TransformerConfig
-from megatron.core.transformer.transformer_layer import TransformerLayer
 
 from nemo_ptq.models.mapping import POST_NORMS
+from nemo_ptq.parallel.megatron import (
+    MLP,
+    AttnMaskType,
+    ColumnParallelLinear,
+    IdentityOp,
+    L2Norm,
+    MegatronModule,
+    MLPSubmodules,
+    ModuleSpec,
+    MoELayer,
+    MoESubmodules,
+    RotaryEmbedding,
+    RowParallelLinear,
+    SelfAttention,
+    SelfAttentionSubmodules,
+    SequentialMLP,
+    SharedExpertMLP,
+    TransformerBlockSubmodules,
+    TransformerConfig,
+    TransformerLayer,
+    TransformerLayerSubmodules,
+    get_bias_dropout_add,
+    get_num_layers_to_build,
+    get_transformer_layer_offset,
+)
 
 try:
     import transformer_engine  # noqa: F401
@@ -28,6 +42,10 @@ try:
     HAVE_TRANSFORMER_ENGINE = True
 except ImportError:
     HAVE_TRANSFORMER_ENGINE = False
+
+# The names under which a model of Transformer Engine's layers stores norms that are fused into a linear layer.
+_FUSED_INPUT_NORM = {"input_layernorm.": "self_attention.linear_qkv.layer_norm_"}
+_FUSED_MLP_NORM = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
 
 
 class _Float32Norm(torch.nn.Module):
@@ -87,6 +105,12 @@ class TorchNorm:
         if config.normalization not in norms:
             raise ValueError(f"normalization={config.normalization!r} is not supported; use one of {sorted(norms)}")
         return norms[config.normalization](config, hidden_size, eps)
+
+
+if HAVE_TRANSFORMER_ENGINE:
+    from megatron.core.post_training.modelopt.layers import Norm
+else:
+    Norm = TorchNorm
 
 
 @dataclass(frozen=True)
@@ -200,9 +224,8 @@ class SandwichLayer(TransformerLayer):
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        make_norm = Norm if HAVE_TRANSFORMER_ENGINE else TorchNorm
         for sublayer in ("self_attention", "mlp"):
-            norm = make_norm(config, config.hidden_size, config.layernorm_epsilon)
+            norm = Norm(config, config.hidden_size, config.layernorm_epsilon)
             setattr(self, f"post_{sublayer}_layernorm", norm)
             getattr(self, sublayer).register_forward_hook(partial(_normalise, norm))
 
@@ -224,73 +247,85 @@ class LocalOrGlobalSelfAttention(SelfAttention):
 class LocalAndGlobalRotary(torch.nn.Module):
     """Both rotary embeddings of a Gemma 3, as :class:`LocalOrGlobalSelfAttention` takes them.
 
-    NeMo's own class does not take all the arguments that Megatron-Core gives it.
-
     Args:
-        both: NeMo's, which is the global one and has the local one.
+        local: That of layers with a window.
+        whole: That of the others.
     """
 
-    def __init__(self, both: RotaryEmbedding) -> None:
+    def __init__(self, local: RotaryEmbedding, whole: RotaryEmbedding) -> None:
         super().__init__()
-        self.both = both
+        self.local, self.whole = local, whole
 
     def get_rotary_seq_len(self, *args: Any) -> int:
         """Asks one of them: both are as long."""
-        return self.both.get_rotary_seq_len(*args)
+        return self.whole.get_rotary_seq_len(*args)
 
     def forward(self, length: int, **options: Any) -> torch.Tensor:
         """Returns (2, length, 1, 1, head size): the angles of layers with a window, and of the others."""
-        embeddings = (self.both.rope_local, self.both)
+        # Not by calling them: NeMo's class does not take all the arguments that Megatron gives it.
+        embeddings = (self.local, self.whole)
         return torch.stack([RotaryEmbedding.forward(embedding, length, **options) for embedding in embeddings])
 
 
-def _with_gemmas_parts(layer: ModuleSpec, config: TransformerConfig) -> ModuleSpec:
-    """Replaces what is otherwise in Gemma 2 and 3, in one layer's spec."""
-    submodules = layer.submodules
-    attention = submodules.self_attention
-    inner = replace(attention.submodules, core_attention=TorchCoreAttention)
-    module = attention.module
-    if has_gemma3_attention(config):
-        module, inner = LocalOrGlobalSelfAttention, replace(inner, q_layernorm=Norm, k_layernorm=Norm)
-    return replace(
-        layer,
-        module=SandwichLayer,
-        submodules=replace(
-            submodules,
-            self_attention=replace(attention, module=module, submodules=inner),
-            sharded_state_dict_keys_map={**submodules.sharded_state_dict_keys_map, **POST_NORMS},
+def _core_attention(config: TransformerConfig) -> type:
+    if HAVE_TRANSFORMER_ENGINE and not (has_gemma2_attention(config) or has_gemma3_attention(config)):
+        from megatron.core.extensions.transformer_engine import TEDotProductAttention
+
+        return TEDotProductAttention
+    return TorchCoreAttention
+
+
+def _attention(config: TransformerConfig) -> ModuleSpec:
+    has_qk_norm = config.qk_layernorm or has_gemma3_attention(config)  # NeMo's Gemma 3 has no field for it
+    norm = L2Norm if getattr(config, "qk_l2_norm", False) else Norm if has_qk_norm else IdentityOp
+    return ModuleSpec(
+        module=LocalOrGlobalSelfAttention if has_gemma3_attention(config) else SelfAttention,
+        params={"attn_mask_type": AttnMaskType.causal},
+        submodules=SelfAttentionSubmodules(
+            linear_qkv=ColumnParallelLinear,
+            core_attention=_core_attention(config),
+            linear_proj=RowParallelLinear,
+            q_layernorm=norm,
+            k_layernorm=norm,
         ),
     )
 
 
-def _on_plain_torch(layer: ModuleSpec) -> ModuleSpec:
-    """Replaces the Transformer Engine parts of one layer's spec."""
+def _linears() -> MLPSubmodules:
+    return MLPSubmodules(linear_fc1=ColumnParallelLinear, linear_fc2=RowParallelLinear)
 
-    def norm(module: Any) -> Any:
-        return TorchNorm if module is Norm else module
 
-    submodules = layer.submodules
-    attention = submodules.self_attention
-    attention = replace(
-        attention,
-        submodules=replace(
-            attention.submodules,
-            core_attention=(
-                TorchCoreAttention
-                if attention.submodules.core_attention is TEDotProductAttention
-                else attention.submodules.core_attention
-            ),
-            q_layernorm=norm(attention.submodules.q_layernorm or IdentityOp),
-            k_layernorm=norm(attention.submodules.k_layernorm or IdentityOp),
+def _dense_mlp() -> ModuleSpec:
+    return ModuleSpec(module=MLP, submodules=_linears())
+
+
+def _experts() -> ModuleSpec:
+    return ModuleSpec(
+        module=MoELayer,
+        submodules=MoESubmodules(
+            experts=ModuleSpec(module=SequentialMLP, submodules=_linears()),
+            shared_experts=ModuleSpec(module=SharedExpertMLP, submodules=_linears()),
         ),
+        metainfo={"fuse_pre_mlp_layernorm": False},
     )
-    return replace(
-        layer,
-        submodules=replace(
-            submodules,
-            input_layernorm=norm(submodules.input_layernorm),
-            pre_mlp_layernorm=norm(submodules.pre_mlp_layernorm),
-            self_attention=attention,
+
+
+def _layer(config: TransformerConfig, has_experts: bool) -> ModuleSpec:
+    has_post_norms = has_gemma2_attention(config) or has_gemma3_attention(config)
+    return ModuleSpec(
+        module=SandwichLayer if has_post_norms else TransformerLayer,
+        submodules=TransformerLayerSubmodules(
+            input_layernorm=Norm,
+            self_attention=_attention(config),
+            self_attn_bda=get_bias_dropout_add,
+            pre_mlp_layernorm=Norm,
+            mlp=_experts() if has_experts else _dense_mlp(),
+            mlp_bda=get_bias_dropout_add,
+            sharded_state_dict_keys_map={
+                **_FUSED_INPUT_NORM,
+                **({} if has_experts else _FUSED_MLP_NORM),
+                **(POST_NORMS if has_post_norms else {}),
+            },
         ),
     )
 
@@ -298,12 +333,22 @@ def _on_plain_torch(layer: ModuleSpec) -> ModuleSpec:
 def calibration_layer_spec(config: TransformerConfig) -> TransformerBlockSubmodules:
     """Returns the spec of this pipeline stage's layers, with the state-dict names of a Transformer Engine checkpoint.
 
-    With Transformer Engine installed these are ModelOpt's layers as they are; without it the norms and the core
-    attention are plain torch, so that the same layer runs on a CPU. Gemma 2 and 3 attend in plain torch everywhere.
+    Norms and core attention are Transformer Engine's where it is installed; without it they are plain torch, so that
+    the same layer runs on a CPU. Gemma 2 and 3 attend in plain torch everywhere.
     """
-    spec = get_gpt_modelopt_spec(config, remap_te_layernorm=True)
-    if has_gemma2_attention(config) or has_gemma3_attention(config):
-        spec = replace(spec, layer_specs=[_with_gemmas_parts(layer, config) for layer in spec.layer_specs])
-    if HAVE_TRANSFORMER_ENGINE:
-        return spec
-    return replace(spec, layer_specs=[_on_plain_torch(layer) for layer in spec.layer_specs], layer_norm=TorchNorm)
+    dense, experts = _layer(config, has_experts=False), _layer(config, has_experts=True)
+    layers = [experts if has_experts else dense for has_experts in _layers_with_experts(config)]
+    first = get_transformer_layer_offset(config)
+    return TransformerBlockSubmodules(
+        layer_specs=layers[first : first + get_num_layers_to_build(config)], layer_norm=Norm
+    )
+
+
+def _layers_with_experts(config: TransformerConfig) -> list[bool]:
+    """Which layers of the whole model have experts."""
+    if config.num_moe_experts is None:
+        return [False] * config.num_layers
+    frequency = config.moe_layer_freq
+    if isinstance(frequency, int):
+        return [layer % frequency == 0 for layer in range(config.num_layers)]
+    return [bool(has_experts) for has_experts in frequency]

@@ -2,34 +2,26 @@
 # SPDX-License-Identifier: Apache-2.0
 """Checkpoint -> Megatron-Core model on this rank, at any tensor and pipeline parallelism."""
 
-import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import fiddle as fdl
 import torch
-import torch.nn.functional as F
-from megatron.core.models.common.language_module.language_module import LanguageModule
-from megatron.core.models.gpt import GPTModel
-from megatron.core.transformer.enums import AttnBackend
-from nemo.collections.common.tokenizers.tokenizer_utils import get_tokenizer
-from nemo.collections.llm.fn.activation import openai_gelu
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.blocks import Block, BlockLoader, split_into_blocks
-from nemo_ptq.checkpoint.layer_spec import (
-    HAVE_TRANSFORMER_ENGINE,
-    LocalAndGlobalRotary,
-    calibration_layer_spec,
-    has_gemma3_attention,
-)
+from nemo_ptq.checkpoint.gpt import build_gpt, make_config, settings_for_calibration, unbuildable
+from nemo_ptq.checkpoint.model_fields import ModelFields
 from nemo_ptq.checkpoint.parts import WeightsSize
-from nemo_ptq.checkpoint.reader import open_checkpoint
+from nemo_ptq.checkpoint.reader import CheckpointReader, open_checkpoint
+from nemo_ptq.checkpoint.tokenizers import Tokenizer, with_nemos_special_tokens
 from nemo_ptq.errors import PtqError
-from nemo_ptq.parallel.attributes import replaced
+from nemo_ptq.models.spec import ModelSpec, spec_of
+from nemo_ptq.parallel.megatron import GPTModel
 from nemo_ptq.parallel.ranks import Parallelism, this_rank
+from nemo_ptq.pretrained import load_pretrained
 from nemo_ptq.quantization.state import CalibrationState
 
 
@@ -39,8 +31,9 @@ class LoadedModel:
 
     Attributes:
         module: Megatron's GPTModel: this pipeline stage, this tensor-parallel shard.
-        config: The NeMo config that built it, e.g. ``Llama31Config8B``.
-        tokenizer: NeMo's tokenizer.
+        config: Megatron's configuration of it, with the fields that only NeMo's has as further attributes.
+        config_class: NeMo's class of the configuration, with its module.
+        tokenizer: A :class:`~nemo_ptq.checkpoint.tokenizers.Tokenizer`, or one of NeMo's.
         vocab_size: Rows of the embedding in the checkpoint (the tokenizer's size plus the checkpoint's own padding,
             not what this tensor parallelism pads further).
         has_vocab_size: Whether the checkpoint's configuration names the size itself.
@@ -55,6 +48,7 @@ class LoadedModel:
 
     module: GPTModel
     config: Any
+    config_class: str
     tokenizer: Any
     vocab_size: int
     has_vocab_size: bool
@@ -65,6 +59,11 @@ class LoadedModel:
     blocks: list[Block]
     loader: BlockLoader
     calibration: CalibrationState | None = None
+
+    @cached_property
+    def spec(self) -> ModelSpec:
+        """Describes the whole model."""
+        return spec_of(vars(self.config), self.vocab_size, config_class=self.config_class)
 
     @property
     def num_blocks(self) -> int:
@@ -77,107 +76,8 @@ class LoadedModel:
         return bool(self.config.share_embeddings_and_output_weights)
 
 
-def _adjust_to_machine(
-    config: fdl.Config, device: torch.device, dtype: torch.dtype, overrides: Mapping[str, Any]
-) -> None:
-    """Rewrites the training machine's settings in a checkpoint's model config for calibration on this one.
-
-    Args:
-        config: Fiddle config of a NeMo ``GPTConfig``, changed in place.
-        device: Where the model will live.
-        dtype: In which its weights are held, bfloat16 or float16.
-        overrides: Parallel sizes and other fields to set.
-    """
-    settings: dict[str, Any] = {
-        "params_dtype": dtype,
-        "pipeline_dtype": dtype,
-        "bf16": dtype == torch.bfloat16,
-        "fp16": dtype == torch.float16,
-        # So that nothing asks for CUDA's memory while the model is built on the meta device.
-        "use_cpu_initialization": True,
-        # The weights are read from the checkpoint, so nothing is gained by initialising them first.
-        "perform_initialization": False,
-        "sequence_parallel": False,
-        "context_parallel_size": 1,
-        "virtual_pipeline_model_parallel_size": None,
-        "gradient_accumulation_fusion": False,
-        "cross_entropy_loss_fusion": False,
-        "tp_comm_overlap": False,
-        "deterministic_mode": False,
-        "recompute_granularity": None,
-        "recompute_method": None,
-        "recompute_num_layers": None,
-        "cpu_offloading": False,
-        "fp8": None,
-        "enable_cuda_graph": False,
-        "attention_backend": AttnBackend.auto,
-        "bias_activation_fusion": False,
-        "hidden_dropout": 0.0,
-        "attention_dropout": 0.0,
-        "transformer_layer_spec": calibration_layer_spec,
-        **overrides,
-    }
-    if not HAVE_TRANSFORMER_ENGINE:
-        settings |= {
-            "apply_rope_fusion": False,
-            "masked_softmax_fusion": False,
-            "bias_dropout_fusion": False,
-            "persist_layer_norm": False,
-            "use_te_rng_tracker": False,
-            "moe_permute_fusion": False,
-            "use_transformer_engine_full_layer_spec": False,
-        }
-    if device.type == "cpu":
-        # The all-to-all dispatcher orders its copies with CUDA streams.
-        settings["moe_token_dispatcher_type"] = "allgather"
-    if config.activation_func is F.gelu:
-        # Servers compute the tanh approximation under this name, and so do Megatron's fused kernels.
-        settings["activation_func"] = openai_gelu
-    # Options come and go with Megatron's versions; one that does not exist needs no turning off.
-    known = inspect.signature(fdl.get_callable(config)).parameters
-    for name in settings.keys() & known.keys():
-        setattr(config, name, settings[name])
-
-
 def _round_up(value: int, multiple: int) -> int:
     return -(-value // multiple) * multiple
-
-
-def build_model(
-    context: fdl.Config, device: torch.device, overrides: Mapping[str, Any], dtype: torch.dtype = torch.bfloat16
-) -> Any:
-    """Builds this rank's part of a model without memory for its weights: they are on torch's meta device.
-
-    Args:
-        context: Fiddle config of a NeMo model such as ``LlamaModel``, changed in place to suit this machine.
-        device: Where the weights will go.
-        overrides: Fields of the model's config to set, parallel sizes among them.
-        dtype: In which its weights are held.
-
-    Returns:
-        NeMo's model, whose ``module`` is Megatron's.
-
-    Raises:
-        PtqError: If NeMo's classes do not take what the context says, or the tokenizer cannot be loaded.
-    """
-    _adjust_to_machine(context.config, device, dtype, overrides)
-    context.optim = None
-    # NeMo's model class, not its config alone: Gemma's scales the embedding.
-    try:
-        model = fdl.build(context)
-        # Where stages share the embedding Megatron exchanges it between them, which the meta device has none of.
-        with replaced(LanguageModule, "setup_embeddings_and_output_layer", lambda module: None), torch.device("meta"):
-            model.configure_model()
-            if has_gemma3_attention(model.config):
-                model.module.rotary_pos_emb = LocalAndGlobalRotary(model.module.rotary_pos_emb)
-    except Exception as error:  # configurations and tokenizers raise what they like
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise PtqError(
-            f"NeMo cannot make the model and tokenizer that the checkpoint describes ({reason}): copy it again, or "
-            "give another tokenizer with tokenizer_path"
-        ) from error
-    model.module = model.module.eval().requires_grad_(False)
-    return model
 
 
 def open_model(
@@ -220,24 +120,56 @@ def open_model(
         "num_layers_in_last_pipeline_stage": num_layers_in_last_pipeline_stage,
         "vocab_size": _round_up(reader.vocab_size, parallelism.tensor.size),
     }
-    with reader.model_config() as context:
-        has_vocab_size = context.config.vocab_size is not None
-        if tokenizer_path is not None:
-            context.tokenizer = fdl.Config(get_tokenizer, tokenizer_path)
-        model = build_model(context, device, overrides, dtype)
+    fields = reader.fields
+    if fields is None:
+        from nemo_ptq.checkpoint.nemo_model import build_with_nemo  # imports NeMo
+
+        with reader.model_config() as context:
+            has_vocab_size = context.config.vocab_size is not None
+            model = build_with_nemo(context, device, overrides, dtype, tokenizer_path)
+        module, config, tokenizer = model.module, model.config, model.tokenizer
+        config_class = f"{type(config).__module__}.{type(config).__qualname__}"
+    else:
+        has_vocab_size, config_class = fields.fields.get("vocab_size") is not None, fields.config_class
+        tokenizer = _tokenizer(reader, fields, tokenizer_path)
+        try:
+            config = make_config({**fields.fields, **settings_for_calibration(fields.fields, device, dtype, overrides)})
+            module = build_gpt(config, fields.model_class)
+        except Exception as error:  # Megatron raises what it likes
+            raise PtqError(unbuildable(error)) from error
+    module = module.eval().requires_grad_(False)
     return LoadedModel(
-        model.module,
-        model.config,
-        model.tokenizer,
+        module,
+        config,
+        config_class,
+        tokenizer,
         reader.vocab_size,
         has_vocab_size,
         checkpoint,
         reader.size,
         device,
         parallelism,
-        split_into_blocks(model.module, model.config.num_layers),
-        BlockLoader(reader.parts, device, model.config.params_dtype, parallelism, model.config.gated_linear_unit),
+        split_into_blocks(module, config.num_layers),
+        BlockLoader(reader.parts, device, config.params_dtype, parallelism, config.gated_linear_unit),
     )
+
+
+def _tokenizer(reader: CheckpointReader, fields: ModelFields, path: str | None) -> Any:
+    """The checkpoint's tokenizer, or the one at a path; by NeMo's classes where they alone can load it."""
+    if path is None and fields.load_tokenizer is not None:
+        return fields.load_tokenizer()
+    if path is not None and Path(path).is_dir():
+        try:
+            # NeMo takes the slow class here, where there is one.
+            return Tokenizer(with_nemos_special_tokens(load_pretrained(Path(path), use_fast=False)))
+        except Exception as error:  # every tokenizer class raises its own kinds
+            raise PtqError(unbuildable(error)) from error
+    from nemo_ptq.checkpoint.nemo_model import load_nemo_tokenizer  # imports NeMo
+
+    if path is not None:
+        return load_nemo_tokenizer(path)
+    with reader.model_config() as context:
+        return load_nemo_tokenizer(context.tokenizer)
 
 
 def load_model(checkpoint: Path, device: torch.device, **options: Any) -> LoadedModel:

@@ -4,15 +4,14 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from functools import cached_property
 from pathlib import Path
-from typing import Protocol
-
-import fiddle as fdl
+from typing import Any, Protocol
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
-from nemo_ptq.checkpoint.context_build import model_config
-from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
+from nemo_ptq.checkpoint.context_graph import Call
 from nemo_ptq.checkpoint.metadata import is_hugging_face, read_model
+from nemo_ptq.checkpoint.model_fields import ModelFields, fields_in_context
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.errors import PtqError
@@ -35,7 +34,11 @@ class CheckpointReader(Protocol):
     def size(self) -> WeightsSize:
         """What the whole model takes, optimizer states left out."""
 
-    def model_config(self) -> AbstractContextManager[fdl.Config]:
+    @property
+    def fields(self) -> ModelFields | None:
+        """What the model is built from; None where only NeMo's own classes can build it."""
+
+    def model_config(self) -> AbstractContextManager[Any]:
         """Gives, within a ``with`` block, the fiddle config of NeMo's model and tokenizer, free to be changed."""
 
 
@@ -59,14 +62,29 @@ class NemoCheckpoint:
         self.size = WeightsSize.of((part.shape, part.dtype) for part in self.parts)
         self.vocab_size: int = embedding.shape[0]
 
+    @cached_property
+    def _model(self) -> Call:
+        return read_model(self._path, self._allowed)
+
+    @cached_property
+    def fields(self) -> ModelFields | None:
+        """See :attr:`CheckpointReader.fields`.
+
+        Raises:
+            PtqError: If the context names code that is not allowed, or cannot be read.
+        """
+        return fields_in_context(self._path, self._model, self._allowed)
+
     @contextmanager
-    def model_config(self) -> Iterator[fdl.Config]:
+    def model_config(self) -> Iterator[Any]:
         """See :meth:`CheckpointReader.model_config`.
 
         Raises:
             PtqError: If the context names code that is not allowed, or cannot be read.
         """
-        yield model_config(read_model(self._path, self._allowed), self._context, self._allowed)
+        from nemo_ptq.checkpoint.context_build import model_config  # imports NeMo
+
+        yield model_config(self._model, self._context, self._allowed)
 
 
 def open_checkpoint(path: Path, allowed: AllowedNames) -> CheckpointReader:
@@ -79,4 +97,8 @@ def open_checkpoint(path: Path, allowed: AllowedNames) -> CheckpointReader:
     Raises:
         PtqError: If it is neither, or what it holds cannot become a NeMo model.
     """
-    return HuggingFaceModel(path) if is_hugging_face(path) else NemoCheckpoint(path, allowed)
+    if not is_hugging_face(path):
+        return NemoCheckpoint(path, allowed)
+    from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
+
+    return HuggingFaceModel(path)

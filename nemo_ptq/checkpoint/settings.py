@@ -8,7 +8,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from nemo_ptq.checkpoint.metadata import read_model_yaml
+from nemo_ptq.checkpoint.tokenizers import with_nemos_special_tokens
 from nemo_ptq.errors import PtqError
+from nemo_ptq.pretrained import load_pretrained
 
 _TOKENIZER = "nemo.collections.common.tokenizers.huggingface.auto_tokenizer.AutoTokenizer"
 _GENERATION_CONFIG = "transformers.generation.configuration_utils.GenerationConfig"
@@ -38,19 +40,25 @@ class Context:
     @property
     def is_known(self) -> bool:
         """Whether the tokenizer and the generation settings lie in files that transformers reads as NeMo would."""
+        return self.tokenizer_is_known and self.generation_is_known
+
+    @property
+    def tokenizer_is_known(self) -> bool:
+        """Whether transformers reads the tokenizer as NeMo would."""
         settings = {name: value for name, value in self.tokenizer.items() if value not in (None, [], "")}
         defaults = {"include_special_tokens": False, "trust_remote_code": False, "use_fast": True}
         name = str(settings.pop("pretrained_model_name", ""))
         is_plain = settings.pop("_target_", None) == _TOKENIZER and all(
             defaults.get(key, ...) == value for key, value in settings.items()
         )
-        return is_plain and self._is_inside(name) and self._generation_is_known
+        return is_plain and self._is_inside(name)
 
     def _is_inside(self, path: str) -> bool:
         return bool(path) and not Path(path).is_absolute() and (self.path / path).is_dir()
 
     @property
-    def _generation_is_known(self) -> bool:
+    def generation_is_known(self) -> bool:
+        """Whether transformers reads the generation settings as NeMo would."""
         described = self.config.generation_config
         if not isinstance(described, dict):
             return described is None
@@ -74,23 +82,11 @@ class Context:
 
     def load_tokenizer(self) -> Any:
         """Returns transformers' tokenizer with the special tokens that NeMo gives it; of a context that `is_known`."""
-        from transformers import AutoTokenizer
-
         files = self.path / self.tokenizer["pretrained_model_name"]
         try:
-            tokenizer = AutoTokenizer.from_pretrained(files, local_files_only=True, trust_remote_code=False)
+            return with_nemos_special_tokens(load_pretrained(files))
         except Exception as error:  # every tokenizer class raises its own kinds
             raise PtqError(_unloadable(files, "tokenizer", error)) from error
-        special: dict[str, Any] = {"additional_special_tokens": []}
-        for one, other in (("sep_token", "eos_token"), ("cls_token", "bos_token")):
-            # NeMo has each stand in for the other.
-            mine, theirs = getattr(tokenizer, one), getattr(tokenizer, other)
-            if mine is None and theirs:
-                special[one] = theirs
-            if theirs is None and mine:
-                special[other] = mine
-        tokenizer.add_special_tokens(special)
-        return tokenizer
 
 
 def _unloadable(files: Path, what: str, error: Exception) -> str:

@@ -4,15 +4,12 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
-import fiddle as fdl
 import torch
-from lightning.pytorch import __version__ as lightning_version
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
-from megatron.core.dist_checkpointing.mapping import ShardedObject
 from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import ChunkStorageMetadata, MetadataIndex, TensorProperties
@@ -26,13 +23,14 @@ from torch.distributed.checkpoint.planner import (
 
 from nemo_ptq.checkpoint.known_tensors import PREFIX
 from nemo_ptq.checkpoint.parts import TensorPart
+from nemo_ptq.parallel.megatron import CheckpointingConfig, ShardedObject, save_config
 
 # What NeMo expects in a checkpoint beside the weights.
 COMMON_STATE: Mapping[str, Any] = {
     "state_dict": {},
     "epoch": 0,
     "global_step": 0,
-    "pytorch-lightning_version": lightning_version,
+    "pytorch-lightning_version": version("lightning"),
     # Tells readers that layers are stacked (false) instead of named one by one.
     "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
 }
@@ -58,16 +56,17 @@ def write_weights(directory: Path, parts: Sequence[TensorPart]) -> None:
     save_config(CheckpointingConfig(sharded_backend="torch_dist"), str(directory))
 
 
-def write_context(directory: Path, model: fdl.Config) -> None:
+def write_context(directory: Path, model: Any) -> None:
     """Write `context/` of a NeMo 2.0 checkpoint: io.json, model.yaml, the tokenizer's files.
 
     Nothing is built, so that options this machine lacks (Transformer Engine's fusions, say) can be written.
 
     Args:
         directory: The directory to fill; made if it is missing.
-        model: Configuration of a NeMo GPTModel with `config` and `tokenizer`. A tokenizer directory that it names is
+        model: Fiddle config of a NeMo GPTModel with `config` and `tokenizer`. A tokenizer directory that it names is
             copied next to io.json and named relative to it.
     """
+    import fiddle as fdl
     from nemo.lightning import MegatronStrategy, Trainer
     from nemo.lightning.io.pl import TrainerContext
 

@@ -16,6 +16,7 @@ from nemo_ptq.calibration.datasets import read_samples, split_samples
 from nemo_ptq.calibration.text_files import read_text_file
 from nemo_ptq.calibration.tokens import tokenize_all
 from nemo_ptq.errors import PtqError
+from nemo_ptq.pretrained import load_pretrained
 from nemo_ptq.untrusted import check_regular
 from nemo_ptq.verify.context import read_model_yaml, tokenizer_path
 from nemo_ptq.verify.huggingface.hf_directory import is_hugging_face
@@ -59,9 +60,7 @@ def load_tokenizer(directory: Path) -> Any:
 
 def _load_tokenizer(path: Path) -> Any:
     if path.is_dir():
-        from transformers import AutoTokenizer
-
-        inner = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        inner = load_pretrained(path)
         return SimpleNamespace(tokenizer=inner, decode=inner.decode)
     from sentencepiece import SentencePieceProcessor
 

@@ -9,12 +9,12 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
-from megatron.core import parallel_state
 
 from nemo_ptq.calibration.forward import forward_batches, whole_logits
 from nemo_ptq.calibration.tokens import tokenize
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.parallel.environment import Launch
+from nemo_ptq.parallel.megatron import parallel_state
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
 
 _SAMPLE_PROMPT = "Born in north-east France, Soyer trained as a"

@@ -46,7 +46,6 @@ from nemo_ptq.export.shard_map import gather_shard_map
 from nemo_ptq.export.source import Source
 from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
-from nemo_ptq.models.spec import spec_of
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
 from nemo_ptq.quantization.algorithms import amax_floor
@@ -103,10 +102,14 @@ def check_exportable(model: LoadedModel, job: Job) -> None:
     Raises:
         PtqError: If there is such a format among those asked for.
     """
-    shape = spec_of(model.config, model.vocab_size)
-    family = family_of(type(model.config).__name__, job.export.decoder_type)
+    family = family_of(_class_name(model), job.export.decoder_type)
     for name in job.export.formats:
-        FORMATS[name].check_model(shape, family, model.tokenizer)
+        FORMATS[name].check_model(model.spec, family, model.tokenizer)
+
+
+def _class_name(model: LoadedModel) -> str:
+    """NeMo's class of the model's configuration, without its module."""
+    return model.config_class.rpartition(".")[2]
 
 
 class _BlockJob:
@@ -272,7 +275,7 @@ class _BlockJob:
         return RoundedWeights(
             file,
             quantization.schemes,
-            spec_of(model.config, model.vocab_size),
+            model.spec,
             model.parallelism.sharing,
         )
 
@@ -304,8 +307,8 @@ class _BlockJob:
             tensor_rank=parallelism.tensor.rank,
             tensor_ranks=parallelism.tensor.size,
             shard_map=shard_map,
-            shape=spec_of(model.config, model.vocab_size),
-            family=family_of(type(model.config).__name__, self.job.export.decoder_type),
+            shape=model.spec,
+            family=family_of(_class_name(model), self.job.export.decoder_type),
             config=model.config,
             has_vocab_size=model.has_vocab_size,
             tokenizer=model.tokenizer,
@@ -335,7 +338,7 @@ class _BlockJob:
             return ScaleLearner(
                 runner, model.parallelism, Stream(batches), method, job.quantizes_kv_cache, job.unquantized
             )
-        shape = spec_of(model.config, model.vocab_size)
+        shape = model.spec
         return RoundingLearner(
             runner,
             model.parallelism,

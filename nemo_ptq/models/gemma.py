@@ -11,7 +11,16 @@ from typing import Any
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hf_settings import check_number, shown
-from nemo_ptq.models.hugging_face import FIELDS, GELU, NEMO, HuggingFaceClass, Settings, llama_like, sizes
+from nemo_ptq.models.hugging_face import (
+    FIELDS,
+    GELU,
+    NEMO,
+    ZERO_CENTERED,
+    HuggingFaceClass,
+    Settings,
+    llama_like,
+    sizes,
+)
 from nemo_ptq.models.llama import RULES
 from nemo_ptq.models.mapping import ATTENTION, EMBEDDING_RULE, GATED_MLP, QK_NORMS, SANDWICH_NORMS
 from nemo_ptq.models.registry import Family
@@ -25,7 +34,7 @@ GEMMA = HuggingFaceClass(
     nemo_model=NEMO + "gemma.GemmaModel",
     nemo_config=lambda hf: ("GemmaConfig", {}),  # the norms' weights are centred on zero on both sides
     nemo_settings=lambda nemo: {},
-    nemo_fixed=llama_like("gelu"),
+    nemo_fixed=llama_like("gelu") | ZERO_CENTERED,
     written={"hidden_act": _TANH, "hidden_activation": _TANH},
     defaults=sizes(256000, 3072, 24576, 28, 16, positions=8192, num_key_value_heads=16, head_dim=256)
     | {"rms_norm_eps": 1e-6, "hidden_act": GELU[0], "attention_bias": False, "tie_word_embeddings": True},
@@ -80,7 +89,7 @@ GEMMA2 = HuggingFaceClass(
         "sliding_window": nemo.window_size[0],
         **{name: getattr(nemo, name) for name in _GEMMA2},
     },
-    nemo_fixed=llama_like("gelu"),
+    nemo_fixed=llama_like("gelu") | ZERO_CENTERED,
     defaults=sizes(256000, 2304, 9216, 26, 8, positions=8192, num_key_value_heads=4, head_dim=256, rope_scaling=None)
     | {"rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256, "sliding_window": 4096}
     | {"attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0, **_ACTIVATION},
@@ -147,7 +156,7 @@ GEMMA3 = HuggingFaceClass(
     nemo_model=NEMO + "gemma3.Gemma3Model",
     nemo_config=_gemma3_config,
     nemo_settings=_gemma3_settings,
-    nemo_fixed=llama_like("gelu"),
+    nemo_fixed=llama_like("gelu") | ZERO_CENTERED,
     defaults=sizes(262208, 2304, 9216, 26, 8, positions=131072, num_key_value_heads=4, head_dim=256, rope_theta=1e6)
     | {"rms_norm_eps": 1e-6, "query_pre_attn_scalar": 256, "sliding_window": 4096, "rope_local_base_freq": 10000.0}
     | {"attn_logit_softcapping": None, "final_logit_softcapping": None, "use_bidirectional_attention": False}

@@ -222,9 +222,19 @@ def sliding_window_setting(nemo: Any) -> dict[str, Any]:
     return {"sliding_window": None if window is None else window[0]}
 
 
+# Of NeMo's GPTConfig, from which all its classes derive, what Megatron has otherwise or not at all.
+_BASE: Settings = {
+    "rotary_percent": 1.0,
+    "seq_len_interpolation_factor": None,
+}
+ZERO_CENTERED: Settings = {"layernorm_zero_centered_gamma": True}
+"""Of NeMo's classes whose norms add one to their weights."""
+
+
 def llama_like(activation: str) -> dict[str, Any]:
     """Returns fixed fields of NeMo's classes with RMSNorm, a gated MLP and no biases."""
     return {
+        **_BASE,
         "normalization": "RMSNorm",
         "activation_func": activation,
         "gated_linear_unit": True,
@@ -236,6 +246,7 @@ def llama_like(activation: str) -> dict[str, Any]:
 def gpt_like(activation: str, *, bias: bool, positions: str = "rope") -> dict[str, Any]:
     """Returns fixed fields of NeMo's classes with LayerNorm and an MLP without a gate."""
     return {
+        **_BASE,
         "normalization": "LayerNorm",
         "activation_func": activation,
         "gated_linear_unit": False,

@@ -83,7 +83,7 @@ def megatron_on(device: torch.device) -> Iterator[None]:
     the last stage of a pipeline share the embedding, moves it with ``Tensor.cuda()``, whatever the model's device is;
     without CUDA all three would raise. On a GPU only the current device is set.
     """
-    from megatron.core.transformer.moe import moe_utils
+    from nemo_ptq.parallel.megatron import moe_utils
 
     with ExitStack() as stack:
         if device.type == "cuda":
@@ -134,8 +134,8 @@ def process_groups(
         expert_parallel: Ranks that share the experts of one layer.
         seed: Seed for torch and for Megatron's generators.
     """
-    from megatron.core import parallel_state
-    from megatron.core import tensor_parallel as megatron_tensor_parallel
+    from nemo_ptq.parallel.megatron import parallel_state
+    from nemo_ptq.parallel.megatron import tensor_parallel as megatron_tensor_parallel
 
     address, port = _rendezvous(os.environ)
     backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"

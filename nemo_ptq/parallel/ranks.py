@@ -91,7 +91,7 @@ class Parallelism:
 
 def this_rank() -> Parallelism:
     """Returns this rank's place in Megatron's groups, which are open."""
-    from megatron.core import parallel_state as state
+    from nemo_ptq.parallel.megatron import parallel_state as state
 
     def ranks(group: Any) -> Ranks:
         return Ranks(dist.get_rank(group), dist.get_world_size(group), group)

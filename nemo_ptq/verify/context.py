@@ -8,6 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.pretrained import load_pretrained
 from nemo_ptq.untrusted import FileError, read_yaml
 from nemo_ptq.verify.model_config import Config, RotaryScaling, load_json
 
@@ -121,9 +122,7 @@ def _largest_token(tokenizer: dict[str, Any]) -> int | None:
 def round_trip_problems(path: Path, text: str = "The quick brown fox") -> list[str]:
     """Loads the tokenizer with transformers or sentencepiece, offline and without remote code, and uses it once."""
     if path.is_dir():
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
+        tokenizer = load_pretrained(path)
         decoded = tokenizer.decode(tokenizer.encode(text, add_special_tokens=False))
     else:
         from sentencepiece import SentencePieceProcessor

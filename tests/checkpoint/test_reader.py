@@ -75,6 +75,8 @@ def test_the_import_may_be_left_out(
 
 def test_no_weights_are_copied(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is written on the way are a tokenizer's files."""
+    import nemo.collections.llm  # noqa: F401  (its import makes files of its own)
+
     from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
 
     source = make_hf("llama2", tmp_path / "hf")

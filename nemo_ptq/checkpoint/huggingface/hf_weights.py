@@ -5,16 +5,18 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import GenerationConfig
 
 from nemo_ptq.checkpoint.huggingface.hf_files import found_in, read_json
 from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor
 from nemo_ptq.checkpoint.parts import check_finite
 from nemo_ptq.errors import PtqError
+from nemo_ptq.pretrained import load_pretrained
 
 
 class Weights:
@@ -45,14 +47,14 @@ class Weights:
         return tensor
 
 
-def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer without running code from the directory.
+def load_tokenizer(directory: Path) -> Any:
+    """Load transformers' tokenizer without running code from the directory.
 
     Raises:
         PtqError: Its files are missing or damaged, or it needs code that the directory brings.
     """
     try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        return load_pretrained(directory)
     except Exception as error:  # every tokenizer class raises its own kinds
         reason = str(error).partition("\n")[0]
         raise PtqError(f"{directory} has no tokenizer that can be loaded ({reason}); {found_in(directory)}") from error

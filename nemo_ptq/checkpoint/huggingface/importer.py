@@ -10,20 +10,22 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
 
-import fiddle as fdl
 import torch
 
+from nemo_ptq.checkpoint.gpt import ACTIVATION_FUNCTIONS, MODEL_CLASSES
 from nemo_ptq.checkpoint.huggingface.description import HuggingFaceDescription, describe
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights, load_generation_config, load_tokenizer
 from nemo_ptq.checkpoint.huggingface.published import keep_config
 from nemo_ptq.checkpoint.huggingface.stored_tensors import planned_parts
 from nemo_ptq.checkpoint.links import links_out_of
+from nemo_ptq.checkpoint.model_fields import ModelFields
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
 from nemo_ptq.checkpoint.staging import atomic_directory, place_problem, reserved
+from nemo_ptq.checkpoint.tokenizers import Tokenizer, with_nemos_special_tokens
 from nemo_ptq.checkpoint.writer import write_context, write_weights
 from nemo_ptq.errors import PtqError
-from nemo_ptq.models.hugging_face import HuggingFaceClass
 from nemo_ptq.models.mapping import WeightRule
 
 # What a NeMo checkpoint is made of.
@@ -51,21 +53,37 @@ class HuggingFaceModel:
         self.path = directory
         self._model = describe(directory)
         self._tokenizer = load_tokenizer(directory)
-        self._config, self.vocab_size = _nemo_config(self._model, len(self._tokenizer))
-        self._config.generation_config = load_generation_config(directory)
+        self._arguments, self.vocab_size = _nemo_arguments(self._model, len(self._tokenizer))
+        self._arguments["generation_config"] = load_generation_config(directory)
         self.parts = _convert(self._model, Weights(self._model.tensors), self.vocab_size)
         self.size = WeightsSize.of((part.shape, part.dtype) for part in self.parts)
 
+    @property
+    def fields(self) -> ModelFields | None:
+        """What the model is built from; None where only NeMo's own classes can build it."""
+        hf_class = self._model.hf_class
+        if hf_class.nemo_model not in MODEL_CLASSES:
+            return None
+        fields = {**hf_class.nemo_fixed, **self._arguments}
+        fields["activation_func"] = ACTIVATION_FUNCTIONS[fields["activation_func"]]
+        return ModelFields(
+            hf_class.nemo_model, f"{hf_class.nemo_module}.{self._model.nemo_class}", fields, self._load_tokenizer
+        )
+
+    def _load_tokenizer(self) -> Tokenizer:
+        # A copy, since the special tokens that NeMo adds are none of the directory's.
+        return Tokenizer(with_nemos_special_tokens(copy.deepcopy(self._tokenizer)))
+
     @contextmanager
-    def model_config(self) -> Iterator[fdl.Config]:
-        """Gives, within a ``with`` block, the configuration of NeMo's model and tokenizer, free to be changed.
+    def model_config(self) -> Iterator[Any]:
+        """Gives, within a ``with`` block, the fiddle config of NeMo's model and tokenizer, free to be changed.
 
         The tokenizer's files that it names exist for as long.
         """
         with tempfile.TemporaryDirectory() as scratch:
             files = str(Path(scratch, "nemo_tokenizer"))
             self._tokenizer.save_pretrained(files)
-            yield _nemo_model(self._model.hf_class, copy.deepcopy(self._config), files)
+            yield _nemo_model(self._model, copy.deepcopy(self._arguments), files)
 
     def write_context(self, directory: Path) -> None:
         """Makes the ``context/`` directory of a NeMo checkpoint."""
@@ -124,15 +142,15 @@ def _check_paths(source: Path, output: Path, overwrite: bool) -> None:
             )
 
 
-def _nemo_config(model: HuggingFaceDescription, tokens: int) -> tuple[fdl.Config, int]:
-    """NeMo's configuration, not built, and the number of rows of its embedding.
+def _nemo_arguments(model: HuggingFaceDescription, tokens: int) -> tuple[dict[str, Any], int]:
+    """The arguments of NeMo's configuration class, and the number of rows of its embedding.
 
     Args:
         model: The model.
         tokens: That the tokenizer knows: usually fewer than the embedding has rows; more where some were added and the
             model was not trained on.
     """
-    hf_class, rows, dtype = model.hf_class, model.settings["vocab_size"], getattr(torch, model.dtype)
+    rows, dtype = model.settings["vocab_size"], getattr(torch, model.dtype)
     arguments = {
         **model.common,
         "make_vocab_size_divisible_by": math.gcd(rows, 128),
@@ -145,14 +163,21 @@ def _nemo_config(model: HuggingFaceDescription, tokens: int) -> tuple[fdl.Config
     padded = _round_up(rows, divisor)
     if _round_up(tokens, divisor) != padded:  # NeMo must not count the tokens
         arguments["vocab_size"] = padded
-    return fdl.Config(getattr(importlib.import_module(hf_class.nemo_module), model.nemo_class), **arguments), padded
+    return arguments, padded
 
 
-def _nemo_model(hf_class: HuggingFaceClass, config: fdl.Config, tokenizer: str) -> fdl.Config:
+def _nemo_model(model: HuggingFaceDescription, arguments: dict[str, Any], tokenizer: str) -> Any:
+    """The fiddle config of NeMo's model, which imports NeMo."""
+    import fiddle as fdl
     from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
 
-    model = getattr(importlib.import_module(hf_class.nemo_module), hf_class.nemo_model.rpartition(".")[2])
-    return fdl.Config(model, config=config, tokenizer=fdl.Config(AutoTokenizer, pretrained_model_name=tokenizer))
+    hf_class = model.hf_class
+    module = importlib.import_module(hf_class.nemo_module)
+    return fdl.Config(
+        getattr(module, hf_class.nemo_model.rpartition(".")[2]),
+        config=fdl.Config(getattr(module, model.nemo_class), **arguments),
+        tokenizer=fdl.Config(AutoTokenizer, pretrained_model_name=tokenizer),
+    )
 
 
 def _round_up(number: int, divisor: int) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import torch
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.pretrained import load_pretrained
 from nemo_ptq.verify.huggingface.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -500,9 +501,7 @@ def _is_finite(values: torch.Tensor) -> bool:
 
 def tokenizer_problems(directory: HuggingFaceDirectory, text: str = "The quick brown fox") -> list[str]:
     """What keeps transformers from using the tokenizer, offline and without code from the directory."""
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(directory.path, local_files_only=True, trust_remote_code=False)
+    tokenizer = load_pretrained(directory.path)
     tokens = tokenizer.encode(text, add_special_tokens=False)
     problems = []
     if tokenizer.decode(tokens).strip() != text:

@@ -1,0 +1,38 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What a job asks of a tokenizer, without NeMo's classes."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Tokenizer:
+    """What a job asks of a tokenizer; NeMo's own classes have the same.
+
+    Attributes:
+        tokenizer: transformers'.
+    """
+
+    tokenizer: Any
+
+    def ids_to_text(self, ids: Sequence[int]) -> str:
+        """Makes text of token ids, special tokens left out."""
+        tokens = self.tokenizer.convert_ids_to_tokens(ids)
+        special = set(self.tokenizer.all_special_tokens)
+        return self.tokenizer.convert_tokens_to_string([token for token in tokens if token not in special])
+
+
+def with_nemos_special_tokens(tokenizer: Any) -> Any:
+    """Gives a tokenizer the special tokens that NeMo's class of it has; returns the same tokenizer."""
+    special: dict[str, Any] = {"additional_special_tokens": []}
+    for one, other in (("sep_token", "eos_token"), ("cls_token", "bos_token")):
+        # NeMo has each stand in for the other.
+        mine, theirs = getattr(tokenizer, one), getattr(tokenizer, other)
+        if mine is None and theirs:
+            special[one] = theirs
+        if theirs is None and mine:
+            special[other] = mine
+    tokenizer.add_special_tokens(special)
+    return tokenizer
