@@ -169,6 +169,8 @@ def walk(
             if block is not None:
                 with reporter.part("load"):
                     model.loader.load(block)
+                if not drop and index + 1 in mine:
+                    model.loader.load_ahead(mine[index + 1])
                 if learner is not None:
                     with reporter.part("calibrate"):
                         state = learner.learn(block, index == head)

@@ -8,6 +8,7 @@ the device of the job and reads this rank's shards of them from the checkpoint.
 
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
@@ -106,6 +107,8 @@ class BlockLoader:
     ) -> None:
         self._parts = {part.live_name: part for part in parts}
         self._device, self._dtype, self._parallelism, self._gated = device, dtype, parallelism, gated
+        self._reader = ThreadPoolExecutor(1)
+        self._ahead: Future[None] | None = None
 
     def load(self, block: Block) -> None:
         """Allocates the parameters of a block and reads them; those that have memory already are left alone.
@@ -113,6 +116,26 @@ class BlockLoader:
         Raises:
             PtqError: If the checkpoint lacks one of them, or holds it in another shape.
         """
+        if self._ahead is not None:
+            ahead, self._ahead = self._ahead, None
+            ahead.result()
+        self._load(block)
+
+    def load_ahead(self, block: Block) -> None:
+        """Begins to read a block while another is at work on a GPU; :meth:`load` waits for it, and raises its errors.
+
+        A CPU has nothing to spare: there nothing is begun.
+        """
+        if self._device.type == "cuda":
+            self._ahead = self._reader.submit(self._load_beside, block)
+
+    def _load_beside(self, block: Block) -> None:
+        stream = torch.cuda.Stream(self._device)
+        with torch.cuda.stream(stream):
+            self._load(block)
+        stream.synchronize()
+
+    def _load(self, block: Block) -> None:
         for name, module, own in block.parameters():
             parameter = module.get_parameter(own)
             if not parameter.is_meta:

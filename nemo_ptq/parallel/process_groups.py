@@ -124,7 +124,8 @@ def process_groups(
 ) -> Iterator[None]:
     """Opens torch.distributed and Megatron's parallel groups for the duration of a `with` block.
 
-    gloo carries CPU tensors and NCCL those on a GPU. What is left of the ranks after TP and PP is data parallel.
+    gloo carries CPU tensors and NCCL those on a GPU. A process that is alone has nobody to send to, and goes without
+    NCCL, whose groups take seconds to open and close. What is left of the ranks after TP and PP is data parallel.
 
     Args:
         launch: This process's place.
@@ -138,17 +139,17 @@ def process_groups(
     from nemo_ptq.parallel.megatron import tensor_parallel as megatron_tensor_parallel
 
     address, port = _rendezvous(os.environ)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    has_nccl = device.type == "cuda" and launch.world_size > 1
     # A process that nobody launched takes any free port; torchrun has the meeting point open already, even for one.
     is_launched = launch.world_size > 1 or dist.is_torchelastic_launched()
     meeting_point = f"tcp://{address}:{port}" if is_launched else "tcp://127.0.0.1:0"
     dist.init_process_group(
-        backend,
+        "cpu:gloo,cuda:nccl" if has_nccl else "gloo",
         store=dist.PrefixStore(f"job {next(_OPENED)}", _store(meeting_point, launch.rank, launch.world_size)),
         rank=launch.rank,
         world_size=launch.world_size,
         timeout=COLLECTIVE_TIMEOUT,
-        device_id=device if device.type == "cuda" else None,
+        device_id=device if has_nccl else None,
     )
     try:
         with megatron_on(device):
