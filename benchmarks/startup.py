@@ -1,8 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""How long it takes from a command to the first line of its task, for each way to start the demo's job.
+"""How long a job takes to start: from the command to the task's first line, for each way, and then to import.
 
-Each job is ended as soon as the line is there. Run it from the repository, after `make checkpoint`.
+Each job is ended as soon as the line is there; what it would import next is imported in a process of its own. Run it
+from the repository, after `make checkpoint`.
 """
 
 import argparse
@@ -62,8 +63,22 @@ def seconds_to_first_line(command: list[str], directory: str) -> float:
     raise RuntimeError("".join(lines))
 
 
+IMPORTS = {
+    "torch": "import torch",
+    "and what a job imports of Megatron": "import nemo_ptq.engine.run",
+    "and transformers' tokenizers": "import nemo_ptq.engine.run; from transformers import PreTrainedTokenizerFast",
+}
+
+
+def processor_seconds(statement: str) -> float:
+    """Returns the processor time of a process that runs a statement."""
+    timed = f"import time; {statement}; print(time.process_time())"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", timed], capture_output=True, text=True, check=True)
+    return float(done.stdout.splitlines()[-1])
+
+
 def main() -> None:
-    """Prints a table in Markdown."""
+    """Prints two tables in Markdown."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--repeats", type=int, default=3)
     repeats = parser.parse_args().repeats
@@ -71,6 +86,10 @@ def main() -> None:
     for name, command in WAYS.items():
         with tempfile.TemporaryDirectory() as directory:
             times = sorted(seconds_to_first_line(command, directory) for _ in range(repeats))
+        print(f"| {name} | {statistics.median(times):.1f} | {times[0]:.1f} to {times[-1]:.1f} |", flush=True)
+    print("\n| imports | processor seconds, median | range |\n|---|--:|--:|")
+    for name, statement in IMPORTS.items():
+        times = sorted(processor_seconds(statement) for _ in range(repeats))
         print(f"| {name} | {statistics.median(times):.1f} | {times[0]:.1f} to {times[-1]:.1f} |", flush=True)
 
 

@@ -75,6 +75,11 @@ class Call:
     is_partial: bool = False
 
 
+def is_of_training(field: str) -> bool:
+    """Whether a field of a model's configuration is a function or an object of training, or would write files."""
+    return field in _SKIPPED_OF_CONFIG
+
+
 class _Malformed(Exception):
     """The graph is not one that fiddle writes."""
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames, Name, is_activation, is_dtype, is_enum_member
-from nemo_ptq.checkpoint.context_graph import Call
+from nemo_ptq.checkpoint.context_graph import Call, is_of_training
 from nemo_ptq.checkpoint.gpt import ACTIVATION_FUNCTIONS, MODEL_CLASSES
 from nemo_ptq.checkpoint.metadata import read_model_yaml
 from nemo_ptq.checkpoint.settings import Context
@@ -95,21 +95,21 @@ def fields_in_context(checkpoint: Path, model: Call, allowed: AllowedNames) -> M
 
 
 def _defaults(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in a model.yaml but for functions of training, which no built model has."""
-    fields: dict[str, Any] = {}
-    for name, value in described.items():
-        if name in _NOT_FIELDS:
-            continue
-        if name == "activation_func":
-            fields[name] = _function(Name(*_split(str(value["_target_"]))))
-        elif not isinstance(value, dict):
-            fields[name] = value
+    """The fields in a model.yaml but for functions and objects, of which a built model needs the activation alone.
+
+    Raises:
+        _NotKnown: If the activation is none that is known.
+    """
+    fields = {
+        name: value
+        for name, value in described.items()
+        if name not in _NOT_FIELDS and not is_of_training(name) and not isinstance(value, dict)
+    }
+    activation = described.get("activation_func")
+    if isinstance(activation, dict):
+        module, _, name = str(activation.get("_target_")).rpartition(".")
+        fields["activation_func"] = _function(Name(module, name))
     return fields
-
-
-def _split(dotted: str) -> tuple[str, str]:
-    module, _, name = dotted.rpartition(".")
-    return module, name
 
 
 def _resolved(value: Any, allowed: AllowedNames) -> Any:

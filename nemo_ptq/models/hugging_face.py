@@ -227,7 +227,7 @@ _BASE: Settings = {
     "rotary_percent": 1.0,
     "seq_len_interpolation_factor": None,
 }
-ZERO_CENTERED: Settings = {"layernorm_zero_centered_gamma": True}
+ZERO_CENTERED: dict[str, Any] = {"layernorm_zero_centered_gamma": True}
 """Of NeMo's classes whose norms add one to their weights."""
 
 
