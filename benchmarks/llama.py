@@ -113,7 +113,8 @@ class Llama(BlockRunner):
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """See :meth:`BlockRunner.embed`."""
-        return self.module.model.embed_tokens(tokens).transpose(0, 1)
+        # Products of matrices that are not contiguous take a CPU many times as long.
+        return self.module.model.embed_tokens(tokens).transpose(0, 1).contiguous()
 
     def layer(self, block: Block, states: torch.Tensor) -> torch.Tensor:
         """See :meth:`BlockRunner.layer`."""
