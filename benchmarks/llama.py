@@ -16,8 +16,6 @@ from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.parallel.ranks import Parallelism
 
-_CPU = torch.device("cpu")
-
 
 class Linear(nn.Module):
     """A linear layer that returns its output and its bias apart, as Megatron's do: there is none."""
@@ -70,7 +68,7 @@ class Layer(nn.Module):
         length, batch, _ = states.shape
         mixed = self.linear_qkv(states)[0].unflatten(-1, (-1, self._head_size)).permute(1, 2, 0, 3)
         query, key, value = mixed.split(self._heads, 1)
-        cosine, sine = self._rope[0](states, torch.arange(length)[None])
+        cosine, sine = self._rope[0](states, torch.arange(length, device=states.device)[None])
         query, key = (heads * cosine[None] + _turned(heads) * sine[None] for heads in (query, key))
         found = self.core_attention(query, key, value)
         return self.linear_proj(found.permute(2, 0, 1, 3).reshape(length, batch, -1))[0]
@@ -85,14 +83,14 @@ class Llama(BlockRunner):
     """The model in blocks, and what computes them.
 
     Args:
-        model: transformers' LlamaForCausalLM, on the CPU.
+        model: transformers' LlamaForCausalLM, on any one device.
 
     Attributes:
         blocks: The embedding and the layers.
     """
 
     def __init__(self, model: Any) -> None:
-        super().__init__(model, _CPU, Parallelism(), _CPU)
+        super().__init__(model, model.device, Parallelism(), model.device)
         self._layers = [Layer(layer, model.config, model.model.rotary_emb) for layer in model.model.layers]
         self.blocks = [Block(0, -1, {})]
         for place, layer in enumerate(self._layers):
@@ -113,7 +111,8 @@ class Llama(BlockRunner):
 
     def embed(self, tokens: torch.Tensor) -> torch.Tensor:
         """See :meth:`BlockRunner.embed`."""
-        return self.module.model.embed_tokens(tokens).transpose(0, 1)
+        # Products of matrices that are not contiguous take a CPU many times as long.
+        return self.module.model.embed_tokens(tokens.to(self.device)).transpose(0, 1).contiguous()
 
     def layer(self, block: Block, states: torch.Tensor) -> torch.Tensor:
         """See :meth:`BlockRunner.layer`."""

@@ -88,7 +88,8 @@ def loss_of(exact: Callable[[int], torch.Tensor], found: Callable[[int], torch.T
     increases, agreement, divergence = [], [], []
     for number, window in enumerate(windows):
         before, after = (logits(number)[:-1].float().log_softmax(-1) for logits in (exact, found))
-        increases.append(float((before - after).gather(1, window[1:, None]).mean(dtype=torch.float64)))
+        following = window[1:, None].to(before.device)
+        increases.append(float((before - after).gather(1, following).mean(dtype=torch.float64)))
         agreement.append(float((before.argmax(-1) == after.argmax(-1)).float().mean()))
         divergence.append(float((before.exp() * (before - after)).sum(-1).mean()))
     return Loss(
@@ -228,6 +229,7 @@ class Benchmark:
         begun = time.monotonic()
         for block in self.llama.blocks[1:]:
             self.llama.advance(block, stream)
+        stream.hidden[-1].cpu()  # a GPU has then come to the end
         return time.monotonic() - begun
 
 
@@ -244,13 +246,13 @@ def modelopt(model: Any, batches: Batches, algorithm: str) -> Any:
 
     def run(quantized: Any) -> None:
         for batch in batches:
-            quantized(batch)
+            quantized(batch.to(quantized.device))
 
     return mtq.quantize(model, config, run).float()
 
 
 def _window_logits(model: Any, windows: Batches, number: int) -> torch.Tensor:
-    return model(windows[number][None]).logits[0]
+    return model(windows[number][None].to(model.device)).logits[0]
 
 
 def read_tokens(tokenizer: Any, texts: Sequence[str], count: int, length: int) -> list[list[int]]:
@@ -292,11 +294,13 @@ def main() -> int:
     parser.add_argument("--length", type=int, default=256, help="of a sample, in tokens")
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--window", type=int, default=512, help="tokens of a window")
+    parser.add_argument("--device", default="cpu", help='of torch, e.g. "cuda"')
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
 
     def load() -> Any:
-        return AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16).eval()
+        model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16)
+        return model.to(arguments.device).eval()
 
     def texts(file: str) -> list[str]:
         return [str(sample) for sample in read_text_file(file)]

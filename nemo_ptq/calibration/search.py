@@ -28,8 +28,6 @@ _E4M3_LARGEST_CODE = 126
 _ELEMENTS_AT_ONCE = 1 << 22
 # Limits tried between the one that clips all that exceeds it and the one that clips nothing.
 _HEADROOMS = 4
-# Values of a bfloat16 without its sign.
-_MAGNITUDES = 1 << 15
 
 
 def group_scales(
@@ -189,42 +187,3 @@ def _product_of_codes(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     if left.is_cuda:
         return torch.mm(left.bfloat16(), right.bfloat16(), out_dtype=torch.float32)
     return left @ right
-
-
-def magnitude_counts(values: torch.Tensor) -> torch.Tensor:
-    """Counts how often each magnitude occurs. Counts of batches and of ranks add up.
-
-    Args:
-        values: Any shape; what is not bfloat16 is rounded to it.
-
-    Returns:
-        int64 (32768): element i belongs to the bfloat16 whose bits are i.
-    """
-    bits = values.detach().bfloat16().view(torch.int16).reshape(-1) & (_MAGNITUDES - 1)
-    return torch.bincount(bits.int(), minlength=_MAGNITUDES)
-
-
-def kv_cache_scale(counts: torch.Tensor, smallest: float = 0.0) -> torch.Tensor:
-    """Chooses the scale of an FP8 cache of keys, or of values, by the squared error of what is stored.
-
-    Args:
-        counts: int64 (32768), from :func:`magnitude_counts`.
-        smallest: Scales below this are not considered: some readers of a cache want at least 1.
-
-    Returns:
-        float32 (1): between a quarter of amax / 448 and amax / 448, or ``smallest`` where that is above; 1 where
-        nothing but zeros has been counted.
-    """
-    bits = torch.arange(_MAGNITUDES, dtype=torch.int16, device=counts.device)
-    magnitudes = bits.view(torch.bfloat16).double()
-    seen = (counts > 0) & magnitudes.isfinite()
-    magnitudes, weights = magnitudes[seen], counts[seen].double()
-    if not len(magnitudes) or magnitudes[-1] == 0:
-        return torch.ones(1, device=counts.device)
-    full = (magnitudes[-1] / FP8.largest).clamp(min=smallest)
-    # A whole power of two moves nothing but the ends of the grid: within two of them lies every error there is.
-    steps = torch.arange(0, -17, -1, dtype=torch.float64, device=counts.device) / 8
-    scales = (full * steps.exp2()).clamp(min=smallest).float()
-    quotients = (magnitudes / scales[:, None].double()).float()
-    error = ((FP8.nearest(quotients) * scales[:, None]).double() - magnitudes).square() @ weights
-    return scales[error.argmin()].reshape(1)

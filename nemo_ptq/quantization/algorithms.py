@@ -60,6 +60,8 @@ class Algorithm:
         least_block_size: What `awq_block_size` is at least.
         row_multiple: TensorRT-LLM's kernels take multiples of so many output features of each rank.
         column_multiple: The same of input features.
+        dense_multiple: Other servers' kernels take multiples of so many features of each rank, both ways, where a model
+            has no experts.
         vocab_multiple: TensorRT-LLM's readers take vocabularies of multiples of this.
         amax_floors: What activation amaxes are at least, by decoder type.
         quantizes_kv_cache: Whether the KV cache is quantized if the user says nothing.
@@ -87,6 +89,7 @@ class Algorithm:
     least_block_size: int = 1
     row_multiple: int = 1
     column_multiple: int = 1
+    dense_multiple: int = 1
     vocab_multiple: int = 1
     amax_floors: Mapping[str, float] = field(default_factory=dict)
     quantizes_kv_cache: bool = False
@@ -290,6 +293,7 @@ _BUILT_IN = (
         block_size=16,
         row_multiple=128,
         column_multiple=64,
+        dense_multiple=32,
         packed_bytes=0.57,
         packing_bytes=40,
         required_recovery=0.95,
@@ -341,6 +345,7 @@ _BUILT_IN = (
         block_size=16,
         row_multiple=128,
         column_multiple=64,
+        dense_multiple=128,
         packed_bytes=0.57,
         packing_bytes=40,
         required_recovery=0.95,

@@ -10,12 +10,10 @@ from nemo_ptq.calibration.search import (
     GROUP_MULTIPLIERS,
     choose_smoothing,
     group_scales,
-    kv_cache_scale,
-    magnitude_counts,
     nvfp4_block_scales,
     smoothing_scale,
 )
-from nemo_ptq.quantization.grids import FP4, FP8, INT4
+from nemo_ptq.quantization.grids import FP4, INT4
 from nemo_ptq.quantization.rounding import block_scales, scale_of
 
 
@@ -145,35 +143,3 @@ def test_without_a_token_the_first_alpha_stands() -> None:
     found = choose_smoothing(weight, torch.zeros(4, 16), zeros, zeros)
     assert found.alpha == ALPHAS[0]
     assert torch.equal(found.pre_quant_scale, torch.ones(16))
-
-
-def cache_error(values: torch.Tensor, scale: float) -> float:
-    return float((FP8.nearest(values / scale) * scale - values).square().sum())
-
-
-@pytest.mark.parametrize("seed", range(4))
-def test_the_scale_of_a_cache_is_no_worse_than_amax(seed: int) -> None:
-    values = (normal(4000, seed=seed) * 3).bfloat16().float()
-    found = kv_cache_scale(magnitude_counts(values))
-    full = float(values.abs().max()) / 448
-    candidates = [full * 2 ** (-step / 8) for step in range(17)]
-    assert found.dtype == torch.float32 and found.shape == (1,)
-    assert cache_error(values, float(found)) == pytest.approx(min(cache_error(values, s) for s in candidates), rel=1e-3)
-
-
-def test_counts_of_batches_add_up() -> None:
-    values = normal(999).bfloat16()
-    parts = sum(magnitude_counts(part) for part in values.split(100))
-    assert torch.equal(parts, magnitude_counts(values))
-    assert int(magnitude_counts(values).sum()) == 999
-
-
-def test_a_cache_that_readers_want_scaled_by_one_at_least() -> None:
-    counts = magnitude_counts(normal(1000))
-    assert kv_cache_scale(counts) < 1
-    assert kv_cache_scale(counts, smallest=1.0) == 1
-    assert kv_cache_scale(magnitude_counts(normal(1000) * 3000), smallest=1.0) > 1
-
-
-def test_a_cache_of_zeros_has_the_scale_one() -> None:
-    assert torch.equal(kv_cache_scale(magnitude_counts(torch.zeros(4))), torch.ones(1))

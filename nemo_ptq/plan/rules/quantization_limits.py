@@ -127,13 +127,22 @@ def awq_blocks_fit_inference(
 
 
 def nvfp4_blocks_fit(
-    algorithm: str | None, inference_tp: int, model: ModelSpec, unquantized: frozenset[str] = frozenset()
+    algorithm: str | None,
+    formats: Sequence[str],
+    inference_tp: int,
+    model: ModelSpec,
+    unquantized: frozenset[str] = frozenset(),
 ) -> str | None:
-    """NVFP4's kernels take 128 output and 64 input features of each rank at a time."""
+    """NVFP4's kernels take 128 output and 64 input features of each rank at a time.
+
+    Without experts, those of vLLM and of TensorRT-LLM's PyTorch backend, which pad the scales, take 32 of either.
+    """
     record = algorithm_of(QuantizationConfig(algorithm))
     if not record.block_size:
         return None
     rows, columns = record.row_multiple, record.column_multiple
+    if model.num_experts is None and not any(FORMATS[name].is_tensorrt_llm for name in formats):
+        rows = columns = record.dense_multiple
     both = max(rows, columns)
     wrong = [
         _misfits({"hidden_size": model.hidden_size}, both),

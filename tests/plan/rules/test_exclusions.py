@@ -90,7 +90,7 @@ def test_sizes_of_what_is_not_quantized_do_not_matter() -> None:
     for apply in (
         lambda *rest: awq_blocks_fit_calibration("int4_awq", 128, 1, odd, *rest),
         lambda *rest: awq_blocks_fit_inference("int4_awq", 128, ["trtllm"], 1, odd, *rest),
-        lambda *rest: nvfp4_blocks_fit("nvfp4", 1, odd, *rest),
+        lambda *rest: nvfp4_blocks_fit("nvfp4", ["trtllm"], 1, odd, *rest),
     ):
         expect(apply(), "ffn_hidden_size 14432")
         assert apply(excluded) is None

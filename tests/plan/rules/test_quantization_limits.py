@@ -27,6 +27,10 @@ from tests.plan.models import LLAMA_8B
 from tests.plan.rules.examples import LLAMA_2_7B, expect
 
 OFF = {"enable": False}
+# The sizes of SmolLM2-135M.
+SMOLLM2 = replace(
+    LLAMA_8B, hidden_size=576, ffn_hidden_size=1536, num_attention_heads=9, num_query_groups=3, head_size=64
+)
 
 
 @pytest.mark.parametrize(
@@ -98,7 +102,28 @@ def test_awq_blocks_at_inference(model: ModelSpec, algorithm: str, block: int, t
     ],
 )
 def test_nvfp4_blocks(model: ModelSpec, algorithm: str, tp: int, message: str | None) -> None:
-    expect(nvfp4_blocks_fit(algorithm, tp, model), message)
+    expect(nvfp4_blocks_fit(algorithm, ("trtllm",), tp, model), message)
+
+
+@pytest.mark.parametrize(
+    ("model", "algorithm", "formats", "message"),
+    [
+        (SMOLLM2, "nvfp4", ("hf", "compressed_tensors"), None),
+        (SMOLLM2, "nvfp4", ("hf", "trtllm"), "needs multiples of 128 output and 64 input"),
+        (SMOLLM2, "w4a16_nvfp4", ("hf",), "needs multiples of 128 output and 128 input"),
+        (replace(SMOLLM2, num_experts=4), "nvfp4", ("hf",), "hidden_size 576"),
+        (
+            replace(SMOLLM2, hidden_size=592),
+            "nvfp4",
+            ("hf",),
+            "hidden_size 592: each rank needs multiples of 32",
+        ),
+    ],
+)
+def test_nvfp4_blocks_of_other_servers(
+    model: ModelSpec, algorithm: str, formats: tuple[str, ...], message: str | None
+) -> None:
+    expect(nvfp4_blocks_fit(algorithm, formats, 1, model), message)
 
 
 def test_kv_cache_needs_an_algorithm() -> None:
