@@ -38,8 +38,13 @@ def _known_families(format: str, algorithm: str) -> list[Family]:
     if record.is_hugging_face:
         known = [family for family in known if family.hugging_face is not None]
     if algorithm not in (NO_QUANT, *record.experts):
-        known = [family for family in known if family.name != "Mixtral"]
+        known = [family for family in known if not _has_experts(family)]
     return known
+
+
+def _has_experts(family: Family) -> bool:
+    its = family.hugging_face
+    return its is not None and any("{expert}" in name for name in its.module_names())
 
 
 def cells() -> Iterator[Export]:
