@@ -34,6 +34,7 @@ def score(directory: Path, tokens: list[list[int]], **settings: Any) -> list[lis
         enforce_eager=True,
         max_model_len=256,
         max_num_seqs=16,
+        max_num_batched_tokens=512,
         kv_cache_memory_bytes=128 * 2**20,
         gpu_memory_utilization=0.02,
         enable_prefix_caching=False,

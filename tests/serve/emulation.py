@@ -64,6 +64,35 @@ def _rounded(values: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | Non
     return codes * scale
 
 
+class _Fp8(kernels.PerTensorTorchFP8ScaledMMLinearKernel):
+    """FP8 weights and inputs, of any scales: torch's own product of FP8 is slow on a CPU."""
+
+    @classmethod
+    def is_supported(cls, compute_capability: int | None = None) -> tuple[bool, str | None]:
+        return True, None
+
+    @classmethod
+    def can_implement(cls, config: Any) -> tuple[bool, str | None]:
+        return True, None
+
+    def get_output_padding(self) -> int | None:
+        return None
+
+    def apply_scaled_mm(
+        self,
+        *,
+        A: torch.Tensor,
+        B: torch.Tensor,
+        out_dtype: torch.dtype,
+        As: torch.Tensor,
+        Bs: torch.Tensor,
+        bias: torch.Tensor | None,
+        output_shape: list[int],
+    ) -> torch.Tensor:
+        found = (A.float() @ B.float()) * As * (Bs.t() if Bs.dim() == 2 else Bs)
+        return (found if bias is None else found + bias).to(out_dtype).view(*output_shape)
+
+
 class _Nvfp4Weights(kernels.MarlinNvFp4LinearKernel):
     """NVFP4 weights and unquantized inputs."""
 
@@ -168,11 +197,7 @@ def emulate() -> None:
     """Puts torch in the place of kernels, in float32 where vLLM is asked for that."""
     ops.scaled_fp8_quant = _scaled_fp8_quant
     fused_act_quant._FUSED_ACT_QUANT.clear()  # activation and rounding at once: another missing kernel
-    # Some CPUs have FP8 kernels of vLLM's own, which take 16 bits alone.
-    kernels._POSSIBLE_FP8_KERNELS[PlatformEnum.CPU] = [
-        kernels.PerTensorTorchFP8ScaledMMLinearKernel,
-        kernels.ChannelWiseTorchFP8ScaledMMLinearKernel,
-    ]
+    kernels._POSSIBLE_FP8_KERNELS[PlatformEnum.CPU] = [_Fp8]
     kernels._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [kernels.EmulationNvFp4LinearKernel]
     kernels.MarlinNvFp4LinearKernel = _Nvfp4Weights
     CompressedTensorsConfig._is_fp8_w4a8_sm90 = staticmethod(CompressedTensorsConfig._is_fp8_w4a8)
