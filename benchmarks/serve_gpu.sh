@@ -35,8 +35,8 @@ fi
 
 if wants speed; then
     # One that vLLM refuses does not end the others.
-    printf '%s\n' "${quantized_as[@]/#/demo/}" | xargs -P "$jobs" -I PATH bash -c \
-        '"$0" benchmarks/serve_speed.py "$1" "$2/speed" PATH >"$2/logs/speed-$(tr / . <<<PATH)" 2>&1 || echo "PATH was not measured: see $2/logs"' \
+    printf '%s\n' "${quantized_as[@]/#/demo/}" | xargs -P "$jobs" -I EXPORT bash -c \
+        '"$0" benchmarks/serve_speed.py "$1" "$2/speed" EXPORT >"$2/logs/speed-$(tr / . <<<EXPORT)" 2>&1 || echo "EXPORT was not measured: see $2/logs"' \
         "$python" "$exports" "$results"
 fi
 

@@ -13,6 +13,7 @@ import json
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from itertools import groupby
 from pathlib import Path
 
@@ -42,6 +43,7 @@ FAMILIES = {
     "nemotron": "Nemotron",
 }
 """Tiny models of tests/families.py, and the name of each one's family in the table of servers."""
+_OF_EVERY_FAMILY = ("fp8", "int4_awq", "nvfp4", "int8_dynamic", NO_QUANT)
 EXPERTS, ONE_PROJECTION = ("mixtral", "qwen3_moe"), ("phi3", "starcoder")
 REFUSED = (("int4_awq", "hf"), ("w4a8_awq", "hf"))
 """Algorithms that vLLM refuses in a format."""
@@ -92,14 +94,16 @@ class Cell:
 
 def _cells() -> Iterator[Cell]:
     for model in (DEMO, *FAMILIES):
-        for algorithm in ALGORITHMS:
+        is_demo, has_experts = model == DEMO, model in EXPERTS
+        for algorithm in ALGORITHMS if is_demo or has_experts else _OF_EVERY_FAMILY:
             formats = [format for format in SERVED_FORMATS if algorithm not in FORMATS[format].refused]
-            if model in EXPERTS and algorithm != NO_QUANT:
+            if has_experts and algorithm != NO_QUANT:
                 formats = [format for format in formats if algorithm in FORMATS[format].experts]
-            if model != DEMO:  # a refusal is one of the algorithm
+            if not is_demo:  # a refusal is one of the algorithm, and what is not quantized the same in both formats
                 formats = [format for format in formats if (algorithm, format) not in REFUSED]
+                formats = formats[:1] if algorithm == NO_QUANT else formats
             quantized_cache = algorithm == "fp8" and model not in ONE_PROJECTION
-            if model == DEMO or not quantized_cache:
+            if is_demo or not quantized_cache:
                 yield from (Cell(model, algorithm, format) for format in formats)
             if quantized_cache:
                 yield from (Cell(model, algorithm, format, kv_cache=True) for format in formats)
@@ -138,8 +142,14 @@ def _export(directory: Path, cells: Sequence[Cell]) -> None:
         run_job(job)
 
 
+@cache
 def _texts(directory: Path, model: str) -> list[list[int]]:
-    """Token ids: for the demo model of documents that it was neither trained nor calibrated on, else random ones."""
+    """Token ids: for the demo model of documents that it was neither trained nor calibrated on, else random ones.
+
+    Args:
+        directory: What has the demo model's tokenizer.
+        model: The demo, or a tiny model.
+    """
     import torch
 
     from nemo_ptq.engine.documents import load_documents
@@ -158,7 +168,7 @@ def _request(directory: Path, cell: Cell) -> dict[str, object]:
 
     from nemo_ptq.verify.forward_pass import logits
 
-    texts = _texts(directory / cell.path, cell.model)
+    texts = _texts(directory / DEMO / NO_QUANT / "hf", cell.model)
     tokens = torch.tensor(texts)
     predicted = logits(directory / cell.path, tokens).float().log_softmax(-1)[:, :-1]
     chosen = predicted.gather(-1, tokens[:, 1:, None])[..., 0]
