@@ -93,6 +93,18 @@ class _Fp8(kernels.PerTensorTorchFP8ScaledMMLinearKernel):
         return (found if bias is None else found + bias).to(out_dtype).view(*output_shape)
 
 
+class _Int8(kernels.CPUInt8ScaledMMLinearKernel):
+    """INT8 weights and inputs: vLLM's own kernel takes 16 bits alone."""
+
+    def process_weights_after_loading(self, layer: torch.nn.Module) -> None:
+        pass
+
+    def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        weight, scales, input_scale, *_ = self._get_layer_params(layer)
+        inputs = _rounded(x, torch.int8, None if input_scale is None else input_scale.max())
+        return functional.linear(inputs, weight.float() * scales, bias).to(x.dtype)
+
+
 class _Nvfp4Weights(kernels.MarlinNvFp4LinearKernel):
     """NVFP4 weights and unquantized inputs."""
 
@@ -198,6 +210,7 @@ def emulate() -> None:
     ops.scaled_fp8_quant = _scaled_fp8_quant
     fused_act_quant._FUSED_ACT_QUANT.clear()  # activation and rounding at once: another missing kernel
     kernels._POSSIBLE_FP8_KERNELS[PlatformEnum.CPU] = [_Fp8]
+    kernels._POSSIBLE_INT8_KERNELS[PlatformEnum.CPU] = [_Int8]
     kernels._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [kernels.EmulationNvFp4LinearKernel]
     kernels.MarlinNvFp4LinearKernel = _Nvfp4Weights
     CompressedTensorsConfig._is_fp8_w4a8_sm90 = staticmethod(CompressedTensorsConfig._is_fp8_w4a8)
