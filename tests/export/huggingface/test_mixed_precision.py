@@ -9,8 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
-from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.config import FAST, QuantizationConfig
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.forward_pass import logits
 from tests.export.hugging_face import TOKENS, distance, transformers_logits
@@ -38,18 +39,21 @@ UNQUANTIZED = "model.layers.1.mlp.down_proj"
 
 
 def export(checkpoint: Path, config: Path, directory: Path) -> None:
-    """Exports a model to both formats, on this rank."""
+    """Exports a model in mixed precision and with each of the algorithms alone, on this rank."""
     from tests import steps
 
-    quantization = QuantizationConfig(str(config), enable_kv_cache=False, evaluation_dataset_size=0)
-    steps.run_job(steps.job_of(checkpoint, quantization, directory, formats=["hf", "compressed_tensors"]))
+    formats = {"out": ["hf", "compressed_tensors"], "fp8": ["hf"], "nvfp4": ["hf"]}
+    for name, its in formats.items():
+        algorithm, quality = (str(config), None) if name == "out" else (name, FAST)
+        quantization = QuantizationConfig(algorithm, quality, enable_kv_cache=False, evaluation_dataset_size=0)
+        steps.run_job(steps.job_of(checkpoint, quantization, directory / name, formats=its))
 
 
 @pytest.fixture(scope="module")
 def exports(checkpoint_of: Callable[[str], Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("mixed")
     (directory / "config.json").write_text(json.dumps(CONFIG))
-    run_ranks(export, 1, checkpoint_of("llama32"), directory / "config.json", directory / "out")
+    run_ranks(export, 1, checkpoint_of("llama32"), directory / "config.json", directory)
     return directory / "out"
 
 
@@ -91,11 +95,24 @@ def test_a_layer_that_is_stored_otherwise_is_found(exports: Path) -> None:
         file.write_text(before)
 
 
-def test_both_formats_compute_the_same_and_the_library_too(exports: Path, checkpoint_of: Callable[[str], Path]) -> None:
-    ours = logits(exports / "hf", TOKENS)
-    assert torch.equal(ours, logits(exports / "compressed_tensors", TOKENS))
+def test_each_layer_is_stored_as_its_algorithm_alone_stores_it(exports: Path) -> None:
+    mixed = load_file(exports / "hf" / "model.safetensors")
+    alone = {name: load_file(exports.parent / name.lower() / "hf" / "model.safetensors") for name in ("FP8", "NVFP4")}
+    checked = 0
+    for name, tensor in mixed.items():
+        layer = name.rpartition(".")[0]
+        algorithm = LAYERS.get(".".join(layer.split(".")[3:]))
+        if algorithm is not None and layer != UNQUANTIZED:
+            assert torch.equal(tensor.view(torch.uint8), alone[algorithm][name].view(torch.uint8)), name
+            checked += 1
+    assert checked == 2 * 4 * 3 + 5 * 4
+
+
+def test_the_library_computes_what_the_reader_does(exports: Path, checkpoint_of: Callable[[str], Path]) -> None:
     found, report = transformers_logits(exports / "compressed_tensors", torch.bfloat16)
     assert report == {}
     original, _ = transformers_logits(checkpoint_of("llama32").with_name("llama32.hf"))
-    assert distance(ours, found) < 0.4  # as NVFP4 alone: see test_compressed_formats.py
-    assert 1e-3 < distance(ours, original) < 0.9
+    for format in ("hf", "compressed_tensors"):
+        ours = logits(exports / format, TOKENS)
+        assert distance(ours, found) < 0.4  # as with NVFP4 alone: see test_compressed_formats.py
+        assert 1e-3 < distance(ours, original) < 0.9
