@@ -249,7 +249,10 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
         parser.error(f"--model {arguments.model} is neither a shape ({', '.join(MODELS)}) nor a Hugging Face directory")
     unknown = sorted(set(arguments.algorithms) - PRESETS.keys())
     if arguments.peer and unknown:
-        parser.error(f"--algorithms {' '.join(unknown)}: --peer knows {', '.join(PRESETS)}")
+        parser.error(
+            f"--algorithms {' '.join(unknown)} is nothing that both export to format hf: "
+            f"with --peer take {', '.join(PRESETS)}"
+        )
     return arguments, flags
 
 

@@ -26,11 +26,10 @@ from nemo_ptq.console.stopwatch import Step, Stopwatch
 FORWARD = "forward"
 PRESETS = {
     "fp8": ("FP8_DEFAULT_CFG", "FP8_KV_CFG"),
-    "int8_sq": ("INT8_SMOOTHQUANT_CFG", None),
     "int4_awq": ("INT4_AWQ_CFG", None),
     "nvfp4": ("NVFP4_DEFAULT_CFG", None),
 }
-"""By our name of an algorithm: ModelOpt's presets for weights and activations, and for the KV cache."""
+"""By our name of an algorithm, of those that format hf takes: ModelOpt's presets for weights, and for the KV cache."""
 
 
 def read_batches(tokenizer: Any, dataset: str, samples: int, seq_len: int, batch_size: int) -> list[torch.Tensor]:
