@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The whole job on a model of a real one's size, from command to finished directory: `python -m benchmarks.job`.
 
-The model is a Hugging Face directory with random weights. Each step's time and peak memory are those of the job's own
-report.
+The model is a Hugging Face directory, of random weights where a shape is named. Each step's time and peak memory are
+those of the job's own report. With --peer, ModelOpt's own path and the bare floor (reading the checkpoint, one forward
+pass over the data, writing as many bytes as the export has) stand beside it, each a process of its own.
 """
 
 import argparse
@@ -16,15 +17,20 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 from transformers import LlamaConfig
 
+from benchmarks.floor import read_files, weight_files, write_files
+from benchmarks.peer import FORWARD, PRESETS
+from benchmarks.side_by_side import Timing, median, table
 from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
 
 DEMO = Path("build/demo")
+PEER = "ModelOpt"
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "llama3-8b": {
         "hidden_size": 4096,
@@ -158,23 +164,120 @@ def show(output: Path, seconds: float) -> None:
     print(f"\n{summary['checkpoint_bytes'] / 1e9:.2f} GB became {summary['export_bytes'] / 1e9:.2f} GB", flush=True)
 
 
-def main() -> None:
-    """Reads the command line and runs one job for each algorithm."""
+@dataclass(frozen=True)
+class Data:
+    """What is calibrated on, here and by ModelOpt: `samples` texts of a data set, cut at `seq_len` tokens."""
+
+    dataset: str
+    samples: int
+    seq_len: int
+    batch_size: int
+
+    @property
+    def flags(self) -> list[str]:
+        """It as flags of the job."""
+        return [
+            f"--calibration_dataset={self.dataset}",
+            f"--calibration_dataset_size={self.samples}",
+            f"--seq_len={self.seq_len}",
+            f"--batch_size={self.batch_size}",
+        ]
+
+
+def time_job(checkpoint: Path, output: Path, algorithm: str, ranks: int, flags: list[str]) -> Timing:
+    """Times our job, whose export it leaves in `output`."""
+    seconds = run(checkpoint, output, algorithm, ranks, flags)
+    report = json.loads((output / "ptq" / "report.json").read_text(encoding="utf-8"))
+    return Timing({step["name"]: step["seconds"] for step in report["steps"]}, seconds)
+
+
+def time_peer(checkpoint: Path, output: Path, algorithm: str, data: Data) -> Timing:
+    """Times ModelOpt's path, whose export it leaves in `output`, or the bare forward pass."""
+    steps = output.with_suffix(".json")
+    arguments = [str(checkpoint), str(output), f"--algorithm={algorithm}", f"--dataset={data.dataset}"]
+    sizes = [f"--samples={data.samples}", f"--seq-len={data.seq_len}", f"--batch-size={data.batch_size}"]
+    start = time.perf_counter()
+    subprocess.run([sys.executable, "-m", "benchmarks.peer", *arguments, *sizes, f"--steps={steps}"], check=True)
+    seconds = time.perf_counter() - start
+    taken = json.loads(steps.read_text(encoding="utf-8"))
+    return Timing({step["name"]: step["seconds"] for step in taken}, seconds)
+
+
+def compare(
+    checkpoint: Path, scratch: Path, algorithm: str, ranks: int, data: Data, flags: list[str], repeats: int
+) -> dict[str, Timing]:
+    """Times our job, ModelOpt's path and the floor in turn.
+
+    Returns:
+        The median of each, by its name in the table.
+    """
+    ours, theirs, floor = [], [], []
+    flags = [*data.flags, "--export_format=hf", *flags]
+    for _ in range(repeats):
+        output, other = scratch / "ours", scratch / "modelopt"
+        ours.append(time_job(checkpoint, output, algorithm, ranks, flags))
+        theirs.append(time_peer(checkpoint, other, algorithm, data))
+        forward = time_peer(checkpoint, other, FORWARD, data).steps["calibrate"]
+        sizes = [file.stat().st_size for file in weight_files(output)]
+        steps = {
+            "load": read_files(weight_files(checkpoint)),
+            "calibrate": forward,
+            "export": write_files(sizes, scratch),
+        }
+        floor.append(Timing(steps, sum(steps.values())))
+        shutil.rmtree(output)
+        shutil.rmtree(other)
+    return {"nemo_ptq": median(ours), PEER: median(theirs), "floor": median(floor)}
+
+
+def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--model", choices=MODELS, default="llama32-1b")
+    parser.add_argument(
+        "--model", default="llama32-1b", help=f"a shape ({', '.join(MODELS)}) or a Hugging Face directory"
+    )
     parser.add_argument("--algorithms", nargs="+", default=["fp8"])
     parser.add_argument("--ranks", type=int, default=1, help="calibration TP")
     parser.add_argument("--directory", help="where model and exports are written, and removed in the end")
+    parser.add_argument("--peer", action="store_true", help="beside ModelOpt's own path and the floor")
+    parser.add_argument("--repeats", type=int, default=1, help="runs of each, with --peer")
+    parser.add_argument("--dataset", default=str(DEMO / "text" / "calibration.jsonl"))
+    parser.add_argument("--samples", type=int, default=512)
+    parser.add_argument("--seq-len", type=int, default=128)
+    parser.add_argument("--batch-size", type=int, default=64)
     arguments, flags = parser.parse_known_args()
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if arguments.model not in MODELS and not Path(arguments.model, "config.json").is_file():
+        parser.error(f"--model {arguments.model} is neither a shape ({', '.join(MODELS)}) nor a Hugging Face directory")
+    unknown = sorted(set(arguments.algorithms) - PRESETS.keys())
+    if arguments.peer and unknown:
+        parser.error(
+            f"--algorithms {' '.join(unknown)} is nothing that both export to format hf: "
+            f"with --peer take {', '.join(PRESETS)}"
+        )
+    return arguments, flags
+
+
+def main() -> None:
+    """Reads the command line and runs one job for each algorithm."""
+    arguments, flags = _arguments()
+    data = Data(arguments.dataset, arguments.samples, arguments.seq_len, arguments.batch_size)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
-        checkpoint = Path(directory, "model")
-        checkpoint.mkdir()
-        make_model(arguments.model, checkpoint, device)
+        if arguments.model in MODELS:
+            checkpoint = Path(directory, "model")
+            checkpoint.mkdir()
+            make_model(arguments.model, checkpoint, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        else:
+            checkpoint = Path(arguments.model)
         for algorithm in arguments.algorithms:
-            output = Path(directory, algorithm)
-            show(output, run(checkpoint, output, algorithm, arguments.ranks, flags))
-            shutil.rmtree(output)
+            if arguments.peer:
+                columns = compare(
+                    checkpoint, Path(directory), algorithm, arguments.ranks, data, flags, arguments.repeats
+                )
+                print(f"\n{arguments.model}, {algorithm}, {data.samples} samples x {data.seq_len} tokens, ", end="")
+                print(f"medians of {arguments.repeats}\n\n{table(columns, PEER)}\n", flush=True)
+            else:
+                output = Path(directory, algorithm)
+                show(output, run(checkpoint, output, algorithm, arguments.ranks, [*data.flags, *flags]))
+                shutil.rmtree(output)
 
 
 if __name__ == "__main__":

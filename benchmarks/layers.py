@@ -19,9 +19,8 @@ from pathlib import Path
 
 import torch
 
+from benchmarks.floor import read_files, weight_files, write_files
 from benchmarks.job import MODELS, command, make_model
-
-_CHUNK = 1 << 26
 
 
 @dataclass(frozen=True)
@@ -66,34 +65,6 @@ def fewer_layers(whole: Path, directory: Path, num_layers: int) -> None:
     (directory / "config.json").write_text(json.dumps({**config, "num_hidden_layers": num_layers}))
 
 
-def _weights(directory: Path) -> list[Path]:
-    return sorted(directory.rglob("*.safetensors"))
-
-
-def read_files(files: list[Path]) -> float:
-    """Reads files from beginning to end; returns the seconds."""
-    buffer, start = bytearray(_CHUNK), time.perf_counter()
-    for path in files:
-        with path.open("rb", buffering=0) as file:
-            while file.readinto(buffer):
-                pass
-    return time.perf_counter() - start
-
-
-def write_files(sizes: list[int], directory: Path) -> float:
-    """Writes a file of each size and removes it; returns the seconds of writing."""
-    buffer, seconds = memoryview(os.urandom(_CHUNK)), 0.0
-    for size in sizes:
-        start = time.perf_counter()
-        with (directory / "bare").open("wb", buffering=0) as file:
-            for left in range(size, 0, -_CHUNK):
-                file.write(buffer[: min(left, _CHUNK)])
-            os.fsync(file.fileno())
-        seconds += time.perf_counter() - start
-        (directory / "bare").unlink()
-    return seconds
-
-
 def _used_memory() -> int:
     """Bytes of main memory in use, but for files in memory's file system."""
     lines = (line.split() for line in Path("/proc/meminfo").read_text().splitlines())
@@ -118,7 +89,7 @@ def run(checkpoint: Path, output: Path, algorithm: str, flags: list[str]) -> Run
         raise SystemExit(job.returncode)
     total = time.perf_counter() - start
     report = json.loads((output / "ptq" / "report.json").read_text(encoding="utf-8"))
-    sizes = [file.stat().st_size for file in _weights(output)]
+    sizes = [file.stat().st_size for file in weight_files(output)]
     shutil.rmtree(output)
     return Run(
         {**{step["name"]: step["seconds"] for step in report["steps"]}, "the command": total},
@@ -126,7 +97,7 @@ def run(checkpoint: Path, output: Path, algorithm: str, flags: list[str]) -> Run
         peak,
         report["summary"]["checkpoint_bytes"],
         report["summary"]["export_bytes"],
-        read_files(_weights(checkpoint)),
+        read_files(weight_files(checkpoint)),
         write_files(sizes, output.parent),
     )
 
