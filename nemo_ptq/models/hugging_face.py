@@ -20,6 +20,13 @@ NEMO = "nemo.collections.llm.gpt.model."
 # Fields of NeMo's configurations that are sizes, and those that are positive numbers.
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length")
 _NUMBERS = ("layernorm_epsilon", "rotary_base", "rotary_percent")
+# What to do about settings that NeMo's classes cannot have, where there is something.
+_WAYS_OUT = {
+    "rope_scaling": (
+        ": if it was added for longer texts, take it out, and give it to the server; a model that was trained with it "
+        "cannot be quantized"
+    )
+}
 # Settings that every class may have.
 _COMMON = ("vocab_size", "num_key_value_heads", "head_dim", "tie_word_embeddings")
 
@@ -126,6 +133,7 @@ class HuggingFaceClass:
                 values, model = " or ".join(map(shown, allowed)), self.nemo_model.rpartition(".")[2]
                 raise PtqError(
                     f"config.json has {name} {shown(settings.get(name))}, but NeMo's {model} can only have {values}"
+                    f"{_WAYS_OUT.get(name, '')}"
                 )
         self._check_values(settings)
         return settings

@@ -15,6 +15,7 @@ from importlib import import_module
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass
 from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.models.without_nemo import WITHOUT_NEMO
 
 # TensorRT-LLM's architecture of each decoder type.
 ARCHITECTURES = {
@@ -235,8 +236,11 @@ def class_of_architecture(name: str) -> HuggingFaceClass:
     if name in classes:
         return classes[name]
     known = ", ".join(classes)
-    for family in families():
-        if name in family.refused_architectures:
-            raise PtqError(f"{name} is not supported for quantization; supported: {known}; {family.refused}")
+    refused = {**WITHOUT_NEMO, **{own: family.refused for family in families() for own in family.refused_architectures}}
+    if name in refused:
+        raise PtqError(f"{name} is not supported for quantization; supported: {known}; {refused[name]}")
     nearest = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)[0]
-    raise PtqError(f"unknown architecture {name} in config.json; nearest: {nearest}; known: {known}")
+    raise PtqError(
+        f"unknown architecture {name} in config.json; nearest: {nearest}; known: {known}; others can be added by a "
+        "plugin (NEMO_PTQ_PLUGINS)"
+    )
