@@ -121,7 +121,7 @@ class HuggingFaceClass:
         Raises:
             PtqError: If a setting is missing, is not known, or has a value that NeMo's class or no model can have.
         """
-        given = with_one_spelling(content)
+        given = self._with_own_names(with_one_spelling(content))
         settings = {**self.defaults, **given}
         check_known(given, self._known, self.neutral, self.architecture, self.layer_types(settings))
         missing = sorted({*self.fields.values(), *self.aliases.values()} - settings.keys())
@@ -136,6 +136,17 @@ class HuggingFaceClass:
                     f"{_WAYS_OUT.get(name, '')}"
                 )
         self._check_values(settings)
+        return settings
+
+    def _with_own_names(self, given: Settings) -> dict[str, Any]:
+        """The settings with this class's own names alone: versions of transformers differ in which they write."""
+        settings = {name: value for name, value in given.items() if name not in self.aliases}
+        for common, own in self.aliases.items():
+            if common in given and settings.setdefault(own, given[common]) != given[common]:
+                raise PtqError(
+                    f"config.json has {own} {shown(settings[own])} and {common} {shown(given[common])}, which are one "
+                    "setting: leave the one that the model was trained with"
+                )
         return settings
 
     @property

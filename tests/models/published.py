@@ -52,7 +52,13 @@ def _mistral(**settings: Any) -> Config:
 
 def _phi3(**settings: Any) -> Config:
     common = {"architectures": ["Phi3ForCausalLM"], "model_type": "phi3", "hidden_act": "silu", "use_cache": True}
-    common |= {"attention_bias": False, "attention_dropout": 0.0, "embd_pdrop": 0.0, "resid_pdrop": 0.0}
+    common |= {
+        "attention_bias": False,
+        "attention_dropout": 0.0,
+        "embd_pdrop": 0.0,
+        "resid_pdrop": 0.0,
+        "pad_token_id": 100257,
+    }
     common |= {"initializer_range": 0.02, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16", "sliding_window": None}
     return common | {"tie_word_embeddings": False} | settings
 
@@ -235,6 +241,8 @@ def small(config: Config) -> dict[str, Any]:
         settings["sliding_window"] = 7
     if "sliding_window_pattern" in config:
         settings["num_hidden_layers"] = config["sliding_window_pattern"]
+    if "pad_token_id" in config:
+        settings["pad_token_id"] = 0
     return {**settings, "bos_token_id": 0, "eos_token_id": [1, 2] if "eos_token_id" in config else 1}
 
 

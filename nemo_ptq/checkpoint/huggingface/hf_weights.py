@@ -5,11 +5,12 @@
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from nemo_ptq.checkpoint.huggingface.hf_files import found_in, read_json
 from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor
@@ -45,17 +46,31 @@ class Weights:
         return tensor
 
 
+# What transformers 5 calls the class that it had called PreTrainedTokenizerFast before.
+_OF_TRANSFORMERS_5 = "TokenizersBackend"
+
+
 def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
-    """Load the tokenizer without running code from the directory.
+    """Load the tokenizer, which transformers 4 or 5 has saved, without running code from the directory.
 
     Raises:
         PtqError: Its files are missing or damaged, or it needs code that the directory brings.
     """
     try:
-        return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
+        file = directory / "tokenizer_config.json"
+        settings = read_json(file) if file.is_file() else {}
+        has_new_name = settings.get("tokenizer_class") == _OF_TRANSFORMERS_5
+        further: dict[str, Any] = {}
+        if isinstance(extra := settings.get("extra_special_tokens"), list):  # an object in transformers 4
+            further = {"extra_special_tokens": {}, "additional_special_tokens": extra}
+        load = PreTrainedTokenizerFast if has_new_name else AutoTokenizer
+        return load.from_pretrained(directory, trust_remote_code=False, local_files_only=True, **further)
     except Exception as error:  # every tokenizer class raises its own kinds
         reason = str(error).partition("\n")[0]
-        raise PtqError(f"{directory} has no tokenizer that can be loaded ({reason}); {found_in(directory)}") from error
+        raise PtqError(
+            f"{directory} has no tokenizer that can be loaded ({reason}): give it the tokenizer's files that the model "
+            f"was published with; {found_in(directory)}"
+        ) from error
 
 
 def load_generation_config(directory: Path) -> GenerationConfig | None:

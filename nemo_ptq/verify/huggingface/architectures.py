@@ -261,7 +261,7 @@ _NOT_COMPUTED = frozenset(
     )
 )
 # Settings that are computed, or looked at here, whether a class has them or not.
-_LOOKED_AT = ("layer_types", "rope_parameters", "rope_scaling")
+_LOOKED_AT = ("head_dim", "layer_types", "rope_parameters", "rope_scaling")
 # What the forward pass takes for granted, where a class has such a setting.
 _PRESUMED: Mapping[str, Any] = {
     "add_cross_attention": False,
@@ -308,10 +308,12 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
         own.add("sliding_window_pattern")
     given = {name: value for name, value in content.items() if value is not None}
     unknown = [name for name in given if name not in own and name not in _NOT_COMPUTED and name not in _LOOKED_AT]
+    # Files of Gemma 2 have the activation under both names, and transformers reads one.
+    off = {**_OFF, "hidden_act": getattr(hf, "hidden_activation", None)}
     problems = [
         f"has {name} {given[name]!r}, which the reader does not know: take it out if it changes nothing"
         for name in unknown
-        if name not in _OFF or given[name] != _OFF[name]
+        if name not in off or given[name] != off[name]
     ]
     problems += [
         f"has {name} {getattr(hf, name)!r}, which the reader does not compute"
