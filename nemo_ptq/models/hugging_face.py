@@ -123,11 +123,12 @@ class HuggingFaceClass:
         """
         given = self._with_own_names(with_one_spelling(content))
         settings = {**self.defaults, **given}
-        check_known(given, self._known, self.neutral, self.architecture, self.layer_types(settings))
         missing = sorted({*self.fields.values(), *self.aliases.values()} - settings.keys())
         if missing:
             raise PtqError(f"config.json has no {', '.join(missing)}: give the file that the model was published with")
         settings |= {common: settings[own] for common, own in self.aliases.items()}
+        self._check_values(settings)
+        check_known(given, self._known, self.neutral, self.architecture, self.layer_types(settings))
         for name, allowed in self.fixed.items():
             if settings.get(name) not in allowed:
                 values, model = " or ".join(map(shown, allowed)), self.nemo_model.rpartition(".")[2]
@@ -135,7 +136,6 @@ class HuggingFaceClass:
                     f"config.json has {name} {shown(settings.get(name))}, but NeMo's {model} can only have {values}"
                     f"{_WAYS_OUT.get(name, '')}"
                 )
-        self._check_values(settings)
         return settings
 
     def _with_own_names(self, given: Settings) -> dict[str, Any]:

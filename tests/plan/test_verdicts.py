@@ -64,11 +64,12 @@ def some(options: Mapping[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dic
     return st.fixed_dictionaries({}, optional=options)
 
 
-def of_the_plan(arguments: Mapping[str, Any]) -> list[str]:
+def of_the_plan(arguments: Mapping[str, Any]) -> tuple[list[str], bool]:
+    """The problems that a plan finds, and whether there is one at all: not of a checkpoint that cannot be read."""
     try:
-        return [rule.problem for rule in plan_job(arguments, world_size=2, device=None).rules if rule.problem]
+        return [rule.problem for rule in plan_job(arguments, world_size=2).rules if rule.problem], True
     except ConfigError as error:
-        return list(error.problems)
+        return list(error.problems), False
 
 
 def of_the_job(arguments: Mapping[str, Any]) -> list[str]:
@@ -102,7 +103,9 @@ def test_plan_and_job_find_the_same_problems(
             "export_config": ExportConfig(str(directories[family].parent / "out"), **export),
             "calibration_tp": tp,
         }
-        assert of_the_plan(arguments) == of_the_job(arguments)
+        (planned, is_whole), found = of_the_plan(arguments), of_the_job(arguments)
+        assert planned == (found if is_whole else found[: len(planned)])
+        assert bool(planned) == bool(found)
     finally:
         file.write_text(original)
 
