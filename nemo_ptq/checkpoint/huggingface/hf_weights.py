@@ -4,6 +4,7 @@
 
 import pickle
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import AutoTokenizer, GenerationConfig, PreTrainedTokenizerBas
 from nemo_ptq.checkpoint.huggingface.hf_files import found_in, read_json
 from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor
 from nemo_ptq.checkpoint.parts import check_finite
+from nemo_ptq.console.quiet import quiet_imports
 from nemo_ptq.errors import PtqError
 
 
@@ -64,7 +66,8 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         if isinstance(extra := settings.get("extra_special_tokens"), list):  # an object in transformers 4
             further = {"extra_special_tokens": {}, "additional_special_tokens": extra}
         load = PreTrainedTokenizerFast if has_new_name else AutoTokenizer
-        return load.from_pretrained(directory, trust_remote_code=False, local_files_only=True, **further)
+        with quiet_imports() if has_new_name else nullcontext():  # it warns of the name
+            return load.from_pretrained(directory, trust_remote_code=False, local_files_only=True, **further)
     except Exception as error:  # every tokenizer class raises its own kinds
         reason = str(error).partition("\n")[0]
         raise PtqError(

@@ -261,7 +261,7 @@ _NOT_COMPUTED = frozenset(
     )
 )
 # Settings that are computed, or looked at here, whether a class has them or not.
-_LOOKED_AT = ("head_dim", "layer_types", "rope_parameters", "rope_scaling")
+_LOOKED_AT = ("head_dim", "layer_types", "num_local_experts", "rope_parameters", "rope_scaling")
 # What the forward pass takes for granted, where a class has such a setting.
 _PRESUMED: Mapping[str, Any] = {
     "add_cross_attention": False,
