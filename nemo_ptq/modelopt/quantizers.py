@@ -176,7 +176,8 @@ def calibrate(
     leave_alone(module, unquantized)
     linears = [linear for linear in module.modules() if is_quantized_linear(linear)]
     if _method(config) not in _SMOOTHING_METHODS:
-        check({scheme_of(linear).name for linear in linears})
+        formats = {scheme_of(linear).modelopt_format for linear in linears}
+        check({format for format in formats if format is not None})  # None of layers that are left alone
     elif _method(config) == "smoothquant" and linears:  # whose layers look like others until they are smoothed
         check({"int8_sq"})
     if _method(config) == "awq_lite":
