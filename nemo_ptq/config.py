@@ -325,7 +325,7 @@ class ExportConfig:
         overwrite: Replace `path` if it exists.
         resume: Continue a run that was killed or has failed, after the last block that it had finished.
         server: What the export is for: "vllm", "tensorrt_llm", "tensorrt_llm_engines", "sglang" or "transformers". What
-            it is not known to load is then refused; None warns of what a server is known to refuse.
+            it is not known to load is then refused; None warns of what the servers of the format refuse.
         min_recovery: The least perplexity of the unquantized model over that of the quantized one, from 0 to 1: below
             it the job fails, and `path` is not made. None reports the recovery and fails nothing.
         keep_failed: Make `path` although the recovery is below `min_recovery`; the job fails all the same.

@@ -1,11 +1,14 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""transformers' tokenizers, loaded without most of transformers."""
+"""Tokenizers as transformers 4 or 5 has saved them, loaded without most of transformers."""
 
 from pathlib import Path
 from typing import Any
 
 from nemo_ptq.untrusted import FileError, read_json
+
+# What transformers 5 calls the class that it had called PreTrainedTokenizerFast before.
+OF_TRANSFORMERS_5 = "TokenizersBackend"
 
 
 def load_pretrained(directory: Path, use_fast: bool = True) -> Any:
@@ -23,24 +26,26 @@ def load_pretrained(directory: Path, use_fast: bool = True) -> Any:
     """
     import transformers
 
-    name = _named_class(directory)
+    settings = tokenizer_settings(directory)
+    further: dict[str, Any] = {"local_files_only": True}
+    if isinstance(extra := settings.get("extra_special_tokens"), list):  # an object in transformers 4
+        further |= {"extra_special_tokens": {}, "additional_special_tokens": extra}
+    named = settings.get("tokenizer_class")
+    name = named if isinstance(named, str) and "auto_map" not in settings else None
+    if name == OF_TRANSFORMERS_5:
+        return transformers.PreTrainedTokenizerFast.from_pretrained(directory, **further)
     fast = name if name is None or name.endswith("Fast") or not use_fast else f"{name}Fast"
     if fast is not None and fast.endswith("Fast") and (directory / "tokenizer.json").is_file():
         tokenizer_class = getattr(transformers, fast, None)
         if isinstance(tokenizer_class, type) and issubclass(tokenizer_class, transformers.PreTrainedTokenizerFast):
-            return tokenizer_class.from_pretrained(directory, local_files_only=True)
-    return transformers.AutoTokenizer.from_pretrained(
-        directory, use_fast=use_fast, local_files_only=True, trust_remote_code=False
-    )
+            return tokenizer_class.from_pretrained(directory, **further)
+    return transformers.AutoTokenizer.from_pretrained(directory, use_fast=use_fast, trust_remote_code=False, **further)
 
 
-def _named_class(directory: Path) -> str | None:
-    """The class that tokenizer_config.json names; None where there is none, or code beside it decides."""
+def tokenizer_settings(directory: Path) -> dict[str, Any]:
+    """What tokenizer_config.json says; nothing where there is none that can be read."""
     try:
         settings = read_json(directory / "tokenizer_config.json", finite=False)
     except FileError:
-        return None
-    if not isinstance(settings, dict) or "auto_map" in settings:
-        return None
-    name = settings.get("tokenizer_class")
-    return name if isinstance(name, str) else None
+        return {}
+    return settings if isinstance(settings, dict) else {}

@@ -145,22 +145,29 @@ def make_hf(name: str, directory: Path, num_layers: int = 2, dtype: str = "bfloa
     Returns:
         `directory`.
     """
-    import torch
     import transformers
 
     family = FAMILIES[name]
     config = getattr(transformers, family.config)(**{**family.arguments, family.layers: num_layers, **changes})
+    save_random(config, directory, dtype, family.zero_centered)
+    make_tokenizer(directory)
+    return directory
+
+
+def save_random(config: Any, directory: Path, dtype: str, zero_centered: bool) -> None:
+    """Save a model of transformers' with seeded random weights."""
+    import torch
+    import transformers
+
     torch.manual_seed(SEED)
     model = transformers.AutoModelForCausalLM.from_config(config)
     for parameter_name, parameter in model.named_parameters():
         if parameter.ndim == 1:  # norms and biases, which start as ones and zeros
-            mean = 0.0 if family.zero_centered or parameter_name.endswith("bias") else 1.0
+            mean = 0.0 if zero_centered or parameter_name.endswith("bias") else 1.0
             torch.nn.init.normal_(parameter, mean, 0.1)
         if parameter_name.endswith((".block_sparse_moe.gate.weight", ".mlp.gate.weight")):
             parameter.data.mul_(8)  # as decided as a trained router, so that rounding seldom changes the experts
     model.to(getattr(torch, dtype)).save_pretrained(directory)
-    make_tokenizer(directory)
-    return directory
 
 
 def make_tokenizer(directory: Path) -> None:

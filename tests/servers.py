@@ -24,8 +24,9 @@ from which of its versions, and how that is known:
 - **source**: its source says so, nobody has tried;
 - **?**: not known.
 
-`export_config.server=vllm` refuses what the newest version is not known to load; without it, a job warns of what a
-server is known to refuse. `nemo-ptq plan` shows these lines for one job, and the model card has the commands.
+`export_config.server=vllm` refuses what the newest version is not known to load; without it, a job warns of
+what the servers that the format is made for refuse in their newest version. `nemo-ptq plan` shows these lines for one
+job, and the model card has the commands.
 [How vLLM was run](serving.md).
 """
 _SHORT = {"run": "run", "loaded by it, its GPU kernels replaced by torch": "emulated", "read in its source": "source"}

@@ -115,6 +115,8 @@ def test_arguments_come_in_either_spelling() -> None:
 def test_a_flag_that_does_not_exist_gets_the_nearest() -> None:
     _, problems = read_flags(["--inference_pt", "2", "--xyzzy"])
     assert problems == ["--inference_pt is not a flag: did you mean --inference_tp?", "--xyzzy is not a flag"]
+    (problem,) = read_flags(["--trust_remote_code"])[1]
+    assert "code that a checkpoint brings is never run; leave it out, and give --tokenizer=DIR" in problem
     assert read_flags(["stray"])[1] == ["stray is not a flag"]
 
 

@@ -5,6 +5,7 @@
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -97,4 +98,21 @@ def generate(model: LoadedModel, prompt: Sequence[int], count: int = 30) -> list
 
 def sample(model: LoadedModel) -> str:
     """Returns how a model continues a sentence; every rank of the model calls it."""
-    return model.tokenizer.ids_to_text(generate(model, tokenize(model.tokenizer, _SAMPLE_PROMPT, 64)))
+    return text_of(model.tokenizer, generate(model, tokenize(model.tokenizer, _SAMPLE_PROMPT, 64)))
+
+
+def text_of(tokenizer: Any, tokens: Iterable[int]) -> str:
+    """Returns the text of tokens, without those that have none, such as the rows that pad an embedding.
+
+    Args:
+        tokenizer: NeMo's tokenizer.
+        tokens: Their ids.
+    """
+    return tokenizer.ids_to_text([token for token in tokens if _has_text(tokenizer, token)])
+
+
+def _has_text(tokenizer: Any, token: int) -> bool:
+    try:
+        return tokenizer.ids_to_tokens([token])[0] is not None
+    except (IndexError, KeyError):  # of libraries that look it up
+        return False

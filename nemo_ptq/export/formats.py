@@ -48,6 +48,7 @@ class Format:
         is_tensorrt_llm: Whether its readers are TensorRT-LLM's, with a decoder type and kernels of its own.
         has_parallelism: Whether its files are cut for the tensor and pipeline parallelism of the server.
         is_hugging_face: Whether it is a Hugging Face directory, for a family that has a class there.
+        servers: Names of the servers that it is made for: of these a job says if they do not load what it makes.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Format:
     is_tensorrt_llm: bool = False
     has_parallelism: bool = False
     is_hugging_face: bool = False
+    servers: tuple[str, ...] = ()
 
     @property
     def is_packed(self) -> bool:
@@ -132,6 +134,7 @@ _BUILT_IN = (
         },
         is_tensorrt_llm=True,
         has_parallelism=True,
+        servers=("tensorrt_llm_engines",),
     ),
     Format(
         "hf",
@@ -145,6 +148,7 @@ _BUILT_IN = (
         without_kv_cache_alone="its readers want quantized weights; use export_format=compressed_tensors or trtllm",
         experts=("fp8", "nvfp4", "w4a16_nvfp4"),
         is_hugging_face=True,
+        servers=("vllm", "tensorrt_llm", "sglang"),
     ),
     Format(
         "compressed_tensors",
@@ -154,6 +158,7 @@ _BUILT_IN = (
         state_adapter="nemo_ptq.export.folding:foldable",
         experts=("fp8", "nvfp4", "fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
         is_hugging_face=True,
+        servers=("vllm", "sglang", "transformers"),
     ),
     Format(
         "nemo",

@@ -365,12 +365,18 @@ def answers(export: Export) -> Iterator[Answer]:
             yield from (answer(server, version, export) for version in server.versions)
 
 
-def refusals(export: Export) -> list[str]:
-    """Says in a line each which servers read an export's format, and not this export."""
+def refusals(export: Export, servers: Sequence[str]) -> list[str]:
+    """Says in a line each which servers do not load an export in their newest version.
+
+    Args:
+        export: The export.
+        servers: Names of the servers to ask.
+    """
+    found = [answer(SERVERS[name], SERVERS[name].versions[-1], export) for name in servers]
     return [
-        f"{found.label} does not load algorithm={export.algorithm} in export_format={export.format}: {found.note}"
-        for found in answers(export)
-        if found.outcome == REFUSED
+        f"{one.label} does not load algorithm={export.algorithm} in export_format={export.format}: {one.note}"
+        for one in found
+        if one.outcome == REFUSED
     ]
 
 

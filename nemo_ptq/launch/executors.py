@@ -4,6 +4,7 @@
 
 import getpass
 import os
+import re
 import shlex
 import sys
 from collections.abc import Mapping
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 # NeMo-Run's placeholder for a job's directory. Without a container it is replaced wherever it stands in the script.
 PLACEHOLDER = "/nemo_run"
+# What sbatch takes for --time: minutes, with seconds or hours beside them, or days and what is left of them.
+_TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d+){0,2}|infinite|unlimited", re.IGNORECASE)
 
 
 def _path() -> str:
@@ -117,6 +120,8 @@ def slurm(
         problems.append(f"tunnel={tunnel} is not valid: it must be local or ssh://user@host")
     if not is_local and not (job_dir or "").startswith("/"):
         problems.append(f"job_dir={job_dir} is not valid: a tunnel needs an absolute path on the cluster")
+    if not _TIME_LIMIT.fullmatch(str(time)):
+        problems.append(f"time={time} is not a time limit of Slurm's: write HOURS:MINUTES:SECONDS or DAYS-HOURS")
     if container_mounts and not container_image:
         problems.append("container_mounts needs a container: add run.executor.container_image")
     if problems:

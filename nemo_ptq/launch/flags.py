@@ -38,6 +38,13 @@ def _flags() -> Iterator[Flag]:
 
 
 FLAGS = tuple(_flags())
+# Flags of NeMo's script that are refused, and what to do instead.
+_NEMOS_FLAGS = {
+    "--trust_remote_code": (
+        "--trust_remote_code is not a flag: code that a checkpoint brings is never run; leave it out, and "
+        "give --tokenizer=DIR where it was for a tokenizer"
+    )
+}
 
 
 class _Parser(argparse.ArgumentParser):
@@ -104,7 +111,7 @@ def _flag_values(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     given, unknown = parser.parse_known_args(arguments)
     names = [name for flag in FLAGS for name in flag.names]
     problems = [
-        f"{argument} is not a flag{did_you_mean(argument.partition('=')[0], names)}"
+        _NEMOS_FLAGS.get(argument) or f"{argument} is not a flag{did_you_mean(argument.partition('=')[0], names)}"
         # What follows an unknown flag may be its value.
         for argument in [word for word in unknown if word.startswith("-")] or unknown
     ]

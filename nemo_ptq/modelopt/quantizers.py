@@ -152,6 +152,7 @@ def calibrate(
     decoder: str,
     forward_loop: ForwardLoop,
     unquantized: Collection[str] = (),
+    check: Callable[[Collection[str]], None] = lambda schemes: None,
 ) -> None:
     """Inserts ModelOpt's quantizers into a model and calibrates them, in place.
 
@@ -164,6 +165,7 @@ def calibrate(
         decoder: Decoder type of the model.
         forward_loop: Runs the calibration data through the module it is given.
         unquantized: Linear layers that are left alone, by their names in the whole model.
+        check: Refuses the schemes of the linear layers, by their names, before any data is run.
 
     Raises:
         PtqError: If a user's own configuration cannot be read, or quantizes a layer as no export can hold it; no data
@@ -172,9 +174,12 @@ def calibrate(
     config = modelopt_config(quantization, decoder)
     insert_quantizers(module, config)
     leave_alone(module, unquantized)
+    linears = [linear for linear in module.modules() if is_quantized_linear(linear)]
     if _method(config) not in _SMOOTHING_METHODS:
-        for linear in filter(is_quantized_linear, module.modules()):
-            scheme_of(linear)
+        formats = {scheme_of(linear).modelopt_format for linear in linears}
+        check({format for format in formats if format is not None})  # None of layers that are left alone
+    elif _method(config) == "smoothquant" and linears:  # whose layers look like others until they are smoothed
+        check({"int8_sq"})
     if _method(config) == "awq_lite":
         options = config["algorithm"]
         calibrate_awq(module, forward_loop, options.get("alpha_step", 0.1) if isinstance(options, dict) else 0.1)

@@ -5,8 +5,9 @@
 ModelOpt calibrates the whole model at once. What it has found becomes a record that the block pipeline walks with.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -106,10 +107,27 @@ def _of_unquantized(model: LoadedModel, job: Job, loop: Callable[[LoadedModel], 
     run = job.forward_loop or loop(model)
     if model.config.num_moe_experts:
         run = with_idle_experts_covered(run, counts.update)
-    calibrate(model.module, job.quantization, job.decoder, run, job.unquantized)
+    check = partial(_check_formats, job)
+    calibrate(model.module, job.quantization, job.decoder, run, job.unquantized, check)
     state = gather_state(model.module, header)
     fixed_by = None if header.is_repeatable else str(header.method)
     return Calibrated(state.tensors, state, *_as_quantized(model), expert_tokens=counts, fixed_by=fixed_by)
+
+
+def _check_formats(job: Job, schemes: Collection[str]) -> None:
+    """Refuses a configuration that a format cannot hold, while nothing is lost yet."""
+    option = f"quantization_config.algorithm={job.quantization.algorithm}"
+    for name in job.export.formats:
+        if len(schemes) > 1 and FORMATS[name].is_packed:
+            raise PtqError(
+                f"{option} quantizes layers in {len(schemes)} ways ({', '.join(sorted(schemes))}), and "
+                f"export_format={name} holds one way and unquantized layers: choose one of them"
+            )
+        for scheme in schemes:
+            if reason := FORMATS[name].refused.get(scheme):
+                raise PtqError(
+                    f"{option} quantizes layers as {scheme}, which export_format={name} cannot hold: {reason}"
+                )
 
 
 def _of_quantized(model: LoadedModel, job: Job) -> Calibrated:

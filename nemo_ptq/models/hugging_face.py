@@ -20,6 +20,13 @@ NEMO = "nemo.collections.llm.gpt.model."
 # Fields of NeMo's configurations that are sizes, and those that are positive numbers.
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length")
 _NUMBERS = ("layernorm_epsilon", "rotary_base", "rotary_percent")
+# What to do about settings that NeMo's classes cannot have, where there is something.
+_WAYS_OUT = {
+    "rope_scaling": (
+        ": if it was added for longer texts, take it out, and give it to the server; a model that was trained with it "
+        "cannot be quantized"
+    )
+}
 # Settings that every class may have.
 _COMMON = ("vocab_size", "num_key_value_heads", "head_dim", "tie_word_embeddings")
 
@@ -114,20 +121,32 @@ class HuggingFaceClass:
         Raises:
             PtqError: If a setting is missing, is not known, or has a value that NeMo's class or no model can have.
         """
-        given = with_one_spelling(content)
+        given = self._with_own_names(with_one_spelling(content))
         settings = {**self.defaults, **given}
-        check_known(given, self._known, self.neutral, self.architecture, self.layer_types(settings))
         missing = sorted({*self.fields.values(), *self.aliases.values()} - settings.keys())
         if missing:
             raise PtqError(f"config.json has no {', '.join(missing)}: give the file that the model was published with")
         settings |= {common: settings[own] for common, own in self.aliases.items()}
+        self._check_values(settings)
+        check_known(given, self._known, self.neutral, self.architecture, self.layer_types(settings))
         for name, allowed in self.fixed.items():
             if settings.get(name) not in allowed:
                 values, model = " or ".join(map(shown, allowed)), self.nemo_model.rpartition(".")[2]
                 raise PtqError(
                     f"config.json has {name} {shown(settings.get(name))}, but NeMo's {model} can only have {values}"
+                    f"{_WAYS_OUT.get(name, '')}"
                 )
-        self._check_values(settings)
+        return settings
+
+    def _with_own_names(self, given: Settings) -> dict[str, Any]:
+        """The settings with this class's own names alone: versions of transformers differ in which they write."""
+        settings = {name: value for name, value in given.items() if name not in self.aliases}
+        for common, own in self.aliases.items():
+            if common in given and settings.setdefault(own, given[common]) != given[common]:
+                raise PtqError(
+                    f"config.json has {own} {shown(settings[own])} and {common} {shown(given[common])}, which are one "
+                    "setting: leave the one that the model was trained with"
+                )
         return settings
 
     @property

@@ -45,6 +45,8 @@ PHI3 = HuggingFaceClass(
     ),
     can_tie=True,
     harmless=("original_max_position_embeddings",),
+    # Of published files, and not read by transformers.
+    neutral={"full_attn_mod": (1,), "interpolate_factor": (1,), "lm_head_bias": (False,)},
 )
 
 FAMILIES = (Family("Phi 3", "Phi3", "llama", "silu", PHI3),)

@@ -14,7 +14,8 @@ from importlib import import_module
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass
-from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec
+from nemo_ptq.models.without_nemo import WITHOUT_NEMO
 
 # TensorRT-LLM's architecture of each decoder type.
 ARCHITECTURES = {
@@ -29,6 +30,10 @@ ARCHITECTURES = {
 }
 # Those that normalise queries and keys.
 _QK_NORM_DECODERS = ("qwen3", "qwen3_moe", "gemma3")
+# The activation of a decoder whose MLP has a gate, in our words; that of "gpt" is the model's to say.
+_GATED_DECODERS = {"gemma": "gelu", "gemma2": "gelu", "gemma3": "gelu"} | dict.fromkeys(
+    ("llama", "qwen2", "qwen3", "qwen3_moe"), "silu"
+)
 # In the order in which messages name them.
 _OWN = (
     "llama",
@@ -127,6 +132,23 @@ def unknown_to_reader(decoder: str, model: ModelSpec) -> str | None:
         decoder: TensorRT-LLM's decoder type.
         model: The model.
     """
+    if model.activation not in ACTIVATIONS.values():
+        supported = ", ".join(sorted(set(ACTIVATIONS.values())))
+        return f"activation function {model.activation} is not supported; supported: {supported}"
+    if decoder in _GATED_DECODERS and (model.gated_mlp, model.activation) != (True, _GATED_DECODERS[decoder]):
+        return (
+            f"gated_linear_unit={model.gated_mlp} with activation function {model.activation}: the reader of decoder "
+            f"{decoder} has a gated MLP with {_GATED_DECODERS[decoder]}; such models cannot be exported as trtllm"
+        )
+    if decoder == "gpt" and model.gated_mlp and model.activation == "squared-relu":
+        return (
+            "gated_linear_unit=True with activation function squared-relu: the reader of decoder gpt has no gate for "
+            "it; such models cannot be exported as trtllm"
+        )
+    if model.num_experts and model.linear_bias:
+        return (
+            f"add_bias_linear=True with {model.num_experts} experts: the biases of experts cannot be exported as trtllm"
+        )
     if model.qk_norm and decoder not in _QK_NORM_DECODERS:
         return (
             f"qk_layernorm=True: TensorRT-LLM's readers of decoder {decoder} ignore the norms of queries and keys, so "
@@ -170,6 +192,38 @@ def unknown_to_reader(decoder: str, model: ModelSpec) -> str | None:
             "models cannot be exported as trtllm"
         )
     return None
+
+
+def unknown_to_class(hf_class: HuggingFaceClass, model: ModelSpec) -> str | None:
+    """Says what a class of Hugging Face's would compute otherwise than the model does, if there is anything.
+
+    Args:
+        hf_class: The class of the model's family.
+        model: The model.
+    """
+    fixed, modules = hf_class.nemo_fixed, hf_class.module_names()
+    expected = {
+        "qk_norm": "decoder.layers.{layer}.self_attention.q_layernorm" in modules,
+        "post_norms": "decoder.layers.{layer}.post_mlp_layernorm" in modules,
+        "gated_mlp": fixed["gated_linear_unit"],
+        "activation": ACTIVATIONS[fixed["activation_func"]],
+        "normalization": fixed["normalization"],
+        "qkv_bias": fixed["add_bias_linear"] or fixed.get("add_qkv_bias", False),
+        "linear_bias": fixed["add_bias_linear"],
+    }
+    found = {name: getattr(model, name, None) for name in expected} | {"post_norms": model.gemma is not None}
+    wrong = [f"{name} {found[name]}" for name, value in expected.items() if found[name] != value]
+    rotates = model.position_embedding_type == "rope"
+    if rotates and model.rotary_percent != 1.0 and "rotary_percent" not in hf_class.fields:
+        wrong.append(f"rotary_percent {model.rotary_percent}")
+    if not hf_class.orders_qkv and model.num_query_groups not in (1, model.num_attention_heads):
+        wrong.append(f"{model.num_query_groups} query groups")
+    if not wrong:
+        return None
+    return (
+        f"Hugging Face's {hf_class.architecture} cannot have {', '.join(wrong)}, as this model has: "
+        "use export_config.export_format=trtllm"
+    )
 
 
 def supported_families() -> str:
@@ -235,8 +289,11 @@ def class_of_architecture(name: str) -> HuggingFaceClass:
     if name in classes:
         return classes[name]
     known = ", ".join(classes)
-    for family in families():
-        if name in family.refused_architectures:
-            raise PtqError(f"{name} is not supported for quantization; supported: {known}; {family.refused}")
+    refused = {**WITHOUT_NEMO, **{own: family.refused for family in families() for own in family.refused_architectures}}
+    if name in refused:
+        raise PtqError(f"{name} is not supported for quantization; supported: {known}; {refused[name]}")
     nearest = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)[0]
-    raise PtqError(f"unknown architecture {name} in config.json; nearest: {nearest}; known: {known}")
+    raise PtqError(
+        f"unknown architecture {name} in config.json; nearest: {nearest}; known: {known}; others can be added by a "
+        "plugin (NEMO_PTQ_PLUGINS)"
+    )

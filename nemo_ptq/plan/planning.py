@@ -276,7 +276,7 @@ def make_plan(
         ...     model_class="LlamaModel", config_class="Llama3Config70B", num_layers=80, hidden_size=8192,
         ...     num_attention_heads=64, num_query_groups=8, head_size=128, ffn_hidden_size=28672, gated_mlp=True,
         ...     vocab_size=128256, num_experts=None, seq_length=8192, position_embedding_type="rope",
-        ...     normalization="RMSNorm", tied_embeddings=False,
+        ...     normalization="RMSNorm", tied_embeddings=False, activation="silu",
         ... )
         >>> make_plan(llama, calibration_tp=8, device="H100").ok
         True

@@ -4,6 +4,7 @@
 
 import shlex
 
+from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.servers import Export, answers, commands, refusals
 from nemo_ptq.home import without_home
 from nemo_ptq.job import Job
@@ -28,8 +29,13 @@ def serving_of(job: Job, format: str) -> tuple[Serving, ...]:
 
 
 def server_warnings(job: Job) -> list[str]:
-    """Says in a line each which servers that read a format of a job do not load what it makes."""
-    return [line for format in job.export.formats for line in refusals(export_of(job, format))]
+    """Says in a line each which servers do not load what a job makes.
+
+    Asked are those that a format is made for. Where the job names a server, the rules have asked that one.
+    """
+    if job.export.server is not None:
+        return []
+    return [line for name in job.export.formats for line in refusals(export_of(job, name), FORMATS[name].servers)]
 
 
 def in_shell(path: str) -> str:

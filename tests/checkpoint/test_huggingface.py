@@ -28,6 +28,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_ptq.checkpoint.huggingface import hf_weights
 from nemo_ptq.checkpoint.huggingface import importer as importer_module
+from nemo_ptq.checkpoint.huggingface.hf_weights import load_tokenizer
 from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel, import_hf
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
@@ -200,6 +201,20 @@ def test_tokenizer_lives_in_the_checkpoint(
     assert restored.tokenizer.name_or_path == str(moved / "context" / "nemo_tokenizer")
     assert "pretrained_model_name: nemo_tokenizer" in (moved / "context" / "model.yaml").read_text()
     assert str(source.parent) not in (moved / "context" / "io.json").read_text()
+
+
+def test_a_tokenizer_that_transformers_5_has_saved_is_loaded(llama: Path) -> None:
+    expected = load_tokenizer(llama)
+    # As 5.24 writes them: another name of the class, and a list.
+    _edit(llama / "tokenizer_config.json", tokenizer_class="TokenizersBackend", backend="tokenizers")
+    _edit(llama / "tokenizer_config.json", extra_special_tokens=["</s>"])
+    found = load_tokenizer(llama)
+    text = "def add(a, b): return a + b</s>"
+    assert found(text)["input_ids"] == expected(text)["input_ids"]
+    assert found.chat_template == expected.chat_template and found.eos_token == expected.eos_token
+    _edit(llama / "tokenizer_config.json", tokenizer_class="SomeBackend")
+    with pytest.raises(PtqError, match="give it the tokenizer's files that the model was published with"):
+        load_tokenizer(llama)
 
 
 def test_tied_llama_has_no_output_layer_and_an_untied_family_gets_a_copy(

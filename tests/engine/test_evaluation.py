@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.families import TOKENS
+from tests.families import TOKENS, make_tokenizer
 from tests.ranks import run_ranks
 
 BATCHES = [
@@ -67,6 +67,33 @@ def test_prompts_are_continued_greedily(tp: int, pp: int, checkpoint_of: Callabl
         for _ in range(6):
             expected = torch.cat([expected, model(expected).logits[:, -1:].argmax(-1)], dim=1)
     assert run_ranks(continue_prompt, tp * pp, checkpoint, tp, pp) == [expected[0].tolist()] * tp * pp
+
+
+class Sentencepiece:
+    """Looks tokens up, as NeMo's tokenizer of sentencepiece's does."""
+
+    pieces = ("a", "b")
+
+    def ids_to_tokens(self, ids: list[int]) -> list[str]:
+        return [{2: "<mask>"}[token] if token >= len(self.pieces) else self.pieces[token] for token in ids]
+
+    def ids_to_text(self, ids: list[int]) -> str:
+        return "".join(self.ids_to_tokens(ids))
+
+
+def test_a_sample_goes_without_tokens_that_have_no_text(tmp_path: Path) -> None:
+    from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
+
+    from nemo_ptq.engine.evaluation import text_of
+
+    make_tokenizer(tmp_path)
+    tokenizer = AutoTokenizer(str(tmp_path))
+    tokens = tokenizer.text_to_ids("def add(a, b)")
+    padding = tokenizer.vocab_size + 5
+    with pytest.raises(TypeError):
+        tokenizer.ids_to_text([*tokens, padding])
+    assert text_of(tokenizer, [*tokens[:2], padding, *tokens[2:], padding]) == "def add(a, b)"
+    assert text_of(Sentencepiece(), [1, 7, 0, 2]) == "ba<mask>"
 
 
 def logits_of_checkpoint(checkpoint: Path) -> tuple[bool, bool]:

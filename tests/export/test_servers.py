@@ -18,6 +18,7 @@ from nemo_ptq.export.servers import (
     UNKNOWN,
     Export,
     answer,
+    answers,
     commands,
     refusals,
 )
@@ -93,11 +94,26 @@ def test_a_kv_cache_that_a_loader_fails_on_is_refused() -> None:
 
 
 def test_refusals_say_what_to_do_instead() -> None:
-    lines = refusals(Export("hf", "int4_awq", "Llama"))
-    assert any(line.startswith("vLLM 0.32 does not load algorithm=int4_awq in export_format=hf: ") for line in lines)
+    lines = refused("hf", "int4_awq")
+    assert lines[0].startswith("vLLM 0.32 does not load algorithm=int4_awq in export_format=hf: ")
     assert all("use export_format=compressed_tensors" in line for line in lines)
-    assert not any("vLLM" in line for line in refusals(Export("compressed_tensors", "int4_awq", "Llama")))
-    assert refusals(Export("nemo", "fp8", "Llama")) == []
+    assert refused("compressed_tensors", "int4_awq") == []
+
+
+def test_a_job_hears_of_the_newest_servers_that_its_format_is_made_for() -> None:
+    """Others refuse these, which the document says."""
+    for export in (Export("hf", "fp8", "Llama"), Export("compressed_tensors", "int8_sq", "Llama")):
+        assert REFUSED in {found.outcome for found in answers(export)}
+        assert refused(export.format, export.algorithm) == []
+    gemma = Export("hf", "fp8", "Gemma", kv_cache=True)
+    assert outcome("vllm", gemma, "0.24") == REFUSED and refusals(gemma, ("vllm",)) == []
+    assert {name for name in FORMATS if not FORMATS[name].servers} == {"nemo"}
+    for format in FORMATS.values():
+        assert all(format.name in SERVERS[name].formats for name in format.servers)
+
+
+def refused(format: str, algorithm: str) -> list[str]:
+    return refusals(Export(format, algorithm, "Llama"), FORMATS[format].servers)
 
 
 def test_commands_are_those_of_the_newest_servers_that_load_it() -> None:

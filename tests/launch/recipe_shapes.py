@@ -5,7 +5,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_ptq.models.spec import ModelSpec, gemma_attention
+from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec, gemma_attention
 
 # Sizes of models that NeMo has no class for.
 _MINISTRAL = {"num_layers": 36, "ffn_hidden_size": 12288, "kv_channels": 128}
@@ -90,6 +90,7 @@ def _describe(nemo_class: Any, vocabulary: int, differences: Mapping[str, int] |
         head_size=config.kv_channels or config.hidden_size // config.num_attention_heads,
         ffn_hidden_size=config.moe_ffn_hidden_size or config.ffn_hidden_size,
         gated_mlp=config.gated_linear_unit,
+        activation=ACTIVATIONS[config.activation_func.__name__],
         vocab_size=vocabulary,
         num_experts=config.num_moe_experts,
         seq_length=config.seq_length,

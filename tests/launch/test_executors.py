@@ -184,9 +184,15 @@ def test_a_tunnel() -> None:
         ({"tunnel": "ssh://login1", "job_dir": "jobs"}, "job_dir=jobs is not valid: a tunnel needs an absolute path"),
         ({"tunnel": "ssh://login1"}, "job_dir=None is not valid"),
         ({"container_mounts": "/a:/a"}, "container_mounts needs a container"),
+        ({"time": "4h"}, "time=4h is not a time limit of Slurm's: write HOURS:MINUTES:SECONDS or DAYS-HOURS"),
     ],
 )
 def test_what_cannot_work_is_refused(settings: dict[str, str], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         slurm(**settings)
     assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize("time", ["90", "90:00", "04:00:00", "2-0", "2-12:30", "1-00:00:00", "UNLIMITED", 90])
+def test_time_limits_are_slurms(time: Any) -> None:
+    assert fdl.build(slurm(time=time)).time == time

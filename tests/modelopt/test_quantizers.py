@@ -276,3 +276,54 @@ def test_configs_that_cannot_be_exported_are_refused(
     (outcome,) = run_ranks(export_custom, 1, checkpoint_of("llama2"), file, False, tmp_path / "out")
     assert problem in outcome
     assert "\n" not in outcome
+
+
+# FP8, and INT4 weights in the MLPs; SmoothQuant as ModelOpt has it.
+MIXED = CUSTOM_FP8 | {
+    "quant_cfg": [
+        *CUSTOM_FP8["quant_cfg"],
+        {"quantizer_name": "*mlp*weight_quantizer", "cfg": {"num_bits": 4, "block_sizes": {"-1": 128}}},
+        {"quantizer_name": "*mlp*input_quantizer", "enable": False},
+    ]
+}
+SMOOTHED: dict[str, Any] = {
+    "quant_cfg": [
+        {"quantizer_name": "*", "enable": False},
+        {"quantizer_name": "*weight_quantizer", "cfg": {"num_bits": 8, "axis": 0}},
+        {"quantizer_name": "*input_quantizer", "cfg": {"num_bits": 8, "axis": None}},
+        {"quantizer_name": "*output_layer*", "enable": False},
+    ],
+    "algorithm": "smoothquant",
+}
+
+
+def refuse_custom(checkpoint: Path, file: Path, directory: Path, formats: list[str]) -> tuple[str, bool]:
+    """What a job says, and whether it has run data by then."""
+    from unittest.mock import patch
+
+    from tests import steps
+
+    ran = []
+    with patch("nemo_ptq.engine.quantization.data_loop", lambda *_: lambda module: ran.append(True)):
+        try:
+            quantization = QuantizationConfig(str(file), enable_kv_cache=False)
+            steps.run_job(steps.job_of(checkpoint, quantization, directory, formats=formats))
+        except PtqError as error:
+            return str(error), bool(ran)
+    return "exported", bool(ran)
+
+
+@pytest.mark.parametrize(
+    ("config", "formats", "problem"),
+    [
+        (MIXED, ["trtllm"], "quantizes layers in 2 ways (fp8, int4_awq), and export_format=trtllm holds one way"),
+        (SMOOTHED, ["trtllm", "hf"], "as int8_sq, which export_format=hf cannot hold: ModelOpt's unified checkpoint"),
+    ],
+)
+def test_what_no_format_holds_is_refused_before_data_is_run(
+    config: dict[str, Any], formats: list[str], problem: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    file = write_config(tmp_path / "config.json", config)
+    ((outcome, has_run),) = run_ranks(refuse_custom, 1, checkpoint_of("llama2"), file, tmp_path / "out", formats)
+    assert problem in outcome and not has_run
+    assert not (tmp_path / "out").exists()

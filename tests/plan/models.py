@@ -22,6 +22,7 @@ LLAMA_8B = ModelSpec(
     position_embedding_type="rope",
     normalization="RMSNorm",
     tied_embeddings=False,
+    activation="silu",
 )
 LLAMA_70B = replace(LLAMA_8B, num_layers=80, hidden_size=8192, num_attention_heads=64, ffn_hidden_size=28672)
 MIXTRAL = replace(LLAMA_8B, config_class="MixtralConfig8x7B", vocab_size=32000, num_experts=8, experts_per_token=2)
@@ -34,6 +35,7 @@ NEMOTRON_340B = replace(
     head_size=192,
     ffn_hidden_size=73728,
     gated_mlp=False,
+    activation="squared-relu",
     vocab_size=256000,
     normalization="LayerNorm",
 )

@@ -58,14 +58,14 @@ def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
             cannot have such a model.
     """
     content = read_json(directory / "config.json")
+    named = content.get("architectures")
+    architecture = str(named[0]) if isinstance(named, list) and named else "(none given)"
+    hf_class = class_of_architecture(architecture)
     if "quantization_config" in content:
         raise PtqError(
             f"{directory} is quantized already (config.json has a quantization_config): give the model as it was "
             "before quantization"
         )
-    named = content.get("architectures")
-    architecture = str(named[0]) if isinstance(named, list) and named else "(none given)"
-    hf_class = class_of_architecture(architecture)
     return hf_class, hf_class.read(content)
 
 

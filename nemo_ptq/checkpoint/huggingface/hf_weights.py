@@ -4,6 +4,7 @@
 
 import pickle
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from transformers import GenerationConfig
 from nemo_ptq.checkpoint.huggingface.hf_files import found_in, read_json
 from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor
 from nemo_ptq.checkpoint.parts import check_finite
+from nemo_ptq.console.quiet import quiet_imports
 from nemo_ptq.errors import PtqError
-from nemo_ptq.pretrained import load_pretrained
+from nemo_ptq.pretrained import OF_TRANSFORMERS_5, load_pretrained, tokenizer_settings
 
 
 class Weights:
@@ -48,16 +50,21 @@ class Weights:
 
 
 def load_tokenizer(directory: Path) -> Any:
-    """Load transformers' tokenizer without running code from the directory.
+    """Load transformers' tokenizer, which transformers 4 or 5 has saved, without running code from the directory.
 
     Raises:
         PtqError: Its files are missing or damaged, or it needs code that the directory brings.
     """
     try:
-        return load_pretrained(directory)
+        has_new_name = tokenizer_settings(directory).get("tokenizer_class") == OF_TRANSFORMERS_5
+        with quiet_imports() if has_new_name else nullcontext():  # transformers 4 warns of the name
+            return load_pretrained(directory)
     except Exception as error:  # every tokenizer class raises its own kinds
         reason = str(error).partition("\n")[0]
-        raise PtqError(f"{directory} has no tokenizer that can be loaded ({reason}); {found_in(directory)}") from error
+        raise PtqError(
+            f"{directory} has no tokenizer that can be loaded ({reason}): give it the tokenizer's files that the model "
+            f"was published with; {found_in(directory)}"
+        ) from error
 
 
 def load_generation_config(directory: Path) -> GenerationConfig | None:

@@ -11,8 +11,8 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
 from nemo_ptq.export.source import Source
 from nemo_ptq.models.hugging_face import HuggingFaceClass
-from nemo_ptq.models.registry import Family
-from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec
+from nemo_ptq.models.registry import Family, unknown_to_class
+from nemo_ptq.models.spec import ModelSpec
 
 
 def hugging_face_class(family: Family) -> HuggingFaceClass:
@@ -32,32 +32,8 @@ def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any) -> None:
     Raises:
         PtqError: If the model differs from its class, or the tokenizer is not one of transformers'.
     """
-    hf_class = hugging_face_class(family)
-    fixed, modules = hf_class.nemo_fixed, hf_class.module_names()
-    expected = {
-        "qk_norm": "decoder.layers.{layer}.self_attention.q_layernorm" in modules,
-        "post_norms": "decoder.layers.{layer}.post_mlp_layernorm" in modules,
-        "gated_mlp": fixed["gated_linear_unit"],
-        "activation": ACTIVATIONS[fixed["activation_func"]],
-        "normalization": fixed["normalization"],
-        "qkv_bias": fixed["add_bias_linear"] or fixed.get("add_qkv_bias", False),
-        "linear_bias": fixed["add_bias_linear"],
-    }
-    found = {name: getattr(shape, name, None) for name in expected} | {"post_norms": shape.gemma is not None}
-    wrong = [f"{name} {found[name]}" for name, value in expected.items() if found[name] != value]
-    if (
-        shape.rotary_percent != 1.0
-        and "rotary_percent" not in hf_class.fields
-        and shape.position_embedding_type == "rope"
-    ):
-        wrong.append(f"rotary_percent {shape.rotary_percent}")
-    if wrong:
-        raise PtqError(
-            f"Hugging Face's {hf_class.architecture} cannot have {', '.join(wrong)}, as this model has: "
-            "use export_config.export_format=trtllm"
-        )
-    if not hf_class.orders_qkv and shape.num_query_groups not in (1, shape.num_attention_heads):
-        raise PtqError(f"Hugging Face's {hf_class.architecture} cannot have {shape.num_query_groups} query groups")
+    if problem := unknown_to_class(hugging_face_class(family), shape):
+        raise PtqError(problem)
     if not hasattr(getattr(tokenizer, "tokenizer", None), "save_pretrained"):
         raise PtqError(
             f"{type(tokenizer).__name__} cannot be saved as a Hugging Face tokenizer: give tokenizer_path= a "
@@ -98,6 +74,9 @@ def model_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
             for name in ("rope_theta", "rope_scaling", "partial_rotary_factor", "rope_local_base_freq")
             if name in settings
         }
+    for common, own in hf_class.aliases.items():
+        if config.pop(common, None) is not None:
+            config[own] = settings[own]
     if bool(settings["tie_word_embeddings"]) != source.shape.tied_embeddings:
         config["tie_word_embeddings"] = source.shape.tied_embeddings
     dtypes = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]

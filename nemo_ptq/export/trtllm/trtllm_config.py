@@ -8,7 +8,7 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.export.trtllm.exclusions import exclude_modules
 from nemo_ptq.export.trtllm.trtllm_layout import QnemoLayout
 from nemo_ptq.models.registry import ARCHITECTURES, Family, unknown_to_reader
-from nemo_ptq.models.spec import ACTIVATIONS, GemmaAttention, ModelSpec
+from nemo_ptq.models.spec import GemmaAttention, ModelSpec
 from nemo_ptq.quantization.schemes import the_scheme
 
 _POSITIONS = {"rope": "rope_gpt_neox"}
@@ -33,15 +33,6 @@ def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any = None) ->
             its decoder's reader does not expect.
     """
     assert family.decoder is not None
-    if shape.activation not in ACTIVATIONS.values():
-        raise PtqError(
-            f"activation function {shape.activation} is not supported; supported: "
-            f"{', '.join(sorted(set(ACTIVATIONS.values())))}"
-        )
-    if shape.num_experts and shape.linear_bias:
-        raise PtqError(
-            f"add_bias_linear=True with {shape.num_experts} experts: the biases of experts cannot be exported as trtllm"
-        )
     if problem := unknown_to_reader(family.decoder, shape):
         raise PtqError(problem)
 

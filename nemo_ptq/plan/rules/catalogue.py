@@ -35,6 +35,7 @@ RULES: tuple[Rule, ...] = (
     format_limits.family_has_class,
     model.norm_fits_decoder,
     model.reader_knows_layers,
+    model.class_knows_layers,
     paths.tokenizer_exists,
     tokenizer.tokens_have_rows,
     paths.tracker_is_known,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.formats import FORMATS
-from nemo_ptq.models.registry import unknown_to_reader
+from nemo_ptq.models.registry import Family, unknown_to_class, unknown_to_reader
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.gathering import family_of_model
 
@@ -36,6 +36,13 @@ def reader_knows_layers(model: ModelSpec, decoder: str, formats: Sequence[str]) 
     if not _has_decoder(formats):
         return None
     return unknown_to_reader(decoder, model)
+
+
+def class_knows_layers(model: ModelSpec, family: Family, formats: Sequence[str]) -> str | None:
+    """Hugging Face's class of the family computes everything that the model does."""
+    if family.hugging_face is None or not any(FORMATS[name].is_hugging_face for name in formats):
+        return None
+    return unknown_to_class(family.hugging_face, model)
 
 
 def _has_decoder(formats: Sequence[str]) -> bool:

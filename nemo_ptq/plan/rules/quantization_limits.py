@@ -81,15 +81,18 @@ def awq_blocks_fit_calibration(
     unquantized: frozenset[str] = frozenset(),
 ) -> str | None:
     """The input features that calibration TP shards are whole blocks on each rank."""
-    if not algorithm_of(QuantizationConfig(algorithm)).takes_block_size:
+    record = algorithm_of(QuantizationConfig(algorithm))
+    if not record.takes_block_size:
         return None
     multiple = awq_block_size * calibration_tp
     sizes = {"attention output": _attention_size(model), "ffn_hidden_size": model.ffn_hidden_size}
-    wrong = _misfits(_of_quantized(sizes, model, unquantized), multiple)
+    sizes = _of_quantized(sizes, model, unquantized)
+    wrong = _misfits(sizes, multiple)
     if wrong:
         return (
             f"quantization_config.awq_block_size={awq_block_size} does not fit calibration_tp={calibration_tp}: "
-            f"{wrong} must be a multiple of {multiple}; use a smaller calibration_tp or awq_block_size"
+            f"{wrong} must be a multiple of {multiple}; "
+            f"{_ways_out('calibration_tp', calibration_tp, awq_block_size, record.least_block_size, sizes)}"
         )
     return None
 
@@ -116,14 +119,24 @@ def awq_blocks_fit_inference(
         "attention output": _attention_size(model),
         "ffn_hidden_size": model.ffn_hidden_size,
     }
-    wrong = _misfits(_of_quantized(sizes, model, unquantized), multiple)
+    sizes = _of_quantized(sizes, model, unquantized)
+    wrong = _misfits(sizes, multiple)
     if wrong:
+        least = max(record.column_multiple, record.least_block_size)
         return (
             f"quantization_config.awq_block_size={awq_block_size} does not fit "
             f"export_config.inference_tp={inference_tp}: {wrong} must be a multiple of {multiple}; "
-            "use a smaller inference_tp or awq_block_size"
+            f"{_ways_out('inference_tp', inference_tp, awq_block_size, least, sizes)}"
         )
     return None
+
+
+def _ways_out(option: str, tp: int, block_size: int, least: int, sizes: Mapping[str, int]) -> str:
+    """What to do about blocks that do not fit: what there is to do, and nothing else."""
+    fitting = [size for size in (128, 64, 32) if least <= size < block_size and not _misfits(sizes, size * tp)]
+    ways = [f"a smaller {option}"] if tp > 1 else []
+    ways.append(f"awq_block_size={fitting[0]}" if fitting else "another algorithm")
+    return f"use {' or '.join(ways)}"
 
 
 def nvfp4_blocks_fit(
@@ -159,7 +172,7 @@ def nvfp4_blocks_fit(
         return (
             f"quantization_config.algorithm={algorithm} does not fit export_config.inference_tp={inference_tp}: "
             f"{', '.join(filter(None, wrong))}: each rank needs multiples of {rows} output and {columns} input "
-            "features; use a smaller inference_tp or another algorithm"
+            f"features; use {'a smaller inference_tp or ' if inference_tp > 1 else ''}another algorithm"
         )
     return None
 

@@ -186,8 +186,14 @@ def model_config(hf: Any, architecture: Architecture) -> ModelConfig:
         attention_scale=None if scalar is None else scalar**-0.5,
         attention_cap=getattr(hf, "attn_logit_softcapping", None),
         logit_cap=getattr(hf, "final_logit_softcapping", None),
-        local_rotary_base=getattr(hf, "rope_local_base_freq", None),
+        local_rotary_base=_local_base(hf),
     )
+
+
+def _local_base(hf: Any) -> float | None:
+    """The base of the rotary embedding of layers with a window, where they have one of their own."""
+    new = (getattr(hf, "rope_parameters", None) or {}).get("sliding_attention") or {}
+    return new.get("rope_theta", getattr(hf, "rope_local_base_freq", None))
 
 
 def _rotary(hf: Any) -> tuple[float, float, RotaryScaling | None]:
@@ -255,7 +261,7 @@ _NOT_COMPUTED = frozenset(
     )
 )
 # Settings that are computed, or looked at here, whether a class has them or not.
-_LOOKED_AT = ("layer_types", "rope_parameters", "rope_scaling")
+_LOOKED_AT = ("head_dim", "layer_types", "num_local_experts", "rope_parameters", "rope_scaling")
 # What the forward pass takes for granted, where a class has such a setting.
 _PRESUMED: Mapping[str, Any] = {
     "add_cross_attention": False,
@@ -273,7 +279,10 @@ _OFF: Mapping[str, Any] = {
     **_PRESUMED,
     "attention_bias": False,
     "chunk_size_feed_forward": 0,
+    "full_attn_mod": 1,
+    "interpolate_factor": 1,
     "is_decoder": False,
+    "lm_head_bias": False,
     "mlp_bias": False,
     "mlp_type": "default",
     "norm_type": "layer_norm",
@@ -299,10 +308,12 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
         own.add("sliding_window_pattern")
     given = {name: value for name, value in content.items() if value is not None}
     unknown = [name for name in given if name not in own and name not in _NOT_COMPUTED and name not in _LOOKED_AT]
+    # Files of Gemma 2 have the activation under both names, and transformers reads one.
+    off = {**_OFF, "hidden_act": getattr(hf, "hidden_activation", None)}
     problems = [
         f"has {name} {given[name]!r}, which the reader does not know: take it out if it changes nothing"
         for name in unknown
-        if name not in _OFF or given[name] != _OFF[name]
+        if name not in off or given[name] != off[name]
     ]
     problems += [
         f"has {name} {getattr(hf, name)!r}, which the reader does not compute"
@@ -316,7 +327,7 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
     rotary = given.get("rope_parameters", {})
     if "full_attention" in rotary:
         local, rotary = rotary.get("sliding_attention") or {}, rotary["full_attention"]
-        own_base = getattr(hf, "rope_local_base_freq", None)
+        own_base = given.get("rope_local_base_freq", local.get("rope_theta"))
         if local.get("rope_theta") != own_base or local.get("rope_type", "default") != "default":
             problems.append(
                 f"has rope_parameters {local!r} of layers with a window, and rope_local_base_freq {own_base}"

@@ -70,7 +70,7 @@ def test_defaults_apply_where_no_quantization_config_is_given(demo: Demo, output
 
 
 def test_the_users_decoder_type_counts(demo: Demo, output: Path) -> None:
-    export = ExportConfig(str(output), decoder_type="gemma")
+    export = ExportConfig(str(output), decoder_type="gemma", export_format="nemo")
     assert check_job(nemo_checkpoint=demo.checkpoint, export_config=export, world_size=1).decoder == "gemma"
 
 

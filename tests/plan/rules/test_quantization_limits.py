@@ -87,6 +87,23 @@ def test_awq_blocks_at_inference(model: ModelSpec, algorithm: str, block: int, t
 
 
 @pytest.mark.parametrize(
+    ("block", "tp", "ffn", "way_out"),
+    [
+        (128, 1, 64 * 25, "use awq_block_size=64"),
+        (128, 1, 25, "use another algorithm"),
+        (256, 2, 256 * 25, "use a smaller calibration_tp or awq_block_size=128"),
+        (128, 2, 25, "use a smaller calibration_tp or another algorithm"),
+    ],
+)
+def test_the_way_out_of_blocks_that_do_not_fit_is_one(block: int, tp: int, ffn: int, way_out: str) -> None:
+    model = replace(LLAMA_8B, ffn_hidden_size=ffn)
+    problem = awq_blocks_fit_calibration("int4_awq", block, tp, model)
+    assert problem is not None and problem.endswith(f"; {way_out}")
+    inference = awq_blocks_fit_inference("int4_awq", block, ("trtllm",), tp, model)
+    assert inference is not None and inference.endswith(f"; {way_out.replace('calibration', 'inference')}")
+
+
+@pytest.mark.parametrize(
     ("model", "algorithm", "tp", "message"),
     [
         (LLAMA_8B, "nvfp4", 8, None),
