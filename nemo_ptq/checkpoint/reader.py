@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model comes from: a NeMo 2.0 checkpoint, or a Hugging Face directory that is imported as it is read."""
+"""Where a model comes from: a NeMo 2.0 checkpoint, or what is made one as it is read: Hugging Face's, Megatron-LM's."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -12,6 +12,8 @@ import fiddle as fdl
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.context_build import model_config
 from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
+from nemo_ptq.checkpoint.megatron.directories import is_megatron
+from nemo_ptq.checkpoint.megatron.model import MegatronModel
 from nemo_ptq.checkpoint.metadata import is_hugging_face, read_model
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
@@ -70,13 +72,15 @@ class NemoCheckpoint:
 
 
 def open_checkpoint(path: Path, allowed: AllowedNames) -> CheckpointReader:
-    """Opens a NeMo 2.0 checkpoint, or a Hugging Face directory. Nothing but metadata is read yet.
+    """Opens a checkpoint of any kind. Nothing but metadata is read yet.
 
     Args:
         path: The directory.
         allowed: What a NeMo checkpoint's context may name.
 
     Raises:
-        PtqError: If it is neither, or what it holds cannot become a NeMo model.
+        PtqError: If it is of no kind that is known, or what it holds cannot become a NeMo model.
     """
-    return HuggingFaceModel(path) if is_hugging_face(path) else NemoCheckpoint(path, allowed)
+    if is_hugging_face(path):
+        return HuggingFaceModel(path)
+    return MegatronModel(path) if is_megatron(path) else NemoCheckpoint(path, allowed)

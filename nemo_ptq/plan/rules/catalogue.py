@@ -36,6 +36,7 @@ RULES: tuple[Rule, ...] = (
     model.norm_fits_decoder,
     model.reader_knows_layers,
     paths.tokenizer_exists,
+    tokenizer.tokenizer_is_given,
     tokenizer.tokens_have_rows,
     paths.tracker_is_known,
     parallelism.ranks_are_enough,

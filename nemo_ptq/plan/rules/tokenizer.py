@@ -5,10 +5,22 @@
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.megatron.directories import TOKENIZER, is_megatron, iteration_of
 from nemo_ptq.checkpoint.metadata import is_hugging_face, read_model_yaml
 from nemo_ptq.checkpoint.tokenizer_files import largest_token, tokenizer_of
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec
+
+
+def tokenizer_is_given(model: ModelSpec, checkpoint: Any, tokenizer_path: Any) -> str | None:
+    """A checkpoint of Megatron-LM, which has no tokenizer in it, comes with one."""
+    path = Path(checkpoint).expanduser()
+    if tokenizer_path is not None or not is_megatron(path) or (iteration_of(path) / TOKENIZER).is_dir():
+        return None
+    return (
+        f"nemo_checkpoint={checkpoint} has no tokenizer/ in it, as Megatron-LM's checkpoints do not: give "
+        "tokenizer_path= the Hugging Face directory of the tokenizer that the model was trained with"
+    )
 
 
 def tokens_have_rows(model: ModelSpec, checkpoint: Any, tokenizer_path: Any) -> str | None:
@@ -35,6 +47,8 @@ def _tokenizer(checkpoint: Path, tokenizer_path: Any) -> Path | None:
         return given if given.exists() else None
     if is_hugging_face(checkpoint):
         return tokenizer_of(checkpoint)
+    if is_megatron(checkpoint):
+        return inside if (inside := iteration_of(checkpoint) / TOKENIZER).is_dir() else None
     if not (checkpoint / "context" / "model.yaml").is_file():
         return None
     return tokenizer_of(checkpoint, read_model_yaml(checkpoint)["tokenizer"] or {})
