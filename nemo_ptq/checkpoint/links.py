@@ -18,8 +18,8 @@ def links_out_of(checkpoint: Path) -> Iterator[Path]:
     In a Hugging Face hub cache, whose snapshots are links into the ``blobs/`` beside them, these are a part of it.
 
     Args:
-        checkpoint: A NeMo 2.0 checkpoint, whose ``context/`` is looked at, or a Hugging Face directory. Of Megatron-LM's
-            checkpoints nothing is copied but a tokenizer, which is looked at when it is read.
+        checkpoint: A NeMo 2.0 checkpoint, whose ``context/`` is looked at, or a Hugging Face directory. Of one of
+            Megatron-LM nothing is copied but a tokenizer, which is looked at when it is read.
     """
     root = _real(checkpoint)
     blobs = [parent.with_name("blobs") for parent in root.parents if parent.name == "snapshots"]

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fiddle as fdl
@@ -37,6 +38,7 @@ class MegatronModel:
         parts: Every part of every tensor, as NeMo stores it.
         vocab_size: Rows of the embedding.
         size: What the whole model takes.
+        spec: The model.
 
     Raises:
         PtqError: As :func:`~nemo_ptq.checkpoint.megatron.description.describe_megatron`.
@@ -44,11 +46,21 @@ class MegatronModel:
 
     def __init__(self, path: Path) -> None:
         self._described = describe_megatron(path)
-        self.vocab_size = self._described.rows
+        self.spec, self.vocab_size = self._described.chosen.spec, self._described.rows
         self.parts = _unpadded(checkpoint_parts(self._described.iteration), self.vocab_size)
         if not self._described.chosen.spec.tied_embeddings:
             self.parts = _with_output_layer(self.parts)
         self.size = WeightsSize.of((part.shape, part.dtype) for part in self.parts)
+
+    @property
+    def config(self) -> SimpleNamespace:
+        """NeMo's configuration of the model, as attributes, as far as it is not NeMo's default."""
+        return SimpleNamespace(**{"generation_config": None, **self._described.chosen.arguments})
+
+    @property
+    def tokenizer(self) -> Path | None:
+        """Directory with the tokenizer, None where the checkpoint has none."""
+        return self._described.tokenizer
 
     @contextmanager
     def model_config(self) -> Iterator[fdl.Config]:
