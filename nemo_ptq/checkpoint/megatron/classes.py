@@ -129,8 +129,8 @@ def _of_hugging_face(architecture: str, fields: Fields, rows: int) -> ChosenClas
             "model cannot be read"
         )
     arguments = {**common, **special}
-    for name in ("layernorm_zero_centered_gamma", "window_size"):  # of NeMo's class, and looked at by exports
-        arguments.setdefault(name, described[name])
+    for field in ("layernorm_zero_centered_gamma", "window_size"):  # of NeMo's class, and looked at by exports
+        arguments.setdefault(field, described[field])
     known = {"model_class": hf_class.nemo_model, "config_class": f"{hf_class.nemo_module}.{name}"}
     spec = spec_of({**hf_class.nemo_fixed, **arguments}, rows, **known)
     return ChosenClass(hf_class.nemo_model, known["config_class"], arguments, spec)
