@@ -16,6 +16,9 @@ from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor
 from nemo_ptq.checkpoint.parts import check_finite
 from nemo_ptq.errors import PtqError
 
+# Of tekken and of tiktoken, which transformers reads where the model's own code does it, or not at all.
+_OTHER_TOKENIZERS = ("tekken.json", "*.tiktoken", "tokenizer.model*")
+
 
 class Weights:
     """The tensors of a Hugging Face directory by name.
@@ -55,7 +58,17 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         return AutoTokenizer.from_pretrained(directory, trust_remote_code=False, local_files_only=True)
     except Exception as error:  # every tokenizer class raises its own kinds
         reason = str(error).partition("\n")[0]
-        raise PtqError(f"{directory} has no tokenizer that can be loaded ({reason}); {found_in(directory)}") from error
+        raise PtqError(
+            f"{directory} has no tokenizer that can be loaded ({reason}){_way_out(directory)}; {found_in(directory)}"
+        ) from error
+
+
+def _way_out(directory: Path) -> str:
+    """What to do about a tokenizer of a kind that transformers cannot load, where it is one."""
+    others = [name for name in _OTHER_TOKENIZERS if any(directory.glob(name))]
+    if not others or (directory / "tokenizer.json").is_file():
+        return ""
+    return f": {others[0]} alone is not enough, put a tokenizer.json of the same model beside it"
 
 
 def load_generation_config(directory: Path) -> GenerationConfig | None:
