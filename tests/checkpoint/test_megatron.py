@@ -13,6 +13,7 @@ from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.checkpoint.parts import TensorPart
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.verify.forward_pass import logits
 from tests.engine.test_run import run_task
 from tests.families import VOCAB
 from tests.files import digests
@@ -107,6 +108,9 @@ def test_the_model_is_the_one_that_was_trained(
     found, expected = values_of(parts_of(root)), values_of(checkpoint_parts(source))
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
+    # The reader that shares nothing with this one computes the same of both.
+    tokens = torch.arange(40).reshape(1, -1)
+    assert torch.equal(logits(root, tokens), logits(source, tokens))
 
 
 def shards(checkpoint: Path, layout: tuple[int, int]) -> dict[str, torch.Tensor]:
@@ -124,6 +128,8 @@ def test_it_is_read_at_any_parallelism(
     """Two or four ranks have written it; the rows that they have padded the vocabulary with are left out."""
     source, root = checkpoint_of("llama3"), bridge(written)
     assert read_metadata(root) == read_metadata(source)
+    tokens = torch.arange(40).reshape(1, -1)
+    assert torch.equal(logits(root, tokens), logits(source, tokens))
     for layout in ((1, 1), (2, 1), (1, 2)):
         ranks = layout[0] * layout[1]
         found, expected = (run_ranks(shards, ranks, path, layout) for path in (root, source))
