@@ -13,14 +13,22 @@ from nemo_ptq.models.spec import ModelSpec
 
 
 def tokenizer_is_given(model: ModelSpec, checkpoint: Any, tokenizer_path: Any) -> str | None:
-    """A checkpoint of Megatron-LM, which has no tokenizer in it, comes with one."""
+    """A checkpoint without a tokenizer in it, as Megatron-LM's are, or with that of another machine, comes with one."""
     path = Path(checkpoint).expanduser()
-    if tokenizer_path is not None or not is_megatron(path) or (iteration_of(path) / TOKENIZER).is_dir():
+    if tokenizer_path is not None or is_hugging_face(path):
         return None
-    return (
-        f"nemo_checkpoint={checkpoint} has no tokenizer/ in it, as Megatron-LM's checkpoints do not: give "
-        "tokenizer_path= the Hugging Face directory of the tokenizer that the model was trained with"
-    )
+    way_out = "give tokenizer_path= the Hugging Face directory of the tokenizer that the model was trained with"
+    if is_megatron(path):
+        has_one = (iteration_of(path) / TOKENIZER).is_dir()
+        said = f"nemo_checkpoint={checkpoint} has no tokenizer/ in it, as Megatron-LM's checkpoints do not"
+        return None if has_one else f"{said}: {way_out}"
+    if not (path / "context" / "model.yaml").is_file():
+        return None
+    settings = read_model_yaml(path)["tokenizer"] or {}
+    name = str(settings.get("pretrained_model_name") or settings.get("model_path") or "")
+    if not Path(name).is_absolute() or Path(name).exists():
+        return None
+    return f"nemo_checkpoint={checkpoint} has its tokenizer in {name}, which is not there on this machine: {way_out}"
 
 
 def tokens_have_rows(model: ModelSpec, checkpoint: Any, tokenizer_path: Any) -> str | None:
