@@ -140,7 +140,8 @@ def _open(path: Path) -> _Model:
 
         trained = MegatronModel(path)
         files = trained.tokenizer
-        return _Model(path, spec, trained.config, trained.parts, True, lambda: files and load_tokenizer(files))
+        named = trained.has_vocab_size
+        return _Model(path, spec, trained.config, trained.parts, named, lambda: files and load_tokenizer(files))
     context = read_context(path)
     is_known, has_vocab_size = context.is_known, context.has_vocab_size
     context.config.generation_config = context.load_generation_config() if is_known else None

@@ -174,7 +174,7 @@ def iteration(root: Path, number: int, *names: str) -> Path:
     directory = root / f"iter_{number:07}"
     directory.mkdir(parents=True)
     for name in names or (".metadata", "metadata.json", "common.pt"):
-        (directory / name).touch()
+        (directory / name).write_text('{"sharded_backend": "torch_dist"}' if name == "metadata.json" else "")
     return directory
 
 
@@ -200,6 +200,9 @@ def test_an_iteration_that_is_not_whole_is_told(tmp_path: Path) -> None:
 def test_the_legacy_format_is_told(tmp_path: Path) -> None:
     (tmp_path / "iter_0000005" / "mp_rank_00").mkdir(parents=True)
     with pytest.raises(PtqError, match=r"legacy format .*--ckpt-format torch_dist"):
+        read_metadata(tmp_path)
+    (iteration(tmp_path, 6) / "metadata.json").write_text('{"sharded_backend": "zarr"}')
+    with pytest.raises(PtqError, match="is in format zarr: save it with --ckpt-format torch_dist"):
         read_metadata(tmp_path)
 
 

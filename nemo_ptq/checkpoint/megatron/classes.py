@@ -95,10 +95,11 @@ def _architecture(fields: Fields) -> str | None:
         return next((name for name, is_it in distinct.items() if is_it), "LlamaForCausalLM")
     if style == _NEMOTRON_LIKE:
         return "NemotronForCausalLM"
-    if style == _STARCODER_LIKE and has_rope:
-        return "Starcoder2ForCausalLM"
-    if style == _STARCODER_LIKE and fields["num_query_groups"] == 1:
-        return "GPTBigCodeForCausalLM"
+    if style == _STARCODER_LIKE and not fields["layernorm_zero_centered_gamma"]:
+        if has_rope and fields["rotary_percent"] == 1.0:
+            return "Starcoder2ForCausalLM"
+        if not has_rope and fields["num_query_groups"] == 1:
+            return "GPTBigCodeForCausalLM"
     return None
 
 

@@ -31,7 +31,8 @@ class MegatronDescription:
         iteration: The directory with its torch_dist files.
         chosen: Its model, and the class that it is of.
         tokenizer: Directory with its tokenizer, None where there is none in the checkpoint.
-        rows: Of its embedding, padding left out.
+        rows: Of its embedding, padding left out where that is known.
+        has_vocab_size: Whether it is.
         dtype: Name of the torch data type of its embedding.
     """
 
@@ -39,6 +40,7 @@ class MegatronDescription:
     chosen: ChosenClass
     tokenizer: Path | None
     rows: int
+    has_vocab_size: bool
     dtype: str
 
 
@@ -71,7 +73,8 @@ def describe_megatron(path: Path) -> MegatronDescription:
         check_small_files(tokenizer)
         if link := next(links_out_of(tokenizer), None):
             raise PtqError(f"the link {link} leads out of {tokenizer}: put the file itself in its place, or remove it")
-    return MegatronDescription(iteration, chosen, tokenizer if tokenizer.is_dir() else None, rows, dtypes[EMBEDDING])
+    files, named = tokenizer if tokenizer.is_dir() else None, fields["vocab_size"] is not None
+    return MegatronDescription(iteration, chosen, files, rows, named, dtypes[EMBEDDING])
 
 
 def _check_unquantized(iteration: Path, tensors: Mapping[str, Any]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.untrusted import read_text
+from nemo_ptq.untrusted import read_json_object, read_text
 
 RUN_CONFIG = "run_config.yaml"
 """Megatron-Bridge's description of a training job, of each iteration."""
@@ -17,7 +17,7 @@ TOKENIZER = "tokenizer"
 """Where Megatron-Bridge keeps the tokenizer, of each iteration."""
 _LATEST = "latest_checkpointed_iteration.txt"
 _LATEST_OF_BRIDGE = "latest_train_state.pt"
-_INDEX = ".metadata"
+_INDEX, _FORMAT = ".metadata", "metadata.json"
 _ITERATION = re.compile(r"iter_(\d+)")
 _RELEASE = "release"
 # Of each rank, in the older format.
@@ -54,7 +54,11 @@ def iteration_of(path: Path) -> Path:
             f"{directory} is in Megatron-LM's legacy format (it has {legacy.name}/): save it with --ckpt-format "
             "torch_dist, or convert it with Megatron-LM's tools/checkpoint/convert.py"
         )
-    missing = [name for name in (_INDEX, "metadata.json", COMMON) if not (directory / name).is_file()]
+    if (directory / _FORMAT).is_file():
+        backend = read_json_object(directory / _FORMAT).get("sharded_backend")
+        if backend != "torch_dist":
+            raise PtqError(f"{directory} is in format {backend}: save it with --ckpt-format torch_dist")
+    missing = [name for name in (_INDEX, _FORMAT, COMMON) if not (directory / name).is_file()]
     if missing:
         others = ", ".join(entry.name for entry in _iterations(directory.parent) if entry != directory)
         raise PtqError(

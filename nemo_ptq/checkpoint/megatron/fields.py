@@ -70,8 +70,8 @@ def read_fields(iteration: Path) -> Fields:
         iteration: Directory with the torch_dist files.
 
     Returns:
-        The fields. "vocab_size" is None where the rows of the embedding are the vocabulary; "scales_embedding" is true
-        of Gemma.
+        The fields. "vocab_size" is None where nothing says how many rows of the embedding are padding, as of
+        Megatron-LM; "scales_embedding" is true of Gemma.
 
     Raises:
         PtqError: If there is none, it lacks what every model has, or the model computes what is not known.
@@ -126,8 +126,6 @@ def _of_bridge(file: Path) -> Fields:
     if name not in _ACTIVATIONS:
         raise PtqError(f"{file} has activation_func {name[:_SHOWN]!r}: expected one of {', '.join(_ACTIVATIONS)}")
     options = {**model, "activation_func": _ACTIVATIONS[name], "scales_embedding": bool(GEMMA.fullmatch(provider))}
-    if not model.get("should_pad_vocab"):
-        options["vocab_size"] = None  # the embedding has as many rows
     return _fields(file, options)
 
 

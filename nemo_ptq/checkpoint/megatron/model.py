@@ -58,6 +58,11 @@ class MegatronModel:
         return SimpleNamespace(**{"generation_config": None, **self._described.chosen.arguments})
 
     @property
+    def has_vocab_size(self) -> bool:
+        """Whether the checkpoint says how many rows of its embedding are the vocabulary."""
+        return self._described.has_vocab_size
+
+    @property
     def tokenizer(self) -> Path | None:
         """Directory with the tokenizer, None where the checkpoint has none."""
         return self._described.tokenizer
@@ -66,9 +71,12 @@ class MegatronModel:
     def model_config(self) -> Iterator[fdl.Config]:
         """Gives, within a ``with`` block, the configuration of NeMo's model and tokenizer, free to be changed.
 
-        The tokenizer is None where the checkpoint has none.
+        The tokenizer is None where the checkpoint has none, and so is the size of the vocabulary.
         """
-        yield self._model_config(self._described.tokenizer)
+        config = self._model_config(self._described.tokenizer)
+        if not self.has_vocab_size:
+            config.config.vocab_size = None
+        yield config
 
     def write_context(self, directory: Path, tokenizer: Any) -> None:
         """Makes the ``context/`` directory of a NeMo checkpoint.
