@@ -40,10 +40,16 @@ _READ = frozenset(
         *("untie_embeddings_and_output_weights", "use_rotary_position_embeddings", "vocab_size", "window_size"),
     )
 )
-_SWITCHES = (
-    *("add_bias_linear", "add_qkv_bias", "gated_linear_unit", "layernorm_zero_centered_gamma", "qk_layernorm"),
-    *("rope_scaling", "share_embeddings_and_output_weights"),
-)
+# Options that are true or false, and what Megatron takes where they are not given.
+_SWITCHES = {
+    "add_bias_linear": True,
+    "add_qkv_bias": False,
+    "gated_linear_unit": False,
+    "layernorm_zero_centered_gamma": False,
+    "qk_layernorm": False,
+    "rope_scaling": False,
+    "share_embeddings_and_output_weights": True,
+}
 # What Llama 3.1's scaling of the rotary embedding is in Megatron, but for the factor.
 _ROPE_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "old_context_len": 8192}
 _ACTIVATIONS = {
@@ -58,8 +64,8 @@ _PROVIDERS = re.compile(
     r"(GPT|Llama[23]?|Llama3[12]|CodeLlama|Qwen2|Qwen25|Qwen3|Qwen3MoE|Nemotron[34]?|Mistral|MistralSmall3|Mixtral|"
     r"Starcoder2|Gemma|CodeGemma)ModelProvider\w*"
 )
-GEMMA = re.compile(r"(Code)?GemmaModelProvider\w*")
-"""Those that also scale the embedding, as Gemma does."""
+# Those that also scale the embedding.
+_GEMMA = re.compile(r"(Code)?GemmaModelProvider\w*")
 _SHOWN = 60
 
 
@@ -99,6 +105,7 @@ def _of_arguments(file: Path) -> Fields:
         "silu" if given.get("swiglu") else "squared_relu" if given.get("squared_relu") else "gelu"
     )
     options["gated_linear_unit"] = bool(given.get("swiglu") or given.get("gated_linear_unit"))
+    options.setdefault("add_bias_linear", not given.get("disable_bias_linear", False))  # of older versions
     options["share_embeddings_and_output_weights"] = not given.get("untie_embeddings_and_output_weights", False)
     if not given.get("group_query_attention"):
         options["num_query_groups"] = None
@@ -125,7 +132,7 @@ def _of_bridge(file: Path) -> Fields:
     name = str(activation.get("_target_") if isinstance(activation, dict) else activation).rpartition(".")[2]
     if name not in _ACTIVATIONS:
         raise PtqError(f"{file} has activation_func {name[:_SHOWN]!r}: expected one of {', '.join(_ACTIVATIONS)}")
-    options = {**model, "activation_func": _ACTIVATIONS[name], "scales_embedding": bool(GEMMA.fullmatch(provider))}
+    options = {**model, "activation_func": _ACTIVATIONS[name], "scales_embedding": bool(_GEMMA.fullmatch(provider))}
     return _fields(file, options)
 
 
@@ -138,12 +145,11 @@ def _fields(file: Path, options: Mapping[str, Any]) -> Fields:
     if missing := [name for name in _NEEDED if options.get(name) is None]:
         raise PtqError(f"{file} has no {', '.join(missing)}: give a checkpoint with the arguments of its training")
     for name in _SWITCHES:
-        if not isinstance(options.get(name, False), bool):
+        if not isinstance(options.get(name, True), bool):
             raise PtqError(f"{file} has {name} {str(options[name])[:_SHOWN]!r}: it must be true or false")
     frequency = options.get("moe_layer_freq", 1)
-    if options.get("num_moe_experts") and not (
-        frequency == 1 or (isinstance(frequency, list) and set(frequency) == {1})
-    ):
+    in_all_layers = all(one == 1 for one in frequency) if isinstance(frequency, list) else frequency == 1
+    if options.get("num_moe_experts") and not in_all_layers:
         raise PtqError(f"{file} has moe_layer_freq {frequency!r}: only models with experts in every layer can be read")
     try:
         return {**_plain(options), **_rotary(options), "window_size": _window(options.get("window_size"))}
@@ -155,7 +161,7 @@ def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
     hidden, heads, experts = options["hidden_size"], options["num_attention_heads"], options.get("num_moe_experts")
     found = {
         **{name: options[name] for name in _NEEDED},
-        **{name: options.get(name, False) for name in _SWITCHES if name != "rope_scaling"},
+        **{name: options.get(name, usual) for name, usual in _SWITCHES.items() if name != "rope_scaling"},
         "activation_func": options["activation_func"],
         "ffn_hidden_size": options.get("ffn_hidden_size") or 4 * hidden,
         "init_method_std": options.get("init_method_std") or 0.02,
