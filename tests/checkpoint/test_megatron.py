@@ -21,7 +21,7 @@ from tests.megatron import ARGUMENTS, as_bridge, called, training_arguments, wri
 from tests.ranks import run_ranks
 
 Maker = Callable[..., Path]
-FAST = ("llama3", "mixtral", "nemotron", "gpt")
+FAST = ("llama3", "mixtral", "gpt")
 # Megatron-Bridge's description of tests/families.py's llama3.
 LLAMA = {
     "activation_func": called("torch.nn.functional.silu"),

@@ -154,7 +154,7 @@ _OF_THE_MODEL = (
     *("rope_", "rotary_", "router_", "shared_expert", "sliding_", "softcap", "softmax_", "swiglu", "v_head", "window_"),
 )
 # Values of an option that asks for nothing.
-_NOTHING = (None, False, "", [], {}, ())
+_NOTHING: tuple[Any, ...] = (None, False, "", [], {}, ())
 _SHOWN = 60
 
 
