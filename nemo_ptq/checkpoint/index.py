@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The index of a NeMo 2.0 checkpoint's weights: which tensors there are, and where their chunks lie. Needs no torch."""
+"""The index of a checkpoint's torch_dist files: which tensors there are, and where their chunks lie. Needs no torch."""
 
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.inert import InertUnpickler, TorchName
 from nemo_ptq.errors import ConfigError
 from nemo_ptq.untrusted import FileError, inside, open_file, read_json_object
 
@@ -26,7 +26,7 @@ class Chunk:
         name: Of the tensor or the object.
         offsets: Where it begins, along each axis of the tensor.
         sizes: How long it is along each of them.
-        file: Name of its file in `weights/`.
+        file: Name of its file beside the index.
         start: First byte there.
         length: How many bytes.
     """
@@ -54,43 +54,17 @@ class StoredTensor:
     chunks: tuple[Chunk, ...]
 
 
-class _Record:
-    """Stands for any class or function in a pickle: keeps its state, runs nothing."""
-
-    state: Any = None
-
-    def __new__(cls, *args: Any) -> "_Record":
-        return super().__new__(cls)
-
-    def __setstate__(self, state: Any) -> None:
-        if isinstance(state, dict):
-            self.__dict__.update(state)
-        else:
-            self.state = state
-
-
-class _InertUnpickler(pickle.Unpickler):
-    """Reads a pickle's data and imports none of the names in it, so that a hostile checkpoint can run no code."""
-
-    def find_class(self, module: str, name: str) -> Any:
-        if module == "torch":
-            # A data type is a name alone, a size a call.
-            return tuple if name == "Size" else _TorchName(name)
-        return _Record
-
-
-class _TorchName(str):
-    """A name of torch's: a data type, or a function that a pickle would call."""
-
-    def __call__(self, *args: Any) -> _Record:
-        return _Record()
+def weights_of(checkpoint: Path) -> Path:
+    """Returns where the torch_dist files of a checkpoint are: NeMo has them in ``weights/``, Megatron-LM at the top."""
+    weights = checkpoint / "weights"
+    return weights if weights.is_dir() else checkpoint
 
 
 def read_index(checkpoint: Path) -> Any:
-    """Reads `weights/.metadata`, a pickled torch.distributed.checkpoint.metadata.Metadata.
+    """Reads `.metadata`, a pickled torch.distributed.checkpoint.metadata.Metadata.
 
     Args:
-        checkpoint: Directory with `weights/`.
+        checkpoint: Directory with `weights/`, or with the files themselves.
 
     Returns:
         What has the attributes of that class, and of those inside it.
@@ -98,21 +72,21 @@ def read_index(checkpoint: Path) -> Any:
     Raises:
         ConfigError: If it cannot be read, or the weights are in another format.
     """
-    backend_file = checkpoint / "weights" / "metadata.json"
-    index_file = checkpoint / "weights" / ".metadata"
+    weights = weights_of(checkpoint)
+    backend_file, index_file = weights / "metadata.json", weights / ".metadata"
     try:
         backend = read_json_object(backend_file)["sharded_backend"]
     except (FileError, KeyError) as error:
         raise ConfigError([_unreadable(backend_file, error)]) from error
     if backend != "torch_dist":
-        raise ConfigError([f"{checkpoint}: weights are in {backend} format: save them in torch_dist format with NeMo"])
+        raise ConfigError([f"{checkpoint}: weights are in {backend} format: save them in torch_dist format"])
     try:
         with open_file(index_file) as file:
-            index = _InertUnpickler(file).load()
+            index = InertUnpickler(file).load()
         for name, entry in index.state_dict_metadata.items():
             _check_entry(name, entry)
         for place in index.storage_data.values():
-            _check_place(checkpoint / "weights", place)
+            _check_place(weights, place)
     except Exception as error:  # a damaged pickle raises whatever it likes
         raise ConfigError([_unreadable(index_file, error)]) from error
     return index
@@ -139,7 +113,7 @@ def _check_entry(name: Any, entry: Any) -> None:
         raise ValueError(f"{name} is larger than its chunks")
     if prod(max(axis, 1) for axis in entry.size) > _MOST_EMPTY and 0 in entry.size:
         raise ValueError(f"{name} is empty, and has an axis of {max(entry.size)}")
-    if not isinstance(entry.properties.state[0], _TorchName):
+    if not isinstance(entry.properties.state[0], TorchName):
         raise TypeError(f"{name} has no data type")
 
 
@@ -175,7 +149,7 @@ def read_stored(checkpoint: Path) -> Stored:
     def chunk(name: str, offsets: tuple[int, ...] | None, sizes: tuple[int, ...]) -> Chunk:
         info = places.get((name, offsets))
         if info is None or info.length < prod(sizes if offsets is not None else ()):
-            file = checkpoint / "weights" / ".metadata"
+            file = weights_of(checkpoint) / ".metadata"
             raise ConfigError([f"{file} lacks a place for all of {name}: copy or save the checkpoint again"])
         return Chunk(name, offsets or (), sizes, info.relative_path, info.offset, info.length)
 

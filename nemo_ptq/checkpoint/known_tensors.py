@@ -1,10 +1,12 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors of a NeMo 2.0 checkpoint its model reads. What else is there would be lost, and is refused."""
+"""Which tensors of a checkpoint its model reads. What else is there would be lost, and is refused."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
 
+from nemo_ptq.checkpoint.index import weights_of
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.mapping import live_name
 from nemo_ptq.models.spec import ModelSpec
@@ -15,35 +17,43 @@ DTYPES = ("float32", "float16", "bfloat16")
 """Data types that weights may have."""
 # Of the model and yet no weights: Transformer Engine's states, ModelOpt's quantizers, a buffer that follows from sizes.
 _NO_WEIGHTS = re.compile(r"_extra_state(/|$)|_quantizer\.|(^|\.)rotary_pos_emb\.")
+# What Megatron-LM saves of a training job beside its model, whose tensors have no prefix.
+_TRAINING = re.compile(r"(chained_\d+\.)?optimizer\.|rng_state(/|$)|rerun_state_machine_state(/|$)|param_groups")
 # NeMo's LoRA: adapters beside the layers that it wraps.
 _ADAPTER = re.compile(r"\.(adapters?|to_wrap|lora_[ab])\.|\.adapter_layer\.|\.lora\.", re.IGNORECASE)
 # Halves of a gated layer, where each has a name for itself.
 _HALF = re.compile(r"(\.(?:weight|bias))_[wv]$")
 
 
-def is_weight(name: str) -> bool:
+def prefix_of(checkpoint: Path) -> str:
+    """Returns what the names of a checkpoint's weights begin with: those of Megatron-LM have nothing before them."""
+    return "" if weights_of(checkpoint) == checkpoint else PREFIX
+
+
+def is_weight(name: str, prefix: str = PREFIX) -> bool:
     """Whether an entry of a checkpoint is a weight of the model, and neither an optimizer's state nor the like."""
-    return name.startswith(PREFIX) and not _NO_WEIGHTS.search(name)
+    return name.startswith(prefix) and not _NO_WEIGHTS.search(name) and not _TRAINING.match(name)
 
 
-def check_tensors(model: ModelSpec, dtypes: Mapping[str, str]) -> None:
+def check_tensors(model: ModelSpec, dtypes: Mapping[str, str], prefix: str = PREFIX) -> None:
     """Refuses a checkpoint with weights that its model does not read, or of types that no weights have.
 
     Args:
         model: What the context says.
         dtypes: Names of the torch data types of the tensors in the weights, by their names.
+        prefix: What the names of weights begin with.
 
     Raises:
         PtqError: If there are such weights, LoRA adapters that are not merged among them.
     """
-    weights = sorted(filter(is_weight, dtypes))
+    weights = sorted(name for name in dtypes if is_weight(name, prefix))
     if adapters := [name for name in weights if _ADAPTER.search(name)]:
         raise PtqError(
             f"the checkpoint holds {len(adapters)} tensors of LoRA adapters that are not merged, {adapters[0]} among "
             "them: merge them into the weights first (in NeMo, llm.peft.merge_lora)"
         )
     known = set(_parameters(model))
-    if lost := [name for name in weights if _general(name) not in known]:
+    if lost := [name for name in weights if _general(name.removeprefix(prefix)) not in known]:
         raise PtqError(
             f"the model that the context describes has no place for {len(lost)} tensors of the checkpoint, {lost[0]} "
             "among them: give the context of these weights, or take out what does not belong to the model"
@@ -57,7 +67,7 @@ def check_tensors(model: ModelSpec, dtypes: Mapping[str, str]) -> None:
 
 def _general(name: str) -> str:
     """Megatron's name of a parameter in a model, with "*" for layers and experts."""
-    live = live_name(_HALF.sub(r"\1", name.removeprefix(PREFIX)), "*", "*")
+    live = live_name(_HALF.sub(r"\1", name), "*", "*")
     return re.sub(r"\.\d+\.", ".*.", live).replace("local_experts.*.*.", "local_experts.*.")
 
 

@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from nemo_ptq.checkpoint.megatron.directories import is_megatron
+
 # Files of a Hugging Face directory that are read as tensors, and not copied.
 _WEIGHTS = (".safetensors", ".bin")
 
@@ -16,13 +18,16 @@ def links_out_of(checkpoint: Path) -> Iterator[Path]:
     In a Hugging Face hub cache, whose snapshots are links into the ``blobs/`` beside them, these are a part of it.
 
     Args:
-        checkpoint: A NeMo 2.0 checkpoint, whose ``context/`` is looked at, or a Hugging Face directory.
+        checkpoint: A NeMo 2.0 checkpoint, whose ``context/`` is looked at, or a Hugging Face directory. Of one of
+            Megatron-LM nothing is copied but a tokenizer, which is looked at when it is read.
     """
     root = _real(checkpoint)
     blobs = [parent.with_name("blobs") for parent in root.parents if parent.name == "snapshots"]
     context = checkpoint / "context"
     if os.path.lexists(context):
         start = [context]
+    elif is_megatron(checkpoint):
+        start = []
     else:
         start = [entry for entry in sorted(checkpoint.glob("*")) if entry.suffix not in _WEIGHTS]
     yield from _links_out_of(start, [root, *blobs], set())

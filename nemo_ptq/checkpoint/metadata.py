@@ -3,7 +3,7 @@
 """What a checkpoint says about itself, without torch or NeMo, and without running its code."""
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,9 @@ from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.huggingface.description import describe
 from nemo_ptq.checkpoint.index import read_index
 from nemo_ptq.checkpoint.known_tensors import check_tensors
+from nemo_ptq.checkpoint.megatron.description import describe_megatron
+from nemo_ptq.checkpoint.megatron.directories import is_megatron
+from nemo_ptq.checkpoint.shards import check_shards, listed
 from nemo_ptq.checkpoint.small_files import check_small_files
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.models.spec import SIZES, ModelSpec, check_numbers, spec_of
@@ -21,8 +24,6 @@ EMBEDDING = "module.embedding.word_embeddings.weight"
 _CONTEXT_FILES = ("context/io.json", "context/model.yaml")
 _WEIGHTS_FILES = ("weights/.metadata", "weights/common.pt", "weights/metadata.json")
 _FILES = _CONTEXT_FILES + _WEIGHTS_FILES
-# A message names this many files and counts the others.
-_NAMES_SHOWN = 6
 # Characters of a value that a message shows.
 _SHOWN = 40
 
@@ -31,14 +32,17 @@ def read_metadata(checkpoint: Path) -> ModelSpec:
     """Reads what a checkpoint's files say about its model, and checks that all of its files are there.
 
     Args:
-        checkpoint: Directory with `context/` and `weights/`, or a Hugging Face directory.
+        checkpoint: Directory with `context/` and `weights/`, a Hugging Face directory, or a checkpoint of Megatron-LM
+            or Megatron-Bridge.
 
     Raises:
-        ConfigError: If it is neither, or files are missing or damaged.
+        ConfigError: If it is none of them, or files are missing or damaged.
     """
     try:
         if is_hugging_face(checkpoint):
             return describe(checkpoint).spec
+        if is_megatron(checkpoint):
+            return describe_megatron(checkpoint).chosen.spec
         _check_files(checkpoint)
     except OSError as error:
         raise ConfigError([f"nemo_checkpoint={checkpoint} cannot be read: {error.strerror}"]) from error
@@ -47,7 +51,7 @@ def read_metadata(checkpoint: Path) -> ModelSpec:
             raise
         raise ConfigError([f"nemo_checkpoint: {error}"]) from error
     weights = read_index(checkpoint)
-    _check_shards(checkpoint, weights.storage_data.values())
+    check_shards(checkpoint, weights.storage_data.values())
     return _describe(checkpoint, read_model_yaml(checkpoint), weights.state_dict_metadata)
 
 
@@ -74,7 +78,7 @@ def _check_files(checkpoint: Path) -> None:
         raise ConfigError(
             [
                 f"{name} is not a NeMo 2.0 checkpoint: context/ and weights/ are missing; "
-                f"found {_listed(sorted(path.name for path in checkpoint.iterdir()))}"
+                f"found {listed(sorted(path.name for path in checkpoint.iterdir()))}"
             ]
         )
     strange = [
@@ -83,14 +87,14 @@ def _check_files(checkpoint: Path) -> None:
         if not path.is_file() and not path.is_dir()
     ]
     if strange:  # a pipe, or a link to a device or to nothing; what is in the context is copied into the export
-        raise ConfigError([f"{name} is damaged: {_listed(sorted(strange))} is neither file nor directory: remove it"])
+        raise ConfigError([f"{name} is damaged: {listed(sorted(strange))} is neither file nor directory: remove it"])
     for directory, _, _ in os.walk(checkpoint / "context"):
         check_small_files(Path(directory))
     missing = [file for file in _FILES if not (checkpoint / file).is_file()]
     if missing:
         found = [file for file in _FILES if file not in missing]
         raise ConfigError(
-            [f"{name} is incomplete: {_listed(missing)} missing; found {_listed(found)}; copy or save it again"]
+            [f"{name} is incomplete: {listed(missing)} missing; found {listed(found)}; copy or save it again"]
         )
 
 
@@ -103,32 +107,13 @@ def is_hugging_face(directory: Path) -> bool:
     return isinstance(content, dict) and "model_type" in content
 
 
+def is_nemo(directory: Path) -> bool:
+    """Whether a directory is none of the other kinds of checkpoint, so that it must be a NeMo 2.0 checkpoint."""
+    return not is_hugging_face(directory) and not is_megatron(directory)
+
+
 def _is_complete(checkpoint: Path) -> bool:
     return all((checkpoint / file).is_file() for file in _FILES)
-
-
-def _listed(names: list[str]) -> str:
-    if not names:
-        return "nothing"
-    shown = ", ".join(names[:_NAMES_SHOWN])
-    return shown if len(names) <= _NAMES_SHOWN else f"{shown} and {len(names) - _NAMES_SHOWN} more"
-
-
-def _check_shards(checkpoint: Path, parts: Iterable[Any]) -> None:
-    needed: dict[str, int] = {}
-    for part in parts:
-        needed[part.relative_path] = max(needed.get(part.relative_path, 0), part.offset + part.length)
-    sizes = {path.name: path.stat().st_size for path in (checkpoint / "weights").iterdir() if path.is_file()}
-    missing = sorted(needed.keys() - sizes.keys())
-    short = sorted(name for name, size in needed.items() if sizes.get(name, size) < size)
-    problems = []
-    if missing:
-        found = f"{len(needed) - len(missing)} of {len(needed)} shards"
-        problems.append(f"nemo_checkpoint={checkpoint} is incomplete: weights/ lacks {_listed(missing)}; found {found}")
-    if short:
-        problems.append(f"nemo_checkpoint={checkpoint} is damaged: {_listed(short)} cut short; copy it again")
-    if problems:
-        raise ConfigError(problems)
 
 
 def read_model_yaml(checkpoint: Path) -> dict[str, Any]:

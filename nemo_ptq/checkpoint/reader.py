@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model comes from: a NeMo 2.0 checkpoint, or a Hugging Face directory that is imported as it is read."""
+"""Where a model comes from: a NeMo 2.0 checkpoint, or what is made one as it is read: Hugging Face's, Megatron-LM's."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.context_graph import Call
+from nemo_ptq.checkpoint.megatron.directories import is_megatron
 from nemo_ptq.checkpoint.metadata import is_hugging_face, read_model
 from nemo_ptq.checkpoint.model_fields import ModelFields, fields_in_context
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
@@ -88,17 +89,21 @@ class NemoCheckpoint:
 
 
 def open_checkpoint(path: Path, allowed: AllowedNames) -> CheckpointReader:
-    """Opens a NeMo 2.0 checkpoint, or a Hugging Face directory. Nothing but metadata is read yet.
+    """Opens a checkpoint of any kind. Nothing but metadata is read yet.
 
     Args:
         path: The directory.
         allowed: What a NeMo checkpoint's context may name.
 
     Raises:
-        PtqError: If it is neither, or what it holds cannot become a NeMo model.
+        PtqError: If it is of no kind that is known, or what it holds cannot become a NeMo model.
     """
-    if not is_hugging_face(path):
-        return NemoCheckpoint(path, allowed)
-    from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
+    if is_hugging_face(path):
+        from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
 
-    return HuggingFaceModel(path)
+        return HuggingFaceModel(path)
+    if is_megatron(path):
+        from nemo_ptq.checkpoint.megatron.model import MegatronModel
+
+        return MegatronModel(path)
+    return NemoCheckpoint(path, allowed)

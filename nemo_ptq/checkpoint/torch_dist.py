@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The weights of a NeMo 2.0 checkpoint, read from its files layer by layer: without Megatron, and without a model.
+"""The weights of a torch_dist checkpoint, read from its files layer by layer: without Megatron, and without a model.
 
 Format: Megatron's torch_dist, that is torch.distributed.checkpoint with a file for each writer, in which every chunk is
 what ``torch.save`` makes of a tensor.
@@ -20,8 +20,8 @@ from zlib import crc32
 
 import torch
 
-from nemo_ptq.checkpoint.index import Chunk, StoredTensor, read_stored
-from nemo_ptq.checkpoint.known_tensors import PREFIX, is_weight
+from nemo_ptq.checkpoint.index import Chunk, StoredTensor, read_stored, weights_of
+from nemo_ptq.checkpoint.known_tensors import is_weight, prefix_of
 from nemo_ptq.checkpoint.parts import TensorPart, check_finite
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import open_unbuffered
@@ -35,16 +35,17 @@ def checkpoint_parts(checkpoint: Path) -> list[TensorPart]:
     """Returns every part of every tensor of a checkpoint's model; none is read yet.
 
     Args:
-        checkpoint: Directory with ``weights/``.
+        checkpoint: Directory with ``weights/``, or with the files themselves, as Megatron-LM writes them.
 
     Raises:
         PtqError: If its index cannot be read.
     """
+    prefix, weights = prefix_of(checkpoint), weights_of(checkpoint)
     parts = [
         part
         for name, tensor in read_stored(checkpoint).tensors.items()
-        if is_weight(name)
-        for part in _parts(checkpoint / "weights", name.removeprefix(PREFIX), tensor)
+        if is_weight(name, prefix)
+        for part in _parts(weights, prefix, name.removeprefix(prefix), tensor)
     ]
     return list(_with_gated_joined(parts))
 
@@ -69,7 +70,7 @@ def _joined(first: TensorPart, second: TensorPart) -> TensorPart:
     )
 
 
-def _parts(weights: Path, key: str, tensor: StoredTensor) -> Sequence[TensorPart]:
+def _parts(weights: Path, prefix: str, key: str, tensor: StoredTensor) -> Sequence[TensorPart]:
     stacked = 0
     if re.match(r"decoder\.layers\.\D", key):
         stacked = 2 if _EXPERTS in key else 1
@@ -79,7 +80,7 @@ def _parts(weights: Path, key: str, tensor: StoredTensor) -> Sequence[TensorPart
             key,
             shape,
             dtype,
-            partial(_read_weight, key, weights, tensor, index),
+            partial(_read_weight, prefix + key, weights, tensor, index),
             tuple(zip(index, sizes, strict=True)),
         )
         for index in product(*map(range, sizes))
@@ -93,9 +94,9 @@ def _dtype(tensor: StoredTensor) -> torch.dtype:
     return dtype
 
 
-def _read_weight(key: str, weights: Path, tensor: StoredTensor, index: tuple[int, ...]) -> torch.Tensor:
+def _read_weight(name: str, weights: Path, tensor: StoredTensor, index: tuple[int, ...]) -> torch.Tensor:
     part = read_part(weights, tensor, index)
-    check_finite(f"{PREFIX}{key}", part)
+    check_finite(name, part)
     return part
 
 

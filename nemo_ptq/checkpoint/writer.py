@@ -45,14 +45,26 @@ def write_weights(directory: Path, parts: Sequence[TensorPart]) -> None:
         directory: The directory to fill; made if it is missing.
         parts: Every part of every tensor.
     """
+    write_tensors(directory, parts, PREFIX, COMMON_STATE)
+
+
+def write_tensors(directory: Path, parts: Sequence[TensorPart], prefix: str, common: Mapping[str, Any]) -> None:
+    """Write a directory in Megatron's torch_dist format.
+
+    Args:
+        directory: The directory to fill; made if it is missing.
+        parts: Every part of every tensor.
+        prefix: What their names begin with in the files.
+        common: What stands beside them, in ``common.pt``.
+    """
     directory.mkdir(parents=True, exist_ok=True)
     storage = dcp.FileSystemWriter(directory, thread_count=1)
     try:
-        dcp.save({}, storage_writer=storage, planner=_LazyPlanner(parts), no_dist=True)
+        dcp.save({}, storage_writer=storage, planner=_LazyPlanner(parts, prefix), no_dist=True)
     except CheckpointException as error:  # wraps what each rank raised
         (cause, _), *_ = error.failures.values()
         raise cause from None
-    torch.save(dict(COMMON_STATE), directory / "common.pt")
+    torch.save(dict(common), directory / "common.pt")
     save_config(CheckpointingConfig(sharded_backend="torch_dist"), str(directory))
 
 
@@ -82,11 +94,11 @@ def write_context(directory: Path, model: Any) -> None:
 class _LazyPlanner(dcp.DefaultSavePlanner):
     """Plans a save from shapes alone; a tensor is made when it is written, and dropped when the next one has been."""
 
-    def __init__(self, parts: Sequence[TensorPart]) -> None:
+    def __init__(self, parts: Sequence[TensorPart], prefix: str) -> None:
         super().__init__(flatten_state_dict=False)
-        self._items = [_tensor_item(part) for part in parts]
+        self._items = [_tensor_item(part, prefix) for part in parts]
         self._parts = {item.index: part for item, part in zip(self._items, parts, strict=True)}
-        self._items += [_state_item(key) for part in parts for key in _extra_state_keys(part)]
+        self._items += [_state_item(key) for part in parts for key in _extra_state_keys(part, prefix)]
 
     def create_local_plan(self) -> SavePlan:
         self.plan = SavePlan(self._items)
@@ -102,12 +114,12 @@ class _LazyPlanner(dcp.DefaultSavePlanner):
         return data.reshape((1,) * len(part.position) + part.shape)
 
 
-def _tensor_item(part: TensorPart) -> WriteItem:
+def _tensor_item(part: TensorPart, prefix: str) -> WriteItem:
     offsets = torch.Size([index for index, _ in part.position] + [0] * len(part.shape))
     chunk = ChunkStorageMetadata(offsets=offsets, sizes=torch.Size((1,) * len(part.position) + part.shape))
     size = torch.Size([size for _, size in part.position] + list(part.shape))
     return WriteItem(
-        index=MetadataIndex(PREFIX + part.key, offsets),
+        index=MetadataIndex(prefix + part.key, offsets),
         type=WriteItemType.SHARD,
         tensor_data=TensorWriteData(chunk=chunk, properties=TensorProperties(dtype=part.dtype), size=size),
     )
@@ -119,7 +131,7 @@ def _state_item(key: str) -> WriteItem:
     )
 
 
-def _extra_state_keys(part: TensorPart) -> list[str]:
+def _extra_state_keys(part: TensorPart, prefix: str) -> list[str]:
     """Keys of the `_extra_state` entries of the modules that Transformer Engine would give this part's layer.
 
     Linear layers, attention and norms that are not fused into a linear layer carry FP8 metadata there. A loader that
@@ -133,7 +145,7 @@ def _extra_state_keys(part: TensorPart) -> list[str]:
     position = part.position or ((0, 1),)
     shape, offset = tuple(size for _, size in position), tuple(index for index, _ in position)
     return [
-        ShardedObject(f"{PREFIX}{module}._extra_state", None, shape, offset, replica_id=0).unique_key
+        ShardedObject(f"{prefix}{module}._extra_state", None, shape, offset, replica_id=0).unique_key
         for module in modules
     ]
 

@@ -7,6 +7,7 @@ import warnings
 
 import typer
 
+from nemo_ptq.cli.commands.convert_command import convert
 from nemo_ptq.cli.commands.doctor_command import doctor
 from nemo_ptq.cli.commands.evaluate_command import evaluate
 from nemo_ptq.cli.commands.export_command import export
@@ -24,7 +25,7 @@ from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.plugins import load_plugins
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (doctor, recipes, runs, import_hf, export, verify, evaluate):
+for command in (doctor, recipes, runs, import_hf, convert, export, verify, evaluate):
     app.command()(command)
 # What looks like an option may be a misspelt argument: our own checks say so.
 _JOB_COMMANDS = (plan, run, sweep)

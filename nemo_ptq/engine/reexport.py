@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.checkpoint.metadata import is_hugging_face
+from nemo_ptq.checkpoint.metadata import is_nemo
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize, is_linear
 from nemo_ptq.checkpoint.settings import Context, read_context
 from nemo_ptq.checkpoint.staging import Staging
@@ -82,7 +82,7 @@ def is_possible(job: Job, world_size: int) -> bool:
         and not job.legacy_ckpt
         and job.tokenizer_path is None
         and not job.export.generate_sample
-        and not is_hugging_face(job.checkpoint)
+        and is_nemo(job.checkpoint)
         and read_context(job.checkpoint).is_known
     )
 

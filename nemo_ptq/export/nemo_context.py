@@ -11,6 +11,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.megatron.directories import is_megatron
 from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import read_json, read_yaml
@@ -24,7 +25,7 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
     """Copies a checkpoint's context, and makes its tokenizer part of it.
 
     Args:
-        checkpoint: The NeMo 2.0 checkpoint, or the Hugging Face directory.
+        checkpoint: The NeMo 2.0 checkpoint, the Hugging Face directory, or Megatron-LM's checkpoint.
         directory: The ``nemo_context`` directory to make.
         tokenizer: NeMo's tokenizer, as it was used, or what has the same ``tokenizer`` of Hugging Face's.
         replaced: Whether it is another than the checkpoint's own.
@@ -37,6 +38,11 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
         from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
 
         HuggingFaceModel(checkpoint).write_context(directory)
+    elif is_megatron(checkpoint):
+        from nemo_ptq.checkpoint.megatron.model import MegatronModel
+
+        MegatronModel(checkpoint).write_context(directory, _of_transformers(tokenizer))
+        return
     else:
         _copy(checkpoint / "context", directory)
     settings = read_yaml(directory / "model.yaml").get("tokenizer") or {}
@@ -48,6 +54,21 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
     name = _save_tokenizer(tokenizer, directory, field)
     _point_model_yaml_at(directory / "model.yaml", field, str(path), name)
     _point_io_json_at(directory / "io.json", field, name)
+
+
+def _of_transformers(tokenizer: Any) -> Any:
+    """Hugging Face's tokenizer in NeMo's.
+
+    Raises:
+        PtqError: If there is none.
+    """
+    inner = getattr(tokenizer, "tokenizer", None)
+    if not hasattr(inner, "save_pretrained"):
+        raise PtqError(
+            f"{type(tokenizer).__name__} cannot be saved into the context of a NeMo checkpoint: give tokenizer_path= a "
+            "Hugging Face directory with the same tokenizer"
+        )
+    return inner
 
 
 def _copy(source: Path, target: Path) -> None:

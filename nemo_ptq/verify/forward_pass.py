@@ -17,6 +17,7 @@ from nemo_ptq.verify.huggingface.hf_directory import is_hugging_face
 from nemo_ptq.verify.huggingface.hf_model import open_hugging_face
 from nemo_ptq.verify.linear import Stack, Tensors, dequantized
 from nemo_ptq.verify.model_config import ModelConfig
+from nemo_ptq.verify.nemo.megatron_model import is_megatron, open_megatron
 from nemo_ptq.verify.nemo.nemo_checks import is_nemo
 from nemo_ptq.verify.nemo.nemo_model import open_nemo
 from nemo_ptq.verify.trtllm.config_rules import LAYOUT_RULES
@@ -325,7 +326,7 @@ def run_layers(
 
 
 def open_model(directory: Path | str) -> Weights:
-    """Opens a directory to run it: an export in any format, a NeMo 2.0 checkpoint, or a Hugging Face model.
+    """Opens a directory to run it: an export in any format, or a checkpoint of any kind.
 
     Raises:
         PtqError: The directory is none of these, or breaks a rule that the computation depends on.
@@ -335,6 +336,8 @@ def open_model(directory: Path | str) -> Weights:
         weights: Weights = open_hugging_face(path)
     elif is_nemo(path):
         weights = open_nemo(path)
+    elif is_megatron(path):
+        weights = open_megatron(path)
     else:
         return _open_qnemo(path)
     problems = _activation_problems(weights.config)

@@ -408,7 +408,18 @@ DAMAGE = {
         _change_config(architectures=["FalconForCausalLM"]),
         f"FalconForCausalLM is not supported for quantization; supported: {KNOWN}",
     ),
-    "quantized": (_change_config(quantization_config={"quant_method": "fp8"}), "before quantization"),
+    "quantized": (_change_config(quantization_config={"quant_method": "fp8"}), "of fp8.*before quantization, or multi"),
+    "MXFP4": (_change_config(quantization_config={"quant_method": "mxfp4"}), r"Mxfp4Config\(dequantize=True\)"),
+    "compressed-tensors": (
+        _change_config(compression_config={"quant_method": "compressed-tensors"}),
+        r"config\.json has a compression_config of compressed-tensors.*CompressedTensorsConfig\(run_compressed=False\)",
+    ),
+    "GPTQ": (_change_config(quantization_config={"quant_method": "gptq"}), "of gptq.*before quantization$"),
+    "ModelOpt": (lambda d: (d / "hf_quant_config.json").write_text("{}"), r"hf_quant_config\.json is there"),
+    "tekken": (
+        lambda d: (d / "tokenizer.json").rename(d / "tekken.json"),
+        r"tekken\.json alone is not enough, put a tokenizer\.json of the same model beside it",
+    ),
     "quantized silently": (_change_config(dtype="float8_e4m3fn"), "weights are float8_e4m3fn"),
     "integers": (_change_tensors(lambda tensors: _cast(tensors, torch.int8)), rf"{NORM} of int8 among them: give"),
     "doubles": (_change_tensors(lambda tensors: _cast(tensors, torch.float64)), rf"{NORM} of float64 among them"),
@@ -444,7 +455,7 @@ def test_what_is_wrong_is_said_in_one_line_and_nothing_is_written(case: str, lla
 
 
 # A plan counts a tokenizer's tokens and does not load it, and takes a directory without a config.json for no model.
-@pytest.mark.parametrize("case", sorted(set(DAMAGE) - {"no tokenizer", "no config", "config is not JSON"}))
+@pytest.mark.parametrize("case", sorted(set(DAMAGE) - {"no tokenizer", "tekken", "no config", "config is not JSON"}))
 def test_a_plan_knows_what_the_import_refuses(case: str, llama: Path) -> None:
     damage, message = DAMAGE[case]
     damage(llama)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ptq.checkpoint.huggingface.hf_files import read_json
+from nemo_ptq.checkpoint.huggingface.quantized import check_unquantized
 from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor, check_tensors, stored_tensors, weights_dtype
 from nemo_ptq.checkpoint.small_files import check_small_files
 from nemo_ptq.errors import PtqError
@@ -61,11 +62,7 @@ def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
     named = content.get("architectures")
     architecture = str(named[0]) if isinstance(named, list) and named else "(none given)"
     hf_class = class_of_architecture(architecture)
-    if "quantization_config" in content:
-        raise PtqError(
-            f"{directory} is quantized already (config.json has a quantization_config): give the model as it was "
-            "before quantization"
-        )
+    check_unquantized(directory, content)
     return hf_class, hf_class.read(content)
 
 

@@ -20,6 +20,9 @@ from nemo_ptq.console.quiet import quiet_imports
 from nemo_ptq.errors import PtqError
 from nemo_ptq.pretrained import OF_TRANSFORMERS_5, load_pretrained, tokenizer_settings
 
+# Of tekken and of tiktoken, which transformers reads where the model's own code does it, or not at all.
+_OTHER_TOKENIZERS = ("tekken.json", "*.tiktoken", "tokenizer.model*")
+
 
 class Weights:
     """The tensors of a Hugging Face directory by name.
@@ -62,9 +65,16 @@ def load_tokenizer(directory: Path) -> Any:
     except Exception as error:  # every tokenizer class raises its own kinds
         reason = str(error).partition("\n")[0]
         raise PtqError(
-            f"{directory} has no tokenizer that can be loaded ({reason}): give it the tokenizer's files that the model "
-            f"was published with; {found_in(directory)}"
+            f"{directory} has no tokenizer that can be loaded ({reason}): {_way_out(directory)}; {found_in(directory)}"
         ) from error
+
+
+def _way_out(directory: Path) -> str:
+    """What to do about a tokenizer that cannot be loaded."""
+    others = [name for name in _OTHER_TOKENIZERS if any(directory.glob(name))]
+    if not others or (directory / "tokenizer.json").is_file():
+        return "give it the tokenizer's files that the model was published with"
+    return f"{others[0]} alone is not enough, put a tokenizer.json of the same model beside it"
 
 
 def load_generation_config(directory: Path) -> GenerationConfig | None:

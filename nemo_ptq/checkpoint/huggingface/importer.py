@@ -8,25 +8,24 @@ import math
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from nemo_ptq.checkpoint.gpt import ACTIVATION_FUNCTIONS, MODEL_CLASSES
 from nemo_ptq.checkpoint.huggingface.description import HuggingFaceDescription, describe
-from nemo_ptq.checkpoint.huggingface.hf_weights import Weights, load_generation_config, load_tokenizer
+from nemo_ptq.checkpoint.huggingface.hf_weights import load_generation_config, load_tokenizer
+from nemo_ptq.checkpoint.huggingface.megatron_parts import megatron_parts
 from nemo_ptq.checkpoint.huggingface.published import keep_config
-from nemo_ptq.checkpoint.huggingface.stored_tensors import planned_parts
 from nemo_ptq.checkpoint.links import links_out_of
 from nemo_ptq.checkpoint.model_fields import ModelFields
-from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
+from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.checkpoint.staging import atomic_directory, place_problem, reserved
 from nemo_ptq.checkpoint.tokenizers import Tokenizer, with_nemos_special_tokens
 from nemo_ptq.checkpoint.writer import write_context, write_weights
 from nemo_ptq.errors import PtqError
-from nemo_ptq.models.mapping import WeightRule
 
 # What a NeMo checkpoint is made of.
 _PARTS = ("context", "weights")
@@ -43,6 +42,7 @@ class HuggingFaceModel:
         parts: Every part of every tensor, as NeMo stores it.
         vocab_size: Rows of the embedding, padding included.
         size: What the whole model takes.
+        spec: The model.
 
     Raises:
         PtqError: A file is missing or damaged, the model is of an unknown family, or a tensor is missing or would be
@@ -53,10 +53,17 @@ class HuggingFaceModel:
         self.path = directory
         self._model = describe(directory)
         self._tokenizer = load_tokenizer(directory)
+        self.spec = self._model.spec
         self._arguments, self.vocab_size = _nemo_arguments(self._model, len(self._tokenizer))
         self._arguments["generation_config"] = load_generation_config(directory)
-        self.parts = _convert(self._model, Weights(self._model.tensors), self.vocab_size)
+        self.parts = megatron_parts(self._model, self.vocab_size)
         self.size = WeightsSize.of((part.shape, part.dtype) for part in self.parts)
+
+    @property
+    def config(self) -> SimpleNamespace:
+        """NeMo's configuration of the model, as attributes."""
+        defaults = {"layernorm_zero_centered_gamma": False}
+        return SimpleNamespace(**{**defaults, **self._model.hf_class.nemo_fixed, **self._arguments})
 
     @property
     def fields(self) -> ModelFields | None:
@@ -182,22 +189,3 @@ def _nemo_model(model: HuggingFaceDescription, arguments: dict[str, Any], tokeni
 
 def _round_up(number: int, divisor: int) -> int:
     return -(-number // divisor) * divisor
-
-
-def _convert(model: HuggingFaceDescription, weights: Weights, padded_vocab: int) -> list[TensorPart]:
-    """Plan every tensor. Nothing is read yet; shapes come from running the rules on tensors without data."""
-    sizes, dtype = (model.spec.num_query_groups, model.spec.head_size, padded_vocab), getattr(torch, model.dtype)
-
-    def make(rule: WeightRule, names: tuple[str, ...]) -> torch.Tensor:
-        return rule.join(map(weights.read, names), *sizes).to(dtype)
-
-    return [
-        TensorPart(
-            key=part.rule.target,
-            shape=tuple(part.rule.join(map(weights.meta, part.names), *sizes).shape),
-            dtype=dtype,
-            read=partial(make, part.rule, part.names),
-            position=part.position,
-        )
-        for part in planned_parts(model.hf_class, model.settings)
-    ]

@@ -37,6 +37,7 @@ RULES: tuple[Rule, ...] = (
     model.reader_knows_layers,
     model.class_knows_layers,
     paths.tokenizer_exists,
+    tokenizer.tokenizer_is_given,
     tokenizer.tokens_have_rows,
     paths.tracker_is_known,
     parallelism.ranks_are_enough,

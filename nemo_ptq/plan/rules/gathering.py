@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames, read_names
-from nemo_ptq.checkpoint.metadata import is_hugging_face, read_metadata, read_model
+from nemo_ptq.checkpoint.metadata import is_nemo, read_metadata, read_model
 from nemo_ptq.config import BALANCED, FAST, NO_QUANT, ExportConfig, QuantizationConfig, read_list
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.export.formats import FORMATS
@@ -85,7 +85,7 @@ def gather(arguments: Mapping[str, Any], world_size: int | None, launcher: str |
         model = _read(read_metadata, Path(checkpoint).expanduser(), problems)
         if model is not None:
             values["model"] = model
-            if "trust_checkpoint" in values and not is_hugging_face(Path(checkpoint).expanduser()):
+            if "trust_checkpoint" in values and is_nemo(Path(checkpoint).expanduser()):
                 allowed = AllowedNames(read_names(values["trust_checkpoint"]))
                 _read(partial(read_model, allowed=allowed), Path(checkpoint).expanduser(), problems)
     if header is not None or ("model" in values and values["model"].is_quantized):

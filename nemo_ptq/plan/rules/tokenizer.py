@@ -5,10 +5,30 @@
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.megatron.directories import TOKENIZER, is_megatron, iteration_of
 from nemo_ptq.checkpoint.metadata import is_hugging_face, read_model_yaml
 from nemo_ptq.checkpoint.tokenizer_files import largest_token, tokenizer_of
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec
+
+
+def tokenizer_is_given(model: ModelSpec, checkpoint: Any, tokenizer_path: Any) -> str | None:
+    """A checkpoint without a tokenizer in it, as Megatron-LM's are, or with that of another machine, comes with one."""
+    path = Path(checkpoint).expanduser()
+    if tokenizer_path is not None or is_hugging_face(path):
+        return None
+    way_out = "give tokenizer_path= the Hugging Face directory of the tokenizer that the model was trained with"
+    if is_megatron(path):
+        has_one = (iteration_of(path) / TOKENIZER).is_dir()
+        said = f"nemo_checkpoint={checkpoint} has no tokenizer/ in it, as Megatron-LM's checkpoints do not"
+        return None if has_one else f"{said}: {way_out}"
+    if not (path / "context" / "model.yaml").is_file():
+        return None
+    settings = read_model_yaml(path)["tokenizer"] or {}
+    name = str(settings.get("pretrained_model_name") or settings.get("model_path") or "")
+    if not Path(name).is_absolute() or Path(name).exists():
+        return None
+    return f"nemo_checkpoint={checkpoint} has its tokenizer in {name}, which is not there on this machine: {way_out}"
 
 
 def tokens_have_rows(model: ModelSpec, checkpoint: Any, tokenizer_path: Any) -> str | None:
@@ -35,6 +55,8 @@ def _tokenizer(checkpoint: Path, tokenizer_path: Any) -> Path | None:
         return given if given.exists() else None
     if is_hugging_face(checkpoint):
         return tokenizer_of(checkpoint)
+    if is_megatron(checkpoint):
+        return inside if (inside := iteration_of(checkpoint) / TOKENIZER).is_dir() else None
     if not (checkpoint / "context" / "model.yaml").is_file():
         return None
     return tokenizer_of(checkpoint, read_model_yaml(checkpoint)["tokenizer"] or {})

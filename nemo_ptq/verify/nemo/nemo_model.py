@@ -240,13 +240,26 @@ def open_nemo(path: Path) -> NemoWeights:
     Raises:
         PtqError: If it does not describe a model that can be run.
     """
-    description, files = read_model_yaml(path), ShardedTensors(path)
+    return read_model(path / "context" / "model.yaml", read_model_yaml(path), ShardedTensors(path))
+
+
+def read_model(source: Path, description: Mapping[str, Any], files: ShardedTensors) -> NemoWeights:
+    """Puts a description and tensors together.
+
+    Args:
+        source: Where the description was read, for messages.
+        description: As in a context's model.yaml.
+        files: The tensors, under NeMo's names.
+
+    Raises:
+        PtqError: If it does not describe a model that can be run.
+    """
     try:
         model = description["config"]
         zero_centered = bool(model.get("layernorm_zero_centered_gamma"))
         return NemoWeights(_model_config(description, model, files), zero_centered, files)
     except (KeyError, TypeError, AttributeError) as error:
-        raise PtqError(f"{path}/context/model.yaml is not of a GPT-like model: {error!r}") from error
+        raise PtqError(f"{source} is not of a GPT-like model: {error!r}") from error
 
 
 def _model_config(description: Mapping[str, Any], model: Mapping[str, Any], files: ShardedTensors) -> ModelConfig:

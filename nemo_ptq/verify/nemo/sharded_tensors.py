@@ -30,6 +30,9 @@ class _Plain:
     def __init__(self, *arguments: Any) -> None:
         self.stored: Any = arguments
 
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass  # of a container of a class of its own, whose content is not kept
+
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
             vars(self).update(state)
@@ -37,14 +40,19 @@ class _Plain:
             self.stored = state
 
 
-class _PlainUnpickler(pickle.Unpickler):
+class PlainUnpickler(pickle.Unpickler):
     """Imports nothing: sizes become tuples, data types themselves, and every other class :class:`_Plain`."""
 
     def find_class(self, module: str, name: str) -> Any:
+        """Returns what stands for a name."""
         if (module, name) == ("torch", "Size"):
             return tuple
         value = getattr(torch, name, None) if module == "torch" else None
         return value if isinstance(value, torch.dtype) else _Plain
+
+    def persistent_load(self, pid: Any) -> Any:
+        """Returns what stands for the values of a tensor."""
+        return _Plain(pid)
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ def _read_index(weights: Path) -> dict[str, _Entry]:
         raise PtqError(f"{weights} is in format {backend}, expected {_BACKEND}: save it again with NeMo")
     try:
         with open_file(weights / ".metadata") as file:
-            index = _PlainUnpickler(file).load()
+            index = PlainUnpickler(file).load()
         places: dict[tuple[str, tuple[int, ...]], Any] = {
             (key.fqn, getattr(key, "offset", None) or ()): place for key, place in index.storage_data.items()
         }
@@ -111,14 +119,16 @@ class ShardedTensors:
 
     Args:
         checkpoint: Directory with ``weights/``.
+        weights: The directory with the files, where it is another one.
+        prefix: What is put before the names in the files.
     """
 
-    def __init__(self, checkpoint: Path) -> None:
-        self._weights = checkpoint / "weights"
+    def __init__(self, checkpoint: Path, weights: Path | None = None, prefix: str = "") -> None:
+        self._weights, self._prefix = weights or checkpoint / "weights", prefix
 
     @cached_property
     def _entries(self) -> Mapping[str, _Entry]:
-        return _read_index(self._weights)
+        return {self._prefix + name: entry for name, entry in _read_index(self._weights).items()}
 
     @cached_property
     def _states(self) -> Mapping[str, str]:

@@ -13,7 +13,7 @@ import pytest
 
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.checkpoint.tokenizer_files import largest_token
-from nemo_ptq.plan.rules.tokenizer import tokens_have_rows
+from nemo_ptq.plan.rules.tokenizer import tokenizer_is_given, tokens_have_rows
 from tests.families import make_tokenizer
 
 
@@ -88,3 +88,18 @@ def test_files_that_are_elsewhere_are_not_looked_at(checkpoint_of: Callable[[str
     model = replace(read_metadata(checkpoint_of("llama2")), vocab_size=1)
     assert tokens_have_rows(model, tmp_path / "nowhere", None) is None
     assert tokens_have_rows(model, checkpoint_of("llama2"), "meta-llama/Llama-3.1-8B") is None
+
+
+def test_a_tokenizer_of_another_machine_is_told(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    model = read_metadata(checkpoint_of("llama2"))
+    checkpoint = tmp_path / "moved"
+    shutil.copytree(checkpoint_of("llama2") / "context", checkpoint / "context")
+    file = checkpoint / "context" / "model.yaml"
+    assert tokenizer_is_given(model, checkpoint, None) is None
+    there = file.read_text()
+    file.write_text(there.replace("pretrained_model_name: nemo_tokenizer", "pretrained_model_name: /lustre/llama"))
+    problem = str(tokenizer_is_given(model, checkpoint, None))
+    assert "has its tokenizer in /lustre/llama, which is not there on this machine: give tokenizer_path=" in problem
+    assert tokenizer_is_given(model, checkpoint, "/somewhere") is None
+    file.write_text(there.replace("pretrained_model_name: nemo_tokenizer", "pretrained_model_name: meta-llama/Llama"))
+    assert tokenizer_is_given(model, checkpoint, None) is None  # may be on the hub

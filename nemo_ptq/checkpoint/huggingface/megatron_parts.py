@@ -1,0 +1,38 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""The tensors of a Hugging Face directory as Megatron has them. Nothing is read until a part is asked for."""
+
+from functools import partial
+
+import torch
+
+from nemo_ptq.checkpoint.huggingface.description import HuggingFaceDescription
+from nemo_ptq.checkpoint.huggingface.hf_weights import Weights
+from nemo_ptq.checkpoint.huggingface.stored_tensors import planned_parts
+from nemo_ptq.checkpoint.parts import TensorPart
+from nemo_ptq.models.mapping import WeightRule
+
+
+def megatron_parts(model: HuggingFaceDescription, padded_vocab: int) -> list[TensorPart]:
+    """Plans every tensor; shapes come from running the rules on tensors without data.
+
+    Args:
+        model: The directory.
+        padded_vocab: Rows of the embedding in Megatron.
+    """
+    weights = Weights(model.tensors)
+    sizes, dtype = (model.spec.num_query_groups, model.spec.head_size, padded_vocab), getattr(torch, model.dtype)
+
+    def make(rule: WeightRule, names: tuple[str, ...]) -> torch.Tensor:
+        return rule.join(map(weights.read, names), *sizes).to(dtype)
+
+    return [
+        TensorPart(
+            key=part.rule.target,
+            shape=tuple(part.rule.join(map(weights.meta, part.names), *sizes).shape),
+            dtype=dtype,
+            read=partial(make, part.rule, part.names),
+            position=part.position,
+        )
+        for part in planned_parts(model.hf_class, model.settings)
+    ]

@@ -1,0 +1,89 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Pickles read as data: none of the names in them is imported, nothing is called. Needs no torch."""
+
+import io
+import pickle
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile, ZipFile
+
+from nemo_ptq.untrusted import FileError, open_file
+
+# The options and counters of a training job have some kilobytes.
+_MOST_BYTES = 2**27
+
+
+class Record:
+    """Stands for any class or function in a pickle: keeps its state, runs nothing."""
+
+    state: Any = None
+
+    def __new__(cls, *args: Any) -> "Record":
+        """Makes one of any arguments, which are not kept."""
+        return super().__new__(cls)
+
+    def __setstate__(self, state: Any) -> None:
+        if isinstance(state, dict):
+            self.__dict__.update(state)
+        else:
+            self.state = state
+
+    # What a pickle puts into a container of a class of its own is not kept.
+
+    def __setitem__(self, key: Any, value: Any) -> None:
+        pass
+
+    def append(self, value: Any) -> None:
+        """Forgets a value."""
+
+    def extend(self, values: Any) -> None:
+        """Forgets values."""
+
+    def add(self, value: Any) -> None:
+        """Forgets a value."""
+
+
+class TorchName(str):
+    """A name of torch's: a data type, or a function that a pickle would call."""
+
+    def __call__(self, *args: Any) -> Record:
+        """Returns what stands for the result."""
+        return Record()
+
+
+class InertUnpickler(pickle.Unpickler):
+    """Reads a pickle's data and imports none of the names in it, so that a hostile checkpoint can run no code."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        """Returns what stands for a name."""
+        if module == "torch":
+            # A data type is a name alone, a size a call.
+            return tuple if name == "Size" else TorchName(name)
+        return Record
+
+    def persistent_load(self, pid: Any) -> Record:
+        """Returns what stands for the values of a tensor."""
+        return Record()
+
+
+def read_saved(path: Path) -> Any:
+    """Reads what ``torch.save`` has written, tensors left out.
+
+    Raises:
+        FileError: If the file is missing or damaged, or is not one of torch's.
+    """
+    with open_file(path) as file:
+        try:
+            with ZipFile(file) as archive:
+                entry = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
+                if entry.file_size > _MOST_BYTES:
+                    raise FileError(path, f"has a pickle of more than {_MOST_BYTES} bytes")
+                content = archive.read(entry)
+            return InertUnpickler(io.BytesIO(content)).load()
+        except (BadZipFile, StopIteration) as error:
+            raise FileError(path, "cannot be read: it is not a file of torch.save") from error
+        except FileError:
+            raise
+        except Exception as error:  # a damaged pickle raises whatever it likes
+            raise FileError(path, f"cannot be read: {error!r}"[:200]) from error

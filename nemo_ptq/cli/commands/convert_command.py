@@ -1,0 +1,26 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""`nemo-ptq convert`: any checkpoint becomes any other, unquantized."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+
+def convert(
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="SRC", help="Checkpoint of NeMo 2.0, Hugging Face, Megatron-LM or Megatron-Bridge."),
+    ],
+    output: Annotated[Path, typer.Argument(metavar="OUT", help="Directory to make.")],
+    to: Annotated[str, typer.Option("--format", help="What to make: hf, nemo or megatron.")],
+    tokenizer: Annotated[
+        Optional[Path], typer.Option(help="Hugging Face directory of the tokenizer, in place of the checkpoint's.")
+    ] = None,
+) -> None:
+    """Convert a checkpoint, unquantized and layer by layer; what was written is compared with what was read."""
+    from nemo_ptq.console.reporter import Reporter
+    from nemo_ptq.engine.convert import convert as run
+
+    run(source.expanduser().absolute(), output.expanduser().absolute(), to, tokenizer, Reporter(True))

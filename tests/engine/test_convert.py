@@ -1,0 +1,109 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""`nemo-ptq convert`: any checkpoint becomes any other, and stays the same model."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
+from nemo_ptq.errors import PtqError
+from tests.families import TOKENS
+from tests.ranks import run_ranks
+
+FAMILIES = (
+    *("llama31", "gemma"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama32", "mixtral", "qwen2", "qwen3", "qwen3_moe")),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "nemotron", "phi3", "gemma2", "gemma3")),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("starcoder", "starcoder2")),
+)
+
+
+def convert(source: Path, output: Path, name: str, tokenizer: Path | None = None) -> None:
+    """As the command does; for ranks, whose processes have imported NeMo already."""
+    from nemo_ptq.console.reporter import Reporter
+    from nemo_ptq.engine.convert import convert as run
+
+    run(source, output, name, tokenizer, Reporter(False))
+
+
+def values(checkpoint: Path) -> dict[str, torch.Tensor]:
+    return {part.live_name: part.read() for part in checkpoint_parts(checkpoint)}
+
+
+def logits(directory: Path) -> torch.Tensor:
+    """What transformers computes."""
+    from transformers import AutoModelForCausalLM
+
+    model: Any = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.bfloat16)
+    tokens = torch.randint(0, TOKENS, (2, 40), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model(tokens).logits
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_there_and_back(name: str, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """NeMo to Hugging Face gives transformers' logits, and back gives equal tensors."""
+    source = checkpoint_of(name)
+    convert(source, tmp_path / "hf", "hf")
+    published = source.with_name(f"{name}.hf")
+    expected, found = logits(published), logits(tmp_path / "hf")
+    assert torch.equal(found[..., : expected.shape[-1]], expected)
+    run_ranks(convert, 1, tmp_path / "hf", tmp_path / "nemo", "nemo")
+    before, after = values(source), values(tmp_path / "nemo")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+def restored(source: Path, root: Path) -> list[str]:
+    """Names of this rank's parameters that Megatron restores otherwise than they are in a NeMo checkpoint."""
+    from megatron.core import dist_checkpointing
+
+    from tests import steps
+
+    with steps.loaded(source, 2) as model:
+        expected = {name: parameter.clone() for name, parameter in model.module.named_parameters()}
+        for parameter in model.module.parameters():
+            parameter.data.zero_()
+        state = {"model": model.module.sharded_state_dict(prefix="")}
+        read = dist_checkpointing.load(state, str(root / "release"))
+        model.module.load_state_dict(read["model"], strict=False)
+        return [name for name, found in model.module.named_parameters() if not torch.equal(found, expected[name])]
+
+
+@pytest.mark.parametrize("name", ["qwen3", pytest.param("mixtral", marks=pytest.mark.slow)])
+def test_megatron_restores_it_at_another_parallelism(
+    name: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    from nemo_ptq.checkpoint.inert import read_saved
+
+    source = checkpoint_of(name)
+    run_ranks(convert, 1, source, tmp_path / "megatron", "megatron")
+    assert run_ranks(restored, 2, source, tmp_path / "megatron") == [[], []]
+    arguments = read_saved(tmp_path / "megatron" / "release" / "common.pt")["args"]
+    assert (arguments.num_layers, arguments.qk_layernorm) == (2, name == "qwen3")
+    convert(tmp_path / "megatron", tmp_path / "hf", "hf")
+    found = logits(tmp_path / "hf")
+    assert torch.equal(found, logits(source.with_name(f"{name}.hf"))[..., : found.shape[-1]])
+
+
+def test_another_format_is_told(tmp_path: Path) -> None:
+    with pytest.raises(PtqError, match="--format gguf is not known: choose one of hf, nemo, megatron"):
+        convert(tmp_path, tmp_path / "out", "gguf")
+
+
+def test_what_stands_there_is_left_alone(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    (tmp_path / "there").mkdir()
+    with pytest.raises(PtqError, match="exists: choose another output"):
+        convert(checkpoint_of("gemma"), tmp_path / "there", "hf")
+
+
+def test_megatron_lm_has_no_gemma(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    from nemo_ptq.checkpoint.megatron.writer import megatron_arguments
+    from nemo_ptq.checkpoint.metadata import read_metadata
+
+    with pytest.raises(PtqError, match="Megatron-LM has no arguments for the scaled embedding of Gemma"):
+        megatron_arguments(read_metadata(checkpoint_of("gemma")), None)
