@@ -25,7 +25,7 @@ from nemo_ptq.export.huggingface.hf_documents import (
 from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
 from nemo_ptq.export.packing import Packed, RowGroups, all_rows, kv_cache_scales, pack_linear, pack_plain, row_splitter
 from nemo_ptq.export.source import PackedExport, Source
-from nemo_ptq.quantization.schemes import Field, Scheme, the_scheme
+from nemo_ptq.quantization.schemes import Field, Scheme
 
 _FP8_WEIGHT = Field("weight", torch.float8_e4m3fn, lambda o, i, g: (o, i), 0, 1)
 _INT8_WEIGHT = Field("weight", torch.int8, lambda o, i, g: (o, i), 0, 1)
@@ -196,33 +196,39 @@ def _multiplied(scheme: Scheme | None) -> tuple[str, str]:
 def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
     """Returns what config.json says about the quantization, or None for an unquantized model.
 
-    Raises:
-        PtqError: If the model is quantized in several ways.
+    Where layers are quantized in several ways, each way is a group that lists its layers.
     """
-    scheme = the_scheme(layout.schemes.values())
-    if scheme.quant_algo is None:
+    layers = layout.quantized()
+    ways = list(dict.fromkeys(layers.values()))
+    if not ways:
         return _cache_alone(dict(_FLOAT8)) if layout.kv_cache else None
-    stored = _STORED[scheme.quant_algo]
-    group = {"group_size": scheme.block_size} if scheme.block_size else {}
-    inputs = stored.inputs and {**stored.inputs, **(group if stored.inputs["strategy"] == "tensor_group" else {})}
-    weights = {**stored.weights, **group}
+    if len(ways) == 1:
+        groups = [_group(ways[0], ["Linear"], _STORED[ways[0].quant_algo].is_named)]
+    else:
+        groups = [_group(way, [name for name, its in layers.items() if its == way], is_named=True) for way in ways]
     config: dict[str, Any] = {
         "quant_method": "compressed-tensors",
-        "format": stored.format,
+        "format": _STORED[ways[0].quant_algo].format if len(ways) == 1 else "mixed-precision",
         "quantization_status": "compressed",
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": weights,
-                "input_activations": inputs,
-                **({"format": stored.format} if stored.is_named else {}),
-            }
-        },
+        "config_groups": {f"group_{index}": group for index, group in enumerate(groups)},
         "ignore": layout.unquantized(embeddings=False),
     }
     if layout.kv_cache:
         config["kv_cache_scheme"] = dict(_FLOAT8)
     return config
+
+
+def _group(scheme: Scheme, targets: list[str], is_named: bool) -> dict[str, Any]:
+    """What config.json says about layers of one scheme."""
+    stored = _STORED[scheme.quant_algo]
+    size = {"group_size": scheme.block_size} if scheme.block_size else {}
+    inputs = stored.inputs and {**stored.inputs, **(size if stored.inputs["strategy"] == "tensor_group" else {})}
+    return {
+        "targets": targets,
+        "weights": {**stored.weights, **size},
+        "input_activations": inputs,
+        **({"format": stored.format} if is_named else {}),
+    }
 
 
 def _cache_alone(scheme: dict[str, Any]) -> dict[str, Any]:

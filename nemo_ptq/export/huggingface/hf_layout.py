@@ -117,6 +117,17 @@ class HuggingFaceLayout:
         }
         return sorted(found)
 
+    def quantized(self) -> dict[str, Scheme]:
+        """The scheme of each quantized linear layer, by Hugging Face's name."""
+        found = {
+            name.format(**numbers): self.schemes[template.format(**numbers)]
+            for template, names in self.names.items()
+            for numbers in self._numbers(template)
+            if template.format(**numbers) in self.schemes
+            for name in names.values()
+        }
+        return dict(sorted(found.items()))
+
     def _numbers(self, template: str) -> Iterator[dict[str, int]]:
         layers = range(self.shape.num_layers) if "{layer}" in template else range(1)
         experts = range(self.shape.num_experts or 0) if "{expert}" in template else range(1)

@@ -26,7 +26,7 @@ from nemo_ptq.export.huggingface.hf_documents import (
 from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
 from nemo_ptq.export.packing import Packed, all_rows, kv_cache_scales, pack_linear, pack_plain, row_splitter
 from nemo_ptq.export.source import PackedExport, Source
-from nemo_ptq.quantization.schemes import Field, Scheme, the_scheme
+from nemo_ptq.quantization.schemes import Field, Scheme
 
 _WEIGHT = Field("weight", None, lambda o, i, g: (o, i), 0, 1)
 _INT4_WEIGHT = Field("weight", torch.uint8, lambda o, i, g: (o // 2, i), 0, 1)
@@ -55,6 +55,8 @@ FIELDS: dict[str | None, tuple[Field, ...]] = {
     ),
     "W4A16_NVFP4": _NVFP4_WEIGHT,
 }
+MIXED_PRECISION = "MIXED_PRECISION"
+"""The format's name of several algorithms in one model."""
 KV_FIELDS = {rows: Field(f"{rows}_scale", torch.float32, lambda o, i, g: (), None, None) for rows in ("k", "v")}
 # The format's name of what the packing calls otherwise.
 _RENAMED = {
@@ -107,19 +109,22 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
     """Returns hf_quant_config.json, or None for an unquantized model.
 
     Its producer is ModelOpt, whose format it is and whose arithmetic made the numbers: readers look for that name.
-
-    Raises:
-        PtqError: If the model is quantized in several ways.
+    Layers that are quantized in several ways are listed, each with its own.
     """
-    scheme = the_scheme(layout.schemes.values())
-    if scheme.quant_algo is None:
+    layers = layout.quantized()
+    if not layers:
         return None
+    how = {name: {"quant_algo": scheme.quant_algo, **scheme.quantization_keys} for name, scheme in layers.items()}
+    if len(set(layers.values())) > 1:
+        algorithm, keys = MIXED_PRECISION, {"quantized_layers": how}
+    else:
+        algorithm, keys = next(iter(layers.values())).quant_algo, next(iter(layers.values())).quantization_keys
     return {
         "producer": {"name": "modelopt", "version": version("nvidia-modelopt")},
         "quantization": {
-            "quant_algo": scheme.quant_algo,
+            "quant_algo": algorithm,
             "kv_cache_quant_algo": "FP8" if layout.kv_cache else None,
-            **scheme.quantization_keys,
+            **keys,
             "exclude_modules": layout.unquantized(embeddings=True),
         },
     }
@@ -139,6 +144,8 @@ def in_config_json(quantization: dict[str, Any]) -> dict[str, Any]:
         }
     elif details["quant_algo"] == "W4A16_NVFP4":
         found["config_groups"] = {"group_0": {"weights": bits, "targets": ["Linear"]}}
+    elif details["quant_algo"] == MIXED_PRECISION:
+        found["quantized_layers"] = details["quantized_layers"]
     found |= {"ignore": details["exclude_modules"], "quant_algo": details["quant_algo"]}
     if details["kv_cache_quant_algo"]:
         found["kv_cache_scheme"] = {"dynamic": False, "num_bits": 8, "type": "float"}

@@ -76,7 +76,25 @@ _MODELOPT: Mapping[str, Callable[[int, int, int], dict[str, Spec]]] = {
     "FP8_PER_CHANNEL_PER_TOKEN": _fp8_rows,
     "W4A16_NVFP4": _nvfp4_weights,
 }
+_MIXED = "MIXED_PRECISION"
 _WITHOUT_GROUPS = ("FP8", "FP8_PER_CHANNEL_PER_TOKEN")
+
+
+@dataclass(frozen=True)
+class Way:
+    """How linear layers are quantized and stored.
+
+    Attributes:
+        algorithm: The format's name of it.
+        group_size: In-features that share a scale; 0 where there are no groups.
+        fields: What a linear layer is stored as.
+        optional: Further tensors that a linear layer of (out, in) may have.
+    """
+
+    algorithm: str
+    group_size: int
+    fields: Callable[[int, int, int], dict[str, Spec]]
+    optional: Callable[[int, int], dict[str, Spec]] = lambda o, i: {}
 
 
 @dataclass(frozen=True)
@@ -85,29 +103,23 @@ class Quantization:
 
     Attributes:
         algorithm: The format's name of it.
-        group_size: In-features that share a scale; 0 where there are no groups.
+        ways: Patterns of the names of linear layers, and how those are quantized; the first that fits counts.
         excluded: Patterns of the names of linear layers that are not quantized.
         kv_cache: Gives the name of the scale that belongs to a k_proj or v_proj, None where no KV cache is quantized.
         kv_spec: What such a scale is.
-        fields: What a linear layer is stored as.
-        optional: Further tensors that a linear layer of (out, in) may have.
     """
 
     algorithm: str
-    group_size: int
+    ways: tuple[tuple[str, Way], ...]
     excluded: tuple[str, ...]
     kv_cache: Callable[[str], str] | None
     kv_spec: Spec
-    fields: Callable[[int, int, int], dict[str, Spec]]
-    optional: Callable[[int, int], dict[str, Spec]]
 
-    def is_excluded(self, module: str) -> bool:
-        """Whether a linear layer is left unquantized."""
-        return any(fnmatchcase(module, pattern) for pattern in self.excluded)
-
-    def algorithm_of(self, module: str) -> str | None:
+    def way_of(self, module: str) -> Way | None:
         """How a linear layer is quantized, None where it is not."""
-        return None if self.is_excluded(module) else self.algorithm
+        if any(fnmatchcase(module, pattern) for pattern in self.excluded):
+            return None
+        return next((way for pattern, way in self.ways if fnmatchcase(module, pattern)), None)
 
 
 def is_hugging_face(directory: Path) -> bool:
@@ -239,11 +251,11 @@ class HuggingFaceDirectory:
         raise PtqError(f"config.json: quant_method {content.get('quant_method')!r} is not known")
 
     @property
-    def quantized(self) -> Iterator[tuple[str, StoredModule]]:
-        """The linear layers that are quantized."""
+    def quantized(self) -> Iterator[tuple[str, StoredModule, Way]]:
+        """The linear layers that are quantized, and how."""
         for name, module in self.modules.items():
-            if module.kind == "linear" and self.quantization and not self.quantization.is_excluded(name):
-                yield name, module
+            if module.kind == "linear" and self.quantization and (way := self.quantization.way_of(name)):
+                yield name, module, way
 
     @cached_property
     def expected(self) -> dict[str, Spec]:
@@ -254,12 +266,10 @@ class HuggingFaceDirectory:
                 specs[f"{name}.weight"] = (None, module.shape)
             if module.has_bias:
                 specs[f"{name}.bias"] = (None, module.shape[:1])
-        quantization = self.quantization
-        for name, _ in self.quantized:
-            assert quantization is not None
+        for name, _, way in self.quantized:
             out, inputs = specs.pop(f"{name}.weight")[1]
-            fields = quantization.fields(out, inputs, quantization.group_size)
-            specs |= {f"{name}.{field}": spec for field, spec in fields.items()}
+            specs |= {f"{name}.{field}": spec for field, spec in way.fields(out, inputs, way.group_size).items()}
+        quantization = self.quantization
         if quantization is not None and quantization.kv_cache is not None:
             values = [name for name in self.modules if name.endswith((".k_proj", ".v_proj"))]
             specs |= {quantization.kv_cache(name): quantization.kv_spec for name in values}
@@ -270,9 +280,8 @@ class HuggingFaceDirectory:
         """Tensors that there may be."""
         return {
             f"{name}.{field}": spec
-            for name, module in self.quantized
-            if self.quantization is not None
-            for field, spec in self.quantization.optional(*module.shape).items()
+            for name, module, way in self.quantized
+            for field, spec in way.optional(*module.shape).items()
         }
 
 
@@ -281,23 +290,37 @@ def _modelopt(content: dict[str, Any], document: dict[str, Any]) -> Quantization
     if not isinstance(details, dict) or document.get("producer", {}).get("name") != "modelopt":
         raise PtqError("hf_quant_config.json: needs the producer modelopt and an object quantization")
     algorithm = str(details.get("quant_algo"))
-    if algorithm != content.get("quant_algo") or algorithm not in _MODELOPT:
+    if algorithm != content.get("quant_algo") or algorithm not in (*_MODELOPT, _MIXED):
         raise PtqError(f"quant_algo is {algorithm!r}, in config.json {content.get('quant_algo')!r}")
     if details.get("exclude_modules") != content.get("ignore"):
         raise PtqError("exclude_modules of hf_quant_config.json is not ignore of config.json")
+    if details.get("quantized_layers") != content.get("quantized_layers"):
+        raise PtqError("quantized_layers of hf_quant_config.json are not those of config.json")
     kv_cache = details.get("kv_cache_quant_algo")
     if (kv_cache == "FP8") != ("kv_cache_scheme" in content) or kv_cache not in (None, "FP8"):
         raise PtqError(f"kv_cache_quant_algo is {kv_cache!r}, kv_cache_scheme {content.get('kv_cache_scheme')!r}")
-    group_size = details.get("group_size", 0)
-    if algorithm not in _WITHOUT_GROUPS and (not isinstance(group_size, int) or group_size < 1):
-        raise PtqError(f"hf_quant_config.json: group_size is {group_size!r}")
-    has_scales = bool(details.get("pre_quant_scale"))
+    layers = details.get("quantized_layers") if algorithm == _MIXED else {"*": details}
+    if not isinstance(layers, dict) or not layers:
+        raise PtqError(f"hf_quant_config.json: quantized_layers is {layers!r}, expected an object of layers")
     return Quantization(
         algorithm,
-        group_size,
+        tuple((name, _modelopt_way(its)) for name, its in layers.items()),
         tuple(content["ignore"]),
         (lambda name: f"{name}.{name[-6]}_scale") if kv_cache else None,
         ("F32", ()),
+    )
+
+
+def _modelopt_way(details: dict[str, Any]) -> Way:
+    algorithm, group_size = str(details.get("quant_algo")), details.get("group_size", 0)
+    if algorithm not in _MODELOPT:
+        raise PtqError(f"hf_quant_config.json: quant_algo {algorithm!r} is not known")
+    if algorithm not in _WITHOUT_GROUPS and (not isinstance(group_size, int) or group_size < 1):
+        raise PtqError(f"hf_quant_config.json: group_size is {group_size!r}")
+    has_scales = bool(details.get("pre_quant_scale"))
+    return Way(
+        algorithm,
+        group_size,
         _MODELOPT[algorithm],
         lambda o, i: {"pre_quant_scale": (None, (i,))} if has_scales else {},
     )
@@ -388,10 +411,6 @@ def _arguments(content: Mapping[str, Any]) -> _Arguments:
     return str(content.get("type")), int(content.get("num_bits") or 0), str(content.get("strategy"))
 
 
-def _no_weights(o: int, i: int, g: int) -> dict[str, Spec]:
-    return {}
-
-
 def _compressed_cache_scale(name: str) -> str:
     """The scale that belongs to a k_proj or v_proj."""
     return f"{name[:-7]}.{name[-6]}_scale"
@@ -399,33 +418,39 @@ def _compressed_cache_scale(name: str) -> str:
 
 def _compressed(content: dict[str, Any]) -> Quantization:
     kind, groups = str(content.get("format")), content.get("config_groups")
+    is_mixed = kind == "mixed-precision"
     if kind == "dense" and groups == {} and content.get("kv_cache_scheme"):
-        return Quantization(kind, 0, ("*",), _compressed_cache_scale, ("F32", (1,)), _no_weights, lambda o, i: {})
-    known = [way for way in _COMPRESSED if way.format == kind]
-    if not known or content.get("quantization_status") != "compressed":
+        return Quantization(kind, (), ("*",), _compressed_cache_scale, ("F32", (1,)))
+    is_known = is_mixed or any(way.format == kind for way in _COMPRESSED)
+    if not is_known or content.get("quantization_status") != "compressed":
         raise PtqError(f"config.json: format {kind!r} in status {content.get('quantization_status')!r} is not known")
-    if not isinstance(groups, dict) or len(groups) != 1:
-        raise PtqError("config.json: config_groups must be one group")
-    (group,) = groups.values()
-    weights, inputs = group.get("weights"), group.get("input_activations")
-    if group.get("targets") != ["Linear"] or not weights:
-        raise PtqError("config.json: the group must describe the weights of Linear")
-    if not all(part.get("symmetric") is True for part in (weights, inputs) if part):
-        raise PtqError("config.json: weights and input_activations must be symmetric")
-    said = _arguments(weights), (_arguments(inputs), inputs.get("dynamic")) if inputs else None
-    ways = [way for way in known if (way.weights, way.inputs) == said]
-    if not ways or weights.get("dynamic"):
-        raise PtqError(f"config.json: {kind} with weights {said[0]} and input_activations {said[1]} is not known")
-    (way,) = ways
+    if not isinstance(groups, dict) or (len(groups) < 2 if is_mixed else len(groups) != 1):
+        raise PtqError(f"config.json: config_groups must be {'several groups' if is_mixed else 'one group'}")
+    ways: list[tuple[str, Way]] = []
+    for group in groups.values():
+        targets = group.get("targets")
+        if not group.get("weights") or (not isinstance(targets, list) if is_mixed else targets != ["Linear"]):
+            raise PtqError("config.json: the group must describe the weights of Linear")
+        way = _compressed_way(str(group.get("format")) if is_mixed else kind, group)
+        ways += [("*" if name == "Linear" else name, way) for name in targets]
     return Quantization(
-        way.algorithm,
-        weights.get("group_size") or 0,
+        ways[0][1].algorithm if len(groups) == 1 else kind,
+        tuple(ways),
         tuple(content.get("ignore") or ()),
         _compressed_cache_scale if content.get("kv_cache_scheme") else None,
         ("F32", (1,)),
-        way.fields,
-        lambda o, i: {},
     )
+
+
+def _compressed_way(kind: str, group: dict[str, Any]) -> Way:
+    weights, inputs = group["weights"], group.get("input_activations")
+    if not all(part.get("symmetric") is True for part in (weights, inputs) if part):
+        raise PtqError("config.json: weights and input_activations must be symmetric")
+    said = _arguments(weights), (_arguments(inputs), inputs.get("dynamic")) if inputs else None
+    ways = [way for way in _COMPRESSED if (way.format, way.weights, way.inputs) == (kind, *said)]
+    if not ways or weights.get("dynamic"):
+        raise PtqError(f"config.json: {kind} with weights {said[0]} and input_activations {said[1]} is not known")
+    return Way(ways[0].algorithm, weights.get("group_size") or 0, ways[0].fields)
 
 
 def config_problems(directory: HuggingFaceDirectory) -> list[str]:
@@ -440,6 +465,8 @@ def config_problems(directory: HuggingFaceDirectory) -> list[str]:
         layers = [name for name, module in directory.modules.items() if module.kind != "norm"]
         idle = [p for p in quantization.excluded if not any(fnmatchcase(name, p) for name in layers)]
         problems += [f"{pattern} is excluded and no layer" for pattern in idle]
+        lost = [p for p, _ in quantization.ways if not any(fnmatchcase(name, p) for name in layers)]
+        problems += [f"{pattern} is quantized and no layer" for pattern in lost]
         if not any(directory.quantized) and quantization.algorithm != "dense":
             problems.append("no linear layer is quantized")
     return problems

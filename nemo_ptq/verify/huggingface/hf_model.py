@@ -86,7 +86,8 @@ class HuggingFaceWeights:
             is_needed = field not in ("bias", "pre_quant_scale") or f"{module}.{field}" in files
             return self.directory.tensor(f"{module}.{field}").to(device) if is_needed else None
 
-        return stored_linear(None if quantization is None else quantization.algorithm_of(module), read)
+        way = None if quantization is None else quantization.way_of(module)
+        return stored_linear(None if way is None else way.algorithm, read)
 
     @cached_property
     def _has_fused_heads(self) -> bool:
