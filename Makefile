@@ -4,7 +4,7 @@
 SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
-.PHONY: help demo demo-smollm2 checkpoint test test-slow test-faults test-cluster test-serve serve-env servers \
+.PHONY: help demo demo-smollm2 checkpoint test test-slow test-faults test-cluster test-serve serve-env serve-exports servers \
 	support-matrix lint docs clean
 
 # The first Python that runs (a pyenv shim may exist without doing so) and is neither too old nor too new.
@@ -45,6 +45,10 @@ serve-env: build/venv-vllm/installed ## install vLLM's CPU build into build/venv
 
 test-serve: checkpoint serve-env ## load exports with vLLM on this machine's CPU, and compare its answers
 	@$(IN_VENV) python -m pytest -m serve tests/serve
+
+serve-exports: checkpoint ## make the exports that benchmarks/serve_gpu.sh serves, and what is predicted of them, in build/serve
+	@rm -rf build/serve
+	@$(IN_VENV) OMP_NUM_THREADS=2 python -m tests.serve.exports build/serve
 
 servers: .venv/installed ## write docs/servers.md from the table of servers
 	@$(IN_VENV) python -m tests.servers

@@ -38,8 +38,13 @@ def _known_families(format: str, algorithm: str) -> list[Family]:
     if record.is_hugging_face:
         known = [family for family in known if family.hugging_face is not None]
     if algorithm not in (NO_QUANT, *record.experts):
-        known = [family for family in known if family.name != "Mixtral"]
+        known = [family for family in known if not _has_experts(family)]
     return known
+
+
+def _has_experts(family: Family) -> bool:
+    its = family.hugging_face
+    return its is not None and any("{expert}" in name for name in its.module_names())
 
 
 def cells() -> Iterator[Export]:
@@ -61,6 +66,9 @@ def _said(found: Answer) -> str:
     return f"{'yes' if found.outcome == LOADS else '**no**'} ({_SHORT[found.known_by]})"
 
 
+_CACHED = " with a quantized KV cache"
+
+
 def _cell(exports: list[Export], server: Server, version: str, notes: list[str]) -> str:
     """What is said of all exports of one format and algorithm: of most of them first, then of the others by family."""
     found: Mapping[tuple[str, str], list[Export]] = defaultdict(list)
@@ -74,7 +82,9 @@ def _cell(exports: list[Export], server: Server, version: str, notes: list[str])
         mark = f" [{notes.index(note) + 1}]" if note else ""
         names = list(dict.fromkeys(export.family for export in which))
         plain = {export.family for export in which if not export.kv_cache}
-        shown = [name if name in plain else f"{name} with a quantized KV cache" for name in names]
+        shown = [name if name in plain else f"{name}{_CACHED}" for name in names]
+        if len(shown) > 1 and {export for export in exports if export.kv_cache} == set(which):
+            shown = [_CACHED.strip()]
         texts.append(f"{', '.join(shown)}: {text}{mark}" if texts else f"{text}{mark}")
     return "; ".join(texts)
 

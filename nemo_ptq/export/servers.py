@@ -140,8 +140,10 @@ _HF, _COMPRESSED = ("hf",), ("compressed_tensors",)
 _LLAMAS = ("Llama", "CodeLlama")
 _DENSE = (*_LLAMAS, "Mistral", "Gemma", "Nemotron", "StarCoder", "StarCoder 2")
 _KNOWN_FAMILIES = (*_DENSE, "Mixtral")
-# Their classes in vLLM 0.32 build quantized layers and load weights as Llama's does.
-_LIKE_LLAMA = ("Qwen 2", "Qwen 3", "Qwen 3 MoE", "Phi 3", "Gemma 2", "Gemma 3")
+_NEWER_FAMILIES = ("Qwen 2", "Qwen 3", "Qwen 3 MoE", "Phi 3", "Gemma 2", "Gemma 3")
+_EXPERTS = ("Mixtral", "Qwen 3 MoE")
+_SERVED_FAMILIES = (*_KNOWN_FAMILIES, *_NEWER_FAMILIES)
+_SERVED_DENSE = tuple(family for family in _SERVED_FAMILIES if family not in _EXPERTS)
 _SGLANGS = tuple(family for family in _KNOWN_FAMILIES if family != "Nemotron")
 _EVERY = (
     *(NO_QUANT, "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"),
@@ -149,6 +151,9 @@ _EVERY = (
 )
 _AWQ = ("int4_awq", "w4a8_awq")
 _USE_COMPRESSED = "use export_format=compressed_tensors"
+
+_NEWER_VLLM = "use vLLM 0.32, or enable_kv_cache=false"
+_W4A8_NOTE = "on Hopper GPUs alone, with awq_block_size=128; its kernel rounds the scales of the blocks to FP8"
 
 _VLLM = (
     Fact(
@@ -167,7 +172,17 @@ _VLLM = (
         families=("Gemma", "Mixtral"),
         versions=("0.24",),
         kv_cache=True,
-        note="its loader of these models fails on the scales of a KV cache; use vLLM 0.32, or enable_kv_cache=false",
+        note=f"its loaders of these models fail on the scales of a KV cache; {_NEWER_VLLM}",
+    ),
+    Fact(
+        "vllm",
+        REFUSED,
+        READ,
+        _HF,
+        families=("Gemma 2", "Nemotron", "Qwen 2", "Qwen 3", "StarCoder 2"),
+        versions=("0.24",),
+        kv_cache=True,
+        note=f"its loaders of these models fail on the scales of a KV cache; {_NEWER_VLLM}",
     ),
     Fact(
         "vllm",
@@ -177,28 +192,34 @@ _VLLM = (
         families=("Gemma",),
         versions=("0.24",),
         kv_cache=True,
-        note="its loader of Gemma fails on the scales of a KV cache; use vLLM 0.32, or enable_kv_cache=false",
+        note=f"its loader of Gemma fails on the scales of a KV cache; {_NEWER_VLLM}",
     ),
     Fact("vllm", LOADS, RAN, _HF, (NO_QUANT, "fp8"), ("Llama",), ("0.24",)),
     Fact("vllm", LOADS, RAN, _HF, ("fp8",), ("Nemotron", "StarCoder 2"), ("0.24",), kv_cache=False),
     Fact("vllm", LOADS, RAN, _HF, ("nvfp4",), ("Llama", "Mixtral"), ("0.24",), kv_cache=False),
     Fact("vllm", LOADS, RAN, _COMPRESSED, ("fp8", "int8_sq", "int4_awq"), ("Llama",), ("0.24",), kv_cache=False),
     Fact("vllm", LOADS, RAN, _COMPRESSED, ("fp8",), ("Mixtral",), ("0.24",), kv_cache=False),
-    Fact("vllm", LOADS, RAN, None, (NO_QUANT,), ("Llama",), ("0.32",)),
-    Fact("vllm", LOADS, RAN, _COMPRESSED, ("int8_sq", "int4_awq"), _DENSE, ("0.32",), kv_cache=False),
-    Fact("vllm", LOADS, EMULATED, None, ("fp8",), _KNOWN_FAMILIES, ("0.32",)),
-    Fact("vllm", LOADS, EMULATED, _HF, ("nvfp4",), ("Llama", "Mixtral"), ("0.32",), kv_cache=False),
     Fact(
         "vllm",
         LOADS,
-        READ,
-        _COMPRESSED,
-        ("w4a8_awq",),
-        _KNOWN_FAMILIES,
-        note="on Hopper GPUs alone, with awq_block_size=128; its kernel rounds the scales of the blocks to FP8",
+        RAN,
+        _HF,
+        (NO_QUANT,),
+        (*_LLAMAS, "Mistral", "Mixtral", "Phi 3", "Qwen 2", "Qwen 3", "Qwen 3 MoE"),
+        ("0.32",),
+        kv_cache=False,
     ),
-    Fact("vllm", LOADS, READ, None, _EVERY, _KNOWN_FAMILIES),
-    Fact("vllm", LOADS, READ, None, _EVERY, _LIKE_LLAMA, ("0.32",)),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, (NO_QUANT, "int8_dynamic"), _LLAMAS, ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, ("int8_sq", "int4_awq"), _DENSE, ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, EMULATED, None, ("fp8",), (*_KNOWN_FAMILIES, "Qwen 3", "Qwen 3 MoE"), ("0.32",)),
+    Fact("vllm", LOADS, EMULATED, None, ("nvfp4",), (*_LLAMAS, *_EXPERTS, "Qwen 3"), ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, EMULATED, None, ("w4a16_nvfp4",), (*_LLAMAS, "Mixtral"), ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, EMULATED, _HF, ("fp8_dynamic",), _LLAMAS, ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("fp8_dynamic",), (*_LLAMAS, *_EXPERTS), ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("int8_dynamic",), ("Qwen 3 MoE",), ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("w4a8_awq",), _LLAMAS, ("0.32",), kv_cache=False, note=_W4A8_NOTE),
+    Fact("vllm", LOADS, READ, _COMPRESSED, ("w4a8_awq",), _SERVED_DENSE, note=_W4A8_NOTE),
+    Fact("vllm", LOADS, READ, None, _EVERY, _SERVED_FAMILIES),
 )
 _TENSORRT_LLM = (
     Fact("tensorrt_llm", REFUSED, READ, families=("Gemma", "StarCoder"), note="it has no class for such models"),
@@ -252,7 +273,7 @@ _SGLANG = (
 _NEEDS_LIBRARY = "needs the compressed-tensors library"
 _TRANSFORMERS = (
     Fact("transformers", LOADS, RAN, None, (NO_QUANT,), _KNOWN_FAMILIES),
-    Fact("transformers", LOADS, RAN, None, (NO_QUANT,), _LIKE_LLAMA, ("4.57",)),
+    Fact("transformers", LOADS, RAN, None, (NO_QUANT,), _NEWER_FAMILIES, ("4.57",)),
     Fact(
         "transformers",
         REFUSED,
@@ -299,7 +320,7 @@ _TRANSFORMERS = (
         RAN,
         _COMPRESSED,
         ("fp8", "int8_sq", "int4_awq"),
-        _LIKE_LLAMA,
+        _NEWER_FAMILIES,
         ("4.57",),
         note=_NEEDS_LIBRARY,
     ),

@@ -7,9 +7,22 @@ from itertools import product
 import pytest
 
 from nemo_ptq.export.formats import FORMATS
-from nemo_ptq.export.servers import FACTS, LOADS, REFUSED, SERVERS, UNKNOWN, Export, answer, commands, refusals
+from nemo_ptq.export.servers import (
+    EMULATED,
+    FACTS,
+    LOADS,
+    RAN,
+    REFUSED,
+    SERVERS,
+    UNKNOWN,
+    Export,
+    answer,
+    commands,
+    refusals,
+)
 from nemo_ptq.models.registry import families
 from nemo_ptq.quantization.algorithms import ALGORITHMS
+from tests.serve.exports import CELLS
 from tests.servers import DOCUMENT, cells, render
 
 NEWEST = {name: server.versions[-1] for name, server in SERVERS.items()}
@@ -19,10 +32,21 @@ def outcome(server: str, export: Export, version: str | None = None) -> str:
     return answer(SERVERS[server], version or NEWEST[server], export).outcome
 
 
-def test_nothing_is_unknown_of_the_newest_vllm() -> None:
+@pytest.mark.parametrize("version", SERVERS["vllm"].versions)
+def test_nothing_is_unknown_of_vllm(version: str) -> None:
     asked = [export for export in cells() if export.format in SERVERS["vllm"].formats]
     assert len(asked) > 100
-    assert [export for export in asked if outcome("vllm", export) == UNKNOWN] == []
+    assert [export for export in asked if outcome("vllm", export, version) == UNKNOWN] == []
+
+
+def test_what_is_said_of_the_exports_that_make_test_serve_tries_is_what_it_can_find() -> None:
+    for cell in CELLS:
+        export = Export(cell.format, cell.algorithm, cell.family, cell.kv_cache)
+        said = answer(SERVERS["vllm"], NEWEST["vllm"], export)
+        if cell.is_refused:
+            assert (said.outcome, said.known_by) == (REFUSED, RAN)
+        else:
+            assert said.outcome == LOADS and said.known_by != (EMULATED if cell.runs_on_a_cpu else RAN), export
 
 
 def test_facts_name_what_there_is() -> None:

@@ -1,14 +1,17 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Run by the Python of vLLM's environment, which has nothing else of this project: loads directories, scores texts.
+"""Run by a Python that has vLLM, and nothing else of this project: loads exports and scores texts with each.
 
-    python ask_vllm.py REQUEST ANSWER [--emulate]
+    python ask_vllm.py EXPORTS ANSWERS [--emulate] [--dtype DTYPE] [--share I/N] [--tensor-parallel N] [PATH...]
 
-REQUEST is a JSON object with "directories", "tokens" (texts of token ids) and "dtype". ANSWER gets an object: for each
-directory "log_probs", those of the second and following tokens of each text, or "error". With --emulate torch computes
-what vLLM's CPU build has no kernels for; loading stays vLLM's own.
+EXPORTS holds exports and `requests.json`, as tests/serve/exports.py makes them; PATH names some of them, by their
+directories below EXPORTS. ANSWERS gets a file of each: the log probabilities of the second and following tokens of its
+texts, or the error with which vLLM refused it. An export that has an answer is not asked again. With --share one of N
+processes takes its part of them. With --emulate torch computes what vLLM's CPU build has no kernels for; loading stays
+vLLM's own.
 """
 
+import argparse
 import gc
 import json
 import os
@@ -16,58 +19,26 @@ import sys
 from pathlib import Path
 from typing import Any
 
-os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+os.environ |= {"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_USE_FLASHINFER_SAMPLER": "0", "HF_HUB_OFFLINE": "1"}
 
 import torch
+import vllm
 from vllm import LLM, SamplingParams
 from vllm.distributed import cleanup_dist_env_and_memory
 
 
-def emulate() -> None:
-    """Puts torch in the place of the CUDA kernels for FP8 and NVFP4."""
-    from vllm import _custom_ops as ops
-    from vllm.model_executor.kernels import linear
-    from vllm.model_executor.layers.fusion import fused_act_quant
-    from vllm.model_executor.layers.quantization import modelopt
-    from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors import CompressedTensorsConfig
-    from vllm.platforms.interface import PlatformEnum
-
-    def scaled_fp8_quant(
-        input: torch.Tensor,
-        scale: torch.Tensor | None = None,
-        num_token_padding: int | None = None,
-        scale_ub: torch.Tensor | None = None,
-        use_per_token_if_dynamic: bool = False,
-        output: torch.Tensor | None = None,
-        group_shape: Any = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        values = input.float()
-        if scale is None:
-            magnitude = values.abs()
-            amax = magnitude.amax(-1, keepdim=True) if use_per_token_if_dynamic else magnitude.max().view(1)
-            scale = (amax / 448.0).clamp(min=1.0 / (448.0 * 512.0))
-        codes = (values / scale.float()).clamp(-448.0, 448.0).to(torch.float8_e4m3fn)
-        if output is not None:
-            output.copy_(codes)
-        return codes if output is None else output, scale
-
-    ops.scaled_fp8_quant = scaled_fp8_quant
-    fused_act_quant._FUSED_ACT_QUANT.clear()  # activation and rounding at once: another missing kernel
-    linear._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [linear.EmulationNvFp4LinearKernel]
-    every = classmethod(lambda cls: [torch.bfloat16, torch.half, torch.float32])
-    for config in (modelopt.ModelOptFp8Config, modelopt.ModelOptNvFp4Config, CompressedTensorsConfig):
-        config.get_supported_act_dtypes = every
-
-
-def score(directory: str, tokens: list[list[int]], dtype: str) -> list[list[float]]:
+def score(directory: Path, tokens: list[list[int]], **settings: Any) -> list[list[float]]:
     """Loads a directory and returns the log probability of each token but the first of each text."""
     llm = LLM(
-        model=directory,
-        dtype=dtype,
+        model=str(directory),
         enforce_eager=True,
         max_model_len=256,
+        max_num_seqs=16,
+        max_num_batched_tokens=512,
         kv_cache_memory_bytes=128 * 2**20,
+        gpu_memory_utilization=0.02,
         enable_prefix_caching=False,
+        **settings,
     )
     try:
         wanted = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=0, detokenize=False)
@@ -76,26 +47,52 @@ def score(directory: str, tokens: list[list[int]], dtype: str) -> list[list[floa
         return [[among[token].logprob for token, among in text] for text in pairs]
     finally:
         llm.llm_engine.engine_core.shutdown()
-        del llm
-        gc.collect()
-        cleanup_dist_env_and_memory()
 
 
-def main(request: Path, answer: Path, emulated: bool) -> None:
-    """Answers a request."""
-    asked, found = json.loads(request.read_text(encoding="utf-8")), {}
-    if emulated:
+def answer(request: dict[str, Any], exports: Path, **settings: Any) -> dict[str, Any]:
+    """Returns an export's log probabilities, or vLLM's error."""
+    found: dict[str, Any] = {"directory": request["directory"], "vllm": vllm.__version__}
+    try:
+        found["log_probs"] = score(exports / request["directory"], request["tokens"], **settings)
+    except Exception as error:  # that it is refused is an answer
+        found["error"] = f"{type(error).__name__}: {error}"
+    gc.collect()
+    cleanup_dist_env_and_memory()
+    return found
+
+
+def main() -> None:
+    """Answers requests."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("exports", type=Path)
+    parser.add_argument("answers", type=Path)
+    parser.add_argument("paths", nargs="*")
+    parser.add_argument("--emulate", action="store_true")
+    parser.add_argument("--dtype", default="bfloat16")
+    parser.add_argument("--share", default="0/1")
+    parser.add_argument("--tensor-parallel", type=int, default=1)
+    arguments = parser.parse_intermixed_args()
+    if arguments.emulate:
+        from emulation import emulate
+
         emulate()
-    for directory in asked["directories"]:
-        try:
-            found[directory] = {"log_probs": score(directory, asked["tokens"], asked["dtype"])}
-        except Exception as error:  # one directory that is refused is an answer
-            found[directory] = {"error": f"{type(error).__name__}: {error}"}
-        print(directory, "refused" if "error" in found[directory] else "loaded", flush=True)
-        answer.write_text(json.dumps(found), encoding="utf-8")
+    arguments.answers.mkdir(parents=True, exist_ok=True)
+    requests = json.loads((arguments.exports / "requests.json").read_text(encoding="utf-8"))
+    asked = [request for request in requests if not arguments.paths or request["directory"] in arguments.paths]
+    index, count = map(int, arguments.share.split("/"))
+    for request in asked[index::count]:
+        file = arguments.answers / f"{request['directory'].replace('/', '.')}.json"
+        if file.exists():
+            continue
+        settings = {"dtype": arguments.dtype, "tensor_parallel_size": arguments.tensor_parallel}
+        found = answer(request, arguments.exports, **settings)
+        file.with_suffix(".part").write_text(json.dumps(found), encoding="utf-8")
+        file.with_suffix(".part").rename(file)
+        print("RESULT", request["directory"], found.get("error", "loaded")[:300], flush=True)
     sys.stdout.flush()
     os._exit(0)  # vLLM's threads would keep the process
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), Path(sys.argv[2]), "--emulate" in sys.argv[3:])
+    torch.set_grad_enabled(False)
+    main()
