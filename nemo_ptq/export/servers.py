@@ -205,7 +205,7 @@ _VLLM = (
         RAN,
         _HF,
         (NO_QUANT,),
-        (*_LLAMAS, "Mistral", "Mixtral", "Phi 3", "Qwen 2", "Qwen 3", "Qwen 3 MoE"),
+        (*_LLAMAS, "Gemma", "Mistral", "Mixtral", "Phi 3", "Qwen 2", "Qwen 3", "Qwen 3 MoE"),
         ("0.32",),
         kv_cache=False,
     ),

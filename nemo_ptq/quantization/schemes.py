@@ -205,7 +205,8 @@ def the_scheme(schemes: Iterable[Scheme]) -> Scheme:
     if len(found) > 1:
         names = ", ".join(sorted(str(scheme.quant_algo) for scheme in found))
         raise PtqError(
-            f"the configuration quantizes layers in {len(found)} ways ({names}); one way and unquantized layers beside "
-            "it can be exported, mixed precision cannot"
+            f"the configuration quantizes layers in {len(found)} ways ({names}); a TensorRT-LLM checkpoint can have "
+            "one way and unquantized layers beside it, mixed precision cannot go into it: use "
+            "export_config.export_format=hf or compressed_tensors"
         )
     return found.pop() if found else UNQUANTIZED

