@@ -205,15 +205,21 @@ _VLLM = (
         RAN,
         _HF,
         (NO_QUANT,),
-        (*_LLAMAS, "Gemma", "Mistral", "Mixtral", "Phi 3", "Qwen 2", "Qwen 3", "Qwen 3 MoE"),
+        (*_LLAMAS, "Gemma", "Gemma 2", "Mistral", "Mixtral", "Phi 3", "Qwen 2", "Qwen 3", "Qwen 3 MoE"),
         ("0.32",),
         kv_cache=False,
     ),
-    Fact("vllm", LOADS, RAN, _COMPRESSED, (NO_QUANT, "int8_dynamic"), _LLAMAS, ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, (NO_QUANT,), _LLAMAS, ("0.32",), kv_cache=False),
     Fact("vllm", LOADS, RAN, _COMPRESSED, ("int8_sq", "int4_awq"), _DENSE, ("0.32",), kv_cache=False),
-    Fact("vllm", LOADS, EMULATED, None, ("fp8",), (*_KNOWN_FAMILIES, "Qwen 3", "Qwen 3 MoE"), ("0.32",)),
-    Fact("vllm", LOADS, EMULATED, None, ("nvfp4",), (*_LLAMAS, *_EXPERTS, "Qwen 3"), ("0.32",), kv_cache=False),
-    Fact("vllm", LOADS, EMULATED, None, ("w4a16_nvfp4",), (*_LLAMAS, "Mixtral"), ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, ("int4_awq",), ("Qwen 2",), ("0.32",), kv_cache=False),
+    Fact(
+        "vllm", LOADS, RAN, _COMPRESSED, ("int8_dynamic",), (*_LLAMAS, "Mistral", "Qwen 2"), ("0.32",), kv_cache=False
+    ),
+    Fact("vllm", LOADS, EMULATED, None, ("fp8",), (*_KNOWN_FAMILIES, "Phi 3", "Qwen 3", "Qwen 3 MoE"), ("0.32",)),
+    Fact(
+        "vllm", LOADS, EMULATED, None, ("nvfp4",), (*_LLAMAS, *_EXPERTS, "Phi 3", "Qwen 3"), ("0.32",), kv_cache=False
+    ),
+    Fact("vllm", LOADS, EMULATED, None, ("w4a16_nvfp4",), (*_LLAMAS, *_EXPERTS), ("0.32",), kv_cache=False),
     Fact("vllm", LOADS, EMULATED, _HF, ("fp8_dynamic",), _LLAMAS, ("0.32",), kv_cache=False),
     Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("fp8_dynamic",), (*_LLAMAS, *_EXPERTS), ("0.32",), kv_cache=False),
     Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("int8_dynamic",), ("Qwen 3 MoE",), ("0.32",), kv_cache=False),

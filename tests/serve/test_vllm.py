@@ -42,7 +42,7 @@ def bound(cell: Cell) -> float:
     if cell.kv_cache:  # the CPU kernel truncates where it writes FP8
         return 0.1 if cell.model == DEMO else 0.3
     if cell.runs_on_a_cpu and cell.algorithm != NO_QUANT:  # in bfloat16
-        return 0.04 if cell.model == DEMO else 0.2
+        return 0.04 if cell.model == DEMO else 0.1
     return 0.01 if cell.model == DEMO else 0.03
 
 
