@@ -114,17 +114,15 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
     layers = layout.quantized()
     if not layers:
         return None
-    how = {name: {"quant_algo": scheme.quant_algo, **scheme.quantization_keys} for name, scheme in layers.items()}
-    if len(set(layers.values())) > 1:
-        algorithm, keys = MIXED_PRECISION, {"quantized_layers": how}
-    else:
-        algorithm, keys = next(iter(layers.values())).quant_algo, next(iter(layers.values())).quantization_keys
+    first = next(iter(layers.values()))
+    each = {name: {"quant_algo": scheme.quant_algo, **scheme.quantization_keys} for name, scheme in layers.items()}
+    is_mixed = len(set(layers.values())) > 1
     return {
         "producer": {"name": "modelopt", "version": version("nvidia-modelopt")},
         "quantization": {
-            "quant_algo": algorithm,
+            "quant_algo": MIXED_PRECISION if is_mixed else first.quant_algo,
             "kv_cache_quant_algo": "FP8" if layout.kv_cache else None,
-            **keys,
+            **({"quantized_layers": each} if is_mixed else first.quantization_keys),
             "exclude_modules": layout.unquantized(embeddings=True),
         },
     }
