@@ -65,7 +65,7 @@ def load_tokenizer(directory: Path) -> PreTrainedTokenizerBase:
         further: dict[str, Any] = {}
         if isinstance(extra := settings.get("extra_special_tokens"), list):  # an object in transformers 4
             further = {"extra_special_tokens": {}, "additional_special_tokens": extra}
-        load = PreTrainedTokenizerFast if has_new_name else AutoTokenizer
+        load: Any = PreTrainedTokenizerFast if has_new_name else AutoTokenizer
         with quiet_imports() if has_new_name else nullcontext():  # it warns of the name
             return load.from_pretrained(directory, trust_remote_code=False, local_files_only=True, **further)
     except Exception as error:  # every tokenizer class raises its own kinds
