@@ -289,7 +289,8 @@ def class_of_architecture(name: str) -> HuggingFaceClass:
     if name in classes:
         return classes[name]
     known = ", ".join(classes)
-    refused = {**WITHOUT_NEMO, **{own: family.refused for family in families() for own in family.refused_architectures}}
+    refused: dict[str, str | None] = dict(WITHOUT_NEMO)
+    refused |= {own: family.refused for family in families() for own in family.refused_architectures}
     if name in refused:
         raise PtqError(f"{name} is not supported for quantization; supported: {known}; {refused[name]}")
     nearest = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)[0]
