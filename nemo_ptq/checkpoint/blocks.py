@@ -15,6 +15,7 @@ import torch
 
 from nemo_ptq.checkpoint.parts import TensorPart
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.state_space import STATE_PARAMETERS
 from nemo_ptq.parallel.ranks import Parallelism
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")
@@ -94,6 +95,7 @@ class BlockLoader:
         dtype: Data type that they take.
         parallelism: This rank's place, which says what its shards are.
         gated: Whether the first layer of an MLP holds a gate and an up projection, each of which is cut by itself.
+        row_groups: Sizes of the groups of rows of further modules that are cut one by one, by the end of the name.
     """
 
     def __init__(
@@ -103,9 +105,11 @@ class BlockLoader:
         dtype: torch.dtype,
         parallelism: Parallelism,
         gated: bool,
+        row_groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self._parts = {part.live_name: part for part in parts}
         self._device, self._dtype, self._parallelism, self._gated = device, dtype, parallelism, gated
+        self._row_groups = row_groups or {}
 
     def load(self, block: Block) -> None:
         """Allocates the parameters of a block and reads them; those that have memory already are left alone.
@@ -117,7 +121,8 @@ class BlockLoader:
             parameter = module.get_parameter(own)
             if not parameter.is_meta:
                 continue
-            values = torch.empty(parameter.shape, dtype=self._dtype, device=self._device)
+            dtype = torch.float32 if own in STATE_PARAMETERS else self._dtype
+            values = torch.empty(parameter.shape, dtype=dtype, device=self._device)
             self._read(name, values)
             module.register_parameter(own, torch.nn.Parameter(values, requires_grad=False))
 
@@ -133,9 +138,22 @@ class BlockLoader:
             raise PtqError(f"the checkpoint has no {name}, which the model needs: save or copy the checkpoint again")
         ranks = self._parallelism.sharing(name)
         whole = part.read()
-        halves = 2 if self._gated and ".linear_fc1." in name else 1
-        for source, target in zip(whole.chunk(halves), values.chunk(halves), strict=True):
+        sizes = self._groups_of(name, len(whole))
+        if sum(sizes) != len(whole):
+            raise PtqError(
+                f"{name} has {len(whole)} rows in the checkpoint and {sum(sizes)} in the model: the context is of "
+                "another model than the weights"
+            )
+        local = [size * len(values) // len(whole) for size in sizes] if len(sizes) > 1 else [len(values)]
+        for source, target in zip(whole.split(sizes), values.split(local), strict=True):
             _copy_shard(name, source, target, ranks.rank, ranks.size)
+
+    def _groups_of(self, name: str, rows: int) -> list[int]:
+        """Sizes of the groups of rows of a whole parameter that are cut one by one."""
+        if self._gated and ".linear_fc1." in name:
+            return [rows // 2, rows - rows // 2]
+        sizes = next((sizes for module, sizes in self._row_groups.items() if f".{module}." in name), [rows])
+        return list(sizes)
 
 
 def _copy_shard(name: str, source: torch.Tensor, target: torch.Tensor, rank: int, ranks: int) -> None:

@@ -19,6 +19,7 @@ from nemo.collections.llm.fn.activation import openai_gelu
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.blocks import Block, BlockLoader, split_into_blocks
+from nemo_ptq.checkpoint.hybrid_model import build_hybrid, hybrid_stack_spec, is_hybrid, row_groups
 from nemo_ptq.checkpoint.layer_spec import (
     HAVE_TRANSFORMER_ENGINE,
     LocalAndGlobalRotary,
@@ -115,6 +116,7 @@ def _adjust_to_machine(
         "hidden_dropout": 0.0,
         "attention_dropout": 0.0,
         "transformer_layer_spec": calibration_layer_spec,
+        "mamba_stack_spec": hybrid_stack_spec,
         **overrides,
     }
     if not HAVE_TRANSFORMER_ENGINE:
@@ -167,7 +169,10 @@ def build_model(
         model = fdl.build(context)
         # Where stages share the embedding Megatron exchanges it between them, which the meta device has none of.
         with replaced(LanguageModule, "setup_embeddings_and_output_layer", lambda module: None), torch.device("meta"):
-            model.configure_model()
+            if is_hybrid(model.config):
+                model.module = build_hybrid(model.config, overrides["vocab_size"])
+            else:
+                model.configure_model()
             if has_gemma3_attention(model.config):
                 model.module.rotary_pos_emb = LocalAndGlobalRotary(model.module.rotary_pos_emb)
     except Exception as error:  # configurations and tokenizers raise what they like
@@ -236,7 +241,14 @@ def open_model(
         device,
         parallelism,
         split_into_blocks(model.module, model.config.num_layers),
-        BlockLoader(reader.parts, device, model.config.params_dtype, parallelism, model.config.gated_linear_unit),
+        BlockLoader(
+            reader.parts,
+            device,
+            model.config.params_dtype,
+            parallelism,
+            model.config.gated_linear_unit,
+            row_groups(model.config),
+        ),
     )
 
 

@@ -4,6 +4,7 @@
 
 import io
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -26,6 +27,7 @@ from torch.distributed.checkpoint.planner import (
 
 from nemo_ptq.checkpoint.known_tensors import PREFIX
 from nemo_ptq.checkpoint.parts import TensorPart
+from nemo_ptq.parallel.attributes import replaced
 
 # What NeMo expects in a checkpoint beside the weights.
 COMMON_STATE: Mapping[str, Any] = {
@@ -36,6 +38,8 @@ COMMON_STATE: Mapping[str, Any] = {
     # Tells readers that layers are stacked (false) instead of named one by one.
     "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
 }
+# Name of the layers that NeMo's configuration of models with state spaces has if none are given.
+_STACK_SPEC = "default_mamba_stack_spec"
 
 
 def write_weights(directory: Path, parts: Sequence[TensorPart]) -> None:
@@ -68,6 +72,7 @@ def write_context(directory: Path, model: fdl.Config) -> None:
         model: Configuration of a NeMo GPTModel with `config` and `tokenizer`. A tokenizer directory that it names is
             copied next to io.json and named relative to it.
     """
+    from nemo.collections.llm.gpt.model import ssm
     from nemo.lightning import MegatronStrategy, Trainer
     from nemo.lightning.io.pl import TrainerContext
 
@@ -76,8 +81,12 @@ def write_context(directory: Path, model: fdl.Config) -> None:
     context = TrainerContext.__new__(TrainerContext)
     context.__io__ = fdl.Config(TrainerContext, model=model, trainer=trainer, extra={})
     # Hugging Face objects are saved by walking from the context along the configuration's attributes.
-    context.model = SimpleNamespace(config=SimpleNamespace(generation_config=model.config.generation_config))
-    context.io_dump(directory, yaml_attrs=["model"])
+    context.model = SimpleNamespace(
+        config=SimpleNamespace(generation_config=getattr(model.config, "generation_config", None))
+    )
+    # NeMo looks this up where Megatron's Mamba cannot be imported as well; io.json does not have it.
+    with nullcontext() if hasattr(ssm, _STACK_SPEC) else replaced(ssm, _STACK_SPEC, None):
+        context.io_dump(directory, yaml_attrs=["model"])
 
 
 class _LazyPlanner(dcp.DefaultSavePlanner):
@@ -120,15 +129,21 @@ def _state_item(key: str) -> WriteItem:
     )
 
 
+# Megatron's names of such modules in a hybrid with state spaces.
+_STATE_SPACE = ("in_proj", "out_proj", "final_norm")
+
+
 def _extra_state_keys(part: TensorPart) -> list[str]:
     """Keys of the `_extra_state` entries of the modules that Transformer Engine would give this part's layer.
 
     Linear layers, attention and norms that are not fused into a linear layer carry FP8 metadata there. A loader that
     has such a module (Megatron's own linear layers included) fails when the entry is missing.
     """
-    module, _, parameter = part.key.rpartition(".")
+    # Of a projection whose groups of rows are tensors of their own, the first one stands for it.
+    module, _, parameter = part.key.removesuffix(".z").rpartition(".")
     parent, _, name = module.rpartition(".")
-    if parameter != "weight" or not (name.startswith("linear_") or name.endswith("layernorm")):
+    has_state = name.startswith("linear_") or name.endswith("layernorm") or name in _STATE_SPACE
+    if parameter != "weight" or not has_state:
         return []
     modules = [module, f"{parent}.core_attention"] if name == "linear_proj" else [module]
     position = part.position or ((0, 1),)

@@ -41,6 +41,7 @@ _OWN = (
     "starcoder",
     "starcoder2",
     "nemotron",
+    "nemotron_h",
     "falcon",
     "gpt",
 )

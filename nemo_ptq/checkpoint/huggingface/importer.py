@@ -6,8 +6,9 @@ import copy
 import importlib
 import math
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -17,7 +18,7 @@ import torch
 from nemo_ptq.checkpoint.huggingface.description import HuggingFaceDescription, describe
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights, load_generation_config, load_tokenizer
 from nemo_ptq.checkpoint.huggingface.published import keep_config
-from nemo_ptq.checkpoint.huggingface.stored_tensors import planned_parts
+from nemo_ptq.checkpoint.huggingface.stored_tensors import PlannedPart, planned_parts
 from nemo_ptq.checkpoint.links import links_out_of
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
 from nemo_ptq.checkpoint.staging import atomic_directory, place_problem, reserved
@@ -25,6 +26,7 @@ from nemo_ptq.checkpoint.writer import write_context, write_weights
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass
 from nemo_ptq.models.mapping import WeightRule
+from nemo_ptq.models.state_space import STATE_PARAMETERS
 
 # What a NeMo checkpoint is made of.
 _PARTS = ("context", "weights")
@@ -52,9 +54,18 @@ class HuggingFaceModel:
         self._model = describe(directory)
         self._tokenizer = load_tokenizer(directory)
         self._config, self.vocab_size = _nemo_config(self._model, len(self._tokenizer))
-        self._config.generation_config = load_generation_config(directory)
+        generation = load_generation_config(directory)
+        if self._model.spec.state_space is None:  # NeMo's configuration of these has no place for it
+            self._config.generation_config = generation
         self.parts = _convert(self._model, Weights(self._model.tensors), self.vocab_size)
         self.size = WeightsSize.of((part.shape, part.dtype) for part in self.parts)
+
+    @property
+    def stored_parts(self) -> list[TensorPart]:
+        """The parts as NeMo's checkpoints have them: groups of rows of state spaces are tensors of their own."""
+        state_space = self._model.spec.state_space
+        groups = {} if state_space is None else state_space.rows
+        return [stored for part in self.parts for stored in _with_rows_split(part, groups)]
 
     @contextmanager
     def model_config(self) -> Iterator[fdl.Config]:
@@ -97,7 +108,7 @@ def import_hf(source: str, output: str, overwrite: bool = False) -> Path:
     with reserved(checkpoint.absolute()):
         _check_paths(directory, checkpoint, overwrite)  # again: another process may have made it
         with atomic_directory(checkpoint.absolute()) as staging:
-            write_weights(staging / "weights", model.parts)
+            write_weights(staging / "weights", model.stored_parts)
             model.write_context(staging / "context")
     return checkpoint
 
@@ -163,16 +174,37 @@ def _convert(model: HuggingFaceDescription, weights: Weights, padded_vocab: int)
     """Plan every tensor. Nothing is read yet; shapes come from running the rules on tensors without data."""
     sizes, dtype = (model.spec.num_query_groups, model.spec.head_size, padded_vocab), getattr(torch, model.dtype)
 
-    def make(rule: WeightRule, names: tuple[str, ...]) -> torch.Tensor:
+    def dtype_of(part: PlannedPart) -> torch.dtype:
+        """That of the model; a state space's own parameters keep theirs, since servers have them in float32."""
+        return weights.meta(part.names[0]).dtype if part.rule.field in STATE_PARAMETERS else dtype
+
+    def make(rule: WeightRule, names: tuple[str, ...], dtype: torch.dtype) -> torch.Tensor:
         return rule.join(map(weights.read, names), *sizes).to(dtype)
 
     return [
         TensorPart(
-            key=part.rule.target,
+            key=part.key,
             shape=tuple(part.rule.join(map(weights.meta, part.names), *sizes).shape),
-            dtype=dtype,
-            read=partial(make, part.rule, part.names),
+            dtype=dtype_of(part),
+            read=partial(make, part.rule, part.names, dtype_of(part)),
             position=part.position,
         )
-        for part in planned_parts(model.hf_class, model.settings)
+        for part in planned_parts(model.hf_class, model.settings, model.spec)
     ]
+
+
+def _with_rows_split(part: TensorPart, groups: Mapping[str, Mapping[str, int]]) -> Iterator[TensorPart]:
+    """Yields a tensor for each group of rows of a part, where it has several that are stored apart."""
+    rows = next((rows for module, rows in groups.items() if f".{module}." in part.live_name), None)
+    if rows is None:
+        yield part
+        return
+    first = 0
+    for name, count in rows.items():
+        which = slice(first, first + count)
+        yield replace(part, key=f"{part.key}.{name}", shape=(count, *part.shape[1:]), read=partial(_rows, part, which))
+        first += count
+
+
+def _rows(part: TensorPart, which: slice) -> torch.Tensor:
+    return part.read()[which].clone()

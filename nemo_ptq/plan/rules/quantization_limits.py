@@ -13,6 +13,9 @@ from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.quantization.excluded import unseen_by_modelopt
 from nemo_ptq.untrusted import FileError, read_json, read_yaml
 
+# What vLLM's NVFP4 kernels take at a time, of rows and of columns.
+_VLLM_MULTIPLE = 32
+
 
 def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = None) -> str | None:
     """A file given as algorithm holds a ModelOpt config; a saved calibration has read it already."""
@@ -85,6 +88,8 @@ def awq_blocks_fit_calibration(
         return None
     multiple = awq_block_size * calibration_tp
     sizes = {"attention output": _attention_size(model), "ffn_hidden_size": model.ffn_hidden_size}
+    if model.state_space is not None:
+        sizes["state space output"] = model.state_space.inner_size
     wrong = _misfits(_of_quantized(sizes, model, unquantized), multiple)
     if wrong:
         return (
@@ -134,6 +139,14 @@ def nvfp4_blocks_fit(
     if not record.block_size:
         return None
     rows, columns = record.row_multiple, record.column_multiple
+    further: tuple[tuple[str, int, int], ...] = ()
+    if (space := model.state_space) is not None:
+        # No export of these is for TensorRT-LLM's engines: vLLM's kernels take less at a time, and pad scales.
+        rows, columns = _VLLM_MULTIPLE, _VLLM_MULTIPLE
+        further = (
+            ("state space rows", sum(space.in_rows.values()), rows),
+            ("state space output", space.inner_size, columns),
+        )
     both = max(rows, columns)
     wrong = [
         _misfits({"hidden_size": model.hidden_size}, both),
@@ -143,6 +156,7 @@ def nvfp4_blocks_fit(
                 ("query-key-value rows", _qkv_rows(model, inference_tp), rows),
                 ("attention output", _attention_size(model), columns),
                 ("ffn_hidden_size", model.ffn_hidden_size, both),
+                *further,
             )
         ),
     ]
@@ -190,6 +204,8 @@ _LINEARS = {
     "query-key-value rows": ("linear_qkv",),
     "attention output": ("linear_proj",),
     "ffn_hidden_size": ("linear_fc1", "linear_fc2"),
+    "state space rows": ("in_proj",),
+    "state space output": ("out_proj",),
 }
 
 
