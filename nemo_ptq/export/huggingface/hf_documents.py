@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.huggingface.hf_weights import load_generation_config
 from nemo_ptq.checkpoint.huggingface.published import published_config
+from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
 from nemo_ptq.export.source import Source
@@ -165,6 +167,10 @@ def write_model_documents(source: Source, layout: HuggingFaceLayout, directory: 
         write_json(directory / "model.safetensors.index.json", layout.index)
     source.tokenizer.tokenizer.save_pretrained(directory)
     generation = getattr(source.config, "generation_config", None)
+    if generation is None and is_hugging_face(
+        source.checkpoint
+    ):  # not every configuration of NeMo's has a place for it
+        generation = load_generation_config(source.checkpoint)
     if not isinstance(generation, transformers.GenerationConfig):
         generation = transformers.GenerationConfig(**{name: config.get(name) for name in _TOKENS})
     write_json(directory / "generation_config.json", generation.to_diff_dict())
