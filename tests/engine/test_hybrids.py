@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from nemo_ptq.checkpoint.index import read_stored
-from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.forward_pass import logits
 from tests.export.hugging_face import TOKENS, distance
@@ -31,16 +31,29 @@ FORMATS: Mapping[str, Sequence[str]] = {
 NEAR = {"fp8": 0.25, "int4_awq": 0.6, "nvfp4": 0.9, "int8_sq": 0.3, "fp8_dynamic": 0.25}
 
 
-def run_jobs(source: Path, algorithms: Sequence[str], layout: tuple[int, int], directory: Path) -> None:
+def run_jobs(
+    source: Path, algorithms: Sequence[str], layout: tuple[int, int], directory: Path, quality: str = "fast"
+) -> None:
     """Exports a model with several algorithms, each to ``directory / algorithm / format``, on this rank."""
-    from tests import steps
+    from nemo_ptq.task import ptq
 
+    texts = source.with_name("texts.txt")
     for algorithm in algorithms:
-        quantization = QuantizationConfig(algorithm, evaluation_dataset_size=0)
+        quantization = QuantizationConfig(
+            algorithm,
+            quality=quality,
+            calibration_dataset=str(texts),
+            calibration_dataset_size=8,
+            calibration_batch_size=4,
+            calibration_seq_len=24,
+            evaluation_dataset_size=0,
+        )
         formats = list(FORMATS[algorithm])
         output = directory / algorithm / ("" if len(formats) > 1 else formats[0])
         output.parent.mkdir(parents=True, exist_ok=True)
-        steps.run_job(steps.job_of(source, quantization, output, layout, formats=formats))
+        export = ExportConfig(str(output), export_format=formats)
+        tp, pp = layout
+        ptq(str(source), export, calibration_tp=tp, calibration_pp=pp, quantization_config=quantization)
 
 
 def import_and_run(source: Path, checkpoint: Path, directory: Path) -> None:
@@ -54,7 +67,10 @@ def import_and_run(source: Path, checkpoint: Path, directory: Path) -> None:
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tiny Nemotron-H."""
-    return make_nemotron_h(tmp_path_factory.mktemp("nemotron_h") / "hf")
+    directory = make_nemotron_h(tmp_path_factory.mktemp("nemotron_h") / "hf")
+    lines = (f"the quick brown fox jumps {number} times over the dog\n" for number in range(16))
+    directory.with_name("texts.txt").write_text("".join(lines))
+    return directory
 
 
 @pytest.fixture(scope="module")
@@ -146,18 +162,12 @@ def test_nemos_checkpoint_has_the_names_that_nemo_gives_it(source: Path, tmp_pat
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["fp8", "int4_awq", "nvfp4"])
+@pytest.mark.parametrize("algorithm", ["fp8", "int4_awq", "nvfp4", "int8_sq"])
 def test_a_balanced_job_at_tensor_parallelism(algorithm: str, source: Path, tmp_path: Path) -> None:
-    run_ranks(run_balanced, 2, source, algorithm, tmp_path / "out")
-    report = json.loads((tmp_path / "out" / "ptq" / "report.json").read_text())
-    assert report["summary"]["quality"] == "balanced"
-    assert [check for check in verify(tmp_path / "out") if not check.ok] == []
-    assert 1e-3 < distance(logits(tmp_path / "out", TOKENS), logits(source, TOKENS)) < NEAR[algorithm]
-
-
-def run_balanced(source: Path, algorithm: str, output: Path) -> None:
-    """Runs a job of quality "balanced" at a tensor parallelism of 2, on this rank."""
-    from tests import steps
-
-    quantization = QuantizationConfig(algorithm, quality="balanced", evaluation_dataset_size=0)
-    steps.run_job(steps.job_of(source, quantization, output, (2, 1), formats="compressed_tensors"))
+    run_ranks(run_jobs, 2, source, [algorithm], (2, 1), tmp_path, "balanced")
+    for name in FORMATS[algorithm]:
+        export = tmp_path / algorithm / name
+        report = json.loads((export / "ptq" / "report.json").read_text())
+        assert report["summary"]["quality"] == "balanced"
+        assert [check for check in verify(export) if not check.ok] == []
+        assert 1e-3 < distance(logits(export, TOKENS), logits(source, TOKENS)) < NEAR[algorithm]

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.folding import norm_factor, refuse_scaled_experts, row_factor
+from nemo_ptq.export.folding import norm_factor, row_factor
 from nemo_ptq.export.huggingface.hf_documents import (
     hugging_face_class,
     model_config,
@@ -104,7 +104,6 @@ def _fields(module: str, rows: str, scheme: Scheme) -> Sequence[Field]:
         return _UNQUANTIZED
     if scheme.quant_algo not in _STORED:
         raise PtqError(f"the compressed-tensors writer has no {scheme.quant_algo}: use another export_format")
-    refuse_scaled_experts(module, scheme)
     return _STORED[scheme.quant_algo].fields
 
 
