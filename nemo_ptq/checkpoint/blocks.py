@@ -138,22 +138,22 @@ class BlockLoader:
             raise PtqError(f"the checkpoint has no {name}, which the model needs: save or copy the checkpoint again")
         ranks = self._parallelism.sharing(name)
         whole = part.read()
-        sizes = self._groups_of(name, len(whole))
-        if sum(sizes) != len(whole):
-            raise PtqError(
-                f"{name} has {len(whole)} rows in the checkpoint and {sum(sizes)} in the model: the context is of "
-                "another model than the weights"
-            )
-        local = [size * len(values) // len(whole) for size in sizes] if len(sizes) > 1 else [len(values)]
-        for source, target in zip(whole.split(sizes), values.split(local), strict=True):
+        sources, targets = self._cut_one_by_one(name, whole), self._cut_one_by_one(name, values)
+        if len(sources) != len(targets):
+            shapes = f"{tuple(whole.shape)} in the checkpoint, a shard of it {tuple(values.shape)} in the model"
+            raise PtqError(f"{name} has shape {shapes}: the context is of another model than the weights")
+        for source, target in zip(sources, targets, strict=True):
             _copy_shard(name, source, target, ranks.rank, ranks.size)
 
-    def _groups_of(self, name: str, rows: int) -> list[int]:
-        """Sizes of the groups of rows of a whole parameter that are cut one by one."""
+    def _cut_one_by_one(self, name: str, rows: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Splits a parameter, or a shard of one, into the groups of its rows that are cut one by one."""
         if self._gated and ".linear_fc1." in name:
-            return [rows // 2, rows - rows // 2]
-        sizes = next((sizes for module, sizes in self._row_groups.items() if f".{module}." in name), [rows])
-        return list(sizes)
+            return rows.chunk(2)
+        for module, sizes in self._row_groups.items():
+            own = [size * len(rows) // sum(sizes) for size in sizes]
+            if f".{module}." in name and sum(own) == len(rows):
+                return rows.split(own)
+        return (rows,)
 
 
 def _copy_shard(name: str, source: torch.Tensor, target: torch.Tensor, rank: int, ranks: int) -> None:
