@@ -196,6 +196,10 @@ Face directories; GPT, which has no class there, was made as a NeMo checkpoint.
 **refused** is one line before anything starts, with the reason; what is refused is what
 [docs/formats.md](formats.md) says a format cannot hold. Falcon: the family has never been supported for quantization.
 
+Nemotron-H and Nemotron Nano v2 are in no table, since transformers 4 has no class for them: their jobs, at TP 1 and at
+TP 2 x PP 2, are in `tests/engine/test_hybrids.py`. They go into `hf` and `compressed_tensors` with every algorithm that
+the format takes; `trtllm` and `nemo` are refused.
+
 NVFP4 is calibrated and packed on a CPU; ModelOpt simulates its rounding on GPUs only.
 """
 
