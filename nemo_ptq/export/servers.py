@@ -142,6 +142,8 @@ _DENSE = (*_LLAMAS, "Mistral", "Gemma", "Nemotron", "StarCoder", "StarCoder 2")
 _KNOWN_FAMILIES = (*_DENSE, "Mixtral")
 # Their classes in vLLM 0.32 build quantized layers and load weights as Llama's does.
 _LIKE_LLAMA = ("Qwen 2", "Qwen 3", "Qwen 3 MoE", "Phi 3", "Gemma 2", "Gemma 3")
+# Its class for these quantizes the linear layers of state spaces as any other, and reads `backbone` as its own names.
+_HYBRIDS = ("Nemotron-H", "Nemotron Nano v2")
 _SGLANGS = tuple(family for family in _KNOWN_FAMILIES if family != "Nemotron")
 _EVERY = (
     *(NO_QUANT, "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"),
@@ -198,7 +200,7 @@ _VLLM = (
         note="on Hopper GPUs alone, with awq_block_size=128; its kernel rounds the scales of the blocks to FP8",
     ),
     Fact("vllm", LOADS, READ, None, _EVERY, _KNOWN_FAMILIES),
-    Fact("vllm", LOADS, READ, None, _EVERY, _LIKE_LLAMA, ("0.32",)),
+    Fact("vllm", LOADS, READ, None, _EVERY, (*_LIKE_LLAMA, *_HYBRIDS), ("0.32",)),
 )
 _TENSORRT_LLM = (
     Fact("tensorrt_llm", REFUSED, READ, families=("Gemma", "StarCoder"), note="it has no class for such models"),
