@@ -48,10 +48,7 @@ def run_jobs(
             calibration_seq_len=24,
             evaluation_dataset_size=0,
         )
-        formats = list(FORMATS[algorithm])
-        output = directory / algorithm / ("" if len(formats) > 1 else formats[0])
-        output.parent.mkdir(parents=True, exist_ok=True)
-        export = ExportConfig(str(output), export_format=formats)
+        export = ExportConfig(str(directory / algorithm), export_format=list(FORMATS[algorithm]))
         tp, pp = layout
         ptq(str(source), export, calibration_tp=tp, calibration_pp=pp, quantization_config=quantization)
 

@@ -28,9 +28,9 @@ def export(checkpoint: Path, ep: int, tokens: list[list[int]] | None, directory:
     batches = None if tokens is None else [torch.tensor(tokens)]
     for algorithm, formats in JOBS.items():
         quantization = QuantizationConfig(algorithm, evaluation_dataset_size=0, enable_kv_cache=False)
-        output = directory / algorithm / ("" if len(formats) > 1 else formats[0])
-        output.parent.mkdir(parents=True, exist_ok=True)
-        steps.run_job(steps.job_of(checkpoint, quantization, output, (1, 1, ep), formats=formats), batches)
+        steps.run_job(
+            steps.job_of(checkpoint, quantization, directory / algorithm, (1, 1, ep), formats=formats), batches
+        )
 
 
 def directories(root: Path) -> list[Path]:
