@@ -81,7 +81,7 @@ def state_space_of(config: Mapping[str, Any]) -> StateSpace | None:
         )
     head_size, groups = config.get("mamba_head_dim") or 64, config.get("mamba_num_groups") or 8
     heads = config.get("mamba_num_heads") or 2 * config["hidden_size"] // head_size
-    if heads % groups:
+    if not heads or heads % groups:
         raise PtqError(f"mamba_num_groups is {groups}, which does not divide {heads} heads of the state space")
     return StateSpace(pattern, heads, head_size, config.get("mamba_state_dim") or 128, groups)
 
