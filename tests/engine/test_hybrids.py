@@ -74,7 +74,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exports(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All algorithms, from one rank."""
     directory = tmp_path_factory.mktemp("exports")
-    run_ranks(run_jobs, 1, source, list(FORMATS), (1, 1), directory)
+    run_ranks(run_jobs, 1, source, list(FORMATS), (1, 1), directory, timeout=280.0)
     return directory
 
 
@@ -139,7 +139,7 @@ def test_awqs_scales_are_folded_as_they_are_stored(linear: str, norm: str, sourc
 
 
 def test_parallelism_does_not_show(source: Path, exports: Path, tmp_path: Path) -> None:
-    run_ranks(run_jobs, 4, source, ["no_quant", "fp8_dynamic", "fp8"], (2, 2), tmp_path)
+    run_ranks(run_jobs, 4, source, ["no_quant", "fp8_dynamic", "fp8"], (2, 2), tmp_path, timeout=280.0)
     assert_holds(tmp_path / "no_quant" / "compressed_tensors", source)
     file = Path("fp8_dynamic", "compressed_tensors", "model.safetensors")
     assert (tmp_path / file).read_bytes() == (exports / file).read_bytes()
