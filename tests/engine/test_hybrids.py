@@ -27,8 +27,9 @@ FORMATS: Mapping[str, Sequence[str]] = {
     "nvfp4": BOTH,
     "int8_sq": ("compressed_tensors",),
 }
-# Relative distance from the unquantized model of a token's logits, in the median: random weights are moved far.
-NEAR = {"fp8": 0.35, "int4_awq": 0.6, "nvfp4": 0.9, "int8_sq": 0.6, "fp8_dynamic": 0.25}
+# Relative distance from the unquantized model of a token's logits, in the median: random weights are moved far, and the
+# random tokens exceed what INT8 was calibrated on, and are clipped.
+NEAR = {"fp8": 0.35, "int4_awq": 0.6, "nvfp4": 0.9, "int8_sq": 0.9, "fp8_dynamic": 0.25}
 
 
 def run_jobs(
@@ -150,7 +151,7 @@ def test_parallelism_does_not_show(source: Path, exports: Path, tmp_path: Path) 
 
 def test_nemos_checkpoint_has_the_names_that_nemo_gives_it(source: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "nemo"
-    run_ranks(import_and_run, 1, source, checkpoint, tmp_path)
+    run_ranks(import_and_run, 1, source, checkpoint, tmp_path, timeout=280.0)
     stored = read_stored(checkpoint).tensors
     mixer = "module.decoder.layers.0.mixer."
     shapes = {name.removeprefix(mixer): tensor.shape for name, tensor in stored.items() if name.startswith(mixer)}
