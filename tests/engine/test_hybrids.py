@@ -3,6 +3,7 @@
 """Whole jobs of a hybrid: its files hold the model, whatever the parallelism, and whatever it was read from."""
 
 import json
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -18,6 +19,8 @@ from tests.export.hugging_face import TOKENS, distance
 from tests.hybrids import make_nemotron_h
 from tests.ranks import run_ranks
 
+# Whole jobs: on a busy machine one file's fixture takes minutes.
+pytestmark = pytest.mark.timeout(900)
 BOTH = ("hf", "compressed_tensors")
 FORMATS: Mapping[str, Sequence[str]] = {
     "no_quant": ("compressed_tensors",),
@@ -27,8 +30,9 @@ FORMATS: Mapping[str, Sequence[str]] = {
     "nvfp4": BOTH,
     "int8_sq": ("compressed_tensors",),
 }
-# Relative distance from the unquantized model of a token's logits, in the median: random weights are moved far.
-NEAR = {"fp8": 0.35, "int4_awq": 0.6, "nvfp4": 0.9, "int8_sq": 0.6, "fp8_dynamic": 0.25}
+# Relative distance from the unquantized model of a token's logits, in the median: random weights are moved far, and the
+# random tokens exceed what INT8 was calibrated on, and are clipped.
+NEAR = {"fp8": 0.35, "int4_awq": 0.6, "nvfp4": 0.9, "int8_sq": 0.9, "fp8_dynamic": 0.25}
 
 
 def run_jobs(
@@ -58,6 +62,7 @@ def import_and_run(source: Path, checkpoint: Path, directory: Path) -> None:
     from nemo_ptq.checkpoint.huggingface.importer import import_hf
 
     import_hf(str(source), str(checkpoint))
+    shutil.copyfile(source.with_name("texts.txt"), checkpoint.with_name("texts.txt"))
     run_jobs(checkpoint, ["no_quant"], (1, 1), directory)
 
 
@@ -74,7 +79,7 @@ def source(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def exports(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """All algorithms, from one rank."""
     directory = tmp_path_factory.mktemp("exports")
-    run_ranks(run_jobs, 1, source, list(FORMATS), (1, 1), directory)
+    run_ranks(run_jobs, 1, source, list(FORMATS), (1, 1), directory, timeout=600.0)
     return directory
 
 
@@ -139,7 +144,7 @@ def test_awqs_scales_are_folded_as_they_are_stored(linear: str, norm: str, sourc
 
 
 def test_parallelism_does_not_show(source: Path, exports: Path, tmp_path: Path) -> None:
-    run_ranks(run_jobs, 4, source, ["no_quant", "fp8_dynamic", "fp8"], (2, 2), tmp_path)
+    run_ranks(run_jobs, 4, source, ["no_quant", "fp8_dynamic", "fp8"], (2, 2), tmp_path, timeout=600.0)
     assert_holds(tmp_path / "no_quant" / "compressed_tensors", source)
     file = Path("fp8_dynamic", "compressed_tensors", "model.safetensors")
     assert (tmp_path / file).read_bytes() == (exports / file).read_bytes()
@@ -150,7 +155,7 @@ def test_parallelism_does_not_show(source: Path, exports: Path, tmp_path: Path) 
 
 def test_nemos_checkpoint_has_the_names_that_nemo_gives_it(source: Path, tmp_path: Path) -> None:
     checkpoint = tmp_path / "nemo"
-    run_ranks(import_and_run, 1, source, checkpoint, tmp_path)
+    run_ranks(import_and_run, 1, source, checkpoint, tmp_path, timeout=600.0)
     stored = read_stored(checkpoint).tensors
     mixer = "module.decoder.layers.0.mixer."
     shapes = {name.removeprefix(mixer): tensor.shape for name, tensor in stored.items() if name.startswith(mixer)}
