@@ -11,6 +11,7 @@ import json
 import math
 import os
 import stat
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -140,16 +141,34 @@ def read_json(path: Path, *, finite: bool = True) -> Any:
         raise FileError(path, f"is not JSON: {error}") from error
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, *, infinite: Collection[str] = ()) -> dict[str, Any]:
     """Reads a JSON file that holds an object.
+
+    Args:
+        path: The file.
+        infinite: Keys whose values may be NaN or infinities, or hold some, although JSON has none.
 
     Raises:
         FileError: If it cannot be read, is not JSON, or holds something else.
     """
-    content = read_json(path)
+    try:
+        content = read_json(path)
+    except FileError:
+        content = read_json(path, finite=False) if infinite else None
+        if not isinstance(content, dict) or not _is_finite({k: v for k, v in content.items() if k not in infinite}):
+            raise
     if not isinstance(content, dict):
         raise FileError(path, f"holds a {type(content).__name__}, expected a JSON object")
     return content
+
+
+def _is_finite(content: Any) -> bool:
+    """Whether what a JSON file holds has no NaN and no infinity."""
+    try:
+        json.dumps(content, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 class _PlainLoader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]

@@ -184,7 +184,7 @@ class _Reached(Exception):
 
 
 # In the order in which a block computes them.
-_KINDS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+_KINDS = ("in_proj", "out_proj", "linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
 
 
 def _stages(layers: Mapping[str, "_Layer"]) -> Iterator[dict[str, "_Layer"]]:

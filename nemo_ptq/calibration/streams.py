@@ -91,7 +91,8 @@ class BlockRunner:
         """Computes a transformer layer: (sequence, batch, hidden size) in and out."""
         states = states.to(self.device)
         layer = self.module.decoder.layers[block.place]
-        return layer(hidden_states=states, attention_mask=None, rotary_pos_emb=self._rotary_of(states))[0]
+        found = layer(hidden_states=states, attention_mask=None, rotary_pos_emb=self._rotary_of(states))
+        return found[0] if isinstance(found, tuple) else found  # Megatron's layers with a state space return one thing
 
     @torch.no_grad()
     def logits(self, states: torch.Tensor) -> torch.Tensor:

@@ -16,6 +16,7 @@ import torch
 
 from nemo_ptq.checkpoint.parts import TensorPart
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.state_space import STATE_PARAMETERS
 from nemo_ptq.parallel.ranks import Parallelism
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.*)")
@@ -95,6 +96,7 @@ class BlockLoader:
         dtype: Data type that they take.
         parallelism: This rank's place, which says what its shards are.
         gated: Whether the first layer of an MLP holds a gate and an up projection, each of which is cut by itself.
+        row_groups: Sizes of the groups of rows of further modules that are cut one by one, by the end of the name.
     """
 
     def __init__(
@@ -104,11 +106,13 @@ class BlockLoader:
         dtype: torch.dtype,
         parallelism: Parallelism,
         gated: bool,
+        row_groups: Mapping[str, Sequence[int]] | None = None,
     ) -> None:
         self._parts = {part.live_name: part for part in parts}
         self._device, self._dtype, self._parallelism, self._gated = device, dtype, parallelism, gated
         self._reader = ThreadPoolExecutor(1)
         self._ahead: Future[None] | None = None
+        self._row_groups = row_groups or {}
 
     def load(self, block: Block) -> None:
         """Allocates the parameters of a block and reads them; those that have memory already are left alone.
@@ -140,7 +144,8 @@ class BlockLoader:
             parameter = module.get_parameter(own)
             if not parameter.is_meta:
                 continue
-            values = torch.empty(parameter.shape, dtype=self._dtype, device=self._device)
+            dtype = torch.float32 if own in STATE_PARAMETERS else self._dtype
+            values = torch.empty(parameter.shape, dtype=dtype, device=self._device)
             self._read(name, values)
             module.register_parameter(own, torch.nn.Parameter(values, requires_grad=False))
 
@@ -156,9 +161,22 @@ class BlockLoader:
             raise PtqError(f"the checkpoint has no {name}, which the model needs: save or copy the checkpoint again")
         ranks = self._parallelism.sharing(name)
         whole = part.read()
-        halves = 2 if self._gated and ".linear_fc1." in name else 1
-        for source, target in zip(whole.chunk(halves), values.chunk(halves), strict=True):
+        sources, targets = self._cut_one_by_one(name, whole), self._cut_one_by_one(name, values)
+        if len(sources) != len(targets):
+            shapes = f"{tuple(whole.shape)} in the checkpoint, a shard of it {tuple(values.shape)} in the model"
+            raise PtqError(f"{name} has shape {shapes}: the context is of another model than the weights")
+        for source, target in zip(sources, targets, strict=True):
             _copy_shard(name, source, target, ranks.rank, ranks.size)
+
+    def _cut_one_by_one(self, name: str, rows: torch.Tensor) -> Sequence[torch.Tensor]:
+        """Splits a parameter, or a shard of one, into the groups of its rows that are cut one by one."""
+        if self._gated and ".linear_fc1." in name:
+            return rows.chunk(2)
+        for module, sizes in self._row_groups.items():
+            own = [size * len(rows) // sum(sizes) for size in sizes]
+            if f".{module}." in name and sum(own) == len(rows):
+                return rows.split(own)
+        return (rows,)
 
 
 def _copy_shard(name: str, source: torch.Tensor, target: torch.Tensor, rank: int, ranks: int) -> None:

@@ -243,5 +243,7 @@ _FINISHING: Mapping[str, Callable[[Any], None]] = {
     f"{NEMO}gemma2.Gemma2Model": _finish_gemma2,
     f"{NEMO}gemma3.Gemma3Model": _finish_gemma3,
 }
-MODEL_CLASSES = frozenset(_FINISHING)
-"""NeMo's model classes that can be built here."""
+HYBRID_CLASS = f"{NEMO}ssm.MambaModel"
+"""NeMo's class of hybrids with state spaces, which :mod:`~nemo_ptq.checkpoint.hybrid_model` builds."""
+MODEL_CLASSES = frozenset({*_FINISHING, HYBRID_CLASS})
+"""NeMo's model classes that can be built without NeMo."""

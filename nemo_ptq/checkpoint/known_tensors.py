@@ -21,8 +21,8 @@ _NO_WEIGHTS = re.compile(r"_extra_state(/|$)|_quantizer\.|(^|\.)rotary_pos_emb\.
 _TRAINING = re.compile(r"(chained_\d+\.)?optimizer\.|rng_state(/|$)|rerun_state_machine_state(/|$)|param_groups")
 # NeMo's LoRA: adapters beside the layers that it wraps.
 _ADAPTER = re.compile(r"\.(adapters?|to_wrap|lora_[ab])\.|\.adapter_layer\.|\.lora\.", re.IGNORECASE)
-# Halves of a gated layer, where each has a name for itself.
-_HALF = re.compile(r"(\.(?:weight|bias))_[wv]$")
+# Groups of rows that have a name for themselves: halves of a gated layer, and those of a state space.
+_ROWS = re.compile(r"(\.(?:weight|bias))(?:_[wv]|\.(?:z|x|B|C|dt))$")
 
 
 def prefix_of(checkpoint: Path) -> str:
@@ -67,7 +67,7 @@ def check_tensors(model: ModelSpec, dtypes: Mapping[str, str], prefix: str = PRE
 
 def _general(name: str) -> str:
     """Megatron's name of a parameter in a model, with "*" for layers and experts."""
-    live = live_name(_HALF.sub(r"\1", name), "*", "*")
+    live = live_name(_ROWS.sub(r"\1", name), "*", "*")
     return re.sub(r"\.\d+\.", ".*.", live).replace("local_experts.*.*.", "local_experts.*.")
 
 
@@ -78,8 +78,11 @@ def _parameters(model: ModelSpec) -> Iterator[str]:
     yield from _of_module("decoder.final_layernorm", model.normalization == "LayerNorm")
     for layer in {id(layer): layer for layer in model.layers}.values():
         for module in layer.modules:
-            yield from _of_module(f"decoder.layers.*.{re.sub(r'[.][0-9]+[.]', '.*.', module.name)}", module.has_bias)
+            name = f"decoder.layers.*.{re.sub(r'[.][0-9]+[.]', '.*.', module.name)}"
+            yield from _of_module(name, module.has_bias, module.parameters)
 
 
-def _of_module(name: str, has_bias: bool) -> Iterable[str]:
-    return (f"{name}.weight", f"{name}.bias") if has_bias else (f"{name}.weight",)
+def _of_module(name: str, has_bias: bool, parameters: Iterable[str] = ("weight",)) -> Iterable[str]:
+    yield from (f"{name}.{parameter}" for parameter in parameters)
+    if has_bias:
+        yield f"{name}.bias"

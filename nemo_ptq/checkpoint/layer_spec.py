@@ -267,7 +267,8 @@ class LocalAndGlobalRotary(torch.nn.Module):
         return torch.stack([RotaryEmbedding.forward(embedding, length, **options) for embedding in embeddings])
 
 
-def _core_attention(config: TransformerConfig) -> type:
+def core_attention(config: TransformerConfig) -> type:
+    """Returns the module that attends: Transformer Engine's where it is installed, and knows how."""
     if HAVE_TRANSFORMER_ENGINE and not (has_gemma2_attention(config) or has_gemma3_attention(config)):
         from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
@@ -283,7 +284,7 @@ def _attention(config: TransformerConfig) -> ModuleSpec:
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,
-            core_attention=_core_attention(config),
+            core_attention=core_attention(config),
             linear_proj=RowParallelLinear,
             q_layernorm=norm,
             k_layernorm=norm,

@@ -19,7 +19,8 @@ from nemo_ptq.checkpoint.reader import CheckpointReader, open_checkpoint
 from nemo_ptq.checkpoint.tokenizers import Tokenizer, with_nemos_special_tokens
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec, spec_of
-from nemo_ptq.parallel.megatron import GPTModel
+from nemo_ptq.models.state_space import state_space_of
+from nemo_ptq.parallel.megatron import LanguageModule
 from nemo_ptq.parallel.ranks import Parallelism, this_rank
 from nemo_ptq.pretrained import load_pretrained
 from nemo_ptq.quantization.state import CalibrationState
@@ -30,7 +31,7 @@ class LoadedModel:
     """This rank's part of a model, with what the rest of the job needs to know about the whole.
 
     Attributes:
-        module: Megatron's GPTModel: this pipeline stage, this tensor-parallel shard.
+        module: Megatron's GPTModel or MambaModel: this pipeline stage, this tensor-parallel shard.
         config: Megatron's configuration of it, with the fields that only NeMo's has as further attributes.
         config_class: NeMo's class of the configuration, with its module.
         tokenizer: A :class:`~nemo_ptq.checkpoint.tokenizers.Tokenizer`, or one of NeMo's.
@@ -46,7 +47,7 @@ class LoadedModel:
         calibration: What has been learned of it, None before it is calibrated.
     """
 
-    module: GPTModel
+    module: LanguageModule
     config: Any
     config_class: str
     tokenizer: Any
@@ -134,7 +135,7 @@ def open_model(
         tokenizer = _tokenizer(reader, fields, tokenizer_path)
         try:
             config = make_config({**fields.fields, **settings_for_calibration(fields.fields, device, dtype, overrides)})
-            module = build_gpt(config, fields.model_class)
+            module = _build(config, fields.model_class)
         except Exception as error:  # Megatron raises what it likes
             raise PtqError(unbuildable(error)) from error
     module = module.eval().requires_grad_(False)
@@ -150,8 +151,25 @@ def open_model(
         device,
         parallelism,
         split_into_blocks(module, config.num_layers),
-        BlockLoader(reader.parts, device, config.params_dtype, parallelism, config.gated_linear_unit),
+        BlockLoader(
+            reader.parts, device, config.params_dtype, parallelism, config.gated_linear_unit, _row_groups(config)
+        ),
     )
+
+
+def _build(config: Any, model_class: str) -> Any:
+    """Builds this rank's part of a model without NeMo."""
+    if state_space_of(vars(config)) is None:
+        return build_gpt(config, model_class)
+    from nemo_ptq.checkpoint.hybrid_model import build_hybrid  # imports Megatron's Mamba
+
+    return build_hybrid(config, config.vocab_size)
+
+
+def _row_groups(config: Any) -> dict[str, list[int]]:
+    """The sizes of groups of rows that are cut for tensor parallelism one by one, by the module within a layer."""
+    sizes = state_space_of(vars(config))
+    return {} if sizes is None else {module: list(rows.values()) for module, rows in sizes.rows.items()}
 
 
 def _tokenizer(reader: CheckpointReader, fields: ModelFields, path: str | None) -> Any:

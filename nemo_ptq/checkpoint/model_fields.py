@@ -15,10 +15,11 @@ import torch.nn.functional as F
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames, Name, is_activation, is_dtype, is_enum_member
 from nemo_ptq.checkpoint.context_graph import Call, is_of_training
-from nemo_ptq.checkpoint.gpt import ACTIVATION_FUNCTIONS, MODEL_CLASSES
+from nemo_ptq.checkpoint.gpt import ACTIVATION_FUNCTIONS, HYBRID_CLASS, MODEL_CLASSES, squared_relu
 from nemo_ptq.checkpoint.metadata import read_model_yaml
 from nemo_ptq.checkpoint.settings import Context
 from nemo_ptq.checkpoint.tokenizers import Tokenizer
+from nemo_ptq.models.spec import NEMOTRON_H_ACTIVATION
 
 _MODULES = frozenset(name.rpartition(".")[0] for name in MODEL_CLASSES)
 # A class in one of those modules whose model is another.
@@ -80,6 +81,8 @@ def fields_in_context(checkpoint: Path, model: Call, allowed: AllowedNames) -> M
         return None
     if any(fields.get(name) for name in _UNKNOWN_PARTS):
         return None
+    if model_class == HYBRID_CLASS and fields.get("hybrid_override_pattern") is None:
+        return None
     settings = SimpleNamespace(generation_config=_as_yaml(config.arguments.get("generation_config")))
     tokenizer = _as_yaml(model.arguments.get("tokenizer")) or {}
     context = Context(checkpoint / "context", settings, config.function.name, tokenizer)
@@ -108,7 +111,8 @@ def _defaults(described: Mapping[str, Any]) -> dict[str, Any]:
     activation = described.get("activation_func")
     if isinstance(activation, dict):
         module, _, name = str(activation.get("_target_")).rpartition(".")
-        fields["activation_func"] = _function(Name(module, name))
+        named = f"{module}.{name}".endswith(NEMOTRON_H_ACTIVATION)
+        fields["activation_func"] = squared_relu if named else _function(Name(module, name))
     return fields
 
 

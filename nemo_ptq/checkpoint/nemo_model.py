@@ -14,6 +14,7 @@ import torch
 from nemo.collections.common.tokenizers.tokenizer_utils import get_tokenizer
 
 from nemo_ptq.checkpoint.gpt import settings_for_calibration, unbuildable
+from nemo_ptq.checkpoint.hybrid_model import build_hybrid, hybrid_stack_spec, is_hybrid
 from nemo_ptq.checkpoint.layer_spec import LocalAndGlobalRotary, calibration_layer_spec, has_gemma3_attention
 from nemo_ptq.errors import PtqError
 from nemo_ptq.parallel.attributes import replaced
@@ -47,7 +48,8 @@ def build_with_nemo(
     known = inspect.signature(fdl.get_callable(config)).parameters
     given = {name: getattr(config, name) for name in ("activation_func",) if hasattr(config, name)}
     settings = settings_for_calibration(given, device, dtype, overrides)
-    for name, value in {**settings, "transformer_layer_spec": calibration_layer_spec}.items():
+    settings |= {"transformer_layer_spec": calibration_layer_spec, "mamba_stack_spec": hybrid_stack_spec}
+    for name, value in settings.items():
         if name in known:
             setattr(config, name, value)
     context.optim = None
@@ -58,7 +60,10 @@ def build_with_nemo(
         model = fdl.build(context)
         # Where stages share the embedding Megatron exchanges it between them, which the meta device has none of.
         with replaced(LanguageModule, "setup_embeddings_and_output_layer", lambda module: None), torch.device("meta"):
-            model.configure_model()
+            if is_hybrid(model.config):
+                model.module = build_hybrid(model.config, overrides["vocab_size"])
+            else:
+                model.configure_model()
             if has_gemma3_attention(model.config):
                 rotary = model.module.rotary_pos_emb
                 model.module.rotary_pos_emb = LocalAndGlobalRotary(rotary.rope_local, rotary)

@@ -9,7 +9,9 @@ from dataclasses import dataclass
 import torch
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.mapping import is_linear as is_linear
 from nemo_ptq.models.mapping import live_name
+from nemo_ptq.models.mapping import shares_inputs as shares_inputs
 
 
 @dataclass(frozen=True)
@@ -57,16 +59,6 @@ class TensorPart:
     def live_name(self) -> str:
         """Megatron's name of the parameter, its layer and its expert counted through the whole model."""
         return live_name(self.key, *(index for index, _ in self.position))
-
-
-def is_linear(name: str) -> bool:
-    """Whether a module is a linear layer of a transformer layer, which algorithms quantize, by Megatron's name."""
-    return ".linear_" in name
-
-
-def shares_inputs(linear: str) -> bool:
-    """Whether tensor-parallel ranks share the input channels of a linear layer, by Megatron's name of it."""
-    return linear.endswith(("linear_proj", "linear_fc2"))
 
 
 def check_finite(name: str, tensor: torch.Tensor) -> None:

@@ -29,6 +29,9 @@ from nemo_ptq.untrusted import open_unbuffered
 # The records with the bytes of tensors.
 _STORAGE = re.compile(r"/data/\d+$")
 _EXPERTS = ".experts.experts."
+# The ends of the names of what is one tensor of a model: of gated layers, and of the projection and the convolution of
+# a state space, which has no "z" and "dt".
+_ROWS = (("_w", "_v"), (".z", ".x", ".B", ".C", ".dt"))
 
 
 def checkpoint_parts(checkpoint: Path) -> list[TensorPart]:
@@ -47,26 +50,39 @@ def checkpoint_parts(checkpoint: Path) -> list[TensorPart]:
         if is_weight(name, prefix)
         for part in _parts(weights, prefix, name.removeprefix(prefix), tensor)
     ]
-    return list(_with_gated_joined(parts))
+    return list(_with_rows_joined(parts))
 
 
-def _with_gated_joined(parts: Sequence[TensorPart]) -> Iterator[TensorPart]:
-    """Joins the halves of gated layers, which checkpoints with a name for each layer keep apart (``_w``, ``_v``)."""
-    halves = {part.key: part for part in parts if part.key.endswith((".weight_v", ".bias_v"))}
+def _with_rows_joined(parts: Sequence[TensorPart]) -> Iterator[TensorPart]:
+    """Joins groups of rows that checkpoints with a name for each layer keep apart, in the order of :data:`_ROWS`."""
+    by_key = {part.key: part for part in parts}
+    joined: set[str] = set()
     for part in parts:
-        if part.key in halves:
-            continue
-        second = halves.get(f"{part.key[:-1]}v") if part.key.endswith((".weight_w", ".bias_w")) else None
-        yield part if second is None else _joined(part, second)
+        key, suffixes = _group_of(part.key)
+        found = [by_key[key + suffix] for suffix in suffixes if key + suffix in by_key]
+        if len(found) < 2:
+            yield part
+        elif key not in joined:
+            joined.add(key)
+            yield _joined(key, found)
 
 
-def _joined(first: TensorPart, second: TensorPart) -> TensorPart:
-    rows = first.shape[0] + second.shape[0]
+def _group_of(key: str) -> tuple[str, Sequence[str]]:
+    """What a tensor is a group of rows of, and the ends of the names of all groups; none where it is whole."""
+    for suffixes in _ROWS:
+        for suffix in suffixes:
+            if key.endswith((f".weight{suffix}", f".bias{suffix}")):
+                return key.removesuffix(suffix), suffixes
+    return key, ()
+
+
+def _joined(key: str, groups: Sequence[TensorPart]) -> TensorPart:
+    rows = sum(part.shape[0] for part in groups)
     return replace(
-        first,
-        key=first.key.removesuffix("_w"),
-        shape=(rows, *first.shape[1:]),
-        read=lambda: torch.cat([first.read(), second.read()]),
+        groups[0],
+        key=key,
+        shape=(rows, *groups[0].shape[1:]),
+        read=lambda: torch.cat([part.read() for part in groups]),
     )
 
 

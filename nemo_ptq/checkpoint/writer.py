@@ -3,7 +3,10 @@
 """Write a NeMo 2.0 checkpoint: `context/` and `weights/`, one tensor in memory at a time."""
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -23,6 +26,8 @@ from torch.distributed.checkpoint.planner import (
 
 from nemo_ptq.checkpoint.known_tensors import PREFIX
 from nemo_ptq.checkpoint.parts import TensorPart
+from nemo_ptq.models.state_space import StateSpace
+from nemo_ptq.parallel.attributes import replaced
 from nemo_ptq.parallel.megatron import CheckpointingConfig, ShardedObject, save_config
 
 # What NeMo expects in a checkpoint beside the weights.
@@ -34,9 +39,11 @@ COMMON_STATE: Mapping[str, Any] = {
     # Tells readers that layers are stacked (false) instead of named one by one.
     "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
 }
+# Name of the layers that NeMo's configuration of models with state spaces has if none are given.
+_STACK_SPEC = "default_mamba_stack_spec"
 
 
-def write_weights(directory: Path, parts: Sequence[TensorPart]) -> None:
+def write_weights(directory: Path, parts: Sequence[TensorPart], state_space: StateSpace | None = None) -> None:
     """Write `weights/` of a NeMo 2.0 checkpoint in Megatron's torch_dist format.
 
     The names are those that a model with Transformer Engine layers has, `_extra_state` entries included.
@@ -44,8 +51,29 @@ def write_weights(directory: Path, parts: Sequence[TensorPart]) -> None:
     Args:
         directory: The directory to fill; made if it is missing.
         parts: Every part of every tensor.
+        state_space: That of a hybrid, some of whose groups of rows are tensors of their own in NeMo's checkpoints.
     """
-    write_tensors(directory, parts, PREFIX, COMMON_STATE)
+    groups = {} if state_space is None else state_space.rows
+    stored = [own for part in parts for own in _with_rows_split(part, groups)]
+    write_tensors(directory, stored, PREFIX, COMMON_STATE)
+
+
+def _with_rows_split(part: TensorPart, groups: Mapping[str, Mapping[str, int]]) -> Iterator[TensorPart]:
+    """Yields a tensor for each group of rows of a part, where it has several that are stored apart."""
+    rows = next((rows for module, rows in groups.items() if f".{module}." in part.live_name), None)
+    is_whole = part.key.endswith((".weight", ".bias"))
+    if rows is None or not is_whole:
+        yield part
+        return
+    first = 0
+    for name, count in rows.items():
+        which = slice(first, first + count)
+        yield replace(part, key=f"{part.key}.{name}", shape=(count, *part.shape[1:]), read=partial(_rows, part, which))
+        first += count
+
+
+def _rows(part: TensorPart, which: slice) -> torch.Tensor:
+    return part.read()[which].clone()
 
 
 def write_tensors(directory: Path, parts: Sequence[TensorPart], prefix: str, common: Mapping[str, Any]) -> None:
@@ -79,6 +107,7 @@ def write_context(directory: Path, model: Any) -> None:
             copied next to io.json and named relative to it.
     """
     import fiddle as fdl
+    from nemo.collections.llm.gpt.model import ssm
     from nemo.lightning import MegatronStrategy, Trainer
     from nemo.lightning.io.pl import TrainerContext
 
@@ -87,8 +116,12 @@ def write_context(directory: Path, model: Any) -> None:
     context = TrainerContext.__new__(TrainerContext)
     context.__io__ = fdl.Config(TrainerContext, model=model, trainer=trainer, extra={})
     # Hugging Face objects are saved by walking from the context along the configuration's attributes.
-    context.model = SimpleNamespace(config=SimpleNamespace(generation_config=model.config.generation_config))
-    context.io_dump(directory, yaml_attrs=["model"])
+    context.model = SimpleNamespace(
+        config=SimpleNamespace(generation_config=getattr(model.config, "generation_config", None))
+    )
+    # NeMo looks this up where Megatron's Mamba cannot be imported as well; io.json does not have it.
+    with nullcontext() if hasattr(ssm, _STACK_SPEC) else replaced(ssm, _STACK_SPEC, None):
+        context.io_dump(directory, yaml_attrs=["model"])
 
 
 class _LazyPlanner(dcp.DefaultSavePlanner):
@@ -131,15 +164,21 @@ def _state_item(key: str) -> WriteItem:
     )
 
 
+# Megatron's names of such modules in a hybrid with state spaces.
+_STATE_SPACE = ("in_proj", "out_proj", "final_norm")
+
+
 def _extra_state_keys(part: TensorPart, prefix: str) -> list[str]:
     """Keys of the `_extra_state` entries of the modules that Transformer Engine would give this part's layer.
 
     Linear layers, attention and norms that are not fused into a linear layer carry FP8 metadata there. A loader that
     has such a module (Megatron's own linear layers included) fails when the entry is missing.
     """
-    module, _, parameter = part.key.rpartition(".")
+    # Of a projection whose groups of rows are tensors of their own, the first one stands for it.
+    module, _, parameter = part.key.removesuffix(".z").rpartition(".")
     parent, _, name = module.rpartition(".")
-    if parameter != "weight" or not (name.startswith("linear_") or name.endswith("layernorm")):
+    has_state = name.startswith("linear_") or name.endswith("layernorm") or name in _STATE_SPACE
+    if parameter != "weight" or not has_state:
         return []
     modules = [module, f"{parent}.core_attention"] if name == "linear_proj" else [module]
     position = part.position or ((0, 1),)

@@ -182,13 +182,15 @@ def _write_hugging_face(model: _Model, directory: Path, tokenizer: Any, replaced
 def _write_nemo(model: _Model, directory: Path, tokenizer: Any, replaced: bool) -> None:
     from nemo_ptq.checkpoint.writer import write_weights  # imports Megatron
 
-    write_weights(directory / "weights", model.parts)
+    write_weights(directory / "weights", model.parts, model.spec.state_space)
     write_context(model.path, directory / "context", SimpleNamespace(tokenizer=tokenizer), replaced)
 
 
 def _write_megatron(model: _Model, directory: Path, tokenizer: Any, replaced: bool) -> None:
     from nemo_ptq.checkpoint.megatron.writer import write_megatron  # imports Megatron
 
+    if model.spec.state_space is not None:
+        raise PtqError(f"--format megatron is not for {model.family.name}, whose layers are unlike: use hf or nemo")
     write_megatron(directory, model.spec, model.config, model.parts, tokenizer)
 
 

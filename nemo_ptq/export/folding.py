@@ -5,14 +5,14 @@
 SmoothQuant and AWQ divide a weight by a scale of each input channel and multiply the input with it. A reader that only
 multiplies quantized tensors gets the same where the layer before produces the scaled input itself:
 
-    a norm                          multiply its gain and its bias, exact for any scale
+    a norm, a gated norm            multiply its gain and its bias, exact for any scale
     up_proj of a gated MLP          multiply its rows: act(gate) * (s up) = s (act(gate) * up)
     fc1 before a squared ReLU       multiply its rows with the root: relu(sqrt(s) x)^2 = s relu(x)^2
     v_proj                          multiply its rows, where all query heads of a group share the scale of a channel
 
-Elsewhere (an ungated MLP with GELU, values whose cache is quantized with a calibrated amax) nothing can be folded, and
-the layer is not smoothed. Rows are multiplied in the scales of the quantized rows, so no weight is rounded again; gains
-and biases are.
+Elsewhere (an ungated MLP with GELU, values whose cache is quantized with a calibrated amax, the first layers of
+experts) nothing can be folded, and the layer is not smoothed. Rows are multiplied in the scales of the quantized rows,
+so no weight is rounded again; gains and biases are.
 """
 
 from collections.abc import Mapping
@@ -44,13 +44,17 @@ def follower_of(module: str, shape: ModelSpec) -> str | None:
     return None if follower is None else f"decoder.layers.{prefix}.{follower.name}"
 
 
+def _is_of_expert(module: str) -> bool:
+    return ".experts." in module
+
+
 def refuse_scaled_experts(module: str, scheme: Scheme) -> None:
     """Refuses an expert with pre-quantization scales: one norm's output enters all experts and the router.
 
     Raises:
         PtqError: If the layer is one.
     """
-    if ".experts." in module and any(field.suffix == "prequant_scaling_factor" for field in scheme.fields):
+    if _is_of_expert(module) and any(field.suffix == "prequant_scaling_factor" for field in scheme.fields):
         raise PtqError(
             f"{scheme.quant_algo} gives each expert scales of its own, which this format cannot hold: quantize the "
             "experts in FP8, or not at all"
@@ -98,6 +102,8 @@ def foldable_scale(module: str, scale: torch.Tensor, shape: ModelSpec, quantizes
         shape: The model.
         quantizes_kv_cache: Whether the values of the layer's attention are cached with a calibrated amax.
     """
+    if _is_of_expert(module) and module.endswith("linear_fc1"):
+        return torch.ones_like(scale)  # the norm before it is that of all experts, and of the router
     if module.endswith("linear_fc2"):
         return scale if shape.gated_mlp or shape.activation == "squared-relu" else torch.ones_like(scale)
     if not module.endswith("linear_proj"):

@@ -156,7 +156,7 @@ _BUILT_IN = (
         packed_export="nemo_ptq.export.huggingface.compressed_tensors:compressed_tensors_export",
         model_check="nemo_ptq.export.huggingface.hf_documents:check_exportable",
         state_adapter="nemo_ptq.export.folding:foldable",
-        experts=("fp8", "nvfp4", "fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
+        experts=("fp8", "int4_awq", "nvfp4", "fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
         is_hugging_face=True,
         servers=("vllm", "sglang", "transformers"),
     ),

@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One layer, or a rank's shard of it -> the tensors that a file stores of it. Pure functions of tensors."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 
 import torch
 
@@ -64,6 +65,17 @@ def split_qkv(tensor: torch.Tensor, heads_per_group: int, head_size: int, first_
     }
 
 
+def split_in_proportion(rows: Mapping[str, int], tensor: torch.Tensor) -> RowGroups:
+    """Splits rows that are a rank's equal share of each of several groups, one after the other.
+
+    Args:
+        rows: Sizes of the groups over all ranks.
+        tensor: (local rows, ...).
+    """
+    ranks = sum(rows.values()) // len(tensor)
+    return dict(zip(rows, tensor.split([size // ranks for size in rows.values()]), strict=True))
+
+
 def row_splitter(module_name: str, shape: ModelSpec, tensor_rank: int = 0) -> Callable[[torch.Tensor], RowGroups]:
     """Returns the function that splits the output rows of a linear layer.
 
@@ -78,7 +90,7 @@ def row_splitter(module_name: str, shape: ModelSpec, tensor_rank: int = 0) -> Ca
         return lambda rows: split_qkv(rows, heads_per_group, shape.head_size, tensor_rank * len(rows))
     if groups == GATED:
         return split_gated
-    return all_rows
+    return partial(split_in_proportion, shape.module(module_name).rows) if len(groups) > 1 else all_rows
 
 
 def pack_where_it_is(
@@ -210,6 +222,25 @@ def pack_plain(layer: Plain, dtype: torch.dtype, factor: torch.Tensor | None = N
         bias = None if bias is None else bias.float() * factor
     found = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
     return _on_cpu({("", field): tensor.to(dtype) for field, tensor in found.items()})
+
+
+def pack_state_space(
+    parameters: Mapping[str, torch.Tensor], split: Callable[[torch.Tensor], RowGroups], dtype: torch.dtype
+) -> Packed:
+    """Packs this rank's shard of what a state space has beside linear layers and norms.
+
+    Args:
+        parameters: Each (local rows, ...), by name.
+        split: Groups their rows.
+        dtype: Data type to store.
+    """
+    return _on_cpu(
+        {
+            (rows, name): group.to(dtype).contiguous()
+            for name, parameter in parameters.items()
+            for rows, group in split(parameter).items()
+        }
+    )
 
 
 def kv_cache_scales(key: torch.Tensor, value: torch.Tensor, clamp: bool) -> tuple[torch.Tensor, torch.Tensor]:

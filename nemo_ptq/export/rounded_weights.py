@@ -25,9 +25,9 @@ from safetensors import safe_open
 from nemo_ptq.checkpoint.parts import shares_inputs
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.layout import Block, FileTensor, Part, joined, whole
-from nemo_ptq.export.packing import Packed, all_rows, pack_linear, split_gated
+from nemo_ptq.export.packing import Packed, all_rows, pack_linear, row_splitter
 from nemo_ptq.export.source import Source
-from nemo_ptq.models.mapping import GATED
+from nemo_ptq.models.mapping import QKV
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.parallel.ranks import Ranks
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
@@ -42,7 +42,8 @@ _KEPT = (_CODES, _SCALE, _SCALE_2)
 
 def _groups(module: str, shape: ModelSpec) -> Sequence[str]:
     """The groups of a layer's rows that ranks cut one by one; queries, keys and values are cut together."""
-    return GATED if tuple(shape.module(module).rows) == GATED else ("",)
+    rows = tuple(shape.module(module).rows)
+    return ("",) if rows == QKV else rows
 
 
 @dataclass(frozen=True)
@@ -91,7 +92,7 @@ class RoundedLayout:
 
 def pack_rounded(source: Source, name: str) -> Packed:
     """Packs this rank's shard of a linear layer for the file."""
-    split = split_gated if len(_groups(name, source.shape)) > 1 else all_rows
+    split = row_splitter(name, source.shape) if len(_groups(name, source.shape)) > 1 else all_rows
     return pack_linear(source.layers.linear(name), split, source.dtype)
 
 
@@ -130,7 +131,9 @@ class RoundedWeights:
         ranks = self._ranks(name)
         if axis is None or ranks.size == 1:
             return tensor
-        groups = tensor.chunk(len(_groups(name, self._shape)), axis) if axis == 0 else (tensor,)
+        spec, groups = self._shape.module(name), (tensor,)
+        if axis == 0:
+            groups = tensor.split([spec.outputs(rows) for rows in _groups(name, self._shape)])
         return torch.cat([ranks.shard(rows, axis) for rows in groups], axis)
 
 

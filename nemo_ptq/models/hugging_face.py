@@ -60,6 +60,8 @@ class HuggingFaceClass:
         neutral: Further settings that do not change it with these values alone.
         written: What an export's config.json says in place of the source's.
         layer_types: What the layers attend to, from the settings of config.json: of each layer, or once for all.
+        model_type: That of config.json, of a class that not every version of transformers has.
+        one_spelling: Gives settings that files spell in several ways one name and one value.
     """
 
     architecture: str
@@ -79,6 +81,8 @@ class HuggingFaceClass:
     neutral: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     written: Settings = field(default_factory=dict)
     layer_types: Callable[[Settings], Sequence[str]] = alike_layers
+    model_type: str | None = None
+    one_spelling: Callable[[Settings], dict[str, Any]] = dict
 
     @property
     def nemo_module(self) -> str:
@@ -107,9 +111,9 @@ class HuggingFaceClass:
             By Megatron's name of a module, with "{layer}" and "{expert}" for the numbers: the name of each group of
             its rows, "" where they are together. Groups with one name are one layer, in which they follow each other.
         """
-        weights = [rule for rule in self.rules if rule.target.endswith("weight")]
+        weights = [rule for rule in self.rules if rule.field != "bias"]
         return {OUTPUT: {"": self.output_layer}} | {
-            rule.module: {rows: name.removesuffix(".weight") for rows, name in rule.sources.items()} for rule in weights
+            rule.module: {rows: name.rpartition(".")[0] for rows, name in rule.sources.items()} for rule in weights
         }
 
     def read(self, content: Settings) -> Settings:
@@ -121,7 +125,7 @@ class HuggingFaceClass:
         Raises:
             PtqError: If a setting is missing, is not known, or has a value that NeMo's class or no model can have.
         """
-        given = self._with_own_names(with_one_spelling(content))
+        given = self._with_own_names(with_one_spelling(self.one_spelling(content)))
         settings = {**self.defaults, **given}
         missing = sorted({*self.fields.values(), *self.aliases.values()} - settings.keys())
         if missing:

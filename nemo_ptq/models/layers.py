@@ -26,16 +26,20 @@ class ModuleSpec:
         has_bias: Whether there is a bias, of as many elements as the weight has rows.
         norm: Name of the norm whose output enters it, None of a linear layer that follows no norm.
         expert: Which expert it is of, None of what all tokens go through.
+        kernel: Positions that a convolution looks at, each channel by itself; 0 of what is none.
+        parameters: Names of its weights, which are all of one shape.
     """
 
     name: str
-    kind: Literal["linear", "norm", "router"]
+    kind: Literal["linear", "norm", "router", "conv", "state"]
     rows: Mapping[str, int]
     inputs: int = 0
     axis: int | None = None
     has_bias: bool = False
     norm: str | None = None
     expert: int | None = None
+    kernel: int = 0
+    parameters: tuple[str, ...] = ("weight",)
 
     @property
     def is_quantized(self) -> bool:
@@ -44,8 +48,13 @@ class ModuleSpec:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of the whole weight: (out, in), of a norm (size)."""
-        return (self.outputs(), self.inputs) if self.inputs else (self.outputs(),)
+        """Shape of the whole weight: (out, in), of a norm (size), of a convolution (channels, 1, kernel)."""
+        return self.shape_of("")
+
+    def shape_of(self, rows: str) -> tuple[int, ...]:
+        """Shape of a group of rows of the weight; of all rows where there is no such group."""
+        kernel = (self.kernel,) if self.kernel else ()
+        return (self.outputs(rows), self.inputs, *kernel) if self.inputs else (self.outputs(rows),)
 
     def outputs(self, rows: str = "") -> int:
         """Out-features of a group of rows; of all rows where there is no such group."""
@@ -70,25 +79,23 @@ class LayerSpec:
         """The module with a name within the layer."""
         return self._by_name[name]
 
+    def __contains__(self, name: str) -> bool:
+        """Whether there is a module with a name within the layer."""
+        return name in self._by_name
+
     def after(self, norm: str) -> ModuleSpec | None:
         """The linear layer that a norm's output enters; None where it enters none, or several."""
         linears = [module for module in self.modules if module.norm == norm and module.kind == "linear"]
         return linears[0] if len(linears) == 1 else None
 
 
-def gpt_layer(model: "ModelSpec") -> LayerSpec:
-    """Returns Megatron's GPT layer: attention and an MLP, or a mixture of experts, each after a norm."""
-    hidden, inner, head = model.hidden_size, model.ffn_hidden_size, model.head_size
+def attention_modules(model: "ModelSpec") -> tuple[ModuleSpec, ...]:
+    """Returns the modules of Megatron's attention, the norm before it included."""
+    hidden, head = model.hidden_size, model.head_size
     heads, groups = model.num_attention_heads * head, model.num_query_groups * head
-    fc1_rows = {"gate": inner, "up": inner} if model.gated_mlp else {"": inner}
-    has_norm_bias = model.normalization == "LayerNorm"
-    before_attention, before_mlp = "input_layernorm", "pre_mlp_layernorm"
-
-    def post_norm(sublayer: str) -> tuple[ModuleSpec]:
-        return (ModuleSpec(f"post_{sublayer}_layernorm", "norm", {"": hidden}, has_bias=has_norm_bias),)
-
-    modules = [
-        ModuleSpec(before_attention, "norm", {"": hidden}, has_bias=has_norm_bias),
+    has_norm_bias, before = model.normalization == "LayerNorm", "input_layernorm"
+    return (
+        ModuleSpec(before, "norm", {"": hidden}, has_bias=has_norm_bias),
         ModuleSpec(
             "self_attention.linear_qkv",
             "linear",
@@ -96,7 +103,7 @@ def gpt_layer(model: "ModelSpec") -> LayerSpec:
             hidden,
             0,
             model.qkv_bias,
-            norm=before_attention,
+            norm=before,
         ),
         *(
             ModuleSpec(f"self_attention.{name}_layernorm", "norm", {"": head}, has_bias=has_norm_bias)
@@ -104,24 +111,41 @@ def gpt_layer(model: "ModelSpec") -> LayerSpec:
             if model.qk_norm
         ),
         ModuleSpec("self_attention.linear_proj", "linear", {"": hidden}, heads, 1, model.linear_bias),
-        *(post_norm("self_attention") if model.gemma else ()),
-        ModuleSpec(before_mlp, "norm", {"": hidden}, has_bias=has_norm_bias),
-    ]
+        *_post_norm(model, "self_attention"),
+    )
+
+
+def mlp_modules(model: "ModelSpec") -> tuple[ModuleSpec, ...]:
+    """Returns the modules of Megatron's MLP, or of its mixture of experts, the norm before it included."""
+    hidden, inner, before = model.hidden_size, model.ffn_hidden_size, "pre_mlp_layernorm"
+    fc1_rows = {"gate": inner, "up": inner} if model.gated_mlp else {"": inner}
+    norm = ModuleSpec(before, "norm", {"": hidden}, has_bias=model.normalization == "LayerNorm")
     if not model.num_experts:
-        return LayerSpec(
-            (
-                *modules,
-                ModuleSpec("mlp.linear_fc1", "linear", fc1_rows, hidden, 0, model.linear_bias, norm=before_mlp),
-                ModuleSpec("mlp.linear_fc2", "linear", {"": hidden}, inner, 1, model.linear_bias),
-                *(post_norm("mlp") if model.gemma else ()),
-            )
+        return (
+            norm,
+            ModuleSpec("mlp.linear_fc1", "linear", fc1_rows, hidden, 0, model.linear_bias, norm=before),
+            ModuleSpec("mlp.linear_fc2", "linear", {"": hidden}, inner, 1, model.linear_bias),
+            *_post_norm(model, "mlp"),
         )
-    modules.append(ModuleSpec("mlp.router", "router", {"": model.num_experts}, hidden, norm=before_mlp))
+    modules = [norm, ModuleSpec("mlp.router", "router", {"": model.num_experts}, hidden, norm=before)]
     for expert in range(model.num_experts):
         name = f"mlp.experts.local_experts.{expert}."
         # Experts have no biases in any family that is supported.
         modules += [
-            ModuleSpec(name + "linear_fc1", "linear", fc1_rows, hidden, 0, norm=before_mlp, expert=expert),
+            ModuleSpec(name + "linear_fc1", "linear", fc1_rows, hidden, 0, norm=before, expert=expert),
             ModuleSpec(name + "linear_fc2", "linear", {"": hidden}, inner, 1, expert=expert),
         ]
-    return LayerSpec(tuple(modules))
+    return tuple(modules)
+
+
+def _post_norm(model: "ModelSpec", sublayer: str) -> tuple[ModuleSpec, ...]:
+    """The norm of what a sublayer returns, where there is one."""
+    if not model.gemma:
+        return ()
+    has_bias = model.normalization == "LayerNorm"
+    return (ModuleSpec(f"post_{sublayer}_layernorm", "norm", {"": model.hidden_size}, has_bias=has_bias),)
+
+
+def gpt_layer(model: "ModelSpec") -> LayerSpec:
+    """Returns Megatron's GPT layer: attention and an MLP, or a mixture of experts, each after a norm."""
+    return LayerSpec((*attention_modules(model), *mlp_modules(model)))

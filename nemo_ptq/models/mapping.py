@@ -25,10 +25,25 @@ POST_NORMS = {
     "post_mlp_layernorm.": "mlp.linear_fc2.post_layernorm.",
 }
 """Megatron's names, in a layer and in a checkpoint, of the norms of what attention and MLP return."""
+_STATE_SPACE_LINEARS = (".mixer.in_proj", ".mixer.out_proj")
+
+
+def is_linear(name: str) -> bool:
+    """Whether a module is a linear layer of a transformer layer, which algorithms quantize, by Megatron's name."""
+    return ".linear_" in name or name.endswith(_STATE_SPACE_LINEARS)
+
+
+def shares_inputs(linear: str) -> bool:
+    """Whether tensor-parallel ranks share the input channels of a linear layer, by Megatron's name of it."""
+    return linear.endswith(("linear_proj", "linear_fc2", "mixer.out_proj"))
+
+
 # Checkpoints keep a norm with the linear layer that follows it, or that it follows.
 _NORMS = {
     "self_attention.linear_qkv.layer_norm_": "input_layernorm.",
     "mlp.linear_fc1.layer_norm_": "pre_mlp_layernorm.",
+    "mixer.in_proj.layer_norm_": "norm.",
+    "decoder.final_norm.": "decoder.final_layernorm.",
     **{stored: live for live, stored in POST_NORMS.items()},
 }
 
@@ -70,6 +85,11 @@ class WeightRule:
     def module(self) -> str:
         """Megatron's name of the module in a model, with "{layer}" and "{expert}" for the numbers."""
         return live_name(self.target, "{layer}", "{expert}").rpartition(".")[0]
+
+    @property
+    def field(self) -> str:
+        """The parameter's name in the module."""
+        return live_name(self.target).rpartition(".")[2]
 
     @property
     def is_vocabulary(self) -> bool:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Nemotron 3 and 4: LayerNorm and a squared ReLU; the hybrid Nemotron-H is another model, and refused."""
+"""Nemotron 3 and 4: LayerNorm and a squared ReLU; the hybrid Nemotron-H is another model."""
 
 from nemo_ptq.models.hugging_face import FIELDS, NEMO, ZERO_CENTERED, HuggingFaceClass, gpt_like, sizes
 from nemo_ptq.models.mapping import ATTENTION, EMBEDDING_RULE, LAYER, LAYER_NORMS, without_bias
@@ -26,13 +26,4 @@ NEMOTRON = HuggingFaceClass(
     ),
 )
 
-FAMILIES = (
-    Family("Nemotron", "Nemotron", "gpt", hugging_face=NEMOTRON),
-    Family(
-        "Nemotron-H",
-        "NemotronH",
-        None,
-        refused="most of its layers are state-space layers",
-        refused_architectures=("NemotronHForCausalLM",),
-    ),
-)
+FAMILIES = (Family("Nemotron", "Nemotron", "gpt", hugging_face=NEMOTRON),)

@@ -46,6 +46,7 @@ _OWN = (
     "starcoder",
     "starcoder2",
     "nemotron",
+    "nemotron_h",
     "falcon",
     "gpt",
 )

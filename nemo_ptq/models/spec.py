@@ -7,6 +7,7 @@ a config.json of Hugging Face's. Imports nothing heavy.
 """
 
 import math
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,9 +15,12 @@ from typing import Any
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.layers import LayerSpec, ModuleSpec, gpt_layer
+from nemo_ptq.models.state_space import StateSpace, hybrid_layers, state_space_of
 
 # Our name of each activation, by that of NeMo's function.
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "openai_gelu": "gelu", "squared_relu": "squared-relu"}
+NEMOTRON_H_ACTIVATION = "NemotronHConfigBase.<lambda>"
+"""How the name ends of the squared ReLU in NeMo's configuration of Nemotron-H, a function without a name."""
 SIZES: Mapping[str, int] = {
     "num_layers": 10_000,
     "hidden_size": 2**24,
@@ -27,6 +31,10 @@ SIZES: Mapping[str, int] = {
     "moe_ffn_hidden_size": 2**24,
     "num_moe_experts": 10_000,
     "moe_router_topk": 10_000,
+    "mamba_state_dim": 2**16,
+    "mamba_head_dim": 2**16,
+    "mamba_num_groups": 2**16,
+    "mamba_num_heads": 2**16,
     "vocab_size": 2**31,
     "seq_length": 2**31,
 }
@@ -112,7 +120,7 @@ class ModelSpec:
         vocab_size: Rows of the embedding as stored, padding included.
         num_experts: Experts of each MLP; None where it is dense.
         seq_length: Positions that the model was made for.
-        position_embedding_type: "rope" or "learned_absolute".
+        position_embedding_type: "rope", "learned_absolute" or "none".
         normalization: "RMSNorm" or "LayerNorm".
         tied_embeddings: Whether the output layer is the embedding.
         linear_bias: Whether every linear layer has a bias; experts have none.
@@ -120,6 +128,7 @@ class ModelSpec:
         qk_norm: Whether queries and keys are normalised.
         gemma: Further parts of the attention of Gemma 2 and 3, which also normalise what attention and MLP return; None
             of other families.
+        state_space: What is in the layers of a hybrid; None of a model without state spaces.
         experts_per_token: Experts that each token goes through; 0 without mixture of experts.
         is_quantized: Whether the checkpoint holds ModelOpt's quantizers and their amaxes.
         norm_epsilon: Added to the variance.
@@ -158,6 +167,7 @@ class ModelSpec:
     rotary_linear_factor: float | None = None
     rotary_scaling: RotaryScaling | None = None
     gemma: GemmaAttention | None = None
+    state_space: StateSpace | None = None
     make_layers: Callable[["ModelSpec"], Sequence[LayerSpec]] = field(default=gpt_layers, compare=False, repr=False)
 
     @cached_property
@@ -176,6 +186,19 @@ class ModelSpec:
         """
         layer, _, own = name.removeprefix("decoder.layers.").partition(".")
         return self.layers[int(layer)][own]
+
+    def has(self, name: str) -> bool:
+        """Whether there is a module, by Megatron's name in the whole model; true of what is in no layer."""
+        if not name.startswith("decoder.layers."):
+            return True
+        layer, _, own = name.removeprefix("decoder.layers.").partition(".")
+        return own in self.layers[int(layer)]
+
+    @property
+    def layer_kinds(self) -> Sequence[tuple[LayerSpec, int]]:
+        """The kinds of layers, and how many there are of each, in the order in which they first appear."""
+        counts = Counter(map(id, self.layers))
+        return [(layer, counts[id(layer)]) for layer in {id(layer): layer for layer in self.layers}.values()]
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -204,6 +227,8 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
     interpolation = config.get("seq_len_interpolation_factor")
     if config.get("interleaved_attn_pattern"):
         interpolation = config.get("rope_scaling_factor")
+    if (state_space := state_space_of(config)) is not None:
+        known = {"make_layers": hybrid_layers, **known}
     return ModelSpec(
         num_layers=config["num_layers"],
         hidden_size=hidden,
@@ -230,6 +255,7 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
         rotary_linear_factor=None if interpolation in (None, 1, 1.0) else float(interpolation),
         rotary_scaling=_rotary_scaling(config),
         gemma=gemma_attention(config),
+        state_space=state_space,
         **known,
     )
 
@@ -275,8 +301,11 @@ def check_numbers(model: ModelSpec) -> None:
 def _activation(function: Any) -> str:
     """Our name of a function, of what a context says of one, or of NeMo's name."""
     if isinstance(function, Mapping):
-        function = str(function["_target_"]).rpartition(".")[2]
-    name = getattr(function, "__name__", str(function))
+        function = str(function["_target_"])
+    name = getattr(function, "__qualname__", str(function))
+    if name.endswith(NEMOTRON_H_ACTIVATION):
+        return "squared-relu"
+    name = name.rpartition(".")[2]
     return ACTIVATIONS.get(name, name)
 
 

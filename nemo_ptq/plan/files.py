@@ -123,7 +123,7 @@ def weight_files(
                 yield replace(file, name=prefix + file.name, exact=exact)
         elif not format.is_packed:
             yield FileSize(f"{prefix}weights/*.distcp", 2 * model_parameters(model), exact=False)
-        elif algorithm_of(quantization).quant_algo not in (None, *ALGORITHMS):
+        elif model.state_space is not None or algorithm_of(quantization).quant_algo not in (None, *ALGORITHMS):
             linears = linear_parameters(model)
             size = 2 * (model_parameters(model) - linears) + algorithm_of(quantization).packed_bytes * linears
             yield FileSize(f"{prefix}*.safetensors", int(size), exact=False)

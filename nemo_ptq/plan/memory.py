@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.models.spec import ModelSpec
-from nemo_ptq.plan.sharding import Blocks, Linear, Parallelism, Stage, embedding_parameters, layer_linears, stages
+from nemo_ptq.plan.sharding import Blocks, Linear, Parallelism, Stage, embedding_parameters, linears_by_kind, stages
 from nemo_ptq.quantization.algorithms import Algorithm, algorithm_of
 from nemo_ptq.quantization.excluded import unquantized_layers
 
@@ -100,19 +100,28 @@ def activation_bytes(model: ModelSpec, parallelism: Parallelism, tokens: int) ->
         tokens: Tokens in the batch.
     """
     hidden = model.hidden_size
-    qkv, proj, _, fc2 = layer_linears(model, parallelism.tp, parallelism.ep)
+    linears = {
+        linear.name: linear for kind in linears_by_kind(model, parallelism.tp, parallelism.ep) for linear in kind
+    }
     stream = _STREAM_COPIES * hidden * _BF16
     norm = hidden * (3 * _BF16 + 3 * _FP32)
-    # Queries, keys and values, contiguous copies of them, their rotated halves, and the output.
-    attention = stream + (2 * qkv.rows + 3 * proj.columns) * _BF16
+    state_space = attention = mlp = 0
+    if "in_proj" in linears:
+        # What is projected, before the convolution and after it; in float32 what is gated, the gate and the norm.
+        state_space = stream + 3 * linears["in_proj"].rows * _BF16 + 3 * linears["out_proj"].columns * _FP32
+    if "qkv" in linears:
+        # Queries, keys and values, contiguous copies of them, their rotated halves, and the output.
+        attention = stream + (2 * linears["qkv"].rows + 3 * linears["proj"].columns) * _BF16
     copies = _GATED_COPIES if model.gated_mlp else _PLAIN_COPIES
-    mlp = stream + copies * fc2.columns * _BF16
+    if "fc2" in linears:
+        mlp = stream + copies * linears["fc2"].columns * _BF16
     if model.num_experts:
+        fc2 = linears["fc2"]
         # Every token is copied for each of its experts, which run one after the other; routing is seldom even.
         routed = model.experts_per_token or 1
         busiest = min(1.0, 2 * routed / model.num_experts)
         mlp = int(parallelism.ep * (stream + 3 * routed * hidden * _BF16) + busiest * copies * fc2.columns * _BF16)
-    return tokens * max(norm, attention, mlp)
+    return tokens * max(norm, state_space, attention, mlp)
 
 
 def _gram(linear: Linear) -> int:
@@ -195,8 +204,13 @@ def waiting_states(model: ModelSpec, quantization: QuantizationConfig, paralleli
     width, copies = model.hidden_size, 1
     kept = 0
     if quantization.is_balanced:
-        linears = layer_linears(model, parallelism.tp, parallelism.ep)
-        copies, kept = 2, sum(linear.columns for linear in linears if not (model.num_experts and "fc" in linear.name))
+        copies, kept = (
+            2,
+            max(
+                sum(linear.columns for linear in linears if not (model.num_experts and "fc" in linear.name))
+                for linears in linears_by_kind(model, parallelism.tp, parallelism.ep)
+            ),
+        )
     return ((copies * calibrated + 2 * compared) * width + calibrated * kept) * _BF16
 
 
@@ -211,7 +225,9 @@ class _Rank:
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        return layer_linears(self.model, self.parallelism.tp, self.parallelism.ep)
+        """Those of a layer; where layers differ, of one with most weights."""
+        kinds = linears_by_kind(self.model, self.parallelism.tp, self.parallelism.ep)
+        return max(kinds, key=lambda linears: sum(linear.weights * linear.count for linear in linears))
 
     @property
     def largest(self) -> Linear:
@@ -224,7 +240,7 @@ class _Rank:
     def read(self, block: Blocks) -> int:
         """A stored tensor is read whole, whatever part of it this rank wants."""
         if block.kind == "layer":
-            return max(linear.weights for linear in layer_linears(self.model)) * _BF16
+            return max(linear.weights for kind in linears_by_kind(self.model) for linear in kind) * _BF16
         return embedding_parameters(self.model) * _BF16
 
     def calibrate(self) -> tuple[int, int]:
@@ -251,7 +267,10 @@ class _Rank:
         """A packed block, on the host."""
         if block.kind == "layer":
             # Some layers may have more unquantized ones than others: what is so in one layer is counted in all.
-            plain = {name.rpartition("linear_")[2] for name in unquantized_layers(self.quantization, self.model)}
+            plain = {
+                name.rpartition(".")[2].removeprefix("linear_")
+                for name in unquantized_layers(self.quantization, self.model)
+            }
             sizes = {linear.name: linear.weights * linear.count for linear in self.linears}
             kept = sum(size for name, size in sizes.items() if name in plain)
             return int((sum(sizes.values()) - kept) * self.algorithm.packed_bytes) + kept * _BF16

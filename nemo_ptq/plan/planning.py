@@ -28,6 +28,7 @@ from nemo_ptq.plan.rules.exclusions import (
 from nemo_ptq.plan.rules.format_limits import experts_have_a_format, server_loads_it
 from nemo_ptq.plan.rules.gathering import with_quality
 from nemo_ptq.plan.rules.layerwise import layerwise_is_possible
+from nemo_ptq.plan.rules.model import state_spaces_are_calibrated_here, state_spaces_have_a_format
 from nemo_ptq.plan.rules.parallelism import (
     experts_are_sharded_once,
     experts_divide,
@@ -71,6 +72,8 @@ _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     excluded_layers_exist: lambda model, quantization: bool(quantization.exclusions),
     excluded_layers_can_be_named: lambda model, quantization: bool(quantization.exclusions),
     kv_cache_alone_is_possible: lambda model, quantization: quantization.kv_cache_only,
+    state_spaces_have_a_format: lambda model, quantization: model.state_space is not None,
+    state_spaces_are_calibrated_here: lambda model, quantization: False,
     recovery_is_measured: lambda model, quantization: False,
     positions_suffice: lambda model, quantization: model.position_embedding_type == "learned_absolute",
 }

@@ -52,7 +52,7 @@ class Linear:
     """A quantized linear layer, or all experts' of one rank.
 
     Attributes:
-        name: "qkv", "proj", "fc1" or "fc2".
+        name: "qkv", "proj", "fc1" or "fc2"; "in_proj" or "out_proj" of a state space.
         rows: Output features of this rank.
         columns: Input features of this rank.
         whole_columns: Input features of all ranks that share the layer.
@@ -88,18 +88,25 @@ def layer_linears(model: ModelSpec, tp: int = 1, ep: int = 1, layer: LayerSpec |
         rows, columns = module.outputs(), module.inputs
         rows = -(-rows // tp) if module.axis == 0 else rows
         columns = -(-columns // tp) if module.axis == 1 else columns
-        name, bias = module.name.rpartition("linear_")[2], rows if module.has_bias else 0
+        name, bias = module.name.rpartition(".")[2].removeprefix("linear_"), rows if module.has_bias else 0
         return Linear(name, rows, columns, module.inputs, bias, 1 if module.expert is None else experts)
 
     modules = (layer or model.layers[0]).modules
     return tuple(linear(module) for module in modules if module.is_quantized and module.expert in (None, 0))
 
 
+def linears_by_kind(model: ModelSpec, tp: int = 1, ep: int = 1) -> list[tuple[Linear, ...]]:
+    """The linear layers of each kind of layer, as one rank holds them: arguments as for :func:`layer_linears`."""
+    return [layer_linears(model, tp, ep, layer) for layer, _ in model.layer_kinds]
+
+
 def layer_parameters(model: ModelSpec, layer: LayerSpec, tp: int = 1, ep: int = 1) -> int:
     """Parameters of one transformer layer on one rank."""
     linears = sum((linear.weights + linear.bias) * linear.count for linear in layer_linears(model, tp, ep, layer))
     others = [module for module in layer.modules if not module.is_quantized]
-    return linears + sum(prod(module.shape) + module.outputs() * module.has_bias for module in others)
+    return linears + sum(
+        prod(module.shape) * len(module.parameters) + module.outputs() * module.has_bias for module in others
+    )
 
 
 def embedding_parameters(model: ModelSpec, tp: int = 1) -> int:

@@ -5,6 +5,7 @@
 Operations are counted; the rates are data sheets times what was measured of them (docs/benchmarks.md).
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from nemo_ptq.config import QuantizationConfig
@@ -56,15 +57,15 @@ def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work
     if not algorithm.needs_data or not quantization.calibration_dataset_size:
         return Work(0, 0)
     tokens = quantization.calibration_dataset_size * quantization.calibration_seq_len
-    linears, active = _active_linears(model)
     forward = _forward_flops(model, tokens, quantization.calibration_seq_len)
     if quantization.is_balanced:
         return Work(forward_passes(quantization) * forward, _rounding_flops(model, tokens))
     grams = 0
     if algorithm.gram_candidates:
-        grams = sum(2 * tokens * linear.columns**2 * active[linear.name] for linear in linears)
-        search = sum(2 * linear.weights * linear.columns * linear.count for linear in linears)
-        grams = model.num_layers * (grams + int(algorithm.gram_candidates * _SEARCH_SHARE * search))
+        for linears, layers in _kinds(model):
+            gathered = sum(2 * tokens * linear.columns**2 * _active(model, linear) for linear in linears)
+            search = sum(2 * linear.weights * linear.columns * linear.count for linear in linears)
+            grams += layers * (gathered + int(algorithm.gram_candidates * _SEARCH_SHARE * search))
     return Work(forward, grams)
 
 
@@ -78,27 +79,35 @@ def forward_passes(quantization: QuantizationConfig) -> int:
 
 def _rounding_flops(model: ModelSpec, tokens: int) -> int:
     """Two Gram matrices of each linear layer, the inverse of one, and the weight moved with both and then rounded."""
-    linears, active = _active_linears(model)
     total = 0
-    for linear in linears:
-        size = linear.whole_columns
-        grams = 2 * 2 * tokens * size**2 * active[linear.name]
-        total += grams + linear.count * (_INVERSE * size**3 + _ROUNDING * linear.weights * size)
-    return model.num_layers * total
+    for linears, layers in _kinds(model):
+        for linear in linears:
+            size = linear.whole_columns
+            grams = 2 * 2 * tokens * size**2 * _active(model, linear)
+            total += layers * (grams + linear.count * (_INVERSE * size**3 + _ROUNDING * linear.weights * size))
+    return total
 
 
-def _active_linears(model: ModelSpec) -> tuple[tuple[Linear, ...], dict[str, int]]:
-    """The linear layers of a layer, and how many of each a token goes through."""
-    linears = layer_linears(model)
-    return linears, {linear.name: min(linear.count, max(1, model.experts_per_token)) for linear in linears}
+def _kinds(model: ModelSpec) -> Iterator[tuple[tuple[Linear, ...], int]]:
+    """Yields the linear layers of each kind of layer, and how many layers are of it."""
+    for layer, count in model.layer_kinds:
+        yield layer_linears(model, layer=layer), count
+
+
+def _active(model: ModelSpec, linear: Linear) -> int:
+    """How many of a kind of linear layer in a layer a token goes through."""
+    return min(linear.count, max(1, model.experts_per_token))
 
 
 def _forward_flops(model: ModelSpec, tokens: int, seq_len: int) -> int:
-    linears, active = _active_linears(model)
-    weights = sum(linear.weights * active[linear.name] for linear in linears)
-    # Scores and their product with the values, half of which causality leaves out.
-    attention = 2 * seq_len * model.num_attention_heads * model.head_size
-    return model.num_layers * tokens * (2 * weights + attention)
+    total = 0
+    for linears, layers in _kinds(model):
+        weights = sum(linear.weights * _active(model, linear) for linear in linears)
+        # Scores and their product with the values, half of which causality leaves out. A state space has no such.
+        attends = any(linear.name == "qkv" for linear in linears)
+        attention = 2 * seq_len * model.num_attention_heads * model.head_size if attends else 0
+        total += layers * tokens * (2 * weights + attention)
+    return total
 
 
 def step_seconds(

@@ -25,6 +25,7 @@ import torch
 from safetensors.torch import load_file, save
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.mapping import is_linear
 from nemo_ptq.quantization.state_header import StateHeader, read_header
 
 _SUMMED_AT_ONCE = 1 << 22
@@ -52,7 +53,7 @@ def sum_of_bits(weight: torch.Tensor) -> int:
 
 def is_fingerprinted(name: str) -> bool:
     """Whether a module's weight is part of a model's fingerprint, by Megatron's name of the module."""
-    return ".linear_" in name or name == "embedding.word_embeddings"
+    return is_linear(name) or name == "embedding.word_embeddings"
 
 
 def fingerprint_of(sums: Mapping[str, int]) -> str:

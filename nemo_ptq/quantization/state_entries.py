@@ -52,7 +52,7 @@ def expected_shapes(header: StateHeader, model: ModelSpec) -> dict[str, Shape]:
             if module.is_quantized and f"{name}{module.name}" not in unquantized:
                 quantizer = f"{name}{module.name}.input_quantizer."
                 shapes |= {f"{quantizer}{kind}": (1,) if kind == "amax" else (module.inputs,) for kind in kinds}
-        if with_cache:
+        if with_cache and "self_attention.linear_qkv" in layer:
             shapes |= {f"{name}{_ATTENTION}.{which}_bmm_quantizer.amax": (1,) for which in "kv"}
     return shapes
 

@@ -132,8 +132,10 @@ def join_experts(experts: Sequence[LinearSums]) -> LinearSums:
     )
 
 
-_NAME = re.compile(r"decoder\.layers\.(\d+)\..*?(local_experts\.\d+\.)?linear_(qkv|proj|fc1|fc2)")
-_ORDER = ("qkv", "proj", "fc1", "fc2", "experts.fc1", "experts.fc2")
+_NAME = re.compile(
+    r"decoder\.layers\.(\d+)\..*?(local_experts\.\d+\.)?(?:linear_|mixer\.)(in_proj|out_proj|qkv|proj|fc1|fc2)"
+)
+_ORDER = ("in_proj", "out_proj", "qkv", "proj", "fc1", "fc2", "experts.fc1", "experts.fc2")
 
 
 def layer_records(

@@ -55,7 +55,8 @@ class Layer:
 
     Attributes:
         layer: Index of the transformer layer, from 0 through the whole model.
-        kind: "qkv", "proj", "fc1", "fc2"; of experts "experts.fc1", "experts.fc2".
+        kind: "qkv", "proj", "fc1", "fc2"; of experts "experts.fc1", "experts.fc2"; of state spaces "in_proj",
+            "out_proj".
         scheme: TensorRT-LLM's name of how it is quantized, such as "FP8".
         weight_sqnr_db: Signal to quantization noise of the weights, in dB: 10 log10(sum w^2 / sum (w - Q(w))^2).
         input_sqnr_db: The same of the activations that enter, after their pre-quantization scale.

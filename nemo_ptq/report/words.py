@@ -5,6 +5,8 @@
 from nemo_ptq.report.records import Summary
 
 _KINDS = {
+    "in_proj": "state space in (in_proj)",
+    "out_proj": "state space out (out_proj)",
     "qkv": "attention in (qkv)",
     "proj": "attention out (proj)",
     "fc1": "MLP in (fc1)",

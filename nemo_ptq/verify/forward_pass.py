@@ -16,10 +16,11 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.huggingface.hf_directory import is_hugging_face
 from nemo_ptq.verify.huggingface.hf_model import open_hugging_face
 from nemo_ptq.verify.linear import Stack, Tensors, dequantized
-from nemo_ptq.verify.model_config import ModelConfig
+from nemo_ptq.verify.model_config import Hybrid, ModelConfig
 from nemo_ptq.verify.nemo.megatron_model import is_megatron, open_megatron
 from nemo_ptq.verify.nemo.nemo_checks import is_nemo
 from nemo_ptq.verify.nemo.nemo_model import open_nemo
+from nemo_ptq.verify.state_space import StateSpace
 from nemo_ptq.verify.trtllm.config_rules import LAYOUT_RULES
 from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint
 from nemo_ptq.verify.weights import Weights
@@ -227,6 +228,38 @@ class _Layer:
         return hidden + self._after_mlp(self._mlp(self._mlp_norm(hidden)))
 
 
+class _HybridLayer:
+    """A layer of a hybrid: one norm, and a state space, attention or an MLP."""
+
+    def __init__(self, weights: Weights, layer: int, sizes: Hybrid, device: torch.device) -> None:
+        config, prefix = weights.config, f"transformer.layers.{layer}."
+
+        def load(name: str) -> Tensors:
+            return dequantized(weights.linear(prefix + name, device))
+
+        def tensor(name: str) -> torch.Tensor:
+            return weights.tensor(f"{prefix}ssm.{name}").to(device).float()
+
+        self._norm = _Norm(weights, f"{prefix}norm", device)
+        self._mix: Tensors
+        if sizes.pattern[layer] == "M":
+            self._mix = StateSpace(
+                sizes,
+                config.norm_epsilon,
+                load("ssm.in_proj"),
+                load("ssm.out_proj"),
+                *map(tensor, ("conv1d.weight", "conv1d.bias", "norm.weight", "A_log", "D", "dt_bias")),
+            )
+        elif sizes.pattern[layer] == "*":
+            kv = weights.kv_cache(layer, device)
+            self._mix = _Attention(config, None, load("attention.qkv"), load("attention.dense"), None, kv)
+        else:
+            self._mix = _Mlp(config.hidden_act, load("mlp.fc"), None, load("mlp.proj"))
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        return hidden + self._mix(self._norm(hidden))
+
+
 def _unchanged(values: torch.Tensor) -> torch.Tensor:
     return values
 
@@ -318,7 +351,8 @@ def run_layers(
     hidden = [embedding(tokens) for tokens in batches]
     del embedding
     for index in range(config.num_hidden_layers):
-        layer = _Layer(weights, index, device)
+        hybrid = config.hybrid
+        layer = _Layer(weights, index, device) if hybrid is None else _HybridLayer(weights, index, hybrid, device)
         hidden = [layer(states) for states in hidden]
         del layer
         follow()

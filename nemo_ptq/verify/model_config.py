@@ -64,6 +64,32 @@ class Moe:
 
 
 @dataclass(frozen=True)
+class Hybrid:
+    """Layers with a state space, with attention or with an MLP, one of the three in each.
+
+    Attributes:
+        pattern: One character a layer: M of a state space, * of attention, - of an MLP.
+        heads: Heads of a state space.
+        head_size: Channels of each.
+        state_size: Width of the state of each channel.
+        groups: Groups of heads that share B and C, and of the channels that are normalised together.
+        kernel: Positions that the convolution looks at.
+    """
+
+    pattern: str
+    heads: int
+    head_size: int
+    state_size: int
+    groups: int
+    kernel: int = 4
+
+    @property
+    def inner_size(self) -> int:
+        """Channels of all heads."""
+        return self.heads * self.head_size
+
+
+@dataclass(frozen=True)
 class Quantization:
     """The quantization section.
 
@@ -97,7 +123,7 @@ class ModelConfig:
             by its activation alone.
         dtype: Name of the model's torch data type.
         hidden_act: The activation, by the names that TensorRT-LLM and Hugging Face have for it.
-        position_embedding_type: "rope_gpt_neox" or "learned_absolute".
+        position_embedding_type: "rope_gpt_neox", "learned_absolute" or "none".
         rotary_pct: Share of each head that is rotated.
         attention_window: Positions that each one attends to, itself included; None for all before it.
         global_layers: Layers that attend to all positions before, where the others have a window.
@@ -108,6 +134,7 @@ class ModelConfig:
         logit_cap: What logits are smoothly kept below; None for no limit.
         local_rotary_base: Base of the rotary frequencies of layers with a window, which are not scaled; None where it
             is that of the others.
+        hybrid: What the layers are, where they are of several kinds.
     """
 
     decoder: str
@@ -137,6 +164,7 @@ class ModelConfig:
     attention_cap: float | None = None
     logit_cap: float | None = None
     local_rotary_base: float | None = None
+    hybrid: Hybrid | None = None
 
     @property
     def gated(self) -> bool:
@@ -200,13 +228,13 @@ class Config(ModelConfig):
 
 
 def load_json(path: Path) -> dict[str, Any]:
-    """Reads a JSON object; NaN and Infinity, which JSON does not have, are refused.
+    """Reads a JSON object; NaN and Infinity, which JSON does not have, are refused but in the limit of time steps.
 
     Raises:
         PtqError: The file cannot be read or does not hold a JSON object.
     """
     try:
-        return read_json_object(path)
+        return read_json_object(path, infinite=("time_step_limit",))
     except FileError as error:
         raise PtqError(f"{path.name} {error.reason}") from error
 

@@ -5,7 +5,8 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec, gemma_attention
+from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec, gemma_attention, gpt_layers
+from nemo_ptq.models.state_space import hybrid_layers, state_space_of
 
 # Sizes of models that NeMo has no class for.
 _MINISTRAL = {"num_layers": 36, "ffn_hidden_size": 12288, "kv_channels": 128}
@@ -41,6 +42,12 @@ MODELS: Mapping[str, tuple[str, int] | tuple[str, int, Mapping[str, int]]] = {
     "nemotron3_22b": ("Nemotron3Config22B", 256000),
     "nemotron4_15b": ("Nemotron4Config15B", 256000),
     "nemotron4_340b": ("Nemotron4Config340B", 256000),
+    "nemotron_h_4b": ("NemotronHConfig4B", 131072),
+    "nemotron_h_8b": ("NemotronHConfig8B", 131072),
+    "nemotron_h_47b": ("NemotronHConfig47B", 131072),
+    "nemotron_h_56b": ("NemotronHConfig56B", 131072),
+    "nemotron_nano2_9b": ("NemotronNano9Bv2", 131072),
+    "nemotron_nano2_12b": ("NemotronNano12Bv2", 131072),
     "phi3_mini": ("Phi3ConfigMini", 32064),
     "phi4_14b": ("Phi3ConfigMini", 100352, _PHI4),
     "qwen25_500m": ("Qwen25Config500M", 151936),
@@ -73,13 +80,19 @@ def model_of(recipe: str) -> str:
 def true_shapes() -> dict[str, ModelSpec]:
     """Describes each model as a checkpoint of it would. Runs where NeMo is imported: on a rank."""
     from nemo.collections import llm
+    from nemo.collections.llm.gpt.model import ssm  # NeMo's package does not have all of these
 
-    return {name: _describe(getattr(llm, config), *rest) for name, (config, *rest) in MODELS.items()}
+    def class_of(name: str) -> Any:
+        return getattr(llm, name, None) or getattr(ssm, name)
+
+    return {name: _describe(class_of(config), *rest) for name, (config, *rest) in MODELS.items()}
 
 
 def _describe(nemo_class: Any, vocabulary: int, differences: Mapping[str, int] | None = None) -> ModelSpec:
     # The class's defaults: without Transformer Engine most cannot be built.
     config = type("_", (nemo_class,), dict(differences or {}))
+    fields = {name: getattr(config, name) for name in dir(config) if not name.startswith("_")}
+    state_space = state_space_of(fields)
     return ModelSpec(
         model_class="nemo.collections.llm.gpt.model.base.GPTModel",
         config_class=f"{nemo_class.__module__}.{nemo_class.__name__}",
@@ -97,8 +110,10 @@ def _describe(nemo_class: Any, vocabulary: int, differences: Mapping[str, int] |
         position_embedding_type=config.position_embedding_type,
         normalization=config.normalization,
         tied_embeddings=config.share_embeddings_and_output_weights,
-        qkv_bias=config.add_bias_linear or config.add_qkv_bias,
+        qkv_bias=config.add_bias_linear or getattr(config, "add_qkv_bias", False),
         linear_bias=config.add_bias_linear,
         qk_norm=config.qk_layernorm or hasattr(config, "interleaved_attn_pattern"),
-        gemma=gemma_attention({name: getattr(config, name) for name in dir(config) if not name.startswith("_")}),
+        gemma=gemma_attention(fields),
+        state_space=state_space,
+        make_layers=gpt_layers if state_space is None else hybrid_layers,
     )

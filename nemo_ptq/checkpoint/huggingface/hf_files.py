@@ -11,6 +11,8 @@ from nemo_ptq.untrusted import read_json_object
 
 # In the order of preference; each may be split into parts that `<name>.index.json` lists.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+# Python's libraries write the upper limit of what has none as an infinity.
+_INFINITE = ("time_step_limit",)
 # A message names this many files and counts the others.
 _NAMES_SHOWN = 10
 
@@ -23,7 +25,7 @@ def read_json(file: Path) -> dict[str, Any]:
     """
     if not file.is_file():
         raise PtqError(f"{file.parent} lacks {file.name}; {found_in(file.parent)}")
-    return read_json_object(file)
+    return read_json_object(file, infinite=_INFINITE)
 
 
 def weight_files(directory: Path) -> Sequence[Path]:

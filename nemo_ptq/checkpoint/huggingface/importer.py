@@ -39,7 +39,7 @@ class HuggingFaceModel:
 
     Attributes:
         path: The directory.
-        parts: Every part of every tensor, as NeMo stores it.
+        parts: Every part of every tensor, as Megatron's model has it.
         vocab_size: Rows of the embedding, padding included.
         size: What the whole model takes.
         spec: The model.
@@ -55,7 +55,9 @@ class HuggingFaceModel:
         self._tokenizer = load_tokenizer(directory)
         self.spec = self._model.spec
         self._arguments, self.vocab_size = _nemo_arguments(self._model, len(self._tokenizer))
-        self._arguments["generation_config"] = load_generation_config(directory)
+        generation = load_generation_config(directory)
+        if self.spec.state_space is None:  # NeMo's configuration of these has no place for it
+            self._arguments["generation_config"] = generation
         self.parts = megatron_parts(self._model, self.vocab_size)
         self.size = WeightsSize.of((part.shape, part.dtype) for part in self.parts)
 
@@ -122,7 +124,7 @@ def import_hf(source: str, output: str, overwrite: bool = False) -> Path:
     with reserved(checkpoint.absolute()):
         _check_paths(directory, checkpoint, overwrite)  # again: another process may have made it
         with atomic_directory(checkpoint.absolute()) as staging:
-            write_weights(staging / "weights", model.parts)
+            write_weights(staging / "weights", model.parts, model.spec.state_space)
             model.write_context(staging / "context")
     return checkpoint
 

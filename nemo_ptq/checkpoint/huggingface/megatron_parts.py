@@ -8,9 +8,10 @@ import torch
 
 from nemo_ptq.checkpoint.huggingface.description import HuggingFaceDescription
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights
-from nemo_ptq.checkpoint.huggingface.stored_tensors import planned_parts
+from nemo_ptq.checkpoint.huggingface.stored_tensors import PlannedPart, planned_parts
 from nemo_ptq.checkpoint.parts import TensorPart
 from nemo_ptq.models.mapping import WeightRule
+from nemo_ptq.models.state_space import STATE_PARAMETERS
 
 
 def megatron_parts(model: HuggingFaceDescription, padded_vocab: int) -> list[TensorPart]:
@@ -23,16 +24,20 @@ def megatron_parts(model: HuggingFaceDescription, padded_vocab: int) -> list[Ten
     weights = Weights(model.tensors)
     sizes, dtype = (model.spec.num_query_groups, model.spec.head_size, padded_vocab), getattr(torch, model.dtype)
 
-    def make(rule: WeightRule, names: tuple[str, ...]) -> torch.Tensor:
+    def dtype_of(part: PlannedPart) -> torch.dtype:
+        """That of the model; a state space's own parameters keep theirs, since servers have them in float32."""
+        return weights.meta(part.names[0]).dtype if part.rule.field in STATE_PARAMETERS else dtype
+
+    def make(rule: WeightRule, names: tuple[str, ...], dtype: torch.dtype) -> torch.Tensor:
         return rule.join(map(weights.read, names), *sizes).to(dtype)
 
     return [
         TensorPart(
-            key=part.rule.target,
+            key=part.key,
             shape=tuple(part.rule.join(map(weights.meta, part.names), *sizes).shape),
-            dtype=dtype,
-            read=partial(make, part.rule, part.names),
+            dtype=dtype_of(part),
+            read=partial(make, part.rule, part.names, dtype_of(part)),
             position=part.position,
         )
-        for part in planned_parts(model.hf_class, model.settings)
+        for part in planned_parts(model.hf_class, model.settings, model.spec)
     ]

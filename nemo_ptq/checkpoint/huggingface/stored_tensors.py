@@ -8,7 +8,7 @@ need it.
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
@@ -54,11 +54,27 @@ class PlannedPart:
         rule: Says which tensor it is.
         names: Of the tensors that it is made of, each once, in the order of the rule's sources.
         position: (index, size) along each stacked axis.
+        layer: Its layer, where layers differ, so that NeMo does not stack them.
     """
 
     rule: WeightRule
     names: tuple[str, ...]
     position: tuple[tuple[int, int], ...]
+    layer: int | None = None
+
+    @property
+    def key(self) -> str:
+        """Its name in a NeMo checkpoint, without the "module." prefix."""
+        if self.layer is None:
+            return self.rule.target
+        return self.rule.target.replace("decoder.layers.", f"decoder.layers.{self.layer}.", 1)
+
+    @property
+    def module(self) -> str:
+        """Megatron's name of the module in the whole model."""
+        layer = [self.layer] if self.layer is not None else []
+        numbers = zip(("layer", "expert"), [*layer, *(number for number, _ in self.position)], strict=False)
+        return self.rule.module.format(**dict(numbers))
 
 
 def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
@@ -97,14 +113,23 @@ def _pytorch(file: Path) -> dict[str, StoredTensor]:
     }
 
 
-def planned_parts(hf_class: HuggingFaceClass, settings: Settings) -> Sequence[PlannedPart]:
+def planned_parts(hf_class: HuggingFaceClass, settings: Settings, model: ModelSpec) -> Sequence[PlannedPart]:
     """Returns what every tensor of Megatron's is made of.
 
     Args:
         hf_class: The model's class.
         settings: From :meth:`~nemo_ptq.models.hugging_face.HuggingFaceClass.read`.
+        model: The model that they describe.
     """
-    return [part for rule in _rules(hf_class, settings) for part in _numbered(rule, settings)]
+    parts = (part for rule in _rules(hf_class, settings) for part in _numbered(rule, settings))
+    if model.state_space is None:
+        return list(parts)
+    return [_unstacked(part) for part in parts if model.has(part.module)]
+
+
+def _unstacked(part: PlannedPart) -> PlannedPart:
+    """A part of a layer that is unlike others."""
+    return replace(part, position=(), layer=part.position[0][0]) if part.position else part
 
 
 def _rules(hf_class: HuggingFaceClass, settings: Settings) -> Sequence[WeightRule]:
@@ -144,7 +169,7 @@ def check_tensors(
             f"config.json has {settings['num_hidden_layers']} layers, and the weights have only {len(stored)} tensors: "
             "give the config.json of these weights"
         )
-    parts = planned_parts(hf_class, settings)
+    parts = planned_parts(hf_class, settings, model)
     used = {name for part in parts for name in part.names}
     if missing := sorted(used - stored.keys()):
         raise PtqError(f"the weights lack {len(missing)} tensors, {missing[0]} among them; is a file missing?")
@@ -183,13 +208,12 @@ def _shapes(part: PlannedPart, model: ModelSpec, vocab_size: int) -> dict[str, t
     }
     if part.rule.module in outside:
         return dict.fromkeys(part.names, outside[part.rule.module])
-    numbers = dict(zip(("layer", "expert"), (number for number, _ in part.position), strict=False))
-    module = model.module(part.rule.module.format(**numbers))
-    is_bias = part.rule.target.endswith("bias")
+    module = model.module(part.module)
+    tail = () if part.rule.field == "bias" else module.shape[1:]
     found: dict[str, tuple[int, ...]] = {}
     for source, name in zip(dict.fromkeys(part.rule.sources.values()), part.names, strict=True):
         outputs = sum(module.outputs(rows) for rows, other in part.rule.sources.items() if other == source)
-        found[name] = (outputs,) if is_bias or module.kind == "norm" else (outputs, module.inputs)
+        found[name] = (outputs, *tail)
     return found
 
 

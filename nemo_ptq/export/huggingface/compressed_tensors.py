@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.folding import norm_factor, refuse_scaled_experts, row_factor
+from nemo_ptq.export.folding import norm_factor, row_factor
 from nemo_ptq.export.huggingface.hf_documents import (
     hugging_face_class,
     model_config,
@@ -23,8 +23,10 @@ from nemo_ptq.export.huggingface.hf_documents import (
     write_model_documents,
 )
 from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
-from nemo_ptq.export.packing import Packed, RowGroups, all_rows, kv_cache_scales, pack_linear, pack_plain, row_splitter
+from nemo_ptq.export.huggingface.hf_modules import pack_unquantized
+from nemo_ptq.export.packing import Packed, RowGroups, all_rows, kv_cache_scales, pack_linear, row_splitter
 from nemo_ptq.export.source import PackedExport, Source
+from nemo_ptq.models.mapping import is_linear
 from nemo_ptq.quantization.schemes import Field, Scheme
 
 _FP8_WEIGHT = Field("weight", torch.float8_e4m3fn, lambda o, i, g: (o, i), 0, 1)
@@ -102,7 +104,6 @@ def _fields(module: str, rows: str, scheme: Scheme) -> Sequence[Field]:
         return _UNQUANTIZED
     if scheme.quant_algo not in _STORED:
         raise PtqError(f"the compressed-tensors writer has no {scheme.quant_algo}: use another export_format")
-    refuse_scaled_experts(module, scheme)
     return _STORED[scheme.quant_algo].fields
 
 
@@ -133,8 +134,8 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
     if name.endswith("core_attention"):
         scales = zip(KV_FIELDS.values(), kv_cache_scales(*source.layers.kv_cache(name), clamp=False), strict=True)
         return {("", field.suffix): scale.cpu() for field, scale in scales}
-    if ".linear_" not in name:
-        return pack_plain(source.layers.plain(name), source.dtype, norm_factor(name, source.layers.state, source.shape))
+    if not is_linear(name):
+        return pack_unquantized(source, name, norm_factor(name, source.layers.state, source.shape))
     split = row_splitter(name, source.shape, source.tensor_rank) if layout.splits_rows(name) else all_rows
     scheme = layout.schemes.get(name)
     factor = row_factor(name, source.layers.state, source.shape, source.tensor_rank, source.tensor_ranks)

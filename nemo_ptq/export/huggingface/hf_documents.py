@@ -6,7 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.huggingface.hf_weights import load_generation_config
 from nemo_ptq.checkpoint.huggingface.published import published_config
+from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
 from nemo_ptq.export.source import Source
@@ -67,7 +69,7 @@ def model_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
     if published is None:
         return {**_nemo_config(source, hf_class), **hf_class.written}
     settings = hf_class.read(published)
-    config = {name: value for name, value in published.items() if name not in _OF_THE_SOURCE}
+    config = {name: value for name, value in published.items() if name not in _OF_THE_SOURCE and _is_json(value)}
     if "rope_parameters" in config:  # transformers 4 reads the older names alone
         config |= {
             name: settings[name]
@@ -79,6 +81,8 @@ def model_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
             config[own] = settings[own]
     if bool(settings["tie_word_embeddings"]) != source.shape.tied_embeddings:
         config["tie_word_embeddings"] = source.shape.tied_embeddings
+    if "attention_head_dim" in config:  # an older name, that transformers 5 does not read
+        config["head_dim"] = source.shape.head_size
     dtypes = [name for name in ("dtype", "torch_dtype") if name in config] or ["dtype"]
     return {
         **config,
@@ -86,6 +90,15 @@ def model_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
         **dict.fromkeys(dtypes, source.settings.torch_dtype_name),
         "vocab_size": stored_vocab_size(source),
     }
+
+
+def _is_json(value: Any) -> bool:
+    """Whether a setting is JSON; an upper limit that is infinite is none, and what classes have anyway."""
+    try:
+        json.dumps(value, allow_nan=False)
+    except ValueError:
+        return False
+    return True
 
 
 def _nemo_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
@@ -102,6 +115,9 @@ def _nemo_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
         **_special_tokens(source),
         **hf_class.nemo_settings(nemo),
     }
+    if hf_class.model_type is not None and not hasattr(transformers, hf_class.config_class):
+        names = {"architectures": [hf_class.architecture], "model_type": hf_class.model_type}
+        return {**names, **settings, "dtype": source.settings.torch_dtype_name}
     config = getattr(transformers, hf_class.config_class)(architectures=[hf_class.architecture], **settings)
     config.dtype = source.settings.torch_dtype_name
     return config.to_diff_dict()
@@ -130,6 +146,10 @@ def write_model_documents(source: Source, layout: HuggingFaceLayout, directory: 
         write_json(directory / "model.safetensors.index.json", layout.index)
     source.tokenizer.tokenizer.save_pretrained(directory)
     generation = getattr(source.config, "generation_config", None)
+    if generation is None and is_hugging_face(
+        source.checkpoint
+    ):  # not every configuration of NeMo's has a place for it
+        generation = load_generation_config(source.checkpoint)
     if not isinstance(generation, transformers.GenerationConfig):
         generation = transformers.GenerationConfig(**{name: config.get(name) for name in _TOKENS})
     write_json(directory / "generation_config.json", generation.to_diff_dict())

@@ -14,6 +14,7 @@ import torch
 
 from nemo_ptq.export.layout import Block, FileTensor, Part, joined, whole
 from nemo_ptq.models.layers import ModuleSpec
+from nemo_ptq.models.mapping import is_linear
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.schemes import UNQUANTIZED, Field, Scheme, Shape
 
@@ -110,7 +111,7 @@ class HuggingFaceLayout:
         found = {
             name.format(**numbers)
             for template, names in self.names.items()
-            if ".linear_" in template or template.endswith(kinds)
+            if is_linear(template) or template.endswith(kinds)
             for numbers in self._numbers(template)
             if template.format(**numbers) not in self.schemes
             for name in names.values()
@@ -133,7 +134,8 @@ class HuggingFaceLayout:
         experts = range(self.shape.num_experts or 0) if "{expert}" in template else range(1)
         for layer in layers:
             for expert in experts:
-                yield {"layer": layer, "expert": expert}
+                if self.shape.has(template.format(layer=layer, expert=expert)):
+                    yield {"layer": layer, "expert": expert}
 
     def row_groups(self, module: str) -> Sequence[str]:
         """The groups of rows of a linear layer that are stored as layers of their own; "" alone where it stays one."""
@@ -191,6 +193,9 @@ class HuggingFaceLayout:
         module = template.format(**numbers)
         spec = self.shape.module(module)
         names = {rows: name.format(**numbers) for rows, name in self.names[template].items()}
+        if spec.kind in ("conv", "state") or (spec.kind == "norm" and spec.axis == 0):
+            yield from self._of_state_space(module, spec, next(iter(names.values())))
+            return
         if spec.kind != "linear":
             yield from self._plain(module, names[""], spec.shape, None, spec.has_bias)
             return
@@ -201,6 +206,17 @@ class HuggingFaceLayout:
             for rows, scale in self.kv_fields.items():
                 name = self.kv_name(names[rows], scale.suffix)
                 yield whole(Part(attention, "", scale.suffix, scale.shape(0, 0, 1), None), name, torch.float32)
+
+    def _of_state_space(self, module: str, spec: ModuleSpec, name: str) -> Iterator[FileTensor]:
+        """What a state space has beside linear layers, of which ranks share the rows of each group."""
+        dtype = torch.float32 if spec.kind == "state" else self.dtype
+        for parameter in (*spec.parameters, *(["bias"] if spec.has_bias else [])):
+            pieces = []
+            for rows in spec.rows:
+                shape = spec.shape_of(rows)
+                part = Part(module, rows, parameter, shape[:1] if parameter == "bias" else shape, 0)
+                pieces.append((part, 0, shape[0]))
+            yield joined(f"{name}.{parameter}", dtype, pieces, 0)
 
     def _linear(self, module: str, spec: ModuleSpec, groups: Sequence[str], name: str) -> Iterator[FileTensor]:
         """A linear layer, or the part of one that is stored as a layer of its own.

@@ -24,8 +24,10 @@ from nemo_ptq.export.huggingface.hf_documents import (
     write_model_documents,
 )
 from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
-from nemo_ptq.export.packing import Packed, all_rows, kv_cache_scales, pack_linear, pack_plain, row_splitter
+from nemo_ptq.export.huggingface.hf_modules import pack_unquantized
+from nemo_ptq.export.packing import Packed, all_rows, kv_cache_scales, pack_linear, row_splitter
 from nemo_ptq.export.source import PackedExport, Source
+from nemo_ptq.models.mapping import is_linear
 from nemo_ptq.quantization.schemes import Field, Scheme
 
 _WEIGHT = Field("weight", None, lambda o, i, g: (o, i), 0, 1)
@@ -92,8 +94,8 @@ def pack_module(source: Source, name: str, layout: HuggingFaceLayout) -> Packed:
     if name.endswith("core_attention"):
         scales = zip(KV_FIELDS.values(), kv_cache_scales(*source.layers.kv_cache(name), clamp=False), strict=True)
         return {("", field.suffix): scale.reshape(()).cpu() for field, scale in scales}
-    if ".linear_" not in name:
-        return pack_plain(source.layers.plain(name), source.dtype, _norm_factor(source, name, layout))
+    if not is_linear(name):
+        return pack_unquantized(source, name, _norm_factor(source, name, layout))
     split = row_splitter(name, source.shape, source.tensor_rank) if layout.splits_rows(name) else all_rows
     packed = pack_linear(source.layers.linear(name), split, source.dtype, scalar_scales=True)
     return {(rows, _RENAMED.get(field, field)): _as_stored(tensor) for (rows, field), tensor in packed.items()}

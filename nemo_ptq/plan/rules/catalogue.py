@@ -33,6 +33,8 @@ RULES: tuple[Rule, ...] = (
     paths.checkpoint_is_self_contained,
     model.family_is_supported,
     format_limits.family_has_class,
+    model.state_spaces_have_a_format,
+    model.state_spaces_are_calibrated_here,
     model.norm_fits_decoder,
     model.reader_knows_layers,
     model.class_knows_layers,

@@ -2,13 +2,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """The model: a family that can be exported, and layers that the readers of the files know."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+from nemo_ptq.config import CUSTOM, QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import Family, unknown_to_class, unknown_to_reader
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.gathering import family_of_model
+
+_WITHOUT_STATE_SPACES: Mapping[str, str] = {
+    "trtllm": "TensorRT-LLM's readers of it have no state spaces",
+    "nemo": "ModelOpt's quantizers are not put into state spaces here",
+}
 
 
 def family_is_supported(model: ModelSpec, decoder_type: str | None) -> str | None:
@@ -20,10 +27,33 @@ def family_is_supported(model: ModelSpec, decoder_type: str | None) -> str | Non
     return None
 
 
+def state_spaces_have_a_format(model: ModelSpec, family: Family, formats: Sequence[str]) -> str | None:
+    """Layers with a state space go into Hugging Face directories: nothing else that reads them is known."""
+    for name in formats:
+        if model.state_space is not None and not FORMATS[name].is_hugging_face:
+            reason = _WITHOUT_STATE_SPACES.get(name, "it has no place for state spaces")
+            return (
+                f"export_config.export_format={name} is not for {family.name}: {reason}; use export_format=hf or "
+                "compressed_tensors"
+            )
+    return None
+
+
+def state_spaces_are_calibrated_here(
+    model: ModelSpec, algorithm: str | None, forward_loop: Any, calibration_state: Any = None
+) -> str | None:
+    """ModelOpt's own loops and configurations know Megatron's GPT alone."""
+    is_custom = QuantizationConfig(algorithm).algorithm_name == CUSTOM
+    if model.state_space is None or not (is_custom or forward_loop is not None) or calibration_state is not None:
+        return None
+    option = "forward_loop" if forward_loop is not None else f"quantization_config.algorithm={algorithm}"
+    return f"{option} is not for models with state spaces: use an algorithm by its name, without a forward_loop"
+
+
 def norm_fits_decoder(model: ModelSpec, decoder: str, formats: Sequence[str]) -> str | None:
     """TensorRT-LLM's decoder "gpt" has LayerNorm, the others RMSNorm."""
     expected = "LayerNorm" if decoder == "gpt" else "RMSNorm"
-    if _has_decoder(formats) and model.normalization != expected:
+    if _has_decoder(formats) and model.state_space is None and model.normalization != expected:
         return (
             f"the model has {model.normalization} and TensorRT-LLM's decoder {decoder} only {expected}: "
             "set export_config.decoder_type to one that fits the model"

@@ -32,6 +32,8 @@ def _divisors(*sizes: int) -> str:
 def _indivisible(tp: int, model: ModelSpec) -> list[str]:
     """Which sizes of the model a tensor parallelism does not divide; query groups may be shared by ranks."""
     sizes = {"attention heads": model.num_attention_heads, "ffn_hidden_size": model.ffn_hidden_size}
+    if (space := model.state_space) is not None:
+        sizes |= {"heads of state spaces": space.heads, "groups of state spaces": space.groups}
     wrong = [f"{size} {name}" for name, size in sizes.items() if size % tp]
     groups = model.num_query_groups
     return [*wrong, f"{groups} query groups"] if groups % tp and tp % groups else wrong
@@ -44,7 +46,11 @@ def calibration_tp_divides(calibration_tp: int, model: ModelSpec) -> str | None:
         rows = (model.num_attention_heads + 2 * model.num_query_groups) * model.head_size
         # Ranks that share a query group cut its rows anywhere; INT4 packs them in pairs.
         is_cut = tp > model.num_query_groups and rows % (2 * tp)
-        return _indivisible(tp, model) or ([f"{rows} query-key-value rows in pairs"] if is_cut else [])
+        pairs = [f"{rows} query-key-value rows in pairs"] if is_cut else []
+        # The same of the rows of a state space that are fewest: a time step for each head.
+        if model.state_space is not None and model.state_space.heads % (2 * tp):
+            pairs.append(f"{model.state_space.heads} heads of state spaces in pairs")
+        return _indivisible(tp, model) or pairs
 
     if found := wrong(calibration_tp):
         fitting = _listed(tp for tp in range(1, _MOST_RANKS + 1) if not wrong(tp))

@@ -86,6 +86,8 @@ def awq_blocks_fit_calibration(
         return None
     multiple = awq_block_size * calibration_tp
     sizes = {"attention output": _attention_size(model), "ffn_hidden_size": model.ffn_hidden_size}
+    if model.state_space is not None:
+        sizes["state space output"] = model.state_space.inner_size
     sizes = _of_quantized(sizes, model, unquantized)
     wrong = _misfits(sizes, multiple)
     if wrong:
@@ -156,6 +158,12 @@ def nvfp4_blocks_fit(
     rows, columns = record.row_multiple, record.column_multiple
     if model.num_experts is None and not any(FORMATS[name].is_tensorrt_llm for name in formats):
         rows = columns = record.dense_multiple
+    further: tuple[tuple[str, int, int], ...] = ()
+    if (space := model.state_space) is not None:
+        further = (
+            ("state space rows", sum(space.in_rows.values()), rows),
+            ("state space output", space.inner_size, columns),
+        )
     both = max(rows, columns)
     wrong = [
         _misfits({"hidden_size": model.hidden_size}, both),
@@ -165,6 +173,7 @@ def nvfp4_blocks_fit(
                 ("query-key-value rows", _qkv_rows(model, inference_tp), rows),
                 ("attention output", _attention_size(model), columns),
                 ("ffn_hidden_size", model.ffn_hidden_size, both),
+                *further,
             )
         ),
     ]
@@ -212,6 +221,8 @@ _LINEARS = {
     "query-key-value rows": ("linear_qkv",),
     "attention output": ("linear_proj",),
     "ffn_hidden_size": ("linear_fc1", "linear_fc2"),
+    "state space rows": ("in_proj",),
+    "state space output": ("out_proj",),
 }
 
 

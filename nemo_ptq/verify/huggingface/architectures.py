@@ -65,6 +65,19 @@ _NEMOTRON: Names = {
     "mlp.fc": ("model.layers.{layer}.mlp.up_proj",),
     "mlp.proj": ("model.layers.{layer}.mlp.down_proj",),
 }
+_NEMOTRON_H: Names = {
+    "vocab_embedding": ("backbone.embeddings",),
+    "ln_f": ("backbone.norm_f",),
+    "lm_head": ("lm_head",),
+    "norm": ("backbone.layers.{layer}.norm",),
+    "ssm": ("backbone.layers.{layer}.mixer",),
+    **{f"ssm.{name}": (f"backbone.layers.{{layer}}.mixer.{name}",) for name in ("in_proj", "conv1d", "norm")},
+    "ssm.out_proj": ("backbone.layers.{layer}.mixer.out_proj",),
+    "attention.qkv": tuple(f"backbone.layers.{{layer}}.mixer.{row}_proj" for row in "qkv"),
+    "attention.dense": ("backbone.layers.{layer}.mixer.o_proj",),
+    "mlp.fc": ("backbone.layers.{layer}.mixer.up_proj",),
+    "mlp.proj": ("backbone.layers.{layer}.mixer.down_proj",),
+}
 _BIGCODE: Names = {
     "vocab_embedding": ("transformer.wte",),
     "position_embedding": ("transformer.wpe",),
@@ -91,6 +104,7 @@ class Architecture:
         zero_centered: Whether the gains of norms are stored minus one.
         has_biases: Whether every linear layer but the last has a bias.
         has_qkv_bias: Whether the query-key-value projection has one, and no other layer.
+        is_hybrid: Whether layers are of several kinds: :mod:`~nemo_ptq.verify.huggingface.nemotron_h` reads it.
     """
 
     model_type: str
@@ -100,6 +114,7 @@ class Architecture:
     zero_centered: bool = False
     has_biases: bool = False
     has_qkv_bias: bool = False
+    is_hybrid: bool = False
 
     @property
     def has_fused_gate(self) -> bool:
@@ -125,6 +140,7 @@ ARCHITECTURES: Mapping[str, Architecture] = {
         "starcoder2", "gpt", _STARCODER2, {"norm_epsilon": "norm_epsilon"}, has_biases=True
     ),
     "NemotronForCausalLM": Architecture("nemotron", "gpt", _NEMOTRON, {"norm_epsilon": "norm_eps"}, zero_centered=True),
+    "NemotronHForCausalLM": Architecture("nemotron_h", "gpt", _NEMOTRON_H, is_hybrid=True),
     "GPTBigCodeForCausalLM": Architecture(
         "gpt_bigcode",
         "gpt",
@@ -217,7 +233,7 @@ def _rotary(hf: Any) -> tuple[float, float, RotaryScaling | None]:
 
 # Settings that the logits do not depend on, beside those that every class of transformers' has: some are of older or
 # newer versions of it, some of the programs that models are trained and served with.
-_NOT_COMPUTED = frozenset(
+NOT_COMPUTED = frozenset(
     (
         *("_attn_implementation", "_attn_implementation_autoset", "_commit_hash", "_flash_attn_2_enabled"),
         *(
@@ -307,7 +323,7 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
     if hasattr(hf, "_sliding_window_pattern"):
         own.add("sliding_window_pattern")
     given = {name: value for name, value in content.items() if value is not None}
-    unknown = [name for name in given if name not in own and name not in _NOT_COMPUTED and name not in _LOOKED_AT]
+    unknown = [name for name in given if name not in own and name not in NOT_COMPUTED and name not in _LOOKED_AT]
     # Files of Gemma 2 have the activation under both names, and transformers reads one.
     off = {**_OFF, "hidden_act": getattr(hf, "hidden_activation", None)}
     problems = [
@@ -356,14 +372,16 @@ class StoredModule:
     """A module with a weight.
 
     Attributes:
-        kind: "embedding", "norm" or "linear".
+        kind: "embedding", "norm", "linear" or "state".
         shape: Of its weight: (rows, hidden), (hidden) or (out, in).
         has_bias: Whether there is a bias of as many elements as the weight has rows.
+        weights: Names of its weights, which are all of that shape.
     """
 
     kind: str
     shape: tuple[int, ...]
     has_bias: bool = False
+    weights: tuple[str, ...] = ("weight",)
 
 
 def stored_modules(architecture: Architecture, config: ModelConfig) -> dict[str, StoredModule]:

@@ -26,6 +26,7 @@ from nemo_ptq.verify.huggingface.architectures import (
     setting_problems,
     stored_modules,
 )
+from nemo_ptq.verify.huggingface.nemotron_h import hybrid_config, hybrid_modules
 from nemo_ptq.verify.model_config import MOST_LAYERS, ModelConfig, load_json
 from nemo_ptq.verify.side_by_side import side_by_side
 from nemo_ptq.verify.tensor_file import TensorFile, TorchFile, open_tensors
@@ -227,6 +228,8 @@ class HuggingFaceDirectory:
         Raises:
             PtqError: If config.json has settings that the forward pass does not compute.
         """
+        if self.architecture.is_hybrid:
+            return hybrid_config(self.config)
         if problems := setting_problems(self.config, self.transformers_config):
             raise PtqError(f"config.json {problems[0]}")
         return model_config(self.transformers_config, self.architecture)
@@ -234,7 +237,8 @@ class HuggingFaceDirectory:
     @cached_property
     def modules(self) -> dict[str, StoredModule]:
         """The model's modules that have a weight."""
-        return stored_modules(self.architecture, self.model_config)
+        of_model = hybrid_modules if self.architecture.is_hybrid else stored_modules
+        return of_model(self.architecture, self.model_config)
 
     @cached_property
     def quantization(self) -> Quantization | None:
@@ -265,7 +269,7 @@ class HuggingFaceDirectory:
         specs: dict[str, Spec] = {}
         for name, module in self.modules.items():
             if name != "lm_head" or not self.model_config.share_embedding_table:
-                specs[f"{name}.weight"] = (None, module.shape)
+                specs |= {f"{name}.{weight}": (None, module.shape) for weight in module.weights}
             if module.has_bias:
                 specs[f"{name}.bias"] = (None, module.shape[:1])
         for name, _, way in self.quantized:
@@ -464,7 +468,7 @@ def config_problems(directory: HuggingFaceDirectory) -> list[str]:
     problems += _activation_problems(directory)
     quantization = directory.quantization
     if quantization is not None:
-        layers = [name for name, module in directory.modules.items() if module.kind != "norm"]
+        layers = [name for name, module in directory.modules.items() if module.kind in ("embedding", "linear")]
         idle = [p for p in quantization.excluded if not any(fnmatchcase(name, p) for name in layers)]
         problems += [f"{pattern} is excluded and no layer" for pattern in idle]
         lost = [p for p, _ in quantization.ways if not any(fnmatchcase(name, p) for name in layers)]
@@ -497,7 +501,16 @@ def tensor_problems(directory: HuggingFaceDirectory) -> list[str]:
     problems += [f"{name} is not expected" for name in sorted(found.keys() - wanted.keys() - optional.keys())]
     if directory.files.keys() != found.keys():
         problems.append(f"{INDEX} lists other tensors than the files hold")
+    # Servers have these in float32, and files may.
+    states = {
+        f"{name}.{weight}"
+        for name, module in directory.modules.items()
+        if module.kind == "state"
+        for weight in module.weights
+    }
     for name, (dtype, shape) in {**optional, **wanted}.items():
+        if name in states and found.get(name) == ("F32", shape):
+            continue
         if name in found and found[name] != (dtype or unquantized, shape):
             problems.append(f"{name} is {found[name]}, expected {(dtype or unquantized, shape)}")
     return problems

@@ -92,7 +92,7 @@ class HuggingFaceWeights:
     @cached_property
     def _has_fused_heads(self) -> bool:
         """Whether rows come by head: query, key and value of the first, of the second, and so on."""
-        return getattr(self.directory.transformers_config, "multi_query", True) is False
+        return self.directory.config.get("multi_query", True) is False
 
     def _sort_heads(self, rows: torch.Tensor) -> torch.Tensor:
         by_head = rows.unflatten(0, (self.config.num_attention_heads, 3, self.config.head_size))

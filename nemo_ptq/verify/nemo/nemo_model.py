@@ -19,7 +19,7 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.verify import dequantize as dq
 from nemo_ptq.verify.context import model_scaling, read_model_yaml
 from nemo_ptq.verify.linear import Stack, StoredLinear, Tensors
-from nemo_ptq.verify.model_config import ModelConfig, Moe
+from nemo_ptq.verify.model_config import Hybrid, ModelConfig, Moe
 from nemo_ptq.verify.nemo.sharded_tensors import ShardedTensors
 
 _PREFIX = "module."
@@ -32,6 +32,9 @@ _OUTSIDE = {
     "transformer.ln_f.weight": "decoder.final_layernorm.weight",
     "transformer.ln_f.bias": "decoder.final_layernorm.bias",
 }
+# What a hybrid has in place of it, and the rows of its layers' state spaces that stand by themselves.
+_FINAL_NORM_OF_HYBRIDS = "decoder.final_norm.weight"
+_ROWS = ("z", "x", "B", "C", "dt")
 _BEFORE_MLP = ("mlp.linear_fc1.layer_norm_{}", "pre_mlp_layernorm.{}")
 # Megatron fuses a norm into the linear layer after it, where it can.
 _UNQUANTIZED = {
@@ -40,6 +43,13 @@ _UNQUANTIZED = {
     "attention.q_layernorm": ("self_attention.q_layernorm.{}",),
     "attention.k_layernorm": ("self_attention.k_layernorm.{}",),
     "mlp.router": ("mlp.router.{}",),
+    # A hybrid's layers have one norm, whatever they are.
+    "norm": tuple(
+        f"{linear}.layer_norm_{{}}" for linear in ("mixer.in_proj", "self_attention.linear_qkv", "mlp.linear_fc1")
+    ),
+    "ssm": ("mixer.{}",),
+    "ssm.conv1d": ("mixer.conv1d.{}",),
+    "ssm.norm": ("mixer.norm.{}",),
 }
 # The same, where what attention and MLP return is normalised as well.
 _POST_NORMS = {
@@ -53,8 +63,18 @@ _LINEARS = {
     "mlp.fc": "mlp.linear_fc1",
     "mlp.gate": "mlp.linear_fc1",
     "mlp.proj": "mlp.linear_fc2",
+    "ssm.in_proj": "mixer.in_proj",
+    "ssm.out_proj": "mixer.out_proj",
 }
-_ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "openai_gelu": "gelu", "squared_relu": "squared-relu", "relu": "relu"}
+_ACTIVATIONS = {
+    "silu": "silu",
+    "gelu": "gelu",
+    "openai_gelu": "gelu",
+    "squared_relu": "squared-relu",
+    "relu": "relu",
+} | {
+    "NemotronHConfigBase.<lambda>": "squared-relu"  # a function without a name, of this class
+}
 # What decoder gpt calls an activation with a gate.
 _WITH_GATE = {"silu": "swiglu", "gelu": "geglu"}
 # What the forward pass takes for granted of a model.yaml, where it says anything about it.
@@ -122,9 +142,10 @@ class NemoWeights:
 
     def tensor(self, name: str) -> torch.Tensor:
         """Reads an unquantized tensor; gains of norms as they multiply."""
-        match = re.fullmatch(r"transformer\.layers\.(\d+)\.(.*)\.(weight|bias)", name)
+        match = re.fullmatch(r"transformer\.layers\.(\d+)\.(.*)\.(weight|bias|A_log|D|dt_bias)", name)
         if match is None:
-            found = self.files.read(_PREFIX + _OUTSIDE[name])
+            is_final = self.config.hybrid is not None and name == "transformer.ln_f.weight"
+            found = self.files.read(_PREFIX + (_FINAL_NORM_OF_HYBRIDS if is_final else _OUTSIDE[name]))
         else:
             known = _UNQUANTIZED | _POST_NORMS if self.config.post_norms else _UNQUANTIZED
             places = [place.format(match[3]) for place in known[match[2]]]
@@ -133,7 +154,7 @@ class NemoWeights:
             if first is None:
                 raise PtqError(f"the checkpoint holds no {' or '.join(places)} of layer {match[1]}")
             found = first
-        is_gain = name.endswith(("norm.weight", "ln_f.weight"))
+        is_gain = name.endswith(("norm.weight", "ln_f.weight")) and not name.endswith("ssm.norm.weight")
         return found.float() + 1.0 if is_gain and self.zero_centered_norms else found
 
     def linear(self, name: str, device: torch.device) -> Stack:
@@ -167,12 +188,15 @@ class NemoWeights:
         return None if key is None or value is None else (key, value)
 
     def _find(self, place: str, layer: int, expert: int | None = None) -> torch.Tensor | None:
-        """Reads a tensor of a layer or expert, which stands by itself, in two halves, or stacked with all others."""
+        """Reads a tensor of a layer or expert: it stands by itself, in groups of rows, or stacked with all others."""
         own, stacked = _own(place, layer, expert), f"{_PREFIX}{_LAYERS}{place}"
         if self.files.shape(own) is not None:
             return self.files.read(own)
         if self.files.shape(f"{own}_w") is not None:
             return torch.cat([self.files.read(f"{own}_{half}") for half in ("w", "v")])
+        groups = [f"{own}.{rows}" for rows in _ROWS if self.files.shape(f"{own}.{rows}") is not None]
+        if groups:
+            return torch.cat([self.files.read(group) for group in groups])
         if self.files.shape(stacked) is not None:
             return self.files.read(stacked, (layer,) if expert is None else (layer, expert))
         return None
@@ -272,8 +296,10 @@ def _model_config(description: Mapping[str, Any], model: Mapping[str, Any], file
     heads, hidden, experts = model["num_attention_heads"], model["hidden_size"], model.get("num_moe_experts")
     rmsnorm = model["normalization"] == "RMSNorm"
     is_gemma = "gemma" in str(description["_target_"]).lower()
-    decoder = "gemma" if is_gemma else "llama" if rmsnorm else "gpt"
-    function = str(model["activation_func"]["_target_"]).rpartition(".")[2]
+    hybrid = _hybrid(model)
+    decoder = "gemma" if is_gemma else "llama" if rmsnorm and hybrid is None else "gpt"
+    target = str(model["activation_func"]["_target_"])
+    function = next((name for name in _ACTIVATIONS if "." in name and target.endswith(name)), target.rpartition(".")[2])
     act = _ACTIVATIONS.get(function, function)
     if decoder == "gpt" and model["gated_linear_unit"]:
         act = _WITH_GATE.get(act, act)
@@ -309,7 +335,26 @@ def _model_config(description: Mapping[str, Any], model: Mapping[str, Any], file
         attention_cap=model.get("attn_logit_softcapping"),
         logit_cap=model.get("final_logit_softcapping"),
         local_rotary_base=local_base[0] if local_base else None,
+        hybrid=hybrid,
     )
+
+
+def _hybrid(model: Mapping[str, Any]) -> Hybrid | None:
+    """What the layers are, where they are of several kinds."""
+    pattern, layers = model.get("hybrid_override_pattern"), model["num_layers"]
+    if pattern is None:
+        return None
+    if not isinstance(pattern, str) or len(pattern) != layers or not set(pattern) <= set("M*-"):
+        raise PtqError(
+            f"context/model.yaml has hybrid_override_pattern {pattern!r:.60}, expected M, * or - for each layer"
+        )
+    if model["normalization"] != "RMSNorm" or model["gated_linear_unit"]:
+        raise PtqError(
+            "context/model.yaml is of a hybrid with LayerNorm or a gated MLP, which the reader does not compute"
+        )
+    size = model["mamba_head_dim"]
+    heads = model.get("mamba_num_heads") or 2 * model["hidden_size"] // size
+    return Hybrid(pattern, heads, size, model["mamba_state_dim"], model["mamba_num_groups"])
 
 
 def _windows(model: Mapping[str, Any]) -> tuple[int | None, frozenset[int]]:

@@ -195,7 +195,7 @@ class ShardedTensors:
             return {}
         name = self._states[module]
         (content,) = self._load(self._entries[name].pieces[0])
-        if not len(content):
+        if content is None or not len(content):
             return {}
         try:
             return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)

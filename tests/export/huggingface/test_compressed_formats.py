@@ -18,7 +18,7 @@ from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.forward_pass import logits
 from tests.export.hugging_face import TOKENS, distance, transformers_logits
 from tests.families import FAMILIES
-from tests.matrix import Record, carries, record
+from tests.matrix import MIXTURES, Record, carries, record
 from tests.ranks import run_ranks
 
 CHECKPOINT_OF = Callable[[str], Path]
@@ -29,9 +29,16 @@ LEAST_SQNR = {"nvfp4": 17.0, "fp8_dynamic": 29.0, "int8_dynamic": 36.0, "w4a16_n
 IN_BFLOAT16 = ("nvfp4", "w4a16_nvfp4")
 # Relative distance of a token's logits, in the median over tokens, between the library and the reader. What bfloat16
 # changes of an activation lets it fall to another of FP4's few codes.
-CLOSE = {"w4a8_awq": 1e-5, "nvfp4": 0.4, "fp8_dynamic": 1e-5, "int8_dynamic": 1e-5, "w4a16_nvfp4": 0.1}
+CLOSE = {
+    "int4_awq": 1e-5,
+    "w4a8_awq": 1e-5,
+    "nvfp4": 0.4,
+    "fp8_dynamic": 1e-5,
+    "int8_dynamic": 1e-5,
+    "w4a16_nvfp4": 0.1,
+}
 # And from those of the unquantized model, whose random weights a rounding moves far.
-NEAR = {"w4a8_awq": 0.6, "nvfp4": 0.9, "fp8_dynamic": 0.25, "int8_dynamic": 0.12, "w4a16_nvfp4": 0.5}
+NEAR = {"int4_awq": 0.6, "w4a8_awq": 0.6, "nvfp4": 0.9, "fp8_dynamic": 0.25, "int8_dynamic": 0.12, "w4a16_nvfp4": 0.5}
 
 
 def export_all(checkpoint: Path, algorithms: Sequence[str], tp: int, directory: Path) -> None:
@@ -81,6 +88,7 @@ def test_the_library_computes_what_the_reader_does(algorithm: str, exports: Path
 @pytest.mark.parametrize("model", FAMILIES)
 def test_of_every_family(model: str, checkpoint_of: CHECKPOINT_OF, tmp_path: Path, record_property: Record) -> None:
     algorithms = [algorithm for algorithm in ALGORITHMS if carries("compressed_tensors", model, algorithm)]
+    algorithms += ["int4_awq"] if model in MIXTURES else []
     tp = 1 if model == "starcoder" else 2
     run_ranks(export_all, tp, checkpoint_of(model), algorithms, tp, tmp_path)
     unquantized, _ = transformers_logits(checkpoint_of(model).with_name(f"{model}.hf"))

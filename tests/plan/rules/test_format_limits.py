@@ -41,7 +41,12 @@ def test_formats_of_experts(model: ModelSpec, algorithm: str | None, message: st
         ("int4_awq", "hf", "export_format=hf take quantized experts in fp8 or nvfp4 or w4a16_nvfp4 only"),
         ("fp8_dynamic", "hf", "use fp8 or nvfp4 or w4a16_nvfp4 or no_quant"),
         ("int8_dynamic", "compressed_tensors", None),
-        ("int8_sq", "compressed_tensors", "use fp8 or nvfp4 or fp8_dynamic or int8_dynamic or w4a16_nvfp4 or no_quant"),
+        ("int4_awq", "compressed_tensors", None),
+        (
+            "int8_sq",
+            "compressed_tensors",
+            "use fp8 or int4_awq or nvfp4 or fp8_dynamic or int8_dynamic or w4a16_nvfp4 or no_quant",
+        ),
     ],
 )
 def test_experts_in_hugging_face_formats(algorithm: str, format: str, message: str | None) -> None:

@@ -1,0 +1,73 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Experts in INT4 and NVFP4: what servers load has sound scales for every expert, whatever it saw."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.verify.checks import verify
+from nemo_ptq.verify.forward_pass import logits
+from tests.export.hugging_face import TOKENS, distance, transformers_logits
+from tests.ranks import run_ranks
+
+EXPERTS = 8
+# Two tokens, so that most of the experts see none.
+FEW = [[5, 6]]
+JOBS = {"int4_awq": ["compressed_tensors"], "nvfp4": ["compressed_tensors", "hf"]}
+
+
+def export(checkpoint: Path, ep: int, tokens: list[list[int]] | None, directory: Path) -> None:
+    """Exports a mixture with both algorithms, each to ``directory / algorithm / format``, on this rank."""
+    from tests import steps
+
+    batches = None if tokens is None else [torch.tensor(tokens)]
+    for algorithm, formats in JOBS.items():
+        quantization = QuantizationConfig(algorithm, evaluation_dataset_size=0, enable_kv_cache=False)
+        steps.run_job(
+            steps.job_of(checkpoint, quantization, directory / algorithm, (1, 1, ep), formats=formats), batches
+        )
+
+
+def directories(root: Path) -> list[Path]:
+    return [root / algorithm / name for algorithm, formats in JOBS.items() for name in formats]
+
+
+@pytest.mark.parametrize("model", ["mixtral", pytest.param("qwen3_moe", marks=pytest.mark.slow)])
+def test_idle_experts_have_sound_scales(model: str, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run_ranks(export, 1, checkpoint_of(model), 1, FEW, tmp_path)
+    source = checkpoint_of(model).with_name(f"{model}.hf")
+    for directory in directories(tmp_path):
+        assert [check for check in verify(directory) if not check.ok] == []
+        found = logits(directory, TOKENS)
+        assert found.isfinite().all()
+        assert distance(found, logits(source, TOKENS)) < 0.95, directory
+        tensors = load_file(directory / "model.safetensors")
+        scales = {name: tensor.float() for name, tensor in tensors.items() if ".experts." in name and "scale" in name}
+        assert {name.split(".experts.")[1].split(".")[0] for name in scales} == set(map(str, range(EXPERTS)))
+        assert all(scale.isfinite().all() and (scale >= 0).all() and scale.max() > 0 for scale in scales.values())
+
+
+def test_the_library_reads_int4_experts(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run_ranks(export, 1, checkpoint_of("mixtral"), 1, None, tmp_path / "alone")
+    directory = tmp_path / "alone" / "int4_awq" / "compressed_tensors"
+    found, report = transformers_logits(directory)
+    assert report == {}
+    assert distance(logits(directory, TOKENS), found) < 1e-5
+    names = load_file(directory / "model.safetensors").keys()
+    fields = {name.rpartition(".")[2] for name in names if ".experts." in name}
+    assert fields == {"weight_packed", "weight_scale", "weight_shape"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("model", ["mixtral", "qwen3_moe"])
+def test_spread_experts_are_the_same(model: str, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run_ranks(export, 1, checkpoint_of(model), 1, None, tmp_path / "alone")
+    run_ranks(export, 2, checkpoint_of(model), 2, None, tmp_path / "spread")
+    for alone, spread in zip(directories(tmp_path / "alone"), directories(tmp_path / "spread"), strict=True):
+        # The order in which tokens are added up is another one.
+        assert distance(logits(spread, TOKENS), logits(alone, TOKENS)) < 0.02
