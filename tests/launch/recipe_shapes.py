@@ -5,7 +5,7 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_ptq.models.spec import ACTIVATIONS, ModelSpec, gemma_attention, gpt_layers
+from nemo_ptq.models.spec import ACTIVATIONS, NEMOTRON_H_ACTIVATION, ModelSpec, gemma_attention, gpt_layers
 from nemo_ptq.models.state_space import hybrid_layers, state_space_of
 
 # Sizes of models that NeMo has no class for.
@@ -103,7 +103,7 @@ def _describe(nemo_class: Any, vocabulary: int, differences: Mapping[str, int] |
         head_size=config.kv_channels or config.hidden_size // config.num_attention_heads,
         ffn_hidden_size=config.moe_ffn_hidden_size or config.ffn_hidden_size,
         gated_mlp=config.gated_linear_unit,
-        activation=ACTIVATIONS[config.activation_func.__name__],
+        activation=_activation(config.activation_func),
         vocab_size=vocabulary,
         num_experts=config.num_moe_experts,
         seq_length=config.seq_length,
@@ -117,3 +117,8 @@ def _describe(nemo_class: Any, vocabulary: int, differences: Mapping[str, int] |
         state_space=state_space,
         make_layers=gpt_layers if state_space is None else hybrid_layers,
     )
+
+
+def _activation(function: Any) -> str:
+    is_of_nemotron_h = function.__qualname__.endswith(NEMOTRON_H_ACTIVATION)
+    return "squared-relu" if is_of_nemotron_h else ACTIVATIONS[function.__name__]
