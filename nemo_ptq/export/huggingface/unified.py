@@ -117,6 +117,7 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
     if not layers:
         return None
     how = {name: {"quant_algo": scheme.quant_algo, **scheme.quantization_keys} for name, scheme in layers.items()}
+    algorithm: str | None
     if len(set(layers.values())) > 1:
         algorithm, keys = MIXED_PRECISION, {"quantized_layers": how}
     else:
