@@ -11,8 +11,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.index import read_stored
+from nemo_ptq.checkpoint.reader import open_checkpoint
 from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.forward_pass import logits, open_model
 from tests.export.hugging_face import TOKENS, distance
@@ -168,8 +171,32 @@ def test_nemos_checkpoint_has_the_names_that_nemo_gives_it(source: Path, tmp_pat
         **{"in_proj.layer_norm_weight": (256,), "norm.weight": (512,), "out_proj.weight": (256, 512)},
     }
     assert "module.decoder.final_norm.weight" in stored
+    # NeMo builds neither of them.
+    assert all(open_checkpoint(path, AllowedNames()).fields is not None for path in (source, checkpoint))
     assert_holds(tmp_path / "no_quant" / "compressed_tensors", source)
     torch.testing.assert_close(logits(checkpoint, TOKENS), logits(source, TOKENS))
+
+
+def convert_there_and_back(source: Path, directory: Path) -> None:
+    """Converts a Hugging Face directory to NeMo's format, and that to Hugging Face's."""
+    from nemo_ptq.console.reporter import Reporter
+    from nemo_ptq.engine.convert import convert
+
+    convert(source, directory / "nemo", "nemo", None, Reporter(False))
+    convert(directory / "nemo", directory / "hf", "hf", None, Reporter(False))
+
+
+def test_conversions_lose_nothing(source: Path, tmp_path: Path) -> None:
+    run_ranks(convert_there_and_back, 1, source, tmp_path, timeout=600.0)
+    assert_holds(tmp_path / "hf", source)
+
+
+def test_megatron_lm_is_no_target_of_conversions(source: Path, tmp_path: Path) -> None:
+    from nemo_ptq.console.reporter import Reporter
+    from nemo_ptq.engine.convert import convert
+
+    with pytest.raises(PtqError, match="--format megatron is not for Nemotron-H"):
+        convert(source, tmp_path / "megatron", "megatron", None, Reporter(False))
 
 
 @pytest.mark.slow

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.context import read_model_yaml
+from nemo_ptq.verify.model_config import Hybrid
+from nemo_ptq.verify.nemo.hybrids import hybrid_of, state_space_weights
 
 Shape = tuple[int, ...]
 _LAYER = "module.decoder.layers."
@@ -32,6 +34,7 @@ class Sizes:
         vocab_size: Rows of the embedding.
         is_tied: Whether the embedding is the output layer as well.
         has_quantizers: Whether ModelOpt's quantizers are stored.
+        hybrid: What the layers are, where they are of several kinds.
     """
 
     num_layers: int
@@ -45,6 +48,7 @@ class Sizes:
     vocab_size: int
     is_tied: bool
     has_quantizers: bool
+    hybrid: Hybrid | None = None
 
 
 def is_nemo(directory: Path) -> bool:
@@ -84,6 +88,7 @@ def read_sizes(directory: Path, stored: Mapping[str, Shape]) -> Sizes:
             vocab_size=stored[_EMBEDDING][0],
             is_tied=bool(model["share_embeddings_and_output_weights"]),
             has_quantizers=any(".weight_quantizer." in name for name in stored),
+            hybrid=hybrid_of(model),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise PtqError(f"context/model.yaml is not of a GPT-like model: {error!r}") from error
@@ -114,8 +119,23 @@ def _layer_weights(model: Sizes) -> Iterator[tuple[str, Shape]]:
         yield f"{place}linear_fc2.weight", (*stack, hidden, model.ffn_size)
 
 
+def _hybrid_layer_weights(model: Sizes, hybrid: Hybrid, kind: str) -> Iterator[tuple[str, Shape]]:
+    """The weights of one layer of a hybrid by their names in it."""
+    if kind == "M":
+        yield from state_space_weights(hybrid, model.hidden_size)
+        return
+    part = "self_attention." if kind == "*" else "mlp."
+    yield from ((name, shape) for name, shape in _layer_weights(model) if name.startswith(part))
+
+
 def _layers_weights(model: Sizes) -> dict[str, Shape]:
-    """The weights of all layers: one by one where there are quantizers, otherwise stacked."""
+    """The weights of all layers: one by one where there are quantizers or layers differ, otherwise stacked."""
+    if model.hybrid is not None:
+        return {
+            f"{_LAYER}{layer}.{name}": shape
+            for layer, kind in enumerate(model.hybrid.pattern)
+            for name, shape in _hybrid_layer_weights(model, model.hybrid, kind)
+        }
     if not model.has_quantizers:
         return {f"{_LAYER}{name}": (model.num_layers, *shape) for name, shape in _layer_weights(model)}
     return {
@@ -132,7 +152,7 @@ def weight_problems(model: Sizes, stored: Mapping[str, Shape]) -> list[str]:
     """
     expected = {
         _EMBEDDING: (model.vocab_size, model.hidden_size),
-        "module.decoder.final_layernorm.weight": (model.hidden_size,),
+        f"module.decoder.{'final_layernorm' if model.hybrid is None else 'final_norm'}.weight": (model.hidden_size,),
         **_layers_weights(model),
     }
     if not model.is_tied:

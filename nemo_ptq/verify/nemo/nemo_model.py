@@ -19,7 +19,8 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.verify import dequantize as dq
 from nemo_ptq.verify.context import model_scaling, read_model_yaml
 from nemo_ptq.verify.linear import Stack, StoredLinear, Tensors
-from nemo_ptq.verify.model_config import Hybrid, ModelConfig, Moe
+from nemo_ptq.verify.model_config import ModelConfig, Moe
+from nemo_ptq.verify.nemo.hybrids import hybrid_of
 from nemo_ptq.verify.nemo.sharded_tensors import ShardedTensors
 
 _PREFIX = "module."
@@ -296,7 +297,7 @@ def _model_config(description: Mapping[str, Any], model: Mapping[str, Any], file
     heads, hidden, experts = model["num_attention_heads"], model["hidden_size"], model.get("num_moe_experts")
     rmsnorm = model["normalization"] == "RMSNorm"
     is_gemma = "gemma" in str(description["_target_"]).lower()
-    hybrid = _hybrid(model)
+    hybrid = hybrid_of(model)
     decoder = "gemma" if is_gemma else "llama" if rmsnorm and hybrid is None else "gpt"
     target = str(model["activation_func"]["_target_"])
     function = next((name for name in _ACTIVATIONS if "." in name and target.endswith(name)), target.rpartition(".")[2])
@@ -337,24 +338,6 @@ def _model_config(description: Mapping[str, Any], model: Mapping[str, Any], file
         local_rotary_base=local_base[0] if local_base else None,
         hybrid=hybrid,
     )
-
-
-def _hybrid(model: Mapping[str, Any]) -> Hybrid | None:
-    """What the layers are, where they are of several kinds."""
-    pattern, layers = model.get("hybrid_override_pattern"), model["num_layers"]
-    if pattern is None:
-        return None
-    if not isinstance(pattern, str) or len(pattern) != layers or not set(pattern) <= set("M*-"):
-        raise PtqError(
-            f"context/model.yaml has hybrid_override_pattern {pattern!r:.60}, expected M, * or - for each layer"
-        )
-    if model["normalization"] != "RMSNorm" or model["gated_linear_unit"]:
-        raise PtqError(
-            "context/model.yaml is of a hybrid with LayerNorm or a gated MLP, which the reader does not compute"
-        )
-    size = model["mamba_head_dim"]
-    heads = model.get("mamba_num_heads") or 2 * model["hidden_size"] // size
-    return Hybrid(pattern, heads, size, model["mamba_state_dim"], model["mamba_num_groups"])
 
 
 def _windows(model: Mapping[str, Any]) -> tuple[int | None, frozenset[int]]:
