@@ -86,7 +86,7 @@ def _cell(exports: list[Export], server: Server, version: str, notes: list[str])
     for export in exports:
         its = answer(server, version, export)
         found[_said(its), its.note].append(export)
-    texts = []
+    texts: list[str] = []
     for (text, note), which in sorted(found.items(), key=lambda item: -len(item[1])):
         if note and note not in notes:
             notes.append(note)
