@@ -4,6 +4,7 @@
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from itertools import product
 from pathlib import Path
 
 from nemo_ptq.config import NO_QUANT
@@ -24,9 +25,9 @@ from which of its versions, and how that is known:
 - **source**: its source says so, nobody has tried;
 - **?**: not known.
 
-`export_config.server=vllm` refuses what the newest version is not known to load; without it, a job warns of
-what the servers that the format is made for refuse in their newest version. `nemo-ptq plan` shows these lines for one
-job, and the model card has the commands.
+`export_config.server=vllm` refuses what the newest version is not known to load; without it, a job warns of each
+server that its format is made for and that refuses it, by the newest version that does. `nemo-ptq plan` shows these
+lines for one job, and the model card has the commands.
 [How vLLM was run](serving.md).
 """
 _SHORT = {"run": "run", "loaded by it, its GPU kernels replaced by torch": "emulated", "read in its source": "source"}
@@ -55,10 +56,18 @@ def cells() -> Iterator[Export]:
             if algorithm in record.refused:
                 continue
             for family in _known_families(format, algorithm):
-                yield Export(format, algorithm, family.name)
                 splits = family.hugging_face is None or family.hugging_face.splits_qkv
-                if ALGORITHMS[algorithm].needs_data and (splits or not record.is_hugging_face):
-                    yield Export(format, algorithm, family.name, kv_cache=True)
+                caches = ALGORITHMS[algorithm].needs_data and (splits or not record.is_hugging_face)
+                for kv_cache, tied in product((False, True)[: 1 + caches], _ties(family)):
+                    yield Export(format, algorithm, family.name, kv_cache, tied)
+
+
+def _ties(family: Family) -> tuple[bool, ...]:
+    """Whether the output layer of a family's models is the embedding: never, always, or of some."""
+    its = family.hugging_face
+    if its is None or not its.can_tie:
+        return (False,)
+    return (True,) if its.fixed.get("tie_word_embeddings") == (True,) else (False, True)
 
 
 def _said(found: Answer) -> str:
@@ -68,6 +77,7 @@ def _said(found: Answer) -> str:
 
 
 _CACHED = " with a quantized KV cache"
+_TIED = " with tied embeddings"
 
 
 def _cell(exports: list[Export], server: Server, version: str, notes: list[str]) -> str:
@@ -76,18 +86,25 @@ def _cell(exports: list[Export], server: Server, version: str, notes: list[str])
     for export in exports:
         its = answer(server, version, export)
         found[_said(its), its.note].append(export)
-    texts = []
+    texts: list[str] = []
     for (text, note), which in sorted(found.items(), key=lambda item: -len(item[1])):
         if note and note not in notes:
             notes.append(note)
         mark = f" [{notes.index(note) + 1}]" if note else ""
         names = list(dict.fromkeys(export.family for export in which))
-        plain = {export.family for export in which if not export.kv_cache}
-        shown = [name if name in plain else f"{name}{_CACHED}" for name in names]
+        shown = [_name(name, which, exports) for name in names]
         if len(shown) > 1 and {export for export in exports if export.kv_cache} == set(which):
             shown = [_CACHED.strip()]
         texts.append(f"{', '.join(shown)}: {text}{mark}" if texts else f"{text}{mark}")
     return "; ".join(texts)
+
+
+def _name(family: str, which: list[Export], exports: list[Export]) -> str:
+    """A family, and what its exports in a group have that its others do not."""
+    its, every = ([export for export in found if export.family == family] for found in (which, exports))
+    cached = _CACHED if all(export.kv_cache for export in its) else ""
+    tied = all(export.tied_embeddings for export in its) and not all(export.tied_embeddings for export in every)
+    return family + (_TIED if tied else "") + cached
 
 
 def render() -> str:

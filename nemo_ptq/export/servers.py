@@ -52,6 +52,7 @@ class Fact:
         families: Names of the model's family.
         versions: Of the server.
         kv_cache: Whether the KV cache is quantized.
+        tied_embeddings: Whether the output layer is the embedding.
         note: What a user should know of it.
     """
 
@@ -63,6 +64,7 @@ class Fact:
     families: tuple[str, ...] | None = None
     versions: tuple[str, ...] | None = None
     kv_cache: bool | None = None
+    tied_embeddings: bool | None = None
     note: str = ""
 
 
@@ -75,12 +77,14 @@ class Export:
         algorithm: Name of the algorithm, "no_quant" among them.
         family: Name of the model's family.
         kv_cache: Whether the KV cache is quantized.
+        tied_embeddings: Whether the output layer is the embedding.
     """
 
     format: str
     algorithm: str
     family: str
     kv_cache: bool = False
+    tied_embeddings: bool = False
 
 
 @dataclass(frozen=True)
@@ -163,6 +167,11 @@ _AWQ = ("int4_awq", "w4a8_awq")
 _USE_COMPRESSED = "use export_format=compressed_tensors"
 
 _NEWER_VLLM = "use vLLM 0.32, or enable_kv_cache=false"
+_TIED_NOTE = (
+    "its reader of ModelOpt's format cannot tie the output layer to the embedding; use vLLM 0.32, or "
+    "export_format=compressed_tensors"
+)
+_RAN_ON_A_GPU = ("Llama", "Mistral", "Qwen 2", "Qwen 3", "Phi 3", "Gemma", "Gemma 2")
 _W4A8_NOTE = "on Hopper GPUs alone, with awq_block_size=128; its kernel rounds the scales of the blocks to FP8"
 
 _VLLM = (
@@ -179,7 +188,30 @@ _VLLM = (
         REFUSED,
         RAN,
         _HF,
-        families=("Gemma", "Mixtral"),
+        ("fp8", "nvfp4"),
+        ("Llama", "Gemma 3"),
+        ("0.24",),
+        tied_embeddings=True,
+        note=_TIED_NOTE,
+    ),
+    Fact(
+        "vllm",
+        REFUSED,
+        READ,
+        _HF,
+        ("fp8", "nvfp4", "fp8_dynamic", "w4a16_nvfp4"),
+        (*_LLAMAS, "Mistral", "Phi 3", "Gemma 3"),
+        ("0.24",),
+        tied_embeddings=True,
+        note=_TIED_NOTE,
+    ),
+    Fact(
+        "vllm",
+        REFUSED,
+        RAN,
+        _HF,
+        ("fp8",),
+        ("Gemma", "Gemma 2", "Mixtral", "Qwen 2", "Qwen 3"),
         versions=("0.24",),
         kv_cache=True,
         note=f"its loaders of these models fail on the scales of a KV cache; {_NEWER_VLLM}",
@@ -189,10 +221,21 @@ _VLLM = (
         REFUSED,
         READ,
         _HF,
-        families=("Gemma 2", "Nemotron", "Qwen 2", "Qwen 3", "StarCoder 2"),
+        families=("Gemma", "Gemma 2", "Mixtral", "Nemotron", "Qwen 2", "Qwen 3", "StarCoder 2"),
         versions=("0.24",),
         kv_cache=True,
         note=f"its loaders of these models fail on the scales of a KV cache; {_NEWER_VLLM}",
+    ),
+    Fact(
+        "vllm",
+        REFUSED,
+        RAN,
+        _COMPRESSED,
+        ("fp8",),
+        ("Gemma",),
+        ("0.24",),
+        kv_cache=True,
+        note=f"its loader of Gemma fails on the scales of a KV cache; {_NEWER_VLLM}",
     ),
     Fact(
         "vllm",
@@ -204,11 +247,75 @@ _VLLM = (
         kv_cache=True,
         note=f"its loader of Gemma fails on the scales of a KV cache; {_NEWER_VLLM}",
     ),
-    Fact("vllm", LOADS, RAN, _HF, (NO_QUANT, "fp8"), ("Llama",), ("0.24",)),
-    Fact("vllm", LOADS, RAN, _HF, ("fp8",), ("Nemotron", "StarCoder 2"), ("0.24",), kv_cache=False),
-    Fact("vllm", LOADS, RAN, _HF, ("nvfp4",), ("Llama", "Mixtral"), ("0.24",), kv_cache=False),
-    Fact("vllm", LOADS, RAN, _COMPRESSED, ("fp8", "int8_sq", "int4_awq"), ("Llama",), ("0.24",), kv_cache=False),
-    Fact("vllm", LOADS, RAN, _COMPRESSED, ("fp8",), ("Mixtral",), ("0.24",), kv_cache=False),
+    Fact(
+        "vllm",
+        LOADS,
+        RAN,
+        _HF,
+        (NO_QUANT,),
+        (*_RAN_ON_A_GPU, "Gemma 3", "StarCoder", *_EXPERTS),
+        ("0.24",),
+        kv_cache=False,
+    ),
+    Fact("vllm", LOADS, RAN, _HF, ("fp8",), ("Llama", "Phi 3", "Nemotron", "StarCoder 2"), ("0.24",), kv_cache=False),
+    Fact("vllm", LOADS, RAN, _HF, ("fp8",), ("Llama", "Mistral", "Qwen 3 MoE"), ("0.24",), kv_cache=True),
+    Fact(
+        "vllm",
+        LOADS,
+        RAN,
+        _HF,
+        ("nvfp4",),
+        (*_RAN_ON_A_GPU, *_EXPERTS),
+        ("0.24",),
+        kv_cache=False,
+    ),
+    Fact("vllm", LOADS, RAN, _HF, ("fp8_dynamic",), ("Llama",), ("0.24",)),
+    Fact("vllm", LOADS, RAN, None, ("w4a16_nvfp4",), ("Llama", *_EXPERTS), ("0.24",)),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, (NO_QUANT, "int8_sq"), ("Llama",), ("0.24",), kv_cache=False),
+    Fact(
+        "vllm", LOADS, RAN, _COMPRESSED, ("fp8",), ("Llama", "Mixtral", "Phi 3", "StarCoder"), ("0.24",), kv_cache=False
+    ),
+    Fact(
+        "vllm",
+        LOADS,
+        RAN,
+        _COMPRESSED,
+        ("fp8",),
+        ("Llama", "Mistral", "Qwen 2", "Qwen 3", "Gemma 2", "Gemma 3", *_EXPERTS),
+        ("0.24",),
+        kv_cache=True,
+    ),
+    Fact(
+        "vllm",
+        LOADS,
+        RAN,
+        _COMPRESSED,
+        ("int4_awq",),
+        (*_RAN_ON_A_GPU, "Gemma 3", "StarCoder"),
+        ("0.24",),
+        kv_cache=False,
+    ),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, ("w4a8_awq",), ("Llama",), ("0.24",), kv_cache=False, note=_W4A8_NOTE),
+    Fact(
+        "vllm",
+        LOADS,
+        RAN,
+        _COMPRESSED,
+        ("nvfp4",),
+        (*_RAN_ON_A_GPU, *_EXPERTS),
+        ("0.24",),
+        kv_cache=False,
+    ),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, ("fp8_dynamic",), ("Llama", *_EXPERTS), ("0.24",)),
+    Fact(
+        "vllm",
+        LOADS,
+        RAN,
+        _COMPRESSED,
+        ("int8_dynamic",),
+        (*_RAN_ON_A_GPU, "Gemma 3", *_EXPERTS),
+        ("0.24",),
+    ),
     Fact(
         "vllm",
         LOADS,
@@ -377,7 +484,8 @@ def _fits(fact: Fact, version: str, export: Export) -> bool:
         (fact.versions, version),
     )
     fits = all(values is None or value in values for values, value in wanted)
-    return fits and fact.kv_cache in (None, export.kv_cache)
+    fits = fits and fact.kv_cache in (None, export.kv_cache)
+    return fits and fact.tied_embeddings in (None, export.tied_embeddings)
 
 
 def answers(export: Export) -> Iterator[Answer]:
@@ -388,17 +496,20 @@ def answers(export: Export) -> Iterator[Answer]:
 
 
 def refusals(export: Export, servers: Sequence[str]) -> list[str]:
-    """Says in a line each which servers do not load an export in their newest version.
+    """Says of each server that refuses an export, in a line, the newest version that does.
 
     Args:
         export: The export.
         servers: Names of the servers to ask.
     """
-    found = [answer(SERVERS[name], SERVERS[name].versions[-1], export) for name in servers]
+    asked = [
+        [answer(SERVERS[name], version, export) for version in reversed(SERVERS[name].versions)] for name in servers
+    ]
+    found = [next((one for one in its if one.outcome == REFUSED), None) for its in asked]
     return [
         f"{one.label} does not load algorithm={export.algorithm} in export_format={export.format}: {one.note}"
         for one in found
-        if one.outcome == REFUSED
+        if one is not None
     ]
 
 

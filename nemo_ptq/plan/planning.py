@@ -360,16 +360,19 @@ def _plan(
         mode=LAYERWISE if layerwise else RESIDENT,
         files=files,
         flops=calibration_work(model, quantization).flops,
-        servers=() if family is None or decoder is None else tuple(_servers(quantization, export, family, decoder)),
+        servers=()
+        if family is None or decoder is None
+        else tuple(_servers(model, quantization, export, family, decoder)),
     )
 
 
 def _servers(
-    quantization: QuantizationConfig, export: ExportConfig, family: Family, decoder: str
+    model: ModelSpec, quantization: QuantizationConfig, export: ExportConfig, family: Family, decoder: str
 ) -> Iterator[ServerLine]:
+    kv_cache = kv_cache_is_quantized(quantization, decoder)
     for format in export.formats:
-        kv_cache = kv_cache_is_quantized(quantization, decoder)
-        for found in answers(Export(format, quantization.algorithm_name, family.name, kv_cache)):
+        one = Export(format, quantization.algorithm_name, family.name, kv_cache, model.tied_embeddings)
+        for found in answers(one):
             yield ServerLine(format, found.label, found.outcome, found.known_by, found.note)
 
 

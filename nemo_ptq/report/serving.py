@@ -15,7 +15,8 @@ from nemo_ptq.report.records import Serving
 def export_of(job: Job, format: str) -> Export:
     """Returns one of a job's exports, as far as a server cares."""
     family = family_of(job.metadata.config_class.rpartition(".")[2], job.export.decoder_type)
-    return Export(format, job.quantization.algorithm_name, family.name, job.quantizes_kv_cache)
+    tied = job.metadata.tied_embeddings
+    return Export(format, job.quantization.algorithm_name, family.name, job.quantizes_kv_cache, tied)
 
 
 def serving_of(job: Job, format: str) -> tuple[Serving, ...]:

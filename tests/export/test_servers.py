@@ -6,6 +6,7 @@ from itertools import product
 
 import pytest
 
+from nemo_ptq.config import NO_QUANT
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.servers import (
     EMULATED,
@@ -42,12 +43,39 @@ def test_nothing_is_unknown_of_vllm(version: str) -> None:
 
 def test_what_is_said_of_the_exports_that_make_test_serve_tries_is_what_it_can_find() -> None:
     for cell in CELLS:
-        export = Export(cell.format, cell.algorithm, cell.family, cell.kv_cache)
+        export = Export(cell.format, cell.algorithm, cell.family, cell.kv_cache, cell.tied_embeddings)
         said = answer(SERVERS["vllm"], NEWEST["vllm"], export)
         if cell.is_refused:
             assert (said.outcome, said.known_by) == (REFUSED, RAN)
         else:
             assert said.outcome == LOADS and said.known_by != (EMULATED if cell.runs_on_a_cpu else RAN), export
+
+
+# Of the exports that make serve-exports makes, those that benchmarks/serve_gpu.sh had no time for.
+NOT_ASKED = {
+    ("gemma3", "nvfp4", "compressed_tensors"),
+    *(("starcoder", algorithm, "compressed_tensors") for algorithm in ("nvfp4", "int8_dynamic")),
+    *(("starcoder", algorithm, "hf") for algorithm in ("fp8", "nvfp4")),
+    *((cell.model, cell.algorithm, cell.format) for cell in CELLS if cell.model in ("starcoder2", "nemotron")),
+}
+
+
+def test_what_was_run_on_a_gpu_is_said_to_have_been() -> None:
+    asked = [cell for cell in CELLS if (cell.model, cell.algorithm, cell.format) not in NOT_ASKED]
+    assert len(asked) == 101
+    refused = set()
+    for cell in asked:
+        export = Export(cell.format, cell.algorithm, cell.family, cell.kv_cache, cell.tied_embeddings)
+        said = answer(SERVERS["vllm"], "0.24", export)
+        assert said.known_by == RAN, export
+        if said.outcome == REFUSED:
+            refused.add(cell.path)
+    assert refused == {
+        *("demo/int4_awq/hf", "demo/w4a8_awq/hf"),
+        *("llama32/fp8-kv/hf", "llama32/nvfp4/hf", "gemma3/fp8-kv/hf", "gemma3/nvfp4/hf"),
+        *(f"{model}/fp8-kv/hf" for model in ("gemma", "gemma2", "mixtral", "qwen2", "qwen3")),
+        "gemma/fp8-kv/compressed_tensors",
+    }
 
 
 def test_facts_name_what_there_is() -> None:
@@ -63,8 +91,10 @@ def test_facts_name_what_there_is() -> None:
 
 def test_every_fact_answers_something() -> None:
     every = [
-        Export(format, algorithm, family.name, kv_cache)
-        for format, algorithm, family, kv_cache in product(FORMATS, ALGORITHMS, families(), (False, True))
+        Export(format, algorithm, family.name, kv_cache, tied)
+        for format, algorithm, family, kv_cache, tied in product(
+            FORMATS, ALGORITHMS, families(), (False, True), (False, True)
+        )
     ]
     for index, fact in enumerate(FACTS):
         others = [other for other in FACTS if other is not fact]
@@ -84,6 +114,20 @@ def test_a_kv_cache_that_a_loader_fails_on_is_refused() -> None:
         assert outcome("vllm", Export(format, "fp8", family), "0.24") == LOADS
 
 
+@pytest.mark.parametrize("family", ["Llama", "CodeLlama", "Phi 3", "Gemma 3"])
+@pytest.mark.parametrize("algorithm", ["fp8", "nvfp4", "fp8_dynamic", "w4a16_nvfp4"])
+def test_a_quantized_model_with_tied_embeddings_is_refused_in_hf(family: str, algorithm: str) -> None:
+    tied = Export("hf", algorithm, family, tied_embeddings=True)
+    assert (outcome("vllm", tied, "0.24"), outcome("vllm", tied)) == (REFUSED, LOADS)
+    (line,) = refusals(tied, ("vllm",))
+    assert line.startswith(f"vLLM 0.24 does not load algorithm={algorithm} in export_format=hf: ")
+    assert "use vLLM 0.32, or export_format=compressed_tensors" in line
+    for other in (Export("hf", algorithm, family), Export("hf", NO_QUANT, family, tied_embeddings=True)):
+        assert outcome("vllm", other, "0.24") == LOADS
+    assert outcome("vllm", Export("compressed_tensors", algorithm, family, tied_embeddings=True), "0.24") == LOADS
+    assert outcome("vllm", Export("hf", algorithm, "Qwen 3", tied_embeddings=True), "0.24") == LOADS
+
+
 def test_refusals_say_what_to_do_instead() -> None:
     lines = refused("hf", "int4_awq")
     assert lines[0].startswith("vLLM 0.32 does not load algorithm=int4_awq in export_format=hf: ")
@@ -91,13 +135,16 @@ def test_refusals_say_what_to_do_instead() -> None:
     assert refused("compressed_tensors", "int4_awq") == []
 
 
-def test_a_job_hears_of_the_newest_servers_that_its_format_is_made_for() -> None:
+def test_a_job_hears_of_the_newest_version_that_refuses_of_each_server_that_its_format_is_made_for() -> None:
     """Others refuse these, which the document says."""
     for export in (Export("hf", "fp8", "Llama"), Export("compressed_tensors", "int8_sq", "Llama")):
         assert REFUSED in {found.outcome for found in answers(export)}
         assert refused(export.format, export.algorithm) == []
     gemma = Export("hf", "fp8", "Gemma", kv_cache=True)
-    assert outcome("vllm", gemma, "0.24") == REFUSED and refusals(gemma, ("vllm",)) == []
+    (line,) = refusals(gemma, ("vllm",))
+    assert line.startswith(
+        "vLLM 0.24 does not load algorithm=fp8 in export_format=hf: its loaders of these models fail"
+    )
     assert {name for name in FORMATS if not FORMATS[name].servers} == {"nemo"}
     for format in FORMATS.values():
         assert all(format.name in SERVERS[name].formats for name in format.servers)

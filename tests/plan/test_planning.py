@@ -286,6 +286,13 @@ def test_servers_are_lines_of_a_plan() -> None:
     assert ("trtllm", "vLLM 0.24") not in lines
 
 
+def test_a_plan_says_that_a_server_cannot_tie_embeddings() -> None:
+    plan = make_plan(replace(LLAMA_8B, tied_embeddings=True), export=ExportConfig("OUT", export_format="hf"))
+    lines = {line.server: line for line in plan.servers}
+    assert lines["vLLM 0.24"].outcome == "refused" and "cannot tie the output layer" in lines["vLLM 0.24"].note
+    assert lines["vLLM 0.32"].outcome == "loads"
+
+
 def test_plain_data_is_json() -> None:
     plan = make_plan(LLAMA_8B, calibration_tp=2)
     read = json.loads(json.dumps(plan.as_dict()))

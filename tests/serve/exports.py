@@ -28,7 +28,7 @@ from tests.ranks import run_ranks
 DEMO = "demo"
 FAMILIES = {
     "llama31": "Llama",
-    "llama32": "Llama",  # its embeddings are tied
+    "llama32": "Llama",
     "mistral": "Mistral",
     "mixtral": "Mixtral",
     "qwen2": "Qwen 2",
@@ -44,6 +44,7 @@ FAMILIES = {
 }
 """Tiny models of tests/families.py, and the name of each one's family in the table of servers."""
 _OF_EVERY_FAMILY = ("fp8", "int4_awq", "nvfp4", "int8_dynamic", NO_QUANT)
+TIED = ("llama32", "qwen3", "gemma", "gemma2", "gemma3")
 EXPERTS, ONE_PROJECTION = ("mixtral", "qwen3_moe"), ("phi3", "starcoder")
 REFUSED = (("int4_awq", "hf"), ("w4a8_awq", "hf"))
 """Algorithms that vLLM refuses in a format."""
@@ -77,6 +78,11 @@ class Cell:
     def family(self) -> str:
         """Name of the model's family in the table of servers."""
         return FAMILIES.get(self.model, "Llama")
+
+    @property
+    def tied_embeddings(self) -> bool:
+        """Whether the model's output layer is its embedding."""
+        return self.model in TIED
 
     @property
     def is_refused(self) -> bool:

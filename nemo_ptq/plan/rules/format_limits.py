@@ -81,6 +81,7 @@ def server_loads_it(
     server: str | None,
     formats: Sequence[str],
     algorithm: str | None,
+    model: ModelSpec,
     family: Family,
     decoder: str,
     enable_kv_cache: bool | None,
@@ -89,8 +90,9 @@ def server_loads_it(
     if server is None:
         return None
     quantization, asked = QuantizationConfig(algorithm, enable_kv_cache=enable_kv_cache), SERVERS[server]
+    kv_cache = kv_cache_is_quantized(quantization, decoder)
     for format in formats:
-        export = Export(format, quantization.algorithm_name, family.name, kv_cache_is_quantized(quantization, decoder))
+        export = Export(format, quantization.algorithm_name, family.name, kv_cache, model.tied_embeddings)
         found = answer(asked, asked.versions[-1], export)
         if found.outcome != LOADS:
             why = f"refuses it: {found.note}" if found.outcome == REFUSED else "is not known to load it"

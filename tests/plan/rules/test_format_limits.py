@@ -127,4 +127,5 @@ def test_parallelism_is_for_formats_that_have_it(formats: list[str], tp: int, me
 def test_the_server_that_an_export_is_for_loads_it(
     server: str | None, format: str, algorithm: str, message: str | None
 ) -> None:
-    expect(server_loads_it(server, (format,), algorithm, family_of("Llama3Config8B"), "llama", None), message)
+    family = family_of("Llama3Config8B")
+    expect(server_loads_it(server, (format,), algorithm, LLAMA_8B, family, "llama", None), message)
