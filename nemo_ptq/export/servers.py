@@ -148,14 +148,13 @@ _NEWER_FAMILIES = ("Qwen 2", "Qwen 3", "Qwen 3 MoE", "Phi 3", "Gemma 2", "Gemma 
 _EXPERTS = ("Mixtral", "Qwen 3 MoE")
 _SERVED_FAMILIES = (*_KNOWN_FAMILIES, *_NEWER_FAMILIES)
 _SERVED_DENSE = tuple(family for family in _SERVED_FAMILIES if family not in _EXPERTS)
-# vLLM 0.32's class for these quantizes the linear layers of state spaces as any other, and reads `backbone` as its own
-# names.
+# vLLM's class for these quantizes the linear layers of state spaces as any other, and reads `backbone` as its own names.
 _HYBRIDS = ("Nemotron-H", "Nemotron Nano v2")
 
 
-def _experts_in_int4(server: str, *versions: str) -> Fact:
+def _experts_in_int4(server: str) -> Fact:
     """Says that nobody has looked at INT4 experts yet; stands before facts of all that a server loads."""
-    return Fact(server, UNKNOWN, READ, _COMPRESSED, ("int4_awq",), _EXPERTS, versions or None)
+    return Fact(server, UNKNOWN, READ, _COMPRESSED, ("int4_awq",), _EXPERTS)
 
 
 _SGLANGS = tuple(family for family in _KNOWN_FAMILIES if family != "Nemotron")
@@ -342,10 +341,9 @@ _VLLM = (
     Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("int8_dynamic",), ("Qwen 3 MoE",), ("0.32",), kv_cache=False),
     Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("w4a8_awq",), _LLAMAS, ("0.32",), kv_cache=False, note=_W4A8_NOTE),
     Fact("vllm", LOADS, READ, _COMPRESSED, ("w4a8_awq",), _SERVED_DENSE, note=_W4A8_NOTE),
-    _experts_in_int4("vllm", "0.24"),
     Fact("vllm", LOADS, READ, None, _EVERY, _SERVED_FAMILIES),
-    Fact("vllm", LOADS, READ, _COMPRESSED, ("w4a8_awq",), _HYBRIDS, ("0.32",), note=_W4A8_NOTE),
-    Fact("vllm", LOADS, READ, None, _EVERY, _HYBRIDS, ("0.32",)),
+    Fact("vllm", LOADS, READ, _COMPRESSED, ("w4a8_awq",), _HYBRIDS, note=_W4A8_NOTE),
+    Fact("vllm", LOADS, READ, None, _EVERY, _HYBRIDS),
 )
 _TENSORRT_LLM = (
     Fact("tensorrt_llm", REFUSED, READ, families=("Gemma", "StarCoder"), note="it has no class for such models"),

@@ -56,6 +56,7 @@ NOT_ASKED = {
     ("gemma3", "nvfp4", "compressed_tensors"),
     *(("starcoder", algorithm, "compressed_tensors") for algorithm in ("nvfp4", "int8_dynamic")),
     *(("starcoder", algorithm, "hf") for algorithm in ("fp8", "nvfp4")),
+    *((model, "int4_awq", "compressed_tensors") for model in ("mixtral", "qwen3_moe")),
     *((cell.model, cell.algorithm, cell.format) for cell in CELLS if cell.model in ("starcoder2", "nemotron")),
 }
 
@@ -81,12 +82,12 @@ def test_what_was_run_on_a_gpu_is_said_to_have_been() -> None:
 def test_facts_name_what_there_is() -> None:
     names = {family.name for family in families()}
     for fact in FACTS:
-        assert fact.server in SERVERS and fact.outcome in (LOADS, REFUSED) and fact.known_by
+        assert fact.server in SERVERS and fact.outcome in (LOADS, REFUSED, UNKNOWN) and fact.known_by
         assert set(fact.formats or ()) <= set(FORMATS)
         assert set(fact.algorithms or ()) <= set(ALGORITHMS)
         assert set(fact.families or ()) <= names
         assert set(fact.versions or ()) <= set(SERVERS[fact.server].versions)
-        assert fact.outcome == LOADS or fact.note, "who is refused is told why"
+        assert fact.outcome != REFUSED or fact.note, "who is refused is told why"
 
 
 def test_every_fact_answers_something() -> None:
