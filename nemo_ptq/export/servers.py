@@ -148,7 +148,7 @@ _NEWER_FAMILIES = ("Qwen 2", "Qwen 3", "Qwen 3 MoE", "Phi 3", "Gemma 2", "Gemma 
 _EXPERTS = ("Mixtral", "Qwen 3 MoE")
 _SERVED_FAMILIES = (*_KNOWN_FAMILIES, *_NEWER_FAMILIES)
 _SERVED_DENSE = tuple(family for family in _SERVED_FAMILIES if family not in _EXPERTS)
-# vLLM's class for these quantizes the linear layers of state spaces as any other, and reads `backbone` as its own names.
+# vLLM's class for these quantizes the linear layers of state spaces as any other, and has their names for its own.
 _HYBRIDS = ("Nemotron-H", "Nemotron Nano v2")
 
 
