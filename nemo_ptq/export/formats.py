@@ -47,6 +47,7 @@ class Format:
         only_dtype: The data type that unquantized tensors must have, by torch's name; None if the user may choose.
         is_tensorrt_llm: Whether its readers are TensorRT-LLM's, with a decoder type and kernels of its own.
         has_parallelism: Whether its files are cut for the tensor and pipeline parallelism of the server.
+        mixes_schemes: Whether it can hold layers that are quantized in several ways.
         is_hugging_face: Whether it is a Hugging Face directory, for a family that has a class there.
         servers: Names of the servers that it is made for: of these a job says if they do not load what it makes.
     """
@@ -63,6 +64,7 @@ class Format:
     only_dtype: str | None = None
     is_tensorrt_llm: bool = False
     has_parallelism: bool = False
+    mixes_schemes: bool = False
     is_hugging_face: bool = False
     servers: tuple[str, ...] = ()
 
@@ -147,6 +149,7 @@ _BUILT_IN = (
         },
         without_kv_cache_alone="its readers want quantized weights; use export_format=compressed_tensors or trtllm",
         experts=("fp8", "nvfp4", "w4a16_nvfp4"),
+        mixes_schemes=True,
         is_hugging_face=True,
         servers=("vllm", "tensorrt_llm", "sglang"),
     ),
@@ -157,6 +160,7 @@ _BUILT_IN = (
         model_check="nemo_ptq.export.huggingface.hf_documents:check_exportable",
         state_adapter="nemo_ptq.export.folding:foldable",
         experts=("fp8", "int4_awq", "nvfp4", "fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
+        mixes_schemes=True,
         is_hugging_face=True,
         servers=("vllm", "sglang", "transformers"),
     ),

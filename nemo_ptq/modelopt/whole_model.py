@@ -118,10 +118,10 @@ def _check_formats(job: Job, schemes: Collection[str]) -> None:
     """Refuses a configuration that a format cannot hold, while nothing is lost yet."""
     option = f"quantization_config.algorithm={job.quantization.algorithm}"
     for name in job.export.formats:
-        if len(schemes) > 1 and FORMATS[name].is_packed:
+        if len(schemes) > 1 and FORMATS[name].is_packed and not FORMATS[name].mixes_schemes:
             raise PtqError(
                 f"{option} quantizes layers in {len(schemes)} ways ({', '.join(sorted(schemes))}), and "
-                f"export_format={name} holds one way and unquantized layers: choose one of them"
+                f"export_format={name} holds one way and unquantized layers: use export_format=hf or compressed_tensors"
             )
         for scheme in schemes:
             if reason := FORMATS[name].refused.get(scheme):

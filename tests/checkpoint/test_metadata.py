@@ -162,6 +162,8 @@ def test_settings_that_a_config_leaves_out_are_those_of_transformers(architectur
         given["norm_topk_prob"] = (
             True  # as its published files have it, and NeMo's class; transformers' default is false
         )
+    if architecture == "NemotronHForCausalLM" and not hasattr(transformers, "NemotronHConfig"):
+        pytest.skip("transformers 4 has no such class")
     full = getattr(transformers, class_of_architecture(architecture).config_class)(**given)
     found = []
     for content in (full.to_dict(), {**given, "model_type": full.model_type}):

@@ -36,7 +36,7 @@ def job_of(output: Path, **export: Any) -> Job:
 
 def end(job: Job, monkeypatch: pytest.MonkeyPatch, found: Any = WORSE) -> tuple[str | None, list[str]]:
     """Ends a job whose files are sound; returns the error, and what was said."""
-    monkeypatch.setattr("nemo_ptq.engine.finish.verify", lambda _: [])
+    monkeypatch.setattr("nemo_ptq.engine.finish.verify", lambda _, checksums: [])
     said, failure = io.StringIO(), None
     reporter = Reporter(True, Console(file=said, width=2000))
     try:
