@@ -29,7 +29,13 @@ os.environ["NEMO_PTQ_RECORD"] = "0"
 # A process that has asked CUDA for its devices cannot fork ranks that use them; asking NVML does no harm.
 os.environ["PYTORCH_NVML_BASED_CUDA_CHECK"] = "1"
 
-LONG_FILES = ("tests/test_launches.py", "tests/plan/test_memory.py", "tests/engine/test_run.py")
+LONG_FILES = (
+    "tests/test_launches.py",
+    "tests/plan/test_memory.py",
+    "tests/engine/test_run.py",
+    "tests/launch/test_nemo_cli.py",
+    "tests/export/nemo/test_nemo_writer.py",
+)
 """Files with few tests that take long: of the others, those with most tests start first. See `make test`."""
 
 
