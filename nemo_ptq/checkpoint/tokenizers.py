@@ -17,9 +17,13 @@ class Tokenizer:
 
     tokenizer: Any
 
+    def ids_to_tokens(self, ids: Sequence[int]) -> list[str | None]:
+        """Returns the tokens of ids; None for an id that the tokenizer does not have."""
+        return list(self.tokenizer.convert_ids_to_tokens(ids))
+
     def ids_to_text(self, ids: Sequence[int]) -> str:
         """Makes text of token ids, special tokens left out."""
-        tokens = self.tokenizer.convert_ids_to_tokens(ids)
+        tokens = self.ids_to_tokens(ids)
         special = set(self.tokenizer.all_special_tokens)
         return self.tokenizer.convert_tokens_to_string([token for token in tokens if token not in special])
 

@@ -84,15 +84,17 @@ class Sentencepiece:
 def test_a_sample_goes_without_tokens_that_have_no_text(tmp_path: Path) -> None:
     from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
 
+    from nemo_ptq.checkpoint.tokenizers import Tokenizer
     from nemo_ptq.engine.evaluation import text_of
 
     make_tokenizer(tmp_path)
-    tokenizer = AutoTokenizer(str(tmp_path))
-    tokens = tokenizer.text_to_ids("def add(a, b)")
-    padding = tokenizer.vocab_size + 5
-    with pytest.raises(TypeError):
-        tokenizer.ids_to_text([*tokens, padding])
-    assert text_of(tokenizer, [*tokens[:2], padding, *tokens[2:], padding]) == "def add(a, b)"
+    nemos = AutoTokenizer(str(tmp_path))
+    tokens = nemos.text_to_ids("def add(a, b)")
+    padding = nemos.vocab_size + 5
+    for tokenizer in (nemos, Tokenizer(nemos.tokenizer)):
+        with pytest.raises(TypeError):
+            tokenizer.ids_to_text([*tokens, padding])
+        assert text_of(tokenizer, [*tokens[:2], padding, *tokens[2:], padding]) == "def add(a, b)"
     assert text_of(Sentencepiece(), [1, 7, 0, 2]) == "ba<mask>"
 
 
