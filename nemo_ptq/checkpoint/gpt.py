@@ -21,7 +21,7 @@ from nemo_ptq.checkpoint.layer_spec import (
     has_gemma3_attention,
 )
 from nemo_ptq.models.hugging_face import NEMO
-from nemo_ptq.models.spec import RotaryScaling, spec_of
+from nemo_ptq.models.spec import ModelSpec, RotaryScaling, spec_of
 from nemo_ptq.parallel.attributes import replaced
 from nemo_ptq.parallel.megatron import (
     AttnBackend,
@@ -142,13 +142,7 @@ def build_gpt(config: TransformerConfig, model_class: str) -> GPTModel:
             transformer_layer_spec=calibration_layer_spec(config),
             vocab_size=config.vocab_size,
             max_sequence_length=spec.seq_length,
-            share_embeddings_and_output_weights=spec.tied_embeddings,
-            position_embedding_type=spec.position_embedding_type,
-            rotary_percent=spec.rotary_percent,
-            rotary_base=spec.rotary_base,
-            seq_len_interpolation_factor=getattr(config, "seq_len_interpolation_factor", None),
-            pre_process=parallel_state.is_pipeline_first_stage(),
-            post_process=parallel_state.is_pipeline_last_stage(),
+            **shared_arguments(config, spec),
         )
         if spec.rotary_scaling is not None:
             rotary = module.rotary_pos_emb
@@ -157,6 +151,24 @@ def build_gpt(config: TransformerConfig, model_class: str) -> GPTModel:
             module.rotary_pos_emb = _gemma3_rotary(config)
     _FINISHING[model_class](module)
     return module
+
+
+def shared_arguments(config: Any, spec: ModelSpec) -> dict[str, Any]:
+    """Returns the arguments that Megatron's GPTModel and MambaModel have in common, on this pipeline stage.
+
+    Args:
+        config: Megatron's or NeMo's configuration.
+        spec: The model that it describes.
+    """
+    return {
+        "share_embeddings_and_output_weights": spec.tied_embeddings,
+        "position_embedding_type": spec.position_embedding_type,
+        "rotary_percent": spec.rotary_percent,
+        "rotary_base": spec.rotary_base,
+        "seq_len_interpolation_factor": getattr(config, "seq_len_interpolation_factor", None),
+        "pre_process": parallel_state.is_pipeline_first_stage(),
+        "post_process": parallel_state.is_pipeline_last_stage(),
+    }
 
 
 def unbuildable(error: Exception) -> str:

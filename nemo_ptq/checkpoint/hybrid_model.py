@@ -16,6 +16,7 @@ from megatron.core.ssm import mamba_block
 from megatron.core.ssm.mamba_block import MambaStack, MambaStackSubmodules
 from megatron.core.ssm.mamba_layer import MambaLayer, MambaLayerSubmodules
 
+from nemo_ptq.checkpoint.gpt import shared_arguments
 from nemo_ptq.checkpoint.layer_spec import HAVE_TRANSFORMER_ENGINE, Norm, TorchNorm, core_attention
 from nemo_ptq.checkpoint.selective_scan import GatedNorm, selective_scan
 from nemo_ptq.models.spec import spec_of
@@ -36,7 +37,6 @@ from nemo_ptq.parallel.megatron import (
     TransformerLayer,
     TransformerLayerSubmodules,
     get_bias_dropout_add,
-    parallel_state,
 )
 
 # Megatron's gated norm has no other.
@@ -174,14 +174,8 @@ def build_hybrid(config: Any, vocab_size: int) -> HybridModel:
             hybrid_stack_spec(config),
             vocab_size,
             spec.seq_length,
-            pre_process=parallel_state.is_pipeline_first_stage(),
-            post_process=parallel_state.is_pipeline_last_stage(),
             hybrid_override_pattern=config.hybrid_override_pattern,
-            share_embeddings_and_output_weights=spec.tied_embeddings,
-            position_embedding_type=spec.position_embedding_type,
-            rotary_percent=spec.rotary_percent,
-            rotary_base=spec.rotary_base,
-            seq_len_interpolation_factor=getattr(config, "seq_len_interpolation_factor", None),
+            **shared_arguments(config, spec),
         )
     if model.post_process:
         # Under both names: blocks know Megatron's GPT, which calls it so, and modules are listed under the first one.

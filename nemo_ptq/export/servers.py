@@ -166,6 +166,8 @@ _AWQ = ("int4_awq", "w4a8_awq")
 _USE_COMPRESSED = "use export_format=compressed_tensors"
 
 _NEWER_VLLM = "use vLLM 0.32, or enable_kv_cache=false"
+_KV_CACHE_NOTE = f"its loaders of these models fail on the scales of a KV cache; {_NEWER_VLLM}"
+_GEMMA_KV_CACHE_NOTE = f"its loader of Gemma fails on the scales of a KV cache; {_NEWER_VLLM}"
 _TIED_NOTE = (
     "its reader of ModelOpt's format cannot tie the output layer to the embedding; use vLLM 0.32, or "
     "export_format=compressed_tensors"
@@ -213,7 +215,7 @@ _VLLM = (
         ("Gemma", "Gemma 2", "Mixtral", "Qwen 2", "Qwen 3"),
         versions=("0.24",),
         kv_cache=True,
-        note=f"its loaders of these models fail on the scales of a KV cache; {_NEWER_VLLM}",
+        note=_KV_CACHE_NOTE,
     ),
     Fact(
         "vllm",
@@ -223,7 +225,7 @@ _VLLM = (
         families=("Gemma", "Gemma 2", "Mixtral", "Nemotron", "Qwen 2", "Qwen 3", "StarCoder 2"),
         versions=("0.24",),
         kv_cache=True,
-        note=f"its loaders of these models fail on the scales of a KV cache; {_NEWER_VLLM}",
+        note=_KV_CACHE_NOTE,
     ),
     Fact(
         "vllm",
@@ -234,7 +236,7 @@ _VLLM = (
         ("Gemma",),
         ("0.24",),
         kv_cache=True,
-        note=f"its loader of Gemma fails on the scales of a KV cache; {_NEWER_VLLM}",
+        note=_GEMMA_KV_CACHE_NOTE,
     ),
     Fact(
         "vllm",
@@ -244,7 +246,7 @@ _VLLM = (
         families=("Gemma",),
         versions=("0.24",),
         kv_cache=True,
-        note=f"its loader of Gemma fails on the scales of a KV cache; {_NEWER_VLLM}",
+        note=_GEMMA_KV_CACHE_NOTE,
     ),
     Fact(
         "vllm",
