@@ -2,7 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs a function on several ranks, as torchrun would, without paying for the imports on every call.
 
-The ranks are forked from one server process that has imported PyTorch, Megatron-Core, ModelOpt and NeMo already.
+The ranks are forked from one server process that has imported PyTorch, Megatron-Core, ModelOpt, NeMo and what a job
+imports already.
 """
 
 import faulthandler
@@ -18,9 +19,7 @@ from typing import Any
 
 CONTEXT = multiprocessing.get_context("forkserver")
 """Makes processes that are forked from one that has imported what takes long."""
-CONTEXT.set_forkserver_preload(
-    ["torch.distributed", "megatron.core.models.gpt", "modelopt.torch.export", "nemo.collections.llm"]
-)
+CONTEXT.set_forkserver_preload(["tests.preloaded"])
 
 
 class RankFailed(AssertionError):

@@ -5,6 +5,7 @@
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -82,6 +83,7 @@ def headline(summary: Summary) -> str:
     return f"{size[0].upper()}{size[1:]}, with a perplexity {abs(change):.2g} % {'higher' if change > 0 else 'lower'}."
 
 
+@cache
 def make_environment() -> Environment:
     """Returns what renders the templates, with filters for numbers."""
     environment = Environment(

@@ -3,10 +3,11 @@
 """The report's charts, drawn by matplotlib: SVG for the page, whose style sheet colours them, and a PNG summary.
 
 All charts of layers are small multiples: a column for each kind of linear layer, a row for each figure. One kind stands
-out in its panel, the others lie behind it in grey, so no panel needs a legend.
+out in its column, the others lie behind it in grey, so none needs a legend.
 """
 
 import io
+import math
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -57,6 +58,9 @@ _MARGIN = 0.85  # inches to the left of the first panel: a label of two lines, a
 # What an axis shows at least: decibels that are a factor of two in the error, or a factor.
 _LEAST_DECIBELS = 6.0
 _LEAST_FACTOR = 10.0
+
+
+_GAP = (0, math.nan)  # ends a line: the next point begins another
 
 
 @dataclass(frozen=True)
@@ -120,36 +124,97 @@ def _plain(value: float, _: int = 0) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
-def _kinds(layers: Sequence[Layer]) -> list[str]:
-    return list(dict.fromkeys(layer.kind for layer in layers))
+class _Columns:
+    """Where the layers of each kind stand on an axis that all kinds share, side by side.
+
+    One axis a row, in place of one for each kind: most of matplotlib's time goes into axes and their ticks.
+    """
+
+    def __init__(self, layers: Sequence[Layer]) -> None:
+        self.kinds = list(dict.fromkeys(layer.kind for layer in layers))
+        self.first = min(layer.layer for layer in layers)
+        self.last = max(layer.layer for layer in layers)
+        self.width = 1.2 * max(self.last - self.first, 1)
+
+    def place(self, kind: str, layer: int) -> float:
+        """The horizontal place of a layer in the column of a kind."""
+        return self.kinds.index(kind) * self.width + layer - self.first
+
+    def prepare(self, axes: Axes, logarithmic: bool) -> None:
+        """Sets up the axes of a row."""
+        if logarithmic:
+            axes.set_yscale("log")
+            axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=4))
+            axes.yaxis.set_minor_locator(NullLocator())
+            axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+        else:
+            axes.yaxis.set_major_locator(MaxNLocator(4))
+        axes.grid(axis="y", color=FAINT, linewidth=0.5)
+        axes.set_axisbelow(True)
+        axes.spines["left"].set_visible(False)
+        margin = 0.05 * self.width
+        axes.set_xlim(-margin, self.place(self.kinds[-1], self.last) + margin)
+
+    def number(self, axes: Axes) -> None:
+        """Numbers the layers below each column."""
+        numbers = [
+            int(number)
+            for number in MaxNLocator(4, integer=True).tick_values(self.first, self.last)
+            if self.first <= number <= self.last
+        ]
+        places = [self.place(kind, number) for kind in self.kinds for number in numbers]
+        axes.set_xticks(places, [str(number) for number in numbers] * len(self.kinds))
+        axes.set_xlabel("layer")
+
+    def title(self, axes: Axes, size: float) -> None:
+        """Writes the name of each kind above its column."""
+        for kind in self.kinds:
+            axes.annotate(
+                kind_name(kind),
+                (self.place(kind, self.first), 1),
+                (0, 6),
+                xycoords=("data", "axes fraction"),
+                textcoords="offset points",
+                fontsize=size,
+                fontweight="bold",
+            )
+
+    def draw(self, axes: Axes, layers: Sequence[Layer], figure: str) -> None:
+        """Draws a figure: each kind's line in its own column, those of the others behind it in grey."""
+        lines = {kind: _points(layers, kind, figure) for kind in self.kinds}
+        behind = [
+            (self.place(column, index), value)
+            for column in self.kinds
+            for kind in self.kinds
+            if kind != column
+            for index, value in [*lines[kind], _GAP]
+        ]
+        own = [(self.place(kind, index), value) for kind in self.kinds for index, value in [*lines[kind], _GAP]]
+        few = max(map(len, lines.values())) <= 12
+        if behind:
+            axes.plot(*zip(*behind, strict=True), color=FAINT, linewidth=1.0, zorder=2)
+        axes.plot(
+            *zip(*own, strict=True), color=ACCENT, linewidth=1.6, marker="o" if few else None, markersize=3.5, zorder=3
+        )
+
+    def mark(self, axes: Axes, layers: Sequence[Layer], figure: str, size: float) -> None:
+        """Marks layers with a dot."""
+        places = [self.place(layer.kind, layer.layer) for layer in layers]
+        values = [getattr(layer, figure) for layer in layers]
+        axes.plot(places, values, "o", markersize=size, color=ALERT, zorder=4)
 
 
-def _points(layers: Sequence[Layer], kind: str, figure: str) -> tuple[list[int], list[float]]:
+def _points(layers: Sequence[Layer], kind: str, figure: str) -> list[tuple[int, float]]:
     found = [(layer.layer, getattr(layer, figure)) for layer in layers if layer.kind == kind]
-    measured = [(index, value) for index, value in found if value is not None]
-    return [index for index, _ in measured], [value for _, value in measured]
+    return [(index, value) for index, value in found if value is not None]
 
 
-def _prepare(axes: Axes, logarithmic: bool) -> None:
-    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
-    if logarithmic:
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=4))
-        axes.yaxis.set_minor_locator(NullLocator())
-        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-    else:
-        axes.yaxis.set_major_locator(MaxNLocator(4))
-    axes.grid(axis="y", color=FAINT, linewidth=0.5)
-    axes.set_axisbelow(True)
-    axes.spines["left"].set_visible(False)
-
-
-def _panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Figure, Any]:
-    """A drawing of panels of some inches in height, with room for what stands beside them.
+def _rows(number: int, height: float) -> tuple[Figure, Sequence[Axes]]:
+    """A drawing of rows of some inches in height, with room for what stands beside them.
 
     matplotlib's own layouts measure every text twice, which takes longer than the drawing.
     """
-    size = (_WIDTH, 0.65 + height * rows)
+    size = (_WIDTH, 0.65 + height * number)
     edges = {
         "left": _MARGIN / size[0],
         "right": 1 - 0.1 / size[0],
@@ -157,8 +222,8 @@ def _panels(rows: int, columns: int, height: float, **options: Any) -> tuple[Fig
         "top": 1 - 0.25 / size[1],
     }
     figure = Figure(figsize=size)
-    figure.subplots_adjust(**edges, wspace=0.08, hspace=0.16)
-    return figure, figure.subplots(rows, columns, sharex=True, squeeze=False, **options)
+    figure.subplots_adjust(**edges, hspace=0.16)
+    return figure, figure.subplots(number, 1, sharex=True, squeeze=False)[:, 0]
 
 
 def layer_chart(layers: Sequence[Layer], rows: Sequence[Row], bad: Callable[[Layer, str], bool]) -> Figure | None:
@@ -173,37 +238,41 @@ def layer_chart(layers: Sequence[Layer], rows: Sequence[Row], bad: Callable[[Lay
         The drawing, or None where no layer has any of the figures.
     """
     rows = [row for row in rows if any(getattr(layer, row.figure) is not None for layer in layers)]
-    kinds = _kinds(layers)
     if not rows:
         return None
+    columns = _Columns(layers)
     with _style():
-        figure, grid = _panels(len(rows), len(kinds), 1.45, sharey="row")
-        for row, line in zip(rows, grid, strict=True):
-            for kind, axes in zip(kinds, line, strict=True):
-                _prepare(axes, row.logarithmic)
-                for other in kinds:
-                    _draw_line(axes, layers, other, row.figure, stands_out=other == kind)
-                marked = [layer for layer in layers if layer.kind == kind and bad(layer, row.figure)]
-                for layer in marked:
-                    value = getattr(layer, row.figure)
-                    axes.plot(layer.layer, value, "o", markersize=5, color=ALERT, zorder=4)
-                for layer in sorted(marked, key=lambda layer: getattr(layer, row.figure))[:3]:
-                    axes.annotate(
-                        str(layer.layer),
-                        (layer.layer, getattr(layer, row.figure)),
-                        (5, -2),
-                        textcoords="offset points",
-                        color=ALERT,
-                        fontsize=8,
-                        va="top",
-                    )
-            line[0].set_ylabel(row.label)
-            _show_at_least(line[0], row)
-        for kind, axes in zip(kinds, grid[0], strict=True):
-            axes.set_title(kind_name(kind), fontweight="bold")
-        for axes in grid[-1]:
-            axes.set_xlabel("layer")
+        figure, grid = _rows(len(rows), 1.45)
+        for row, axes in zip(rows, grid, strict=True):
+            columns.prepare(axes, row.logarithmic)
+            columns.draw(axes, layers, row.figure)
+            marked = [layer for layer in layers if bad(layer, row.figure)]
+            columns.mark(axes, marked, row.figure, size=5)
+            for layer in _worst_of_each_kind(marked, row.figure):
+                axes.annotate(
+                    str(layer.layer),
+                    (columns.place(layer.kind, layer.layer), getattr(layer, row.figure)),
+                    (5, -2),
+                    textcoords="offset points",
+                    color=ALERT,
+                    fontsize=8,
+                    va="top",
+                )
+            axes.set_ylabel(row.label)
+            _show_at_least(axes, row)
+        columns.title(grid[0], size=9)
+        columns.number(grid[-1])
     return figure
+
+
+def _worst_of_each_kind(layers: Sequence[Layer], figure: str) -> list[Layer]:
+    """The three layers of each kind that have least of a figure."""
+    ordered = sorted(layers, key=lambda layer: getattr(layer, figure))
+    return [
+        layer
+        for kind in dict.fromkeys(layer.kind for layer in ordered)
+        for layer in [layer for layer in ordered if layer.kind == kind][:3]
+    ]
 
 
 def _show_at_least(axes: Axes, row: Row) -> None:
@@ -217,15 +286,6 @@ def _show_at_least(axes: Axes, row: Row) -> None:
         axes.set_ylim(middle - _LEAST_DECIBELS / 2, middle + _LEAST_DECIBELS / 2)
 
 
-def _draw_line(axes: Axes, layers: Sequence[Layer], kind: str, figure: str, stands_out: bool) -> None:
-    x, y = _points(layers, kind, figure)
-    if stands_out:
-        few = len(x) <= 12
-        axes.plot(x, y, color=ACCENT, linewidth=1.6, marker="o" if few else None, markersize=3.5, zorder=3)
-    else:
-        axes.plot(x, y, color=FAINT, linewidth=1.0, zorder=2)
-
-
 def scale_chart(layers: Sequence[Layer]) -> Figure | None:
     """The distribution of the input channels' pre-quantization scales, layer by layer.
 
@@ -237,22 +297,22 @@ def scale_chart(layers: Sequence[Layer]) -> Figure | None:
     scaled = [layer for layer in layers if layer.pre_quant_scale is not None]
     if not scaled:
         return None
-    kinds = _kinds(scaled)
+    columns = _Columns(scaled)
     with _style():
-        figure, (line,) = _panels(1, len(kinds), 1.7, sharey=True)
-        for kind, axes in zip(kinds, line, strict=True):
-            _prepare(axes, logarithmic=True)
+        figure, (axes,) = _rows(1, 1.7)
+        columns.prepare(axes, logarithmic=True)
+        for kind in columns.kinds:
             mine = [layer for layer in scaled if layer.kind == kind]
-            x = [layer.layer for layer in mine]
+            x = [columns.place(kind, layer.layer) for layer in mine]
             least, p5, p25, median, p75, p95, most = zip(*(layer.pre_quant_scale or () for layer in mine), strict=True)
             axes.fill_between(x, p5, p95, color=ACCENT, alpha=0.18, linewidth=0)
             axes.fill_between(x, p25, p75, color=ACCENT, alpha=0.30, linewidth=0)
             axes.plot(x, median, color=ACCENT, linewidth=1.6)
             for extreme in (least, most):
                 axes.plot(x, extreme, color=MUTED, linewidth=0.7, linestyle=(0, (1, 2)))
-            axes.set_title(kind_name(kind), fontweight="bold")
-            axes.set_xlabel("layer")
-        line[0].set_ylabel("factor")
+        columns.title(axes, size=9)
+        columns.number(axes)
+        axes.set_ylabel("factor")
     return figure
 
 
@@ -435,17 +495,12 @@ def _png_lines(figure: Figure, layers: Sequence[Layer], bad: Callable[[Layer, st
             break
     else:
         return
-    kinds = _kinds(layers)
-    place = {"left": 0.09, "right": 0.95, "bottom": 0.12, "top": 0.47}
-    (grid,) = figure.subplots(1, len(kinds), sharey=True, squeeze=False, gridspec_kw=place)
-    for kind, axes in zip(kinds, grid, strict=True):
-        _prepare(axes, row.logarithmic)
-        for other in kinds:
-            _draw_line(axes, layers, other, row.figure, stands_out=other == kind)
-        for layer in layers:
-            if layer.kind == kind and bad(layer, row.figure):
-                axes.plot(layer.layer, getattr(layer, row.figure), "o", markersize=6, color=ALERT, zorder=4)
-        axes.set_title(kind_name(kind), fontsize=12, fontweight="bold")
-        axes.set_xlabel("layer", fontsize=10)
-    _show_at_least(grid[0], row)
-    grid[0].set_ylabel(f"signal to noise of\n{row.label}", fontsize=10)
+    columns = _Columns(layers)
+    axes = figure.subplots(gridspec_kw={"left": 0.09, "right": 0.95, "bottom": 0.12, "top": 0.47})
+    columns.prepare(axes, row.logarithmic)
+    columns.draw(axes, layers, row.figure)
+    columns.mark(axes, [layer for layer in layers if bad(layer, row.figure)], row.figure, size=6)
+    columns.title(axes, size=12)
+    columns.number(axes)
+    _show_at_least(axes, row)
+    axes.set_ylabel(f"signal to noise of\n{row.label}", fontsize=10)
