@@ -122,7 +122,10 @@ def what_must_be_equal(output: Path) -> dict[str, Any]:
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize(
     "launches",
-    [(nemo_command, nemo_ptq_run, srun), pytest.param((nemo_command, torchrun, python), marks=pytest.mark.slow)],
+    [
+        (nemo_ptq_run, srun),  # `make demo` runs the nemo command
+        pytest.param((nemo_command, nemo_ptq_run, torchrun, python), marks=pytest.mark.slow),
+    ],
 )
 def test_all_launches_write_the_same_bytes(launches: Sequence[Launch], demo: Demo, tmp_path: Path) -> None:
     written = []

@@ -42,9 +42,9 @@ def quantize(source: Path, output: Path, layout: tuple[int, int, int], data: Pat
     ("name", "layout"),
     [
         ("llama31", (1, 1, 1)),
-        ("llama31", (2, 2, 1)),
         ("gemma", (2, 2, 1)),
-        ("mixtral", (1, 1, 2)),
+        pytest.param("llama31", (2, 2, 1), marks=pytest.mark.slow),
+        pytest.param("mixtral", (1, 1, 2), marks=pytest.mark.slow),
         pytest.param("gemma", (1, 1, 1), marks=pytest.mark.slow),
         pytest.param("mixtral", (2, 2, 1), marks=pytest.mark.slow),
         pytest.param("starcoder2", (1, 1, 1), marks=pytest.mark.slow),

@@ -22,6 +22,7 @@ from nemo_ptq.verify.checks import verify
 from tests.conftest import Demo
 from tests.engine.test_run import arguments, assert_same_tensors, refuse_config, run_task
 from tests.files import digests
+from tests.matrix import quick_first
 from tests.ranks import RankFailed, run_ranks
 
 
@@ -60,7 +61,7 @@ def test_the_same_bytes_come_out(exported: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "algorithm",
-    ["fp8", "int8_sq", *(pytest.param(name, marks=pytest.mark.slow) for name in ("int4_awq", "w4a8_awq", "nvfp4"))],
+    quick_first(("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"), ("int8_sq",)),
 )
 def test_hugging_face_directories_have_the_same_bytes(demo: Demo, algorithm: str, tmp_path: Path) -> None:
     formats = [format for format in ("hf", "compressed_tensors") if algorithm not in FORMATS[format].refused]

@@ -31,7 +31,7 @@ FORMATS = ("trtllm", "hf", "compressed_tensors")
 MODELS = [model for row in ROWS for model in row.models]
 QUANTIZED = tuple(algorithm for algorithm in ALGORITHMS if algorithm != NO_QUANT)
 # Norms that are kept minus one and a tied embedding; one layer for queries, keys and values; experts.
-QUICK = [("llama31", QUANTIZED), ("gemma", ("int8_sq",)), ("starcoder", ("fp8",)), ("mixtral", ("fp8",))]
+QUICK = [("llama31", ("int4_awq", "nvfp4")), ("gemma", ("int8_sq",)), ("starcoder", ("fp8",)), ("mixtral", ("fp8",))]
 
 
 def possible_formats(checkpoint: Path, algorithm: str, output: Path) -> list[str]:

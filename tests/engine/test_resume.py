@@ -65,7 +65,7 @@ def said_by(task: dict[str, Any]) -> str:
 @pytest.mark.parametrize(
     ("algorithm", "quality", "tp", "pp"),
     [
-        ("int4_awq", "fast", 1, 1),
+        pytest.param("int4_awq", "fast", 1, 1, marks=pytest.mark.slow),
         ("int8_sq", "balanced", 1, 1),
         pytest.param("int8_sq", "fast", 2, 2, marks=pytest.mark.slow),
     ],

@@ -56,6 +56,7 @@ def test_a_wrong_command_line_starts_nothing(demo: Demo, distribution: Path) -> 
     assert not (distribution.parent / "nemo_run" / "experiments").exists()
 
 
+@pytest.mark.slow
 def test_the_help_lists_every_option(distribution: Path) -> None:
     result = nemo("last", distribution, "--help")
     assert result.returncode == 0

@@ -20,6 +20,7 @@ from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.dequantize import dequantize_int4
 from nemo_ptq.verify.tensor_file import TensorFile
 from nemo_ptq.verify.trtllm.trtllm_reader import open_checkpoint, same_bytes
+from tests.matrix import quick_first
 from tests.ranks import run_ranks
 
 LAYER = "transformer.layers.0."
@@ -196,7 +197,7 @@ def test_7_awq_pads_an_odd_vocabulary_calibrated_at_tp_2(checkpoint_of: Callable
         assert (rows[:1003].abs().amax(1) > 0).all()
 
 
-@pytest.mark.parametrize("model", ["llama2", "starcoder"])
+@pytest.mark.parametrize("model", quick_first(["llama2", "starcoder"], ["starcoder"]))
 def test_8_kv_heads_are_repeated_for_every_algorithm(
     model: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:

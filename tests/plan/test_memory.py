@@ -115,7 +115,7 @@ def planned_peak(plan: Plan) -> int:
 @pytest.mark.parametrize(
     ("size", "algorithm", "layerwise"),
     [
-        ("38M", "int4_awq", False),
+        pytest.param("38M", "int4_awq", False, marks=pytest.mark.slow),
         ("38M", "int8_sq", True),
         pytest.param("147M", "fp8", False, marks=pytest.mark.slow),
         pytest.param("147M", "int8_sq", True, marks=pytest.mark.slow),

@@ -19,6 +19,7 @@ from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.plan.rules import check_job
 from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
+from tests.matrix import quick_first
 from tests.modelopt.test_quantizers import CUSTOM_FP8, LEGACY_AWQ, write_config
 from tests.ranks import run_ranks
 
@@ -66,7 +67,10 @@ def state_file(
 
 
 @pytest.mark.parametrize("algorithm", QUANTIZED)
-@pytest.mark.parametrize(("tp", "pp"), [(1, 2), (2, 1), (2, 2)])
+@pytest.mark.parametrize(
+    ("tp", "pp"),
+    [pytest.param(1, 2, marks=pytest.mark.slow), pytest.param(2, 1, marks=pytest.mark.slow), (2, 2)],
+)
 def test_any_parallelism_teaches_the_same(
     algorithm: str, tp: int, pp: int, state_file: Callable[[str, int, int], Path]
 ) -> None:
@@ -130,7 +134,7 @@ def check_applied(
         assert (again / "config.json").read_bytes() == (direct / "config.json").read_bytes()
 
 
-@pytest.mark.parametrize("algorithm", QUANTIZED)
+@pytest.mark.parametrize("algorithm", quick_first(QUANTIZED, ("int8_sq", "nvfp4")))
 def test_a_saved_state_exports_the_same_bytes_at_any_parallelism(
     algorithm: str, checkpoint_of: Callable[[str], Path], tmp_path: Path
 ) -> None:
