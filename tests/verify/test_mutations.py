@@ -318,7 +318,7 @@ def at_most(count: int, mutations: list[Mutation], chance: random.Random) -> lis
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("of_each_kind", [4, pytest.param(1000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("of_each_kind", [6, pytest.param(1000, marks=pytest.mark.slow)])
 def test_every_mutation_is_noticed(
     copy: Copy, capsys: pytest.CaptureFixture[str], layout: str, of_each_kind: int
 ) -> None:
