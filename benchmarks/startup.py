@@ -66,7 +66,8 @@ def seconds_to_first_line(command: list[str], directory: str) -> float:
 IMPORTS = {
     "torch": "import torch",
     "and what a job imports of Megatron": "import nemo_ptq.engine.run",
-    "and transformers' tokenizers": "import nemo_ptq.engine.run; from transformers import PreTrainedTokenizerFast",
+    "and transformers' tokenizers": "import nemo_ptq.engine.run; from nemo_ptq import pretrained; "
+    "pretrained.import_transformers().PreTrainedTokenizerFast",
 }
 
 

@@ -2,13 +2,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenizers as transformers 4 or 5 has saved them, loaded without most of transformers."""
 
+import sys
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.stand_ins import stand_ins
 from nemo_ptq.untrusted import FileError, read_json
 
 # What transformers 5 calls the class that it had called PreTrainedTokenizerFast before.
 OF_TRANSFORMERS_5 = "TokenizersBackend"
+
+
+def import_transformers() -> Any:
+    """Returns transformers, imported without distributed tensors, which version 4 loads for a debugging aid alone."""
+    is_first = "transformers" not in sys.modules
+    with stand_ins({"torch.distributed.tensor": {}} if is_first and version("transformers").startswith("4.") else {}):
+        import transformers
+
+    return transformers
 
 
 def load_pretrained(directory: Path, use_fast: bool = True) -> Any:
@@ -24,8 +36,7 @@ def load_pretrained(directory: Path, use_fast: bool = True) -> Any:
     Raises:
         Exception: Whatever transformers raises of files that are missing or damaged.
     """
-    import transformers
-
+    transformers = import_transformers()
     settings = tokenizer_settings(directory)
     further: dict[str, Any] = {"local_files_only": True}
     if isinstance(extra := settings.get("extra_special_tokens"), list):  # an object in transformers 4

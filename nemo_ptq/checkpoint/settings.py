@@ -10,7 +10,7 @@ from typing import Any
 from nemo_ptq.checkpoint.metadata import read_model_yaml
 from nemo_ptq.checkpoint.tokenizers import with_nemos_special_tokens
 from nemo_ptq.errors import PtqError
-from nemo_ptq.pretrained import load_pretrained
+from nemo_ptq.pretrained import import_transformers, load_pretrained
 
 _TOKENIZER = "nemo.collections.common.tokenizers.huggingface.auto_tokenizer.AutoTokenizer"
 _GENERATION_CONFIG = "transformers.generation.configuration_utils.GenerationConfig"
@@ -69,14 +69,12 @@ class Context:
 
     def load_generation_config(self) -> Any:
         """Returns transformers' GenerationConfig, None where there is none; of a context that :attr:`is_known`."""
-        from transformers import GenerationConfig
-
         described = self.config.generation_config
         if not described:
             return None
         files = self.path / described["pretrained_model_name_or_path"]
         try:
-            return GenerationConfig.from_pretrained(files)
+            return import_transformers().GenerationConfig.from_pretrained(files)
         except Exception as error:  # transformers raises what it likes
             raise PtqError(_unloadable(files, "generation_config.json", error)) from error
 

@@ -135,10 +135,12 @@ class Journal:
         file = self._file(self._generation + 1)
         specs = [TensorSpec(name, value.dtype, tuple(value.shape)) for name, value in progress.tensors.items()]
         file.unlink(missing_ok=True)
-        # Tensor by tensor: the hidden states are the largest thing that is kept between two blocks.
+        # Hidden states are the largest thing that is kept between two blocks: at most two tensors are copied at a time.
         with SafetensorsStream(file, specs, {_NOTES: json.dumps(progress.notes)}) as stream:
             for name, value in progress.tensors.items():
-                stream.write(name, value.cpu())
+                copy = _on_cpu(value)
+                stream.wait()
+                stream.write(name, copy)
         dist.barrier()
         if self._rank == 0:
             content = {
@@ -160,3 +162,8 @@ class Journal:
 
     def _file(self, generation: int) -> Path:
         return self._directory / f"rank{self._rank}.{generation}.safetensors"
+
+
+def _on_cpu(value: torch.Tensor) -> torch.Tensor:
+    """Returns a tensor on the CPU: from a GPU in page-locked memory, which copies are fast to."""
+    return torch.empty(value.shape, dtype=value.dtype, pin_memory=True).copy_(value) if value.is_cuda else value

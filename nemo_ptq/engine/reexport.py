@@ -180,6 +180,7 @@ def _export(
         for index in range(num_blocks):
             exports.visit(index, None, of_block(calibration.tensors, index))
             progress.advance(1)
+        known = exports.finish()
     exports.write_documents(directories)
     written = exports.files()
     for path in directories.values():
@@ -188,8 +189,9 @@ def _export(
         assert job.calibration_state is not None
         place_in_all(weights_file(job.calibration_state), directories, written)
     return {
-        name: dict(
-            zip([file.relative_to(directories[name]).as_posix() for file in files], checksums_of(files), strict=True)
-        )
+        name: {
+            file.relative_to(directories[name]).as_posix(): checksum
+            for file, checksum in zip(files, checksums_of(files, known), strict=True)
+        }
         for name, files in written.items()
     }

@@ -137,6 +137,8 @@ class _BlockJob:
         self.is_first = dist.get_rank() == 0
         self.directories = job.directories(staging.files)
         self._staging, self._resumes = staging, resumes
+        # Of this rank's files, those that were read as they became complete.
+        self._checksums: dict[Path, str] = {}
 
     def run(self) -> Report | None:
         """Walks through the model, and finishes the directories; returns the report on the first rank."""
@@ -226,6 +228,8 @@ class _BlockJob:
                 None if quantization.given is None else partial(of_block, quantization.given),
                 self._resumes,
             )
+            with self.reporter.part("export"):
+                self._checksums = exports.finish()
         if self.is_first:
             with self.reporter.part("export"):
                 exports.write_documents(self.directories)
@@ -400,7 +404,7 @@ class _BlockJob:
             for name, directory in self.directories.items():
                 written = files.get(name, [])
                 names = [file.relative_to(directory).as_posix() for file in written]
-                mine = dict(zip(names, checksums_of(written), strict=True))
+                mine = dict(zip(names, checksums_of(written, self._checksums), strict=True))
                 everyones: list[dict[str, str]] = [mine] * dist.get_world_size()
                 dist.all_gather_object(everyones, mine)
                 checksums[name] = {file: checksum for part in everyones for file, checksum in part.items()}

@@ -126,6 +126,14 @@ class Exports:
         for writer in self._writers:
             writer.sync()
 
+    def finish(self) -> dict[Path, str]:
+        """Waits until this rank's files are written; returns the checksum of each.
+
+        Raises:
+            OSError: If something could not be written.
+        """
+        return {path: checksum for writer in self._writers for path, checksum in writer.finish().items()}
+
     def files(self) -> dict[str, list[Path]]:
         """Returns the files with tensors that this rank writes, by format."""
         return {format.record.name: list(format.writer.files) for format in self._formats}

@@ -4,11 +4,13 @@
 
 Blocks (the embedding, each layer, the head) go by one after the other. For each block a rank packs its own shards,
 sends the slices that other ranks' files want, one message for each receiver, and completes the tensors of the files
-it writes itself. So nobody holds more than one block of foreign tensors, and packed bytes travel, not bfloat16.
+it writes itself. So nobody holds more than one block of foreign tensors, and packed bytes travel, not bfloat16. A block
+is written while the next one is calibrated.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from contextlib import ExitStack
 from functools import cache, partial
 from pathlib import Path
@@ -144,6 +146,7 @@ class LayoutWriter:
         mine = [file for file, writer in enumerate(self._writers) if writer == rank]
         self.files = [directory / layout.files[file] for file in mine]
         self._streams: dict[int, SafetensorsStream] = {}
+        self._checksums: dict[int, Future[str]] = {}
         self._open = ExitStack()
         for file, path in zip(mine, self.files, strict=True):
             specs = (TensorSpec(t.name, t.dtype, t.shape) for block in self._tables[file] for t in block)
@@ -156,7 +159,13 @@ class LayoutWriter:
         return len(self._tables[0])
 
     def write(self, block: int) -> None:
-        """Writes one block; every rank calls it, whether it holds the block or not."""
+        """Begins to write one block; every rank calls it, whether it holds the block or not.
+
+        Raises:
+            OSError: If the block before could not be written.
+        """
+        for stream in self._streams.values():
+            stream.wait()
         blocks = [table[block] for table in self._tables]
         exchange = _BlockExchange(blocks, self._writers, self._shard_map, self._layout.shape)
         with torch.inference_mode():
@@ -164,6 +173,25 @@ class LayoutWriter:
             for file, tensor, parts in exchange.wanted:
                 if file in self._streams:
                     self._streams[file].write(tensor.name, assemble(tensor, [(t, slices[t]) for t in parts]))
+        self._sum_up()
+
+    def _sum_up(self) -> None:
+        """Begins to compute the checksums of files that have become complete."""
+        for file, stream in self._streams.items():
+            if stream.is_complete and file not in self._checksums:
+                self._checksums[file] = stream.checksum()
+
+    def finish(self) -> dict[Path, str]:
+        """Waits until this rank's files are written, and returns their checksums; an incomplete one has none.
+
+        Raises:
+            OSError: If something could not be written.
+        """
+        self._sum_up()
+        for stream in self._streams.values():
+            stream.wait()
+        by_path = zip(self.files, self._streams, strict=True)
+        return {path: self._checksums[file].result() for path, file in by_path if file in self._checksums}
 
     def skip(self, block: int) -> None:
         """Takes a block for written: it was before this process began."""

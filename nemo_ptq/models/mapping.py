@@ -6,7 +6,7 @@ Imports nothing heavy: the command line reads the families, which are made of th
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -130,6 +130,11 @@ class WeightRule:
         (tensor,) = tensors
         missing = padded_vocab - len(tensor) if self.is_vocabulary else 0
         return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor
+
+    def joined_shape(self, shapes: Sequence[tuple[int, ...]], padded_vocab: int) -> tuple[int, ...]:
+        """Returns the shape of what :meth:`join` makes of tensors of these shapes."""
+        rows = sum(shape[0] for shape in shapes)
+        return (max(rows, padded_vocab) if self.is_vocabulary else rows, *shapes[0][1:])
 
 
 def interleave_qkv(query_groups: int, q: "torch.Tensor", k: "torch.Tensor", v: "torch.Tensor") -> "torch.Tensor":

@@ -3,17 +3,17 @@
 """The parts of Megatron-Core that jobs use, imported without what it would bring along for training.
 
 As it is imported, Megatron has torch compile its fused functions, which loads TorchDynamo and TorchInductor (several
-seconds), and looks for wandb. Nothing here calls the one or the other. Who needs Megatron in a job takes it from here.
+seconds), and looks for wandb, TensorBoard, distributed tensors and torch's builder of extensions. Nothing here uses any
+of them. Who needs Megatron in a job takes it from here.
 """
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 
 from nemo_ptq.parallel.attributes import replaced
+from nemo_ptq.stand_ins import stand_ins
 
 
 def _uncompiled(function: Callable[..., Any] | None = None, **_: Any) -> Any:
@@ -21,20 +21,17 @@ def _uncompiled(function: Callable[..., Any] | None = None, **_: Any) -> Any:
     return _uncompiled if function is None else function
 
 
-@contextmanager
-def _without_wandb() -> Iterator[None]:
-    """Lets ``import wandb`` fail, unless it has been imported already."""
-    if "wandb" in sys.modules:
-        yield
-        return
-    sys.modules["wandb"] = None  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        del sys.modules["wandb"]
+# What Megatron can do without.
+_OPTIONAL = ("wandb", "torch.utils.tensorboard", "torch.distributed._tensor", "torch.distributed.tensor")
+# What it imports from others and uses in training and serving alone: torch's builder of extensions, which loads
+# setuptools, and optimizers, which load torch's distributed checkpoints.
+_UNUSED: Mapping[str, Mapping[str, Any]] = {
+    "torch.utils.cpp_extension": {"CUDA_HOME": None, "load_inline": None},
+    "megatron.core.optimizer": {"OptimizerConfig": type("OptimizerConfig", (), {})},
+}
 
 
-with replaced(torch, "compile", _uncompiled), _without_wandb():
+with replaced(torch, "compile", _uncompiled), stand_ins({**dict.fromkeys(_OPTIONAL), **_UNUSED}):
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
     from megatron.core.dist_checkpointing.mapping import ShardedObject

@@ -4,11 +4,15 @@
 
 import io
 import json
+import math
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 
@@ -30,6 +34,16 @@ _DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
+
+# The bits of infinity by data type; E4M3 has none, and these are its NaN.
+_INFINITY: Mapping[str, np.unsignedinteger[Any]] = {
+    "F32": np.uint32(0x7F800000),
+    "F16": np.uint16(0x7C00),
+    "BF16": np.uint16(0x7F80),
+    "F8_E4M3": np.uint8(0x7F),
+}
+# Bytes that are looked at at a time: so few stay in a core's cache.
+_READ_AT_ONCE = 1 << 21
 
 
 @dataclass(frozen=True)
@@ -92,6 +106,32 @@ class TensorFile:
                 _fill(values.reshape(-1).view(torch.uint8).numpy().data, file, self.path)
         return values
 
+    def has_only_finite(self, name: str) -> bool:
+        """Whether a tensor of floating-point numbers has neither NaN nor infinity; it is read in pieces.
+
+        Raises:
+            PtqError: If there is none of this name, or it holds other numbers.
+        """
+        if name not in self.header:
+            raise PtqError(f"{self.path.name}: tensor {name} is missing")
+        dtype, shape = self.header[name]
+        if dtype not in _INFINITY:
+            raise PtqError(f"{self.path.name}: tensor {name} has data type {dtype}, which has no infinity")
+        infinity = _INFINITY[dtype]
+        left = math.prod(shape)
+        piece = np.empty(min(left, _READ_AT_ONCE // infinity.itemsize), infinity.dtype)
+        with self.path.open("rb", buffering=0) as file:
+            file.seek(self._offsets[name])
+            while left:
+                values = piece[:left]
+                _fill(memoryview(values).cast("B"), file, self.path)
+                # All bits but the sign: those of numbers are less than those of infinity, those of NaN are more.
+                values &= np.iinfo(values.dtype).max >> 1
+                if values.max() >= infinity:
+                    return False
+                left -= len(values)
+        return True
+
 
 @dataclass(frozen=True)
 class TorchFile:
@@ -123,6 +163,12 @@ class TorchFile:
         if name not in self.header:
             raise PtqError(f"{self.path.name}: tensor {name} is missing")
         return self._tensors[name].clone()
+
+    def has_only_finite(self, name: str) -> bool:
+        """Whether a tensor has neither NaN nor infinity."""
+        if name not in self.header:
+            raise PtqError(f"{self.path.name}: tensor {name} is missing")
+        return bool(self._tensors[name].isfinite().all())
 
 
 def _fill(values: memoryview, file: io.FileIO, path: Path) -> None:

@@ -27,7 +27,6 @@ from torch.distributed import checkpoint as dcp
 from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from nemo_ptq.checkpoint.huggingface import hf_weights
-from nemo_ptq.checkpoint.huggingface import importer as importer_module
 from nemo_ptq.checkpoint.huggingface.hf_weights import load_tokenizer
 from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel, import_hf
 from nemo_ptq.checkpoint.metadata import read_metadata
@@ -519,7 +518,7 @@ def test_a_failed_write_leaves_nothing(llama: Path, tmp_path: Path, monkeypatch:
     def fail(*_: Any) -> None:
         raise OSError("No space left on device")
 
-    monkeypatch.setattr(importer_module, "write_context", fail)
+    monkeypatch.setattr(HuggingFaceModel, "write_context", fail)
     with pytest.raises(OSError, match="No space left"):
         import_hf(str(llama), str(tmp_path / "nemo"))
     assert [entry.name for entry in tmp_path.iterdir()] == ["llama"]

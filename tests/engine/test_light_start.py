@@ -11,30 +11,42 @@ from tests.conftest import Demo
 
 JOB = """
 import sys
+from contextlib import suppress
 from nemo_ptq.cli.app import main
+words = sys.argv[1:]
 try:
-    main()
+    while words:
+        end = words.index("then")
+        sys.argv[1:], words = words[:end], words[end + 1 :]
+        with suppress(SystemExit):
+            main()
 finally:
     heavy = {"nemo", "lightning", "modelopt", "fiddle", "nemo_run", "torch._dynamo", "torch._inductor", "wandb"}
+    heavy |= {"setuptools", "sympy", "tensorboard", "torch.distributed.checkpoint", "torch.distributed.tensor"}
     print("imported:", sorted(heavy & set(sys.modules)))
 """
 
 
 def test_a_job_imports_neither_nemo_nor_modelopt(demo: Demo, tmp_path: Path) -> None:
     settings = {"algorithm": "fp8", "calibration_dataset": demo.calibration, "calibration_dataset_size": 4}
-    words = [
-        f"nemo_checkpoint={demo.checkpoint}",
-        f"export_config.path={tmp_path / 'out'}",
-        "export_config.export_format=hf",
-        *(f"quantization_config.{name}={value}" for name, value in settings.items()),
-        "quantization_config.calibration_seq_len=32",
-    ]
+    words: list[str] = []
+    for kind, checkpoint in {"nemo": demo.checkpoint, "hf": demo.hf}.items():
+        words += [
+            "run",
+            f"nemo_checkpoint={checkpoint}",
+            f"export_config.path={tmp_path / kind}",
+            "export_config.export_format=hf",
+            *(f"quantization_config.{name}={value}" for name, value in settings.items()),
+            "quantization_config.calibration_seq_len=32",
+            "then",
+        ]
     done = subprocess.run(
-        [sys.executable, "-c", JOB, "run", *words],
+        [sys.executable, "-c", JOB, *words],
         env={**os.environ, "HF_HUB_OFFLINE": "1"},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert (tmp_path / "out" / "model.safetensors").is_file(), done.stdout
+    for kind in ("nemo", "hf"):
+        assert (tmp_path / kind / "model.safetensors").is_file(), done.stdout
     assert done.stdout.splitlines()[-1] == "imported: []"

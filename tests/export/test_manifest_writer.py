@@ -3,6 +3,7 @@
 """The manifest lists every file of an export."""
 
 import json
+import random
 from pathlib import Path
 
 import pytest
@@ -40,7 +41,9 @@ def test_known_checksums_are_not_computed_again(tmp_path: Path, monkeypatch: pyt
     assert read == ["data"]
 
 
-def test_checksum_of_a_file_larger_than_a_chunk(tmp_path: Path) -> None:
-    data = bytes(range(256)) * 70_000
+@pytest.mark.parametrize("size", [0, 1, 1000, 4000, 4001, 9999])
+def test_checksum_of_a_file_read_by_several_threads(size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifest_writer, "_CHUNK", 1000)
+    data = random.Random(size).randbytes(size)
     (tmp_path / "file").write_bytes(data)
     assert checksum_of(tmp_path / "file") == blake3(data).hexdigest()

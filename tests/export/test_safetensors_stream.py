@@ -2,12 +2,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files written tensor by tensor are those that the safetensors library writes in one go."""
 
+import errno
+import os
 import tempfile
 from pathlib import Path
 from random import Random
 
 import pytest
 import torch
+from blake3 import blake3
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
@@ -97,7 +100,33 @@ def test_an_existing_file_is_not_overwritten(tmp_path: Path) -> None:
     assert (tmp_path / "file").read_text() == "precious"
 
 
+def test_what_could_not_be_written_is_raised_by_wait(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with (
+        pytest.raises(OSError, match="No space left"),
+        SafetensorsStream(tmp_path / "file", [TensorSpec("a", torch.int8, (2,))]) as stream,
+    ):
+        stream.wait()
+        monkeypatch.setattr(os, "pwrite", fail)
+        stream.write("a", torch.zeros(2, dtype=torch.int8))
+        stream.wait()
+
+
+def test_the_checksum_is_that_of_the_whole_file(tmp_path: Path) -> None:
+    specs = [TensorSpec(name, torch.int8, (2,)) for name in ("a", "b")]
+    with SafetensorsStream(tmp_path / "file", specs) as stream:
+        stream.skip("a")
+        assert not stream.is_complete
+        stream.write("b", torch.ones(2, dtype=torch.int8))
+        assert stream.is_complete
+        checksum = stream.checksum()
+    assert checksum.result() == blake3((tmp_path / "file").read_bytes()).hexdigest()
+
+
 def test_space_is_claimed_before_the_first_tensor(tmp_path: Path) -> None:
     with SafetensorsStream(tmp_path / "file", [TensorSpec("a", torch.float32, (1000, 1000))]) as stream:
+        stream.wait()
         assert (tmp_path / "file").stat().st_size > 4_000_000
         stream.write("a", torch.ones(1000, 1000))

@@ -6,19 +6,21 @@ import pickle
 from collections.abc import Mapping
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from transformers import GenerationConfig
 
 from nemo_ptq.checkpoint.huggingface.hf_files import found_in, read_json
 from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor
 from nemo_ptq.checkpoint.parts import check_finite
 from nemo_ptq.console.quiet import quiet_imports
 from nemo_ptq.errors import PtqError
-from nemo_ptq.pretrained import OF_TRANSFORMERS_5, load_pretrained, tokenizer_settings
+from nemo_ptq.pretrained import OF_TRANSFORMERS_5, import_transformers, load_pretrained, tokenizer_settings
+
+if TYPE_CHECKING:
+    from transformers import GenerationConfig
 
 # Of tekken and of tiktoken, which transformers reads where the model's own code does it, or not at all.
 _OTHER_TOKENIZERS = ("tekken.json", "*.tiktoken", "tokenizer.model*")
@@ -35,11 +37,6 @@ class Weights:
 
     def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
         self._stored = stored
-
-    def meta(self, name: str) -> torch.Tensor:
-        """The shape and data type of a tensor: an empty tensor on the meta device."""
-        stored = self._stored[name]
-        return torch.empty(stored.shape, dtype=getattr(torch, stored.dtype), device="meta")
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor, memory-mapped.
@@ -77,7 +74,7 @@ def _way_out(directory: Path) -> str:
     return f"{others[0]} alone is not enough, put a tokenizer.json of the same model beside it"
 
 
-def load_generation_config(directory: Path) -> GenerationConfig | None:
+def load_generation_config(directory: Path) -> "GenerationConfig | None":
     """Load `generation_config.json`; None where there is none.
 
     Raises:
@@ -87,7 +84,7 @@ def load_generation_config(directory: Path) -> GenerationConfig | None:
         return None
     content = read_json(directory / "generation_config.json")
     try:
-        return GenerationConfig.from_dict(content)
+        return import_transformers().GenerationConfig.from_dict(content)
     except Exception as error:  # transformers raises what it likes
         reason = str(error).partition("\n")[0]
         raise PtqError(f"{directory / 'generation_config.json'} is not valid ({reason}): copy it again") from error

@@ -24,7 +24,6 @@ from nemo_ptq.checkpoint.model_fields import ModelFields
 from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.checkpoint.staging import atomic_directory, place_problem, reserved
 from nemo_ptq.checkpoint.tokenizers import Tokenizer, with_nemos_special_tokens
-from nemo_ptq.checkpoint.writer import write_context, write_weights
 from nemo_ptq.errors import PtqError
 
 # What a NeMo checkpoint is made of.
@@ -96,6 +95,8 @@ class HuggingFaceModel:
 
     def write_context(self, directory: Path) -> None:
         """Makes the ``context/`` directory of a NeMo checkpoint."""
+        from nemo_ptq.checkpoint.writer import write_context  # imports torch's distributed checkpoints
+
         with self.model_config() as model:
             write_context(directory, model)
         keep_config(self.path, directory)
@@ -118,6 +119,8 @@ def import_hf(source: str, output: str, overwrite: bool = False) -> Path:
         PtqError: A file is missing or damaged, the model is of an unknown family, a tensor is missing or would be
             lost, `output` exists, or another process makes it.
     """
+    from nemo_ptq.checkpoint.writer import write_weights  # imports torch's distributed checkpoints
+
     directory, checkpoint = Path(source), Path(output)
     _check_paths(directory, checkpoint, overwrite)
     model = HuggingFaceModel(directory)

@@ -15,7 +15,7 @@ from nemo_ptq.models.state_space import STATE_PARAMETERS
 
 
 def megatron_parts(model: HuggingFaceDescription, padded_vocab: int) -> list[TensorPart]:
-    """Plans every tensor; shapes come from running the rules on tensors without data.
+    """Plans every tensor.
 
     Args:
         model: The directory.
@@ -26,7 +26,7 @@ def megatron_parts(model: HuggingFaceDescription, padded_vocab: int) -> list[Ten
 
     def dtype_of(part: PlannedPart) -> torch.dtype:
         """That of the model; a state space's own parameters keep theirs, since servers have them in float32."""
-        return weights.meta(part.names[0]).dtype if part.rule.field in STATE_PARAMETERS else dtype
+        return getattr(torch, model.tensors[part.names[0]].dtype) if part.rule.field in STATE_PARAMETERS else dtype
 
     def make(rule: WeightRule, names: tuple[str, ...], dtype: torch.dtype) -> torch.Tensor:
         return rule.join(map(weights.read, names), *sizes).to(dtype)
@@ -34,7 +34,7 @@ def megatron_parts(model: HuggingFaceDescription, padded_vocab: int) -> list[Ten
     return [
         TensorPart(
             key=part.key,
-            shape=tuple(part.rule.join(map(weights.meta, part.names), *sizes).shape),
+            shape=part.rule.joined_shape([model.tensors[name].shape for name in part.names], padded_vocab),
             dtype=dtype_of(part),
             read=partial(make, part.rule, part.names, dtype_of(part)),
             position=part.position,

@@ -15,6 +15,7 @@ from nemo_ptq.export.source import Source
 from nemo_ptq.models.hugging_face import HuggingFaceClass
 from nemo_ptq.models.registry import Family, unknown_to_class
 from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.pretrained import import_transformers
 
 
 def hugging_face_class(family: Family) -> HuggingFaceClass:
@@ -102,8 +103,7 @@ def _is_json(value: Any) -> bool:
 
 
 def _nemo_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
-    import transformers
-
+    transformers = import_transformers()
     nemo, shape = source.config, source.shape
     settings = {
         **{theirs: getattr(nemo, ours) for ours, theirs in hf_class.fields.items()},
@@ -139,8 +139,7 @@ def write_model_documents(source: Source, layout: HuggingFaceLayout, directory: 
         directory: Where to.
         config: What goes into config.json.
     """
-    import transformers
-
+    transformers = import_transformers()
     write_json(directory / "config.json", config)
     if len(layout.files) > 1:
         write_json(directory / "model.safetensors.index.json", layout.index)

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.pretrained import load_pretrained
+from nemo_ptq.pretrained import import_transformers, load_pretrained
 from nemo_ptq.verify.huggingface.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -35,8 +35,6 @@ INDEX = "model.safetensors.index.json"
 # In the order of preference; each may be split into parts that `<name>.index.json` lists.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _DTYPES = {"bfloat16": "BF16", "float16": "F16", "float32": "F32"}
-# Values that are looked at at a time.
-_CHECKED_AT_ONCE = 1 << 24
 
 # Data type as safetensors spells it, and shape; the type None is that of the unquantized tensors.
 Spec = tuple[str | None, tuple[int, ...]]
@@ -184,9 +182,20 @@ class HuggingFaceDirectory:
         Raises:
             PtqError: If there is none of that name.
         """
+        return self._file_of(name).tensor(name)
+
+    def has_only_finite(self, name: str) -> bool:
+        """Whether a tensor of floating-point numbers has neither NaN nor infinity.
+
+        Raises:
+            PtqError: If there is none of that name.
+        """
+        return self._file_of(name).has_only_finite(name)
+
+    def _file_of(self, name: str) -> TensorFile | TorchFile:
         if name not in self.files:
             raise PtqError(f"{self.path}: the weights lack {name}")
-        return self._opened[self.files[name]].tensor(name)
+        return self._opened[self.files[name]]
 
     @cached_property
     def transformers_config(self) -> Any:
@@ -195,8 +204,7 @@ class HuggingFaceDirectory:
         Raises:
             PtqError: If transformers does not know the model.
         """
-        import transformers
-
+        transformers = import_transformers()
         content = {key: value for key, value in self.config.items() if key != "quantization_config"}
         for name in _LAYERS:
             layers = content.get(name, 1)
@@ -519,24 +527,18 @@ def tensor_problems(directory: HuggingFaceDirectory) -> list[str]:
 def value_problems(directory: HuggingFaceDirectory) -> list[str]:
     """Tensors that are not finite, and scales that are not positive."""
     names = [name for name, (dtype, _) in directory.header.items() if dtype in ("BF16", "F16", "F32", "F8_E4M3")]
-    return [problem for problem in side_by_side(partial(_value_problem, directory), names) if problem]
+    return [problem for problem in side_by_side(partial(_value_problem, directory), names, True) if problem]
 
 
 def _value_problem(directory: HuggingFaceDirectory, name: str) -> str | None:
-    tensor = directory.tensor(name)
-    if not all(_is_finite(piece) for piece in tensor.reshape(-1).split(_CHECKED_AT_ONCE)):
+    if not directory.has_only_finite(name):
         return f"{name} has values that are not finite"
     if name.endswith(("_scale", "_scale_2")):
+        tensor = directory.tensor(name)
         scales = tensor.float()
         if not (scales >= 0 if tensor.dtype == torch.float8_e4m3fn else scales > 0).all():
             return f"{name} has scales that are not positive"
     return None
-
-
-def _is_finite(values: torch.Tensor) -> bool:
-    if values.dtype == torch.float8_e4m3fn:  # It has no infinity, and one NaN of either sign.
-        return not bool(((values.view(torch.uint8) & 0x7F) == 0x7F).any())
-    return bool(values.isfinite().all())
 
 
 def tokenizer_problems(directory: HuggingFaceDirectory, text: str = "The quick brown fox") -> list[str]:
