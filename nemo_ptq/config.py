@@ -194,6 +194,7 @@ class QuantizationConfig:
         layerwise: Keep one block of weights in memory at a time, for models larger than it. None does so where the
             weights do not fit.
         effective_bits: Bits of a weight on average over the layers that algorithm "auto" chooses for, scales counted.
+        candidates: The algorithms that "auto" chooses from, beside 16 bits. None takes all that the formats mix.
     """
 
     algorithm: Optional[str] = _setting(
@@ -268,6 +269,12 @@ class QuantizationConfig:
         "--effective_bits",
         default=None,
     )
+    candidates: Union[str, List[str], None] = _setting(  # noqa: RUF009, UP006
+        "algorithms",
+        "with algorithm=auto: the algorithms to choose from beside 16 bits; if not set, all that the formats mix",
+        "--candidates",
+        default=None,
+    )
 
     @property
     def algorithm_file(self) -> Optional[Path]:
@@ -287,6 +294,11 @@ class QuantizationConfig:
     def exclusions(self) -> tuple[str, ...]:
         """The patterns that `exclude` names."""
         return read_list([str(pattern) for pattern in self.exclude] if isinstance(self.exclude, list) else self.exclude)
+
+    @property
+    def candidate_names(self) -> tuple[str, ...]:
+        """The algorithms that `candidates` names."""
+        return read_list(self.candidates)
 
     @property
     def is_balanced(self) -> bool:

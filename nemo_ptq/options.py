@@ -30,7 +30,7 @@ from nemo_ptq.errors import did_you_mean
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.servers import SERVERS
 from nemo_ptq.models.registry import ARCHITECTURES
-from nemo_ptq.quantization.algorithms import SELECTABLE
+from nemo_ptq.quantization.algorithms import ALGORITHMS, SELECTABLE
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,11 @@ def _are_sources(value: str) -> bool:
     return all(source.is_file or source.is_on_hub or source.name in DATASETS for source in sources)
 
 
+def _are_algorithms(value: Any) -> bool:
+    names = read_list(value)
+    return bool(names) and ALGORITHMS.keys() >= set(names)
+
+
 def _are_patterns(value: Any) -> bool:
     names = read_list([str(name) for name in value] if isinstance(value, list) else value)
     return bool(names) and all(_is_text(name) and name for name in names)
@@ -161,6 +166,7 @@ _KINDS: Mapping[str, Kind] = {
         known=DATASETS.keys(),
     ),
     "formats": Kind("one of {names}, or a list of them such as [trtllm,hf]", _are_formats, known=FORMATS.keys()),
+    "algorithms": Kind("a list of {names}, such as [fp8,nvfp4]", _are_algorithms, known=ALGORITHMS.keys()),
     # NeMo's own configuration allows the number 16.
     "data type": Kind("one of bf16, fp16", lambda value: str(value) in DTYPES, known=DTYPES.keys()),
     "patterns": Kind("a pattern or a list of them, such as [*down_proj*,0,last1]", _are_patterns),

@@ -38,10 +38,10 @@ class LayerGroup:
 
 
 def mixable(quantization: QuantizationConfig, formats: Sequence[str]) -> tuple[str, ...]:
-    """Returns the algorithms that "auto" can mix in all of some formats."""
-    return tuple(
-        name for name in algorithm_of(quantization).candidates if all(name in FORMATS[one].mixes for one in formats)
-    )
+    """Returns the algorithms that "auto" can mix in all of some formats, of those that the user names."""
+    asked = quantization.candidate_names or algorithm_of(quantization).candidates
+    names = [name for name in algorithm_of(quantization).candidates if name in asked]
+    return tuple(name for name in names if all(name in FORMATS[one].mixes for one in formats))
 
 
 def layer_groups(

@@ -453,7 +453,7 @@ def algorithm_of(quantization: QuantizationConfig) -> Algorithm:
 
 def quantization_of_layer(quantization: QuantizationConfig, algorithm: str) -> QuantizationConfig:
     """Returns the configuration that quantizes all layers as one of them is that an algorithm was chosen for."""
-    return replace(quantization, algorithm=algorithm, effective_bits=None)
+    return replace(quantization, algorithm=algorithm, effective_bits=None, candidates=None)
 
 
 def kv_cache_is_quantized(quantization: QuantizationConfig, decoder: str) -> bool:

@@ -26,7 +26,7 @@ _VERSION = 1
 # How a job has gone about it; the state is the same either way.
 _NOT_OF_THE_STATE = ("layerwise",)
 # Settings that states did not have at first, which leave them out where they say nothing.
-_NEWER = {"quality": FAST, "exclude": None, "kv_cache_only": False, "effective_bits": None}
+_NEWER = {"quality": FAST, "exclude": None, "kv_cache_only": False, "effective_bits": None, "candidates": None}
 # Algorithms of ModelOpt whose weight amaxes are the largest magnitudes of the smoothed weight.
 _RANGES_FOLLOW = (None, "max", "smoothquant", "awq_lite")
 

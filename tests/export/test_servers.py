@@ -84,7 +84,7 @@ def test_facts_name_what_there_is() -> None:
     for fact in FACTS:
         assert fact.server in SERVERS and fact.outcome in (LOADS, REFUSED, UNKNOWN) and fact.known_by
         assert set(fact.formats or ()) <= set(FORMATS)
-        assert set(fact.algorithms or ()) <= set(ALGORITHMS)
+        assert set(fact.algorithms or ()) <= set(SELECTABLE)
         assert set(fact.families or ()) <= names
         assert set(fact.versions or ()) <= set(SERVERS[fact.server].versions)
         assert fact.outcome != REFUSED or fact.note, "who is refused is told why"

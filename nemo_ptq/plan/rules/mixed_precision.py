@@ -5,7 +5,7 @@
 from collections.abc import Collection, Sequence
 from typing import Any
 
-from nemo_ptq.config import AUTO, FAST, NO_QUANT, QuantizationConfig
+from nemo_ptq.config import AUTO, FAST, NO_QUANT, QuantizationConfig, read_list
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.mixing import layer_groups, least_bits, mixable
 from nemo_ptq.models.spec import ModelSpec
@@ -16,18 +16,19 @@ from nemo_ptq.quantization.state_header import StateHeader
 _OPTION = f"quantization_config.algorithm={AUTO}"
 
 
-def bits_go_with_auto(algorithm: str | None, effective_bits: float | None) -> str | None:
-    """The bits of a weight on average are for the algorithm that chooses, which needs them."""
+def bits_go_with_auto(algorithm: str | None, effective_bits: float | None, candidates: Any) -> str | None:
+    """Bits on average, and algorithms to choose from, are for the algorithm that chooses, which needs the bits."""
     chooses = algorithm_of(QuantizationConfig(algorithm)).chooses
-    if effective_bits is not None and not chooses:
-        return f"quantization_config.effective_bits={effective_bits:g} is for algorithm={AUTO}: leave it out, or use it"
+    for name, value in (("effective_bits", effective_bits), ("candidates", candidates)):
+        if value is not None and not chooses:
+            return f"quantization_config.{name}={value} is for algorithm={AUTO}: leave it out, or use it"
     if chooses and effective_bits is None:
         return f"{_OPTION} needs quantization_config.effective_bits: the bits of a weight on average, such as 6"
     return None
 
 
-def formats_mix(algorithm: str | None, formats: Sequence[str]) -> str | None:
-    """Every format asked for can hold layers that are quantized in several ways."""
+def formats_mix(algorithm: str | None, formats: Sequence[str], candidates: Any = None) -> str | None:
+    """Every format asked for can hold layers that are quantized in several ways, and its servers load what is named."""
     quantization = QuantizationConfig(algorithm)
     if not algorithm_of(quantization).chooses:
         return None
@@ -35,6 +36,13 @@ def formats_mix(algorithm: str | None, formats: Sequence[str]) -> str | None:
         if not mixable(quantization, [name]):
             able = " or ".join(other for other in FORMATS if mixable(quantization, [other]))
             return f"{_OPTION} does not go into export_format={name}, whose layers are alike: use export_format={able}"
+    known = mixable(quantization, formats)
+    lost = [name for name in read_list(candidates) if name not in known]
+    if lost:
+        return (
+            f"quantization_config.candidates={','.join(lost)}: servers of export_format={','.join(formats)} do not "
+            f"load it side by side with others: choose from {', '.join(known)}"
+        )
     return None
 
 
@@ -63,10 +71,13 @@ def bits_are_reachable(
     calibration_tp: int,
     model: ModelSpec,
     unquantized: Collection[str],
+    candidates: Any = None,
     calibration_state: Any = None,
 ) -> str | None:
     """Some choice has as few bits as are asked for."""
-    quantization = QuantizationConfig(algorithm, awq_block_size=awq_block_size, effective_bits=effective_bits)
+    quantization = QuantizationConfig(
+        algorithm, awq_block_size=awq_block_size, effective_bits=effective_bits, candidates=candidates
+    )
     if effective_bits is None or not algorithm_of(quantization).chooses or calibration_state is not None:
         return None
     least = least_bits(layer_groups(quantization, model, formats, calibration_tp, unquantized), quantization)
