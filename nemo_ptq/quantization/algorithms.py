@@ -413,7 +413,7 @@ _AUTO = Algorithm(
     limits=(replace(_FOUR_BIT_OUTPUTS, advice=f"a larger quantization_config.effective_bits; or {_EXCLUDE}"),),
     candidates=("fp8", "int4_awq", "nvfp4"),
 )
-SELECTABLE: Mapping[str, Algorithm] = ChainMap(ALGORITHMS, {AUTO: _AUTO})
+SELECTABLE: Mapping[str, Algorithm] = ChainMap({AUTO: _AUTO}, ALGORITHMS)
 """What `quantization_config.algorithm` names: the algorithms, and the choice among them for each layer."""
 
 
