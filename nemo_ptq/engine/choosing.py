@@ -6,17 +6,16 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
 
 from nemo_ptq.calibration.bit_allocation import Allocation, Cost, allocate, sweep
-from nemo_ptq.calibration.error_learner import ErrorLearner, Way
+from nemo_ptq.calibration.error_learner import ErrorLearner, Way, Ways
 from nemo_ptq.calibration.pipeline import walk
 from nemo_ptq.calibration.rounders import rounder_for
 from nemo_ptq.calibration.streams import BlockRunner, Stream
-from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.export.calibrated import algorithm_scheme
@@ -24,6 +23,9 @@ from nemo_ptq.export.mixing import LayerGroup, bits_of, layer_groups
 from nemo_ptq.job import Job
 from nemo_ptq.quantization.algorithms import quantization_of_layer
 from nemo_ptq.report.records import MixedPrecision
+
+if TYPE_CHECKING:  # builds Megatron's models, which the decisions here can do without
+    from nemo_ptq.checkpoint.loading import LoadedModel
 
 # In the journal's directory: another choice would not fit the blocks that are written.
 _FILE = "choice.json"
@@ -46,7 +48,7 @@ class Choice:
 
 def choose_algorithms(
     job: Job,
-    model: LoadedModel,
+    model: "LoadedModel",
     runner: BlockRunner,
     batches: Sequence[torch.Tensor],
     drop: bool,
@@ -63,20 +65,8 @@ def choose_algorithms(
         reporter: Follows it.
     """
     groups = layer_groups(job.quantization, job.metadata, job.export.formats, job.calibration_tp, job.unquantized)
-    each = {
-        option: quantization_of_layer(job.quantization, option)
-        for option in {option for group in groups for option in group.options} - {NO_QUANT}
-    }
-    ways = {
-        option: Way(rounder_for(quantization, job.decoder), algorithm_scheme(quantization))
-        for option, quantization in each.items()
-    }
-    learner = ErrorLearner(
-        runner,
-        model.parallelism,
-        Stream(batches),
-        {group.linears: {option: ways[option] for option in group.options if option in ways} for group in groups},
-    )
+    ways = ways_to_quantize(groups, job.quantization, job.decoder)
+    learner = ErrorLearner(runner, model.parallelism, Stream(batches), ways)
     reporter.say(f"choosing an algorithm for each of {len(groups)} layers: the calibration data goes through them once")
     walk(model, runner, learner, [learner.stream], [], drop=drop, reporter=reporter)
     everyones: list[Any] = [dict(learner.errors)] * dist.get_world_size()
@@ -86,6 +76,20 @@ def choose_algorithms(
     algorithms, record = choice_of(groups, errors, job.quantization)
     reporter.say(f"chosen: {record.effective_bits:.2f} bits of a weight on average, predicted error {record.error:.3g}")
     return Choice(algorithms, record)
+
+
+def ways_to_quantize(groups: Sequence[LayerGroup], quantization: QuantizationConfig, decoder: str) -> Ways:
+    """Returns what is measured of each group of layers.
+
+    Args:
+        groups: What to choose for.
+        quantization: What the user asked for.
+        decoder: Decoder type of the model, e.g. "llama".
+    """
+    options = {option for group in groups for option in group.options} - {NO_QUANT}
+    own = {option: quantization_of_layer(quantization, option) for option in options}
+    ways = {option: Way(rounder_for(its, decoder), algorithm_scheme(its)) for option, its in own.items()}
+    return {group.linears: {name: ways[name] for name in group.options if name in ways} for group in groups}
 
 
 def choice_of(
