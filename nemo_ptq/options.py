@@ -145,7 +145,7 @@ _KINDS: Mapping[str, Kind] = {
     "size": Kind("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1, int),
     "count": Kind("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0, int),
     "fraction": Kind("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1, float),
-    "bits": Kind("a number from 1 to 16", lambda value: _is_number(value) and 1 <= value <= 16, float),
+    "bits": Kind("a number from 1 to below 16", lambda value: _is_number(value) and 1 <= value < 16, float),
     "switch": Kind("true or false", lambda value: isinstance(value, bool), _truth),
     "path": Kind("a path, in UTF-8", _is_path),
     "text": Kind("a text, in UTF-8", _is_text),

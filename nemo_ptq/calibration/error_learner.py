@@ -132,10 +132,10 @@ class ErrorLearner:
 
     def _error(self, changed: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
         """The mean relative squared change of a token's hidden states."""
-        errors = torch.cat(
-            [_squared(now - before) / _squared(before) for now, before in zip(changed, exact, strict=True)]
-        )
-        total = torch.stack([errors.sum(), torch.ones_like(errors).sum()])
+        total = torch.zeros(2, device=self.runner.device)  # a rank may have no batch
+        for now, before in zip(changed, exact, strict=True):
+            errors = _squared(now - before) / _squared(before)
+            total += torch.stack([errors.sum(), torch.ones_like(errors).sum()])
         error, tokens = self.parallelism.data.sum(total).tolist()
         return error / tokens
 

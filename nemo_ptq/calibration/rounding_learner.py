@@ -42,7 +42,7 @@ from nemo_ptq.calibration.observing import (
     round_cache,
 )
 from nemo_ptq.calibration.rounders import Rounder
-from nemo_ptq.calibration.statistics import PairedMoments
+from nemo_ptq.calibration.statistics import Moments, PairedMoments
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.parallel.ranks import Parallelism, Ranks
@@ -317,7 +317,7 @@ def _is_of_expert(name: str) -> bool:
 _BORROWED = 0.1
 
 
-def share_among_experts(moments: Sequence[PairedMoments], ranks: Ranks) -> None:
+def share_among_experts(moments: Sequence[PairedMoments | Moments], ranks: Ranks) -> None:
     """Adds to the Gram matrix of each expert the mean square of each channel over all experts of its layer.
 
     An expert that saw many more tokens than it has in-features hardly notices; one that saw few is kept from making up

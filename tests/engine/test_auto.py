@@ -24,14 +24,16 @@ from nemo_ptq.report.write import REPORT
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.forward_pass import logits
 from tests.conftest import Demo
+from tests.engine.test_resume import die_between_blocks, said_by
 from tests.engine.test_run import arguments, run_task
 from tests.export.hugging_face import TOKENS, distance, transformers_logits
 from tests.files import digests
 from tests.plan.models import LLAMA_8B, MIXTRAL
-from tests.ranks import run_ranks
+from tests.ranks import RankFailed, run_ranks
 
 # Bits that were asked for, and formats. Formats that are written together mix what all of them can.
 CASES = {"both": (5.9, ("hf", "compressed_tensors")), "one": (4.9, ("compressed_tensors",))}
+EXPERTS = {"experts": (6.0, ("hf",))}
 # Ends of the names of what stores a quantized weight, the scales of tensors apart.
 STORED = (".weight", ".weight_packed", ".weight_scale")
 
@@ -41,7 +43,7 @@ def run_all(checkpoint: Path, root: Path, names: list[str], layout: tuple[int, i
     from tests import steps
 
     for name in names:
-        bits, formats = CASES[name]
+        bits, formats = {**CASES, **EXPERTS}[name]
         quantization = QuantizationConfig(
             "auto", effective_bits=bits, awq_block_size=64, calibration_dataset="builtin", evaluation_dataset_size=0
         )
@@ -153,6 +155,35 @@ def test_over_shards_and_stages(layout: tuple[int, int], checkpoint_of: Callable
     for name in CASES["both"][1]:
         assert [check for check in verify(tmp_path / "both" / name) if not check.ok] == []
         assert 0.98 * 5.9 <= stored_bits(tmp_path / "both" / name) <= 5.91
+
+
+@pytest.mark.slow
+def test_experts_of_a_layer_are_quantized_alike(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run_ranks(run_all, 1, checkpoint_of("mixtral"), tmp_path, list(EXPERTS), timeout=600)
+    directory = tmp_path / "experts"
+    assert [check for check in verify(directory) if not check.ok] == []
+    choice = read_header(directory / IN_EXPORT).choice
+    for layer in range(2):
+        assert len({its for name, its in choice.items() if f"layers.{layer}.mlp.experts." in name}) == 1
+    assert len(set(choice.values())) > 1
+
+
+@pytest.mark.slow
+def test_a_run_that_goes_on_keeps_its_choice(demo: Demo, tmp_path: Path) -> None:
+    settings = {"quality": None, "effective_bits": 6.0, "calibration_dataset_size": 16}
+    for name, resume in (("whole", False), ("out", False), ("out", True)):
+        export = {"export_format": "hf", "resume": resume}
+        task = arguments(demo, tmp_path / name, algorithm="auto", quantization=settings, export=export)
+        if name == "out" and not resume:
+            with pytest.raises(RankFailed, match="died"):
+                run_ranks(die_between_blocks, 1, task)
+            continue
+        (said,) = run_ranks(said_by, 1, task)
+        assert ("choosing an algorithm" in said) != resume
+    whole, resumed = (digests(tmp_path / name) for name in ("whole", "out"))
+    assert [file for file in whole if file.endswith(".safetensors") and whole[file] != resumed[file]] == []
+    first, second = (read_report(tmp_path / name / REPORT).mixed_precision for name in ("whole", "out"))
+    assert first is not None and first == second
 
 
 # --- the choice -------------------------------------------------------------------------------------------------------
