@@ -173,6 +173,11 @@ class Benchmark:
     def _logits(self, stream: Stream) -> Callable[[int], torch.Tensor]:
         return lambda number: self.llama.logits(stream.hidden[number])[0]
 
+    @property
+    def linears(self) -> list[str]:
+        """Names of the linear layers."""
+        return [name for block in self.llama.blocks for name in block.modules if is_linear(name)]
+
     def learner(self, quantization: QuantizationConfig) -> Learner:
         """What calibrates, as in a job."""
         parallelism = Parallelism()
@@ -184,8 +189,8 @@ class Benchmark:
             parallelism,
             Stream(self.batches),
             Stream(self.batches),
-            rounder_for(quantization, _DECODER),
-            algorithm_scheme(quantization),
+            dict.fromkeys(self.linears, rounder_for(quantization, _DECODER)),
+            dict.fromkeys(self.linears, algorithm_scheme(quantization)),
             lambda name, scale: foldable_scale(name, scale, self.shape, False),
             False,
         )

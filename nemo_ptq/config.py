@@ -14,6 +14,8 @@ from pathlib import Path
 from typing import Any, List, Optional, Union  # noqa: UP035
 
 NO_QUANT = "no_quant"
+AUTO = "auto"
+"""The algorithm that chooses one of the others for each layer."""
 CUSTOM = "custom"
 """What :attr:`QuantizationConfig.algorithm_name` says where the user gave a file."""
 ALGORITHM_FILES = (".json", ".yaml", ".yml")
@@ -167,8 +169,8 @@ class QuantizationConfig:
 
     Attributes:
         algorithm: "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"; "fp8_dynamic", "int8_dynamic" or "w4a16_nvfp4",
-            which need no data; or "no_quant" (None means the same); or the path of a JSON or YAML file with a ModelOpt
-            config.
+            which need no data; "auto", which chooses for each layer; or "no_quant" (None means the same); or the path
+            of a JSON or YAML file with a ModelOpt config.
         quality: "fast" takes scales from largest magnitudes, or AWQ's search, and rounds weights to the nearest codes.
             None is "balanced" where that is available, and "fast" elsewhere.
             "balanced" chooses scales and codes together, by how close each layer comes to the unquantized model.
@@ -191,6 +193,8 @@ class QuantizationConfig:
             quantized model is compared with the unquantized one, for the report. 0 turns that off.
         layerwise: Keep one block of weights in memory at a time, for models larger than it. None does so where the
             weights do not fit.
+        effective_bits: Bits of a weight on average over the layers that algorithm "auto" chooses for, scales counted.
+        candidates: The algorithms that "auto" chooses from, beside 16 bits. None takes all that the formats mix.
     """
 
     algorithm: Optional[str] = _setting(
@@ -259,6 +263,18 @@ class QuantizationConfig:
         off=("--resident",),
         default=None,
     )
+    effective_bits: Optional[float] = _setting(
+        "bits",
+        "with algorithm=auto: bits of a weight on average, scales counted, such as 6",
+        "--effective_bits",
+        default=None,
+    )
+    candidates: Union[str, List[str], None] = _setting(  # noqa: RUF009, UP006
+        "algorithms",
+        "with algorithm=auto: the algorithms to choose from beside 16 bits; if not set, all that the formats mix",
+        "--candidates",
+        default=None,
+    )
 
     @property
     def algorithm_file(self) -> Optional[Path]:
@@ -278,6 +294,11 @@ class QuantizationConfig:
     def exclusions(self) -> tuple[str, ...]:
         """The patterns that `exclude` names."""
         return read_list([str(pattern) for pattern in self.exclude] if isinstance(self.exclude, list) else self.exclude)
+
+    @property
+    def candidate_names(self) -> tuple[str, ...]:
+        """The algorithms that `candidates` names."""
+        return read_list(self.candidates)
 
     @property
     def is_balanced(self) -> bool:

@@ -30,7 +30,7 @@ from nemo_ptq.errors import did_you_mean
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.servers import SERVERS
 from nemo_ptq.models.registry import ARCHITECTURES
-from nemo_ptq.quantization.algorithms import ALGORITHMS
+from nemo_ptq.quantization.algorithms import ALGORITHMS, SELECTABLE
 
 
 @dataclass(frozen=True)
@@ -127,6 +127,11 @@ def _are_sources(value: str) -> bool:
     return all(source.is_file or source.is_on_hub or source.name in DATASETS for source in sources)
 
 
+def _are_algorithms(value: Any) -> bool:
+    names = read_list(value)
+    return bool(names) and ALGORITHMS.keys() >= set(names)
+
+
 def _are_patterns(value: Any) -> bool:
     names = read_list([str(name) for name in value] if isinstance(value, list) else value)
     return bool(names) and all(_is_text(name) and name for name in names)
@@ -140,6 +145,7 @@ _KINDS: Mapping[str, Kind] = {
     "size": Kind("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1, int),
     "count": Kind("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0, int),
     "fraction": Kind("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1, float),
+    "bits": Kind("a number from 1 to below 16", lambda value: _is_number(value) and 1 <= value < 16, float),
     "switch": Kind("true or false", lambda value: isinstance(value, bool), _truth),
     "path": Kind("a path, in UTF-8", _is_path),
     "text": Kind("a text, in UTF-8", _is_text),
@@ -148,8 +154,8 @@ _KINDS: Mapping[str, Kind] = {
     "names": Kind("dotted names with commas between, such as my_models.MyConfig", _names_code, names_code=True),
     "algorithm": Kind(
         "one of {names}, or the path of a JSON or YAML file with a ModelOpt config",
-        lambda value: _is_text(value) and (value in ALGORITHMS or value.lower().endswith(ALGORITHM_FILES)),
-        known=ALGORITHMS.keys(),
+        lambda value: _is_text(value) and (value in SELECTABLE or value.lower().endswith(ALGORITHM_FILES)),
+        known=SELECTABLE.keys(),
     ),
     "quality": _one_of(QUALITIES),
     "KV cache format": _one_of(KV_CACHE_FORMATS),
@@ -160,6 +166,7 @@ _KINDS: Mapping[str, Kind] = {
         known=DATASETS.keys(),
     ),
     "formats": Kind("one of {names}, or a list of them such as [trtllm,hf]", _are_formats, known=FORMATS.keys()),
+    "algorithms": Kind("a list of {names}, such as [fp8,nvfp4]", _are_algorithms, known=ALGORITHMS.keys()),
     # NeMo's own configuration allows the number 16.
     "data type": Kind("one of bf16, fp16", lambda value: str(value) in DTYPES, known=DTYPES.keys()),
     "patterns": Kind("a pattern or a list of them, such as [*down_proj*,0,last1]", _are_patterns),

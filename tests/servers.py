@@ -11,7 +11,7 @@ from nemo_ptq.config import NO_QUANT
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.servers import LOADS, SERVERS, UNKNOWN, Answer, Export, Server, answer
 from nemo_ptq.models.registry import Family, families
-from nemo_ptq.quantization.algorithms import ALGORITHMS
+from nemo_ptq.quantization.algorithms import SELECTABLE
 
 DOCUMENT = Path(__file__).parent.parent / "docs" / "servers.md"
 
@@ -39,7 +39,7 @@ def _known_families(format: str, algorithm: str) -> list[Family]:
     known = [family for family in families() if family.refused is None]
     if record.is_hugging_face:
         known = [family for family in known if family.hugging_face is not None]
-    if algorithm not in (NO_QUANT, *record.experts):
+    if not SELECTABLE[algorithm].chooses and algorithm not in (NO_QUANT, *record.experts):
         known = [family for family in known if not _has_experts(family)]
     return known
 
@@ -52,12 +52,12 @@ def _has_experts(family: Family) -> bool:
 def cells() -> Iterator[Export]:
     """Yields every export that there can be, but those of ModelOpt configurations."""
     for format, record in FORMATS.items():
-        for algorithm in ALGORITHMS:
-            if algorithm in record.refused:
+        for algorithm in SELECTABLE:
+            if algorithm in record.refused or (SELECTABLE[algorithm].chooses and not record.mixes):
                 continue
             for family in _known_families(format, algorithm):
                 splits = family.hugging_face is None or family.hugging_face.splits_qkv
-                caches = ALGORITHMS[algorithm].needs_data and (splits or not record.is_hugging_face)
+                caches = SELECTABLE[algorithm].needs_data and (splits or not record.is_hugging_face)
                 for kv_cache, tied in product((False, True)[: 1 + caches], _ties(family)):
                     yield Export(format, algorithm, family.name, kv_cache, tied)
 
@@ -119,7 +119,7 @@ def render() -> str:
             lines += [*(f"    {command.format(directory='OUT')}" for command in server.commands), ""]
         lines += ["| | " + " | ".join(f"`{format}`, {version}" for format, version in columns) + " |"]
         lines += ["|" + "---|" * (1 + len(columns))]
-        for algorithm in ALGORITHMS:
+        for algorithm in SELECTABLE:
             row = []
             for format, version in columns:
                 exports = [export for export in every if (export.format, export.algorithm) == (format, algorithm)]

@@ -42,7 +42,7 @@ from nemo_ptq.calibration.observing import (
     round_cache,
 )
 from nemo_ptq.calibration.rounders import Rounder
-from nemo_ptq.calibration.statistics import PairedMoments
+from nemo_ptq.calibration.statistics import Moments, PairedMoments
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.parallel.ranks import Parallelism, Ranks
@@ -63,11 +63,10 @@ class RoundingLearner:
         parallelism: This rank's place.
         reference: The calibration batches of this data-parallel rank, on their way through the unquantized model.
         quantized: The same on their way through the quantized one.
-        rounder: How layers are rounded.
-        scheme: How they are stored.
+        rounders: How each quantized layer is rounded, by its name.
+        schemes: How it is stored.
         foldable: Which pre-quantization scales there may be.
         quantizes_kv_cache: Whether keys and values are calibrated as well.
-        unquantized: Linear layers that are left alone.
         counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`.
         rounded: This rank's shards of the weights of the block that was learned last, by the layers' names.
     """
@@ -76,11 +75,10 @@ class RoundingLearner:
     parallelism: Parallelism
     reference: Stream
     quantized: Stream
-    rounder: Rounder
-    scheme: Scheme
+    rounders: Mapping[str, Rounder]
+    schemes: Mapping[str, Scheme]
     foldable: Foldable
     quantizes_kv_cache: bool
-    unquantized: Collection[str] = ()
     counts: TokenCounts = field(default_factory=Counter)
     rounded: dict[str, RoundedWeight] = field(default_factory=dict)
 
@@ -99,7 +97,8 @@ class RoundingLearner:
             self.runner.advance(block, self.reference)
             self.quantized.hidden = list(self.reference.hidden)
             return {}
-        linears = linear_shards(block, self.parallelism, self.unquantized)
+        linears = linear_shards(block, self.parallelism)
+        linears = {name: linear for name, linear in linears.items() if name in self.schemes}
         state: dict[str, torch.Tensor] = {}
         with ExitStack() as stack:
             layers = {name: _Layer(block.modules[name], linear, self.runner) for name, linear in linears.items()}
@@ -112,7 +111,7 @@ class RoundingLearner:
                 for name, layer in stage.items():
                     if expert := expert_of(name):
                         self.counts[expert] += layer.moments.tokens
-                    layer.serve(found, self.scheme)
+                    layer.serve(found, self.schemes[name])
                     self.rounded[name] = self._round(layer)
                 for name, module in block.modules.items():
                     if has_cache(name, found):
@@ -136,11 +135,12 @@ class RoundingLearner:
             What their inputs are scaled with: their entries of the calibration state.
         """
         linears = {name: layer.linear for name, layer in stage.items()}
-        observed = {name: linear for name, linear in linears.items() if self.rounder.statistic(linear) is not None}
+        statistics = {name: self.rounders[name].statistic(linear) for name, linear in linears.items()}
+        observed = {name: linear for name, linear in linears.items() if statistics[name] is not None}
         found = BlockStatistics(
             block,
             observed,
-            self.rounder.statistic,
+            lambda linear: statistics[linear.name],
             self.quantizes_kv_cache and any(name.endswith("linear_proj") for name in stage),
             self.parallelism,
             self.runner.dtype,
@@ -164,7 +164,7 @@ class RoundingLearner:
         state = found.cache_entries()
         for name, linear in observed.items():
             constrain = partial(self._constrained, name)
-            entries = self.rounder.decide(linear, found.linears.pop(name), constrain)
+            entries = self.rounders[name].decide(linear, found.linears.pop(name), constrain)
             state |= {f"{name}.input_quantizer.{entry}": value.cpu() for entry, value in entries.items()}
         return state
 
@@ -173,7 +173,7 @@ class RoundingLearner:
 
     def _round(self, layer: "_Layer") -> RoundedWeight:
         """Rounds a layer, and has it compute with what the weight was rounded to."""
-        rounded = round_shard(layer.linear, layer.smoothed(), layer.moments, self.rounder)
+        rounded = round_shard(layer.linear, layer.smoothed(), layer.moments, self.rounders[layer.linear.name])
         del layer.moments
         layer.replace_weight(rounded.weight)
         return RoundedWeight(rounded.codes, rounded.scale, rounded.scale_2)
@@ -317,7 +317,7 @@ def _is_of_expert(name: str) -> bool:
 _BORROWED = 0.1
 
 
-def share_among_experts(moments: Sequence[PairedMoments], ranks: Ranks) -> None:
+def share_among_experts(moments: Sequence[PairedMoments | Moments], ranks: Ranks) -> None:
     """Adds to the Gram matrix of each expert the mean square of each channel over all experts of its layer.
 
     An expert that saw many more tokens than it has in-features hardly notices; one that saw few is kept from making up
@@ -365,6 +365,17 @@ def round_shard(linear: LinearShard, weight: torch.Tensor, moments: PairedMoment
             if share > 0:
                 weight = full_precision_target(weight, share * cross, factor)
         rounded = rounder.round(weight, factor, linear.ranks)
+    return shard_of_rows(rounded, linear)
+
+
+def shard_of_rows(rounded: Rounded, linear: LinearShard) -> Rounded:
+    """Returns this rank's shard of a layer of which each rank has rounded some whole rows; every rank calls it.
+
+    Args:
+        rounded: Where the ranks share the inputs of the layer, this rank's rows of it; else its shard.
+        linear: The layer.
+    """
+    ranks = linear.input_ranks
     if ranks.size == 1:
         return rounded
     scale = rounded.scale

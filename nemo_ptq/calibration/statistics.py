@@ -5,6 +5,7 @@
 Every statistic is a sum or a maximum, so the order of the batches and the number of ranks do not show in it.
 """
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -13,8 +14,14 @@ from nemo_ptq.parallel.ranks import Ranks
 
 
 class Statistic(Protocol):
-    """What is gathered of one linear layer's input."""
+    """What is gathered of one linear layer's input.
 
+    Attributes:
+        needs_whole: Whether it looks at all channels where ranks share them.
+        tokens: How many tokens entered on this rank.
+    """
+
+    needs_whole: bool
     tokens: int
 
     def observe(self, inputs: torch.Tensor, whole: torch.Tensor) -> None:
@@ -179,6 +186,36 @@ class PairedMoments:
             data.sum(total)
         if self.cross is not None:
             data.sum(self.cross)
+
+
+class Several:
+    """Several statistics of one input.
+
+    Args:
+        statistics: At least one.
+
+    Attributes:
+        needs_whole: Whether one of them needs all channels.
+    """
+
+    def __init__(self, statistics: Sequence[Statistic]) -> None:
+        self._statistics = statistics
+        self.needs_whole = any(statistic.needs_whole for statistic in statistics)
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens entered on this rank."""
+        return self._statistics[0].tokens
+
+    def observe(self, inputs: torch.Tensor, whole: torch.Tensor) -> None:
+        """See :meth:`Statistic.observe`."""
+        for statistic in self._statistics:
+            statistic.observe(inputs, whole if statistic.needs_whole else inputs)
+
+    def merge(self, tensor: Ranks, data: Ranks, shares_inputs: bool) -> None:
+        """See :meth:`Statistic.merge`."""
+        for statistic in self._statistics:
+            statistic.merge(tensor, data, shares_inputs)
 
 
 # Of the batches, one in so many is held out; tokens of these that are kept, of each batch and of all.

@@ -15,7 +15,7 @@ from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.checkpoint.parts import is_linear
 from nemo_ptq.config import NO_QUANT
 from nemo_ptq.console.reporter import Reporter
-from nemo_ptq.export.calibrated import WeightAmaxes, algorithm_scheme
+from nemo_ptq.export.calibrated import WeightAmaxes, layer_schemes
 from nemo_ptq.job import Job
 from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.quantization.schemes import Scheme
@@ -51,13 +51,19 @@ class Quantization:
     is_new: bool = False
 
 
-def by_algorithm(job: Job, model: LoadedModel) -> Quantization:
-    """How one of our own algorithms quantizes a model; where there is a calibration state, as that says."""
+def by_algorithm(job: Job, model: LoadedModel, choice: Mapping[str, str]) -> Quantization:
+    """How one of our own algorithms quantizes a model; where there is a calibration state, as that says.
+
+    Args:
+        job: What was asked for.
+        model: This rank's part of the model.
+        choice: Name of the algorithm of each linear layer, where one was chosen for each; otherwise empty.
+    """
     if job.quantization.algorithm_name == NO_QUANT:
         return Quantization({}, given={})
-    scheme = algorithm_scheme(job.quantization)
     names = [name for block in model.blocks for name in block.modules]
-    schemes = {name: scheme for name in names if is_linear(name) and name not in job.unquantized}
+    linears = [name for name in names if is_linear(name) and name not in job.unquantized]
+    schemes = layer_schemes(job.quantization, choice, linears)
     if job.calibration_state is not None:
         saved = load_state(job.calibration_state)
         return Quantization(schemes, _caches_in(saved.tensors), saved.tensors, saved)

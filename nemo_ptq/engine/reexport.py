@@ -24,7 +24,7 @@ from nemo_ptq.console.interrupts import tidying_up
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.finish import finish, say_conclusion
 from nemo_ptq.engine.reservation import reserve
-from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
+from nemo_ptq.export.calibrated import CalibratedLayers, layer_schemes
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.manifest_writer import checksums_of
@@ -34,7 +34,7 @@ from nemo_ptq.export.source import Source
 from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.parallel.ranks import ALONE
-from nemo_ptq.quantization.algorithms import ALGORITHMS, amax_floor
+from nemo_ptq.quantization.algorithms import SELECTABLE, amax_floor
 from nemo_ptq.quantization.state import (
     CalibrationState,
     check_fits,
@@ -76,7 +76,7 @@ def is_possible(job: Job, world_size: int) -> bool:
     return (
         job.calibration_state is not None
         and world_size == 1
-        and job.quantization.algorithm_name in ALGORITHMS
+        and job.quantization.algorithm_name in SELECTABLE
         and all(FORMATS[name].is_packed for name in job.export.formats)
         and not job.metadata.is_quantized
         and not job.legacy_ckpt
@@ -131,8 +131,8 @@ def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequ
     by_name = {part.live_name: part for part in parts}
     modules = {name.rpartition(".")[0] for name in by_name}
     caches = {name.partition(".k_bmm_quantizer")[0] for name in calibration.tensors if ".k_bmm_quantizer" in name}
-    scheme = algorithm_scheme(calibration.header.quantization)
-    schemes = {name: scheme for name in sorted(modules) if is_linear(name) and name not in job.unquantized}
+    linears = [name for name in sorted(modules) if is_linear(name) and name not in job.unquantized]
+    schemes = layer_schemes(calibration.header.quantization, calibration.header.choice, linears)
     layers = CalibratedLayers(
         lambda name: by_name[name].read().to(_LOADED) if name in by_name else None,
         dict(calibration.tensors),

@@ -7,6 +7,7 @@ What was planned is in the :class:`~nemo_ptq.job.Job`.
 
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nemo_ptq.calibration.fingerprint import Fingerprint
 from nemo_ptq.calibration.methods import method_for
 from nemo_ptq.calibration.observing import State, TokenCounts
 from nemo_ptq.calibration.pipeline import Learner, ScaleLearner, gather_counts
-from nemo_ptq.calibration.rounders import rounder_for
+from nemo_ptq.calibration.rounders import Rounder, rounder_for
 from nemo_ptq.calibration.rounding_learner import RoundingLearner
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import parameters_of
@@ -29,6 +30,7 @@ from nemo_ptq.config import NO_QUANT
 from nemo_ptq.console.interrupts import tidying_up
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
+from nemo_ptq.engine.choosing import Choice, choose_algorithms, keep_choice, kept_choice
 from nemo_ptq.engine.evaluation import sample
 from nemo_ptq.engine.finish import calibration_kept, finish, say_conclusion
 from nemo_ptq.engine.journal import Journal, flattened
@@ -36,7 +38,7 @@ from nemo_ptq.engine.quantization import Quantization, by_algorithm, by_modelopt
 from nemo_ptq.engine.reservation import reserve_for_all
 from nemo_ptq.engine.residence import is_layerwise
 from nemo_ptq.engine.walk import WALK_STEPS, JobWalk
-from nemo_ptq.export.calibrated import CalibratedLayers, algorithm_scheme
+from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.folding import foldable_scale
 from nemo_ptq.export.formats import FORMATS
@@ -48,11 +50,11 @@ from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
-from nemo_ptq.quantization.algorithms import amax_floor
+from nemo_ptq.quantization.algorithms import algorithm_of, amax_floor, quantization_of_layer
 from nemo_ptq.quantization.presets import preset_config
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.state import CalibrationState, check_fits, of_block, save_state
-from nemo_ptq.quantization.state_header import IN_EXPORT, WEIGHTS_IN_EXPORT, StateHeader, weights_file
+from nemo_ptq.quantization.state_header import IN_EXPORT, WEIGHTS_IN_EXPORT, StateHeader, read_header, weights_file
 from nemo_ptq.report.compose import Observations, describe
 from nemo_ptq.report.measure import Measurement, evaluation_batches
 from nemo_ptq.report.observe import gather_steps, observe, report_of
@@ -154,8 +156,12 @@ class _BlockJob:
         with self.reporter.part("load"):
             model = open_model(self.job.checkpoint, self.device, dtype=self._dtype, **self.job.loading_options)
             check_exportable(model, self.job)
-        quantization = calibrated or by_algorithm(self.job, model)
-        state, observations, files = self._walk(model, quantization)
+        layerwise = is_layerwise(self.job, self.device, self.reporter)
+        waiting = torch.device("cpu") if layerwise else self.device
+        runner = BlockRunner(model.module, self.device, model.parallelism, waiting)
+        choice = None if calibrated else self._choice(model, runner, layerwise)
+        quantization = calibrated or by_algorithm(self.job, model, {} if choice is None else choice.algorithms)
+        state, observations, files = self._walk(model, runner, layerwise, quantization, choice)
         size = model.size
         for block in model.blocks:
             # Now, and not when Python finds the model's circles: another one may be loaded in a moment.
@@ -191,13 +197,16 @@ class _BlockJob:
                     entry.unlink()
 
     def _walk(
-        self, model: LoadedModel, quantization: Quantization
+        self,
+        model: LoadedModel,
+        runner: BlockRunner,
+        layerwise: bool,
+        quantization: Quantization,
+        choice: Choice | None,
     ) -> tuple[CalibrationState | None, Observations, dict[str, list[Path]]]:
         """Calibrates, writes and measures; returns the state, the figures, and this rank's files by format."""
         job, parallelism = self.job, model.parallelism
-        layerwise = is_layerwise(job, self.device, self.reporter)
-        runner = BlockRunner(model.module, self.device, parallelism, torch.device("cpu") if layerwise else self.device)
-        learner = self._learner(model, runner) if quantization.given is None else None
+        learner = self._learner(model, runner, quantization, choice) if quantization.given is None else None
         source = self._source(model, quantization, self._rounded(model, quantization, learner))
         texts = evaluation_batches(model, self.samples.evaluation)
         reference, quantized = (Stream(texts), Stream(texts)) if texts else (None, None)
@@ -235,13 +244,14 @@ class _BlockJob:
                 exports.write_documents(self.directories)
         state = quantization.saved
         if quantization.is_new:
-            state = self._gather_state(walk.state, walk.fingerprint.whole())
+            state = self._gather_state(walk.state, walk.fingerprint.whole(), choice)
         elif job.calibration_state is not None and not job.metadata.is_quantized:
             assert state is not None
             check_fits(state, walk.fingerprint.whole())
         counts = quantization.expert_tokens if walk.learner is None else gather_counts(walk.expert_tokens, parallelism)
         self._warn_of_idle_experts(counts)
         observations = observe(job, self.samples, walk.measurement.gather(source.shard_map), counts)
+        observations = replace(observations, mixed_precision=None if choice is None else choice.record)
         if job.export.generate_sample:
             self.reporter.say(f"sample after quantization: {sample(model)}")
         return state, observations, self._with_rounded(exports)
@@ -334,9 +344,28 @@ class _BlockJob:
             "processes": dist.get_world_size(),
         }
 
-    def _learner(self, model: LoadedModel, runner: BlockRunner) -> Learner:
-        job = self.job
-        batches = calibration_batches(model, job.quantization, self.samples.calibration, self.reporter)
+    def _batches(self, model: LoadedModel) -> list[torch.Tensor]:
+        """The calibration batches of this data-parallel rank."""
+        return calibration_batches(model, self.job.quantization, self.samples.calibration, self.reporter)
+
+    def _choice(self, model: LoadedModel, runner: BlockRunner, layerwise: bool) -> Choice | None:
+        """What each layer is quantized with, where that is chosen; every rank calls it."""
+        job, directory = self.job, self._staging.journal
+        if not algorithm_of(job.quantization).chooses:
+            return None
+        if job.calibration_state is not None:
+            return Choice(read_header(job.calibration_state).choice, None)
+        if self._resumes:
+            return kept_choice(directory)
+        choice = choose_algorithms(job, model, runner, self._batches(model), layerwise, self.reporter)
+        if self.is_first:
+            keep_choice(directory, choice)
+        return choice
+
+    def _learner(
+        self, model: LoadedModel, runner: BlockRunner, quantization: Quantization, choice: Choice | None
+    ) -> Learner:
+        job, batches = self.job, self._batches(model)
         if not job.quantization.is_balanced:
             method = method_for(job.quantization, job.decoder)
             return ScaleLearner(
@@ -348,14 +377,21 @@ class _BlockJob:
             model.parallelism,
             Stream(batches),
             Stream(batches),
-            rounder_for(job.quantization, job.decoder),
-            algorithm_scheme(job.quantization),
+            self._rounders(quantization, choice),
+            quantization.schemes,
             lambda name, scale: foldable_scale(name, scale, shape, job.quantizes_kv_cache),
             job.quantizes_kv_cache,
-            job.unquantized,
         )
 
-    def _gather_state(self, mine: State, weights: str) -> CalibrationState:
+    def _rounders(self, quantization: Quantization, choice: Choice | None) -> dict[str, Rounder]:
+        """What rounds each quantized layer."""
+        job = self.job
+        if choice is None:
+            return dict.fromkeys(quantization.schemes, rounder_for(job.quantization, job.decoder))
+        own = {name: quantization_of_layer(job.quantization, choice.algorithms[name]) for name in quantization.schemes}
+        return {name: rounder_for(its, job.decoder) for name, its in own.items()}
+
+    def _gather_state(self, mine: State, weights: str, choice: Choice | None) -> CalibrationState:
         """Puts the ranks' parts of the calibration state together; every rank calls it."""
         job = self.job
         everyones: list[State] = [mine] * dist.get_world_size()
@@ -368,6 +404,7 @@ class _BlockJob:
             quantization=job.quantization,
             modelopt_config=preset_config(job.quantization, job.decoder),
             producer=producer(),
+            choice={} if choice is None else choice.algorithms,
         )
         tensors = {name: value for part in everyones for name, value in part.items()}
         return CalibrationState(header, {name: tensors[name].contiguous() for name in sorted(tensors)})

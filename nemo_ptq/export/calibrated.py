@@ -15,7 +15,7 @@ from nemo_ptq.checkpoint.parts import shares_inputs
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.export.module_tensors import Linear, Plain
 from nemo_ptq.parallel.ranks import ALONE, Ranks
-from nemo_ptq.quantization.algorithms import algorithm_of
+from nemo_ptq.quantization.algorithms import algorithm_of, quantization_of_layer
 from nemo_ptq.quantization.pieces import by_rows
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.schemes import Scheme, scheme_for
@@ -25,6 +25,21 @@ def algorithm_scheme(quantization: QuantizationConfig) -> Scheme:
     """Returns the scheme of the layers that one of our algorithms quantizes."""
     algorithm = algorithm_of(quantization)
     return scheme_for(algorithm.scheme, algorithm.block_size_of(quantization))
+
+
+def layer_schemes(
+    quantization: QuantizationConfig, choice: Mapping[str, str], linears: Iterable[str]
+) -> dict[str, Scheme]:
+    """Returns the scheme of each quantized layer.
+
+    Args:
+        quantization: What the user asked for.
+        choice: Name of the algorithm of each layer, where one was chosen for each; otherwise empty.
+        linears: The layers.
+    """
+    own = {name: quantization_of_layer(quantization, choice[name]) if choice else quantization for name in linears}
+    schemes = {name: algorithm_scheme(its) for name, its in own.items()}
+    return {name: scheme for name, scheme in schemes.items() if scheme.quant_algo is not None}
 
 
 def smoothed(weight: torch.Tensor, pre_quant_scale: torch.Tensor) -> torch.Tensor:

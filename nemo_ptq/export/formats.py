@@ -48,6 +48,7 @@ class Format:
         is_tensorrt_llm: Whether its readers are TensorRT-LLM's, with a decoder type and kernels of its own.
         has_parallelism: Whether its files are cut for the tensor and pipeline parallelism of the server.
         mixes_schemes: Whether it can hold layers that are quantized in several ways.
+        mixes: Names of the algorithms whose layers servers load side by side in one model.
         is_hugging_face: Whether it is a Hugging Face directory, for a family that has a class there.
         servers: Names of the servers that it is made for: of these a job says if they do not load what it makes.
     """
@@ -65,6 +66,7 @@ class Format:
     is_tensorrt_llm: bool = False
     has_parallelism: bool = False
     mixes_schemes: bool = False
+    mixes: tuple[str, ...] = ()
     is_hugging_face: bool = False
     servers: tuple[str, ...] = ()
 
@@ -150,6 +152,7 @@ _BUILT_IN = (
         without_kv_cache_alone="its readers want quantized weights; use export_format=compressed_tensors or trtllm",
         experts=("fp8", "nvfp4", "w4a16_nvfp4"),
         mixes_schemes=True,
+        mixes=("fp8", "nvfp4"),
         is_hugging_face=True,
         servers=("vllm", "tensorrt_llm", "sglang"),
     ),
@@ -161,6 +164,8 @@ _BUILT_IN = (
         state_adapter="nemo_ptq.export.folding:foldable",
         experts=("fp8", "int4_awq", "nvfp4", "fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
         mixes_schemes=True,
+        # Those that round without pre-quantization scales: such are folded into other layers, whose rows need scales.
+        mixes=("fp8", "int4_awq", "nvfp4"),
         is_hugging_face=True,
         servers=("vllm", "sglang", "transformers"),
     ),

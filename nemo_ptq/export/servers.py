@@ -9,7 +9,7 @@ docs/servers.md are made from it. Imports nothing heavy: the command line reads 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nemo_ptq.config import NO_QUANT
+from nemo_ptq.config import AUTO, NO_QUANT
 
 LOADS, REFUSED, UNKNOWN = "loads", "refused", "unknown"
 """What a server does with an export."""
@@ -174,6 +174,9 @@ _TIED_NOTE = (
 )
 _RAN_ON_A_GPU = ("Llama", "Mistral", "Qwen 2", "Qwen 3", "Phi 3", "Gemma", "Gemma 2")
 _W4A8_NOTE = "on Hopper GPUs alone, with awq_block_size=128; its kernel rounds the scales of the blocks to FP8"
+_MIXTRAL_NOTE = (
+    "it takes this model's experts for unquantized, since it looks for other names; use vLLM 0.32, or export_format=hf"
+)
 
 _VLLM = (
     Fact(
@@ -200,7 +203,7 @@ _VLLM = (
         REFUSED,
         READ,
         _HF,
-        ("fp8", "nvfp4", "fp8_dynamic", "w4a16_nvfp4"),
+        ("fp8", "nvfp4", "fp8_dynamic", "w4a16_nvfp4", AUTO),
         (*_LLAMAS, "Mistral", "Phi 3", "Gemma 3"),
         ("0.24",),
         tied_embeddings=True,
@@ -344,6 +347,8 @@ _VLLM = (
     Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("w4a8_awq",), _LLAMAS, ("0.32",), kv_cache=False, note=_W4A8_NOTE),
     Fact("vllm", LOADS, READ, _COMPRESSED, ("w4a8_awq",), _SERVED_DENSE, note=_W4A8_NOTE),
     Fact("vllm", LOADS, READ, None, _EVERY, _SERVED_FAMILIES),
+    Fact("vllm", REFUSED, READ, _COMPRESSED, (AUTO,), ("Mixtral",), ("0.24",), note=_MIXTRAL_NOTE),
+    Fact("vllm", LOADS, READ, None, (AUTO,), (*_SERVED_FAMILIES, *_HYBRIDS)),
     Fact("vllm", LOADS, READ, _COMPRESSED, ("w4a8_awq",), _HYBRIDS, note=_W4A8_NOTE),
     Fact("vllm", LOADS, READ, None, _EVERY, _HYBRIDS),
 )
@@ -452,7 +457,7 @@ _TRANSFORMERS = (
         ("4.57",),
         note=_NEEDS_LIBRARY,
     ),
-    Fact("transformers", LOADS, RAN, _COMPRESSED, _EVERY, ("Llama",), ("4.57",), note=_NEEDS_LIBRARY),
+    Fact("transformers", LOADS, RAN, _COMPRESSED, (*_EVERY, AUTO), ("Llama",), ("4.57",), note=_NEEDS_LIBRARY),
     Fact("transformers", LOADS, READ, _COMPRESSED, _EVERY, _KNOWN_FAMILIES, ("4.57",), note=_NEEDS_LIBRARY),
 )
 FACTS: Sequence[Fact] = (*_VLLM, *_TENSORRT_LLM, *_ENGINES, *_SGLANG, *_TRANSFORMERS)

@@ -21,7 +21,7 @@ from nemo_ptq.export.trtllm.exclusions import exclude_modules
 from nemo_ptq.models.registry import ARCHITECTURES
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.sharding import linear_parameters, model_parameters
-from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
+from nemo_ptq.quantization.algorithms import Algorithm, algorithm_of, kv_cache_is_quantized
 from nemo_ptq.quantization.excluded import unquantized_layers
 from nemo_ptq.quantization.state_header import WEIGHTS_IN_EXPORT
 from nemo_ptq.verify.model_config import DEFAULT_EXCLUDE_MODULES, Config, Mapping, Moe, Quantization
@@ -115,7 +115,7 @@ def weight_files(
         format = FORMATS[name]
         if quantization.is_balanced:
             plain = sum(prod(model.module(name).shape) for name in unquantized_layers(quantization, model))
-            weights = algorithm_of(quantization).packed_bytes * (linear_parameters(model) - plain)
+            weights = algorithm_of(quantization).packed_bytes_of(quantization) * (linear_parameters(model) - plain)
             yield FileSize(f"{prefix}{WEIGHTS_IN_EXPORT}", int(weights), exact=False)
         if format.is_tensorrt_llm:
             for file in rank_files(reader_config(model, decoder, quantization, export)):
@@ -123,9 +123,9 @@ def weight_files(
                 yield replace(file, name=prefix + file.name, exact=exact)
         elif not format.is_packed:
             yield FileSize(f"{prefix}weights/*.distcp", 2 * model_parameters(model), exact=False)
-        elif model.state_space is not None or algorithm_of(quantization).quant_algo not in (None, *ALGORITHMS):
-            linears = linear_parameters(model)
-            size = 2 * (model_parameters(model) - linears) + algorithm_of(quantization).packed_bytes * linears
+        elif model.state_space is not None or _is_counted(algorithm_of(quantization)):
+            linears, each = linear_parameters(model), algorithm_of(quantization).packed_bytes_of(quantization)
+            size = 2 * (model_parameters(model) - linears) + each * linears
             yield FileSize(f"{prefix}*.safetensors", int(size), exact=False)
         else:
             whole = reader_config(model, decoder, quantization, replace(export, inference_tp=1, inference_pp=1))
@@ -144,6 +144,11 @@ def context_files(checkpoint: Path, export: ExportConfig) -> Iterator[FileSize]:
             place, size = "tokenizer*", tokenizer
         if size:
             yield FileSize(prefix + place, size, exact=False)
+
+
+def _is_counted(algorithm: Algorithm) -> bool:
+    """Whether a size is so many bytes for each weight: TensorRT-LLM's reader, whose tables say more, has no such."""
+    return algorithm.chooses or algorithm.quant_algo not in (None, *ALGORITHMS)
 
 
 def space_problem(path: Any, files: Iterable[FileSize], resume: bool) -> str | None:

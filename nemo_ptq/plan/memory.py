@@ -186,6 +186,23 @@ def _rounding_bytes(linears: tuple[Linear, ...], activations: int, tokens: int, 
     return max(phases, key=sum)
 
 
+def _choosing_bytes(linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool) -> tuple[int, int]:
+    """Activations and statistics while the options of one layer are tried, when they are largest together.
+
+    All Gram matrices are there while the batches run; then each linear layer, or all experts, have two inverses, of
+    the columns in their own order and in another, and a rounded weight.
+    """
+    grams = sum(_gram(linear) for linear in linears)
+    observing = max(_observing_bytes(linear, tokens // linear.count, on_gpu) for linear in linears)
+    phases = [(activations, grams + observing)]
+    for linear in linears:
+        inverse = linear.whole_columns**2
+        kept = (2 * inverse * _FP32 + linear.weights * _BF16) * linear.count
+        phases.append((activations, grams + kept))
+        phases.append((0, grams + kept + inverse * _INVERSE_BYTES + linear.weights * _ROUNDED_COPIES * _FP32))
+    return max(phases, key=sum)
+
+
 def compared_documents(model: ModelSpec, quantization: QuantizationConfig) -> int:
     """How many samples the quantized model is compared with the unquantized one on."""
     most = max(1, _MOST_LOGITS // (min(COMPARED_SEQ_LEN, model.seq_length) * model.vocab_size))
@@ -248,7 +265,10 @@ class _Rank:
         batches = Batches.of(self.quantization, self.parallelism)
         activations = activation_bytes(self.model, self.parallelism, batches.tokens)
         if self.quantization.is_balanced:
-            return _rounding_bytes(self.linears, activations, batches.tokens, self.on_gpu)
+            steps = [_rounding_bytes(self.linears, activations, batches.tokens, self.on_gpu)]
+            if self.algorithm.chooses:
+                steps.append(_choosing_bytes(self.linears, activations, batches.tokens, self.on_gpu))
+            return max(steps, key=sum)
         if self.algorithm.gram_candidates:
             return _awq_bytes(self.model, self.linears, activations, batches.tokens, self.on_gpu)
         # SmoothQuant looks at the magnitude of one weight at a time, when the activations are gone.
@@ -273,7 +293,8 @@ class _Rank:
             }
             sizes = {linear.name: linear.weights * linear.count for linear in self.linears}
             kept = sum(size for name, size in sizes.items() if name in plain)
-            return int((sum(sizes.values()) - kept) * self.algorithm.packed_bytes) + kept * _BF16
+            packed = self.algorithm.packed_bytes_of(self.quantization)
+            return int((sum(sizes.values()) - kept) * packed) + kept * _BF16
         return block.parameters * _BF16
 
     def round(self, kept: int) -> int:

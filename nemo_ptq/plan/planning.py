@@ -28,6 +28,12 @@ from nemo_ptq.plan.rules.exclusions import (
 from nemo_ptq.plan.rules.format_limits import experts_have_a_format, server_loads_it
 from nemo_ptq.plan.rules.gathering import with_quality
 from nemo_ptq.plan.rules.layerwise import layerwise_is_possible
+from nemo_ptq.plan.rules.mixed_precision import (
+    bits_are_reachable,
+    bits_go_with_auto,
+    choice_is_rounded_balanced,
+    formats_mix,
+)
 from nemo_ptq.plan.rules.model import state_spaces_are_calibrated_here, state_spaces_have_a_format
 from nemo_ptq.plan.rules.parallelism import (
     experts_are_sharded_once,
@@ -64,6 +70,10 @@ _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     experts_have_a_format: lambda model, quantization: bool(model.num_experts),
     algorithm_file_names_megatrons_layers: lambda model, quantization: quantization.algorithm_name == CUSTOM,
     algorithm_file_is_config: lambda model, quantization: quantization.algorithm_name == CUSTOM,
+    bits_go_with_auto: lambda model, quantization: False,
+    formats_mix: lambda model, quantization: algorithm_of(quantization).chooses,
+    choice_is_rounded_balanced: lambda model, quantization: False,
+    bits_are_reachable: lambda model, quantization: algorithm_of(quantization).chooses,
     quality_is_available: lambda model, quantization: quantization.is_balanced,
     kv_cache_has_algorithm: lambda model, quantization: bool(quantization.enable_kv_cache),
     loop_has_something_to_calibrate: lambda model, quantization: False,

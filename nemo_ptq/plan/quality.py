@@ -8,7 +8,7 @@ from typing import Any
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.spec import ModelSpec
-from nemo_ptq.quantization.algorithms import ALGORITHMS, algorithm_of
+from nemo_ptq.quantization.algorithms import SELECTABLE, algorithm_of
 
 
 def obstacle_to_balanced(
@@ -23,8 +23,8 @@ def obstacle_to_balanced(
     """What keeps a job from quality "balanced", and what to change; None where nothing does."""
     if kv_cache_only:
         return "kv_cache_only leaves all weights in 16 bits", "leave kv_cache_only out"
-    if algorithm_of(QuantizationConfig(algorithm)).rounder is None:
-        known = ", ".join(name for name, record in ALGORITHMS.items() if record.rounder)
+    if not algorithm_of(QuantizationConfig(algorithm)).has_balanced:
+        known = ", ".join(name for name, record in SELECTABLE.items() if record.has_balanced)
         return f"algorithm={algorithm} rounds to the nearest codes alone", f"use one of {known}"
     for name in formats:
         if not FORMATS[name].is_packed:

@@ -59,7 +59,10 @@ def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work
     tokens = quantization.calibration_dataset_size * quantization.calibration_seq_len
     forward = _forward_flops(model, tokens, quantization.calibration_seq_len)
     if quantization.is_balanced:
-        return Work(forward_passes(quantization) * forward, _rounding_flops(model, tokens))
+        rounding = _rounding_flops(model, tokens)
+        if algorithm.chooses:  # of one Gram matrix two inverses, and a rounding for each option
+            rounding += _rounding_flops(model, tokens, grams=1, inverses=2, roundings=len(algorithm.candidates))
+        return Work(forward_passes(quantization) * forward, rounding)
     grams = 0
     if algorithm.gram_candidates:
         for linears, layers in _kinds(model):
@@ -74,17 +77,19 @@ def forward_passes(quantization: QuantizationConfig) -> int:
     if not quantization.is_balanced:
         return 1
     # The unquantized stream, and the quantized one as far as each of four layers, in sum one and a half, and once more.
-    return 4
+    # To choose, the unquantized one goes through each block once more, and some of it for each option of each layer.
+    return 6 if algorithm_of(quantization).chooses else 4
 
 
-def _rounding_flops(model: ModelSpec, tokens: int) -> int:
-    """Two Gram matrices of each linear layer, the inverse of one, and the weight moved with both and then rounded."""
+def _rounding_flops(model: ModelSpec, tokens: int, grams: int = 2, inverses: int = 1, roundings: int = 1) -> int:
+    """Gram matrices of each linear layer, the inverse of one, and the weight moved with both and then rounded."""
     total = 0
     for linears, layers in _kinds(model):
         for linear in linears:
             size = linear.whole_columns
-            grams = 2 * 2 * tokens * size**2 * _active(model, linear)
-            total += layers * (grams + linear.count * (_INVERSE * size**3 + _ROUNDING * linear.weights * size))
+            gathered = grams * 2 * tokens * size**2 * _active(model, linear)
+            rounded = inverses * _INVERSE * size**3 + roundings * _ROUNDING * linear.weights * size
+            total += layers * (gathered + linear.count * rounded)
     return total
 
 

@@ -6,11 +6,12 @@ A new algorithm is a record that is given to :func:`register`, and where it deci
 (:mod:`nemo_ptq.calibration.methods`) that the record names. Imports nothing heavy: the command line reads this table.
 """
 
+from collections import ChainMap
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nemo_ptq.config import CUSTOM, NO_QUANT, QuantizationConfig
+from nemo_ptq.config import AUTO, CUSTOM, NO_QUANT, QuantizationConfig
 from nemo_ptq.errors import PtqError, did_you_mean
 
 # Makes settings of what the user asked for and the model's decoder type, e.g. "llama".
@@ -66,11 +67,15 @@ class Algorithm:
         amax_floors: What activation amaxes are at least, by decoder type.
         quantizes_kv_cache: Whether the KV cache is quantized if the user says nothing.
         smooths: Whether weights are divided by a pre-quantization scale before they are packed.
+        bits: Bits of a weight's code.
+        block_scale_bits: Bits of the scale of a block.
         packed_bytes: Bytes of a packed weight, scales included, for each of its elements.
         packing_bytes: What torch needs beside a weight to pack it, in bytes for each of its elements.
         gram_candidates: How many scales are tried over a Gram matrix of each layer's inputs; 0 without such matrices.
         required_recovery: The least baseline perplexity / perplexity with which it passes; None where nothing is lost.
         limits: What figures of layers should keep.
+        candidates: Names of the algorithms that it chooses from for each layer, with `effective_bits` on average;
+            none of one that quantizes all layers alike.
     """
 
     name: str
@@ -94,11 +99,14 @@ class Algorithm:
     amax_floors: Mapping[str, float] = field(default_factory=dict)
     quantizes_kv_cache: bool = False
     smooths: bool = False
+    bits: int = 16
+    block_scale_bits: int = 0
     packed_bytes: float = 2.0
     packing_bytes: int = 0
     gram_candidates: int = 0
     required_recovery: float | None = None
     limits: tuple[Limit, ...] = ()
+    candidates: tuple[str, ...] = ()
 
     @property
     def quantizes(self) -> bool:
@@ -111,6 +119,16 @@ class Algorithm:
         return bool(self.entries)
 
     @property
+    def chooses(self) -> bool:
+        """Whether it chooses another algorithm for each layer."""
+        return bool(self.candidates)
+
+    @property
+    def has_balanced(self) -> bool:
+        """Whether it has quality "balanced"."""
+        return self.rounder is not None or self.chooses
+
+    @property
     def takes_block_size(self) -> bool:
         """Whether the user's `awq_block_size` is a setting of it."""
         return self.block_size is None
@@ -118,6 +136,17 @@ class Algorithm:
     def block_size_of(self, quantization: QuantizationConfig) -> int:
         """Input features that share a weight scale; 0 where there are no blocks."""
         return quantization.awq_block_size if self.block_size is None else self.block_size
+
+    def bits_per_weight(self, quantization: QuantizationConfig) -> float:
+        """Bits of a weight on average, its share of a block's scale included; scales of rows and tensors are few."""
+        if self.chooses and quantization.effective_bits is not None:
+            return quantization.effective_bits
+        block_size = self.block_size_of(quantization)
+        return self.bits + (self.block_scale_bits / block_size if block_size else 0)
+
+    def packed_bytes_of(self, quantization: QuantizationConfig) -> float:
+        """Bytes of a packed weight, scales included, for each of its elements."""
+        return self.bits_per_weight(quantization) / 8 if self.chooses else self.packed_bytes
 
 
 _EXCLUDE = "leave the layer unquantized: name it in quantization_config.exclude"
@@ -179,6 +208,7 @@ _BUILT_IN = (
         preset="fp8",
         amax_floors=_FP8_FLOORS,
         quantizes_kv_cache=True,
+        bits=8,
         packed_bytes=1.0,
         packing_bytes=5,
         required_recovery=0.99,
@@ -204,6 +234,7 @@ _BUILT_IN = (
         preset_method=lambda quantization, decoder: {"method": "smoothquant", "alpha": quantization.fixed_alpha},
         amax_floors=_INT8_FLOORS,
         smooths=True,
+        bits=8,
         packed_bytes=1.0,
         packing_bytes=7,
         required_recovery=0.98,
@@ -243,6 +274,8 @@ _BUILT_IN = (
         row_multiple=64,
         column_multiple=64,
         vocab_multiple=64,
+        bits=4,
+        block_scale_bits=16,
         packed_bytes=0.54,
         packing_bytes=14,
         smooths=True,
@@ -275,6 +308,8 @@ _BUILT_IN = (
         row_multiple=128,
         column_multiple=128,
         vocab_multiple=64,
+        bits=4,
+        block_scale_bits=16,
         packed_bytes=0.54,
         packing_bytes=14,
         smooths=True,
@@ -294,6 +329,8 @@ _BUILT_IN = (
         row_multiple=128,
         column_multiple=64,
         dense_multiple=32,
+        bits=4,
+        block_scale_bits=8,
         packed_bytes=0.57,
         packing_bytes=40,
         required_recovery=0.95,
@@ -310,6 +347,7 @@ _BUILT_IN = (
         quant_algo="FP8_PER_CHANNEL_PER_TOKEN",
         entries=(),
         preset="fp8_dynamic",
+        bits=8,
         packed_bytes=1.0,
         packing_bytes=7,
         required_recovery=0.99,
@@ -321,6 +359,7 @@ _BUILT_IN = (
         scheme="int8_dynamic",
         quant_algo="INT8_PER_CHANNEL_PER_TOKEN",
         entries=(),
+        bits=8,
         packed_bytes=1.0,
         packing_bytes=7,
         required_recovery=0.98,
@@ -346,6 +385,8 @@ _BUILT_IN = (
         row_multiple=128,
         column_multiple=64,
         dense_multiple=128,
+        bits=4,
+        block_scale_bits=8,
         packed_bytes=0.57,
         packing_bytes=40,
         required_recovery=0.95,
@@ -362,7 +403,18 @@ _OF_A_FILE = Algorithm(
 )
 
 ALGORITHMS: dict[str, Algorithm] = {algorithm.name: algorithm for algorithm in _BUILT_IN}
-"""The algorithms that `quantization_config.algorithm` names, in the order in which messages list them."""
+"""The algorithms that quantize all layers alike, in the order in which messages list them."""
+
+_AUTO = Algorithm(
+    AUTO,
+    "mixed precision, chosen by layer",
+    packing_bytes=40,
+    required_recovery=0.95,
+    limits=(replace(_FOUR_BIT_OUTPUTS, advice=f"a larger quantization_config.effective_bits; or {_EXCLUDE}"),),
+    candidates=("fp8", "int4_awq", "nvfp4"),
+)
+SELECTABLE: Mapping[str, Algorithm] = ChainMap({AUTO: _AUTO}, ALGORITHMS)
+"""What `quantization_config.algorithm` names: the algorithms, and the choice among them for each layer."""
 
 
 def register(algorithm: Algorithm) -> None:
@@ -371,7 +423,7 @@ def register(algorithm: Algorithm) -> None:
     Raises:
         PtqError: If there is an algorithm of that name.
     """
-    if algorithm.name in (*ALGORITHMS, CUSTOM):
+    if algorithm.name in (*SELECTABLE, CUSTOM):
         raise PtqError(f"there is an algorithm {algorithm.name} already: give yours another name")
     ALGORITHMS[algorithm.name] = algorithm
 
@@ -384,10 +436,10 @@ def algorithm_named(name: str) -> Algorithm:
     """
     if name == CUSTOM:
         return _OF_A_FILE
-    if name not in ALGORITHMS:
-        hint = did_you_mean(name, list(ALGORITHMS)) or f"; there are {', '.join(ALGORITHMS)}"
+    if name not in SELECTABLE:
+        hint = did_you_mean(name, list(SELECTABLE)) or f"; there are {', '.join(SELECTABLE)}"
         raise PtqError(f"quantization_config.algorithm={name} is not known{hint}")
-    return ALGORITHMS[name]
+    return SELECTABLE[name]
 
 
 def algorithm_of(quantization: QuantizationConfig) -> Algorithm:
@@ -397,6 +449,11 @@ def algorithm_of(quantization: QuantizationConfig) -> Algorithm:
         PtqError: If there is none of that name.
     """
     return algorithm_named(quantization.algorithm_name)
+
+
+def quantization_of_layer(quantization: QuantizationConfig, algorithm: str) -> QuantizationConfig:
+    """Returns the configuration that quantizes all layers as one of them is that an algorithm was chosen for."""
+    return replace(quantization, algorithm=algorithm, effective_bits=None, candidates=None)
 
 
 def kv_cache_is_quantized(quantization: QuantizationConfig, decoder: str) -> bool:

@@ -10,7 +10,7 @@ from safetensors import SafetensorError, safe_open
 
 from nemo_ptq.errors import ConfigError
 from nemo_ptq.models.spec import ModelSpec
-from nemo_ptq.quantization.algorithms import ALGORITHMS, kv_cache_is_quantized
+from nemo_ptq.quantization.algorithms import ALGORITHMS, SELECTABLE, algorithm_named, kv_cache_is_quantized
 from nemo_ptq.quantization.excluded import unquantized_layers
 from nemo_ptq.quantization.state_header import StateHeader
 
@@ -39,10 +39,6 @@ def read_entries(path: Path) -> dict[str, tuple[str, Shape]]:
 
 def expected_shapes(header: StateHeader, model: ModelSpec) -> dict[str, Shape]:
     """Returns the shape of each tensor that one of our algorithms decides of a model, by the tensor's name."""
-    algorithm = ALGORITHMS[header.quantization.algorithm_name]
-    kinds = algorithm.entries
-    if header.quantization.is_balanced and algorithm.rounder_entries is not None:
-        kinds = algorithm.rounder_entries
     with_cache = kv_cache_is_quantized(header.quantization, header.decoder)
     unquantized = unquantized_layers(header.quantization, model)
     shapes: dict[str, Shape] = {}
@@ -51,10 +47,36 @@ def expected_shapes(header: StateHeader, model: ModelSpec) -> dict[str, Shape]:
         for module in layer.modules:
             if module.is_quantized and f"{name}{module.name}" not in unquantized:
                 quantizer = f"{name}{module.name}.input_quantizer."
+                kinds = _kinds(header, f"{name}{module.name}")
                 shapes |= {f"{quantizer}{kind}": (1,) if kind == "amax" else (module.inputs,) for kind in kinds}
         if with_cache and "self_attention.linear_qkv" in layer:
             shapes |= {f"{name}{_ATTENTION}.{which}_bmm_quantizer.amax": (1,) for which in "kv"}
     return shapes
+
+
+def _kinds(header: StateHeader, linear: str) -> tuple[str, ...]:
+    """What is decided of a linear layer that is quantized."""
+    algorithm = algorithm_named(header.choice.get(linear, header.quantization.algorithm_name))
+    is_rounded = header.quantization.is_balanced and algorithm.rounder_entries is not None
+    return algorithm.rounder_entries or () if is_rounded else algorithm.entries
+
+
+def _choice_problem(header: StateHeader, model: ModelSpec) -> str | None:
+    """What is wrong with the algorithms that were chosen for the layers."""
+    if not algorithm_named(header.quantization.algorithm_name).chooses:
+        return "it names an algorithm for each layer, and quantizes all alike" if header.choice else None
+    unquantized = unquantized_layers(header.quantization, model)
+    linears = {
+        name
+        for index, layer in enumerate(model.layers)
+        for module in layer.modules
+        if module.is_quantized and (name := f"decoder.layers.{index}.{module.name}") not in unquantized
+    }
+    if header.choice.keys() != linears:
+        odd = sorted(header.choice.keys() ^ linears)[0]
+        return f"it names {'an' if odd in header.choice else 'no'} algorithm for {odd}"
+    unknown = set(header.choice.values()) - ALGORITHMS.keys()
+    return f"it names the algorithm {min(unknown)}, which is not known" if unknown else None
 
 
 def entry_problems(entries: Mapping[str, tuple[str, Shape]], header: StateHeader, model: ModelSpec) -> Iterator[str]:
@@ -62,7 +84,10 @@ def entry_problems(entries: Mapping[str, tuple[str, Shape]], header: StateHeader
 
     Of a ModelOpt configuration of the user's own it is not known which there should be, but what they may be called.
     """
-    if header.quantization.algorithm_name in ALGORITHMS:
+    if problem := _choice_problem(header, model):
+        yield problem
+        return
+    if header.quantization.algorithm_name in SELECTABLE:
         expected = expected_shapes(header, model)
         yield from (f"{name} is missing" for name in expected if name not in entries)
     else:

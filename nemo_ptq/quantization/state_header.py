@@ -5,7 +5,7 @@
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ _VERSION = 1
 # How a job has gone about it; the state is the same either way.
 _NOT_OF_THE_STATE = ("layerwise",)
 # Settings that states did not have at first, which leave them out where they say nothing.
-_NEWER = {"quality": FAST, "exclude": None, "kv_cache_only": False}
+_NEWER = {"quality": FAST, "exclude": None, "kv_cache_only": False, "effective_bits": None, "candidates": None}
 # Algorithms of ModelOpt whose weight amaxes are the largest magnitudes of the smoothed weight.
 _RANGES_FOLLOW = (None, "max", "smoothquant", "awq_lite")
 
@@ -44,6 +44,7 @@ class StateHeader:
         quantization: What the user asked for.
         modelopt_config: What ModelOpt was asked for, as JSON has it.
         producer: Versions of the packages that took part.
+        choice: Name of the algorithm of each linear layer, by Megatron's name of it, where one was chosen for each.
     """
 
     checkpoint: str
@@ -53,6 +54,7 @@ class StateHeader:
     quantization: QuantizationConfig
     modelopt_config: Mapping[str, Any]
     producer: Mapping[str, str]
+    choice: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def method(self) -> Any:
@@ -75,6 +77,8 @@ class StateHeader:
         for name, default in _NEWER.items():
             if quantization[name] == default:
                 quantization.pop(name)
+        if not self.choice:
+            del content["choice"]
         return {_KEY: json.dumps(content)}
 
 
@@ -125,6 +129,9 @@ def read_header(path: Path) -> StateHeader:
         version = content.pop("version", None)
         if version != _VERSION:
             raise TypeError(f"version {version} of the format, not {_VERSION}")
+        choice = content.setdefault("choice", {})
+        if not isinstance(choice, dict) or not all(isinstance(name, str) for name in choice.values()):
+            raise TypeError("its choice is no object of names")
         content["quantization"] = QuantizationConfig(**{"quality": FAST, **_with_home(content["quantization"])})
         return StateHeader(**_with_home(content))
     except (TypeError, ValueError, AttributeError, KeyError) as error:

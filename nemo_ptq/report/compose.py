@@ -14,7 +14,7 @@ from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.report.advice import findings_of
 from nemo_ptq.report.command import reproducing_command
 from nemo_ptq.report.metrics import expert_records
-from nemo_ptq.report.records import Layer, Quality, Report, Serving, Summary
+from nemo_ptq.report.records import Layer, MixedPrecision, Quality, Report, Serving, Summary
 from nemo_ptq.report.words import verdict
 from nemo_ptq.verify.evaluate import DocumentScore, summarize
 
@@ -33,12 +33,14 @@ class Observations:
         quality: Quantized against unquantized.
         missing: Why figures are missing, by "quality" or "activations".
         expert_tokens: Calibration tokens by (layer, expert).
+        mixed_precision: What was chosen for the layers, where each was chosen for.
     """
 
     layers: tuple[Layer, ...] = ()
     quality: Quality | None = None
     missing: Mapping[str, str] = field(default_factory=dict)
     expert_tokens: Mapping[tuple[int, int], int] = field(default_factory=dict)
+    mixed_precision: MixedPrecision | None = None
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ def compose(
         versions=versions,
         files=files,
         servers=tuple(servers),
+        mixed_precision=observations.mixed_precision,
     )
     return report if observations.quality is None else with_quality(report, observations.quality)
 

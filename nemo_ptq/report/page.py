@@ -130,6 +130,24 @@ def _is_calibrated(algorithm: str) -> bool:
         return True
 
 
+def _chooses(algorithm: str) -> bool:
+    try:
+        return algorithm_named(algorithm).chooses
+    except PtqError:
+        return False
+
+
+def schemes_of(layers: Sequence[Layer]) -> list[tuple[str, list[str]]]:
+    """Which layers each scheme has, in words: the scheme, and a line for each kind of layer."""
+    found: dict[str, dict[str, list[int]]] = defaultdict(lambda: defaultdict(list))
+    for layer in layers:
+        found[layer.scheme or "unquantized"][layer.kind].append(layer.layer)
+    return [
+        (scheme, [f"{words.kind_name(kind)}: {words.index_ranges(indices)}" for kind, indices in kinds.items()])
+        for scheme, kinds in sorted(found.items())
+    ]
+
+
 def _context(report: Report) -> dict[str, Any]:
     word, fails = words.verdict(report.summary)
     return {
@@ -143,6 +161,7 @@ def _context(report: Report) -> dict[str, Any]:
         "fails": fails,
         "headline": headline(report.summary),
         "findings": grouped(report.findings),
+        "schemes": schemes_of(report.layers) if _chooses(report.summary.algorithm) else [],
         "checkpoint_name": PurePosixPath(report.summary.checkpoint).name,
     }
 
@@ -174,6 +193,7 @@ def render_page(report: Report) -> str:
         ),
         "scales": make_chart("scales", plots.scale_chart(report.layers), "Pre-quantization scales by layer"),
         "experts": make_chart("experts", plots.expert_chart(report.experts), "Calibration tokens by layer and expert"),
+        "bits": make_chart("bits", plots.bits_chart(report.mixed_precision), "Predicted error over bits of a weight"),
         "steps": make_chart("steps", plots.step_chart(report.steps), "Time and peak memory of each step"),
     }
     return make_environment().get_template("report.html.j2").render(**_context(report), charts=charts)

@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from nemo_ptq.console.stopwatch import Step
-from nemo_ptq.report.records import ExpertTokens, Layer, Report
+from nemo_ptq.report.records import ExpertTokens, Layer, MixedPrecision, Report
 from nemo_ptq.report.words import human_bytes, kind_name, seconds, verdict
 
 # Colours as they are on white. In a page the variables of its style sheet take their place.
@@ -353,6 +353,28 @@ def expert_chart(experts: Sequence[ExpertTokens]) -> Figure | None:
         axes.spines["bottom"].set_visible(False)
         axes.set_xlabel("expert")
         axes.set_ylabel("layer")
+    return figure
+
+
+def bits_chart(mixed: MixedPrecision | None) -> Figure | None:
+    """The predicted error of the best choice for each number of bits, with the one that was made.
+
+    Returns:
+        The drawing, or None where nothing was chosen.
+    """
+    curve = [] if mixed is None else [(bits, error) for bits, error in mixed.curve if error > 0]
+    if mixed is None or not curve:
+        return None
+    with _style():
+        figure = Figure(figsize=(_WIDTH, 2.2), layout="constrained")
+        axes = figure.subplots()
+        _prepare(axes, logarithmic=True)
+        axes.plot(*zip(*curve, strict=True), color=MUTED, linewidth=1.2, marker="o", markersize=2.5)
+        if mixed.error > 0:
+            axes.plot(mixed.effective_bits, mixed.error, "o", color=ACCENT, markersize=8, zorder=4)
+        axes.axvline(mixed.effective_bits, color=ACCENT, linewidth=1, linestyle=(0, (4, 3)))
+        axes.set_xlabel("bits of a weight on average")
+        axes.set_ylabel("predicted error")
     return figure
 
 

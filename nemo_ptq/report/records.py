@@ -118,6 +118,22 @@ class Finding:
 
 
 @dataclass(frozen=True)
+class MixedPrecision:
+    """What algorithm "auto" has chosen: :class:`Layer` says how each layer is quantized.
+
+    Attributes:
+        effective_bits: Bits of a weight on average over the layers that were chosen for, the scales of blocks counted.
+        error: What the choice was predicted to change: the sum over the layers of the mean relative squared change of
+            the hidden states behind their block.
+        curve: Effective bits and error of other choices, each the best for its bits, from the fewest bits.
+    """
+
+    effective_bits: float
+    error: float
+    curve: tuple[tuple[float, float], ...]
+
+
+@dataclass(frozen=True)
 class Summary:
     """The figures that one looks at first.
 
@@ -199,6 +215,8 @@ class Report:
         files: Size and BLAKE3 of every other file of the directory but the manifest, by relative path.
         version: Of this schema.
         servers: What servers that read the directory's format do with it.
+        mixed_precision: What was chosen for the layers; None where they are quantized alike, or the calibration is that
+            of a file.
     """
 
     summary: Summary
@@ -214,6 +232,7 @@ class Report:
     files: Mapping[str, Mapping[str, Any]]
     version: int = VERSION
     servers: tuple[Serving, ...] = ()
+    mixed_precision: MixedPrecision | None = None
 
 
 def to_json(report: Report) -> str:
@@ -241,6 +260,7 @@ def read_report(file: Path) -> Report:
                 "experts": tuple(ExpertTokens(**experts) for experts in raw["experts"]),
                 "findings": tuple(Finding(**finding) for finding in raw["findings"]),
                 "steps": tuple(Step(**step) for step in raw["steps"]),
+                "mixed_precision": _mixed_precision(raw.get("mixed_precision")),
                 "servers": tuple(
                     Serving(**{**server, "commands": tuple(server["commands"])}) for server in raw.get("servers", ())
                 ),
@@ -248,6 +268,10 @@ def read_report(file: Path) -> Report:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PtqError(f"{file} is no report of nemo_ptq: {error}") from error
+
+
+def _mixed_precision(raw: dict[str, Any] | None) -> MixedPrecision | None:
+    return None if raw is None else MixedPrecision(**{**raw, "curve": tuple(map(tuple, raw["curve"]))})
 
 
 def _quality(raw: dict[str, Any] | None) -> Quality | None:

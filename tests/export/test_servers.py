@@ -23,7 +23,7 @@ from nemo_ptq.export.servers import (
     refusals,
 )
 from nemo_ptq.models.registry import families
-from nemo_ptq.quantization.algorithms import ALGORITHMS
+from nemo_ptq.quantization.algorithms import SELECTABLE
 from tests.serve.exports import CELLS
 from tests.servers import DOCUMENT, cells, render
 
@@ -84,7 +84,7 @@ def test_facts_name_what_there_is() -> None:
     for fact in FACTS:
         assert fact.server in SERVERS and fact.outcome in (LOADS, REFUSED, UNKNOWN) and fact.known_by
         assert set(fact.formats or ()) <= set(FORMATS)
-        assert set(fact.algorithms or ()) <= set(ALGORITHMS)
+        assert set(fact.algorithms or ()) <= set(SELECTABLE)
         assert set(fact.families or ()) <= names
         assert set(fact.versions or ()) <= set(SERVERS[fact.server].versions)
         assert fact.outcome != REFUSED or fact.note, "who is refused is told why"
@@ -94,7 +94,7 @@ def test_every_fact_answers_something() -> None:
     every = [
         Export(format, algorithm, family.name, kv_cache, tied)
         for format, algorithm, family, kv_cache, tied in product(
-            FORMATS, ALGORITHMS, families(), (False, True), (False, True)
+            FORMATS, SELECTABLE, families(), (False, True), (False, True)
         )
     ]
     for index, fact in enumerate(FACTS):

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.console.stopwatch import Step
 from nemo_ptq.report.advice import findings_of
-from nemo_ptq.report.records import ExpertTokens, Layer, Quality, Report, Summary
+from nemo_ptq.report.records import ExpertTokens, Layer, MixedPrecision, Quality, Report, Summary
 from nemo_ptq.verify.intervals import Interval
 
 KINDS = ("qkv", "proj", "fc1", "fc2")
@@ -76,6 +76,18 @@ def report(layers: int = 6, algorithm: str = "int4_awq", experts: int = 0) -> Re
         },
         versions={"nemo_ptq": "1.2.3", "torch": "2.13.0"},
         files={"rank0.safetensors": {"size": 5_810_000_000, "blake3": "0123456789abcdef" * 4}},
+    )
+
+
+def mixed() -> Report:
+    """The report of an export whose first linear layers have other algorithms than the last."""
+    whole = report(algorithm="auto")
+    schemes: dict[str, str | None] = {"qkv": "FP8", "proj": "FP8", "fc1": "NVFP4", "fc2": None}
+    curve = ((4.5, 0.02), (6.0, 0.004), (16.0, 0.0))
+    return replace(
+        whole,
+        layers=tuple(replace(layer, scheme=schemes[layer.kind]) for layer in whole.layers),
+        mixed_precision=MixedPrecision(5.98, 0.0041, curve),
     )
 
 

@@ -22,7 +22,7 @@ from nemo_ptq.report.page import grouped, headline, render_card, render_page, re
 from nemo_ptq.report.records import ExpertTokens, Report, read_report, to_json
 from nemo_ptq.report.write import FILES, write_report
 
-from .examples import quality, report, unquantized
+from .examples import mixed, quality, report, unquantized
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 REPORTS = {
@@ -31,6 +31,7 @@ REPORTS = {
     "unmeasured": report(),
     "unquantized": unquantized(),
     "experts": with_quality(report(experts=8), quality()),
+    "mixed": with_quality(mixed(), quality()),
     "bare": replace(report(), layers=(), steps=(), findings=(), missing={}, command=None),
 }
 
@@ -153,6 +154,16 @@ def test_all_files_are_written_and_read_back(tmp_path: Path) -> None:
     assert to_json(found) == to_json(example)
     assert found.quality == example.quality
     assert found.summary == example.summary
+
+
+def test_mixed_precision_is_said_by_layer() -> None:
+    page, card = page_of("mixed"), render_card(REPORTS["mixed"])
+    assert "FP8 attention in (qkv): 0 to 5; attention out (proj): 0 to 5" in page.text
+    assert "| NVFP4 | MLP in (fc1): 0 to 5 |" in card
+    assert "| unquantized | MLP out (fc2): 0 to 5 |" in card
+    assert "5.98 bits of a weight on average" in page.text and "5.98 bits of a weight on average" in card
+    assert any(svg.get("aria-label") == "Predicted error over bits of a weight" for svg in page.all("svg"))
+    assert "Which layer is quantized how" not in page_of("measured").text + render_card(REPORTS["measured"])
 
 
 def test_headline_tells_direction() -> None:

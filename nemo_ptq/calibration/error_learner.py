@@ -1,0 +1,210 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""What each way of quantizing each layer would change in the model, measured before one of them is chosen.
+
+The calibration batches walk through the unquantized model once. For each block:
+
+1. All of them run through it. Of what enters each linear layer the Gram matrix is summed up, and what the scales of its
+   activations need.
+2. Each layer is rounded in each way, as quality "balanced" rounds but for the correction of what earlier layers have
+   done, and some tokens run through the block with this layer alone as a server has it, its activations rounded too.
+
+The error is the change of the block's output, relative to that output: the mean over the tokens of |change|^2 /
+|output|^2. It is taken where blocks add to one another, so that errors of an attention and of an MLP, of a layer before
+a nonlinearity and of one behind it compare, and a layer counts by what it adds to the model's hidden states. A relative
+error of each token keeps the few with massive activations from hiding all others.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+
+import torch
+
+from nemo_ptq.calibration.gptq import InverseFactor, coarse_products, inverse_factor
+from nemo_ptq.calibration.methods import LinearShard
+from nemo_ptq.calibration.observing import BlockStatistics, TokenCounts, linear_shards
+from nemo_ptq.calibration.rounders import Rounder
+from nemo_ptq.calibration.rounding_learner import shard_of_rows, share_among_experts
+from nemo_ptq.calibration.statistics import Moments, Several
+from nemo_ptq.calibration.streams import BlockRunner, Stream
+from nemo_ptq.checkpoint.blocks import Block
+from nemo_ptq.parallel.ranks import Parallelism
+from nemo_ptq.quantization.activations import rounded_activation
+from nemo_ptq.quantization.schemes import Scheme
+
+# Tokens of this data-parallel rank that run through a block for each way of each of its layers.
+_TOKENS = 2048
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to quantize a layer.
+
+    Attributes:
+        rounder: How it is rounded; none that gives pre-quantization scales.
+        scheme: How it is stored.
+    """
+
+    rounder: Rounder
+    scheme: Scheme
+
+
+# The ways to quantize each of some linear layers that are quantized alike, by their names.
+Ways = Mapping[tuple[str, ...], Mapping[str, Way]]
+
+
+@dataclass
+class ErrorLearner:
+    """Measures errors, block by block: a :class:`~nemo_ptq.calibration.pipeline.Learner` that calibrates nothing.
+
+    Attributes:
+        runner: Computes blocks.
+        parallelism: This rank's place.
+        stream: The calibration batches of this data-parallel rank.
+        ways: What to measure. Layers of other blocks are left alone.
+        counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`.
+        errors: What was measured so far, by the first of the layers and the way.
+    """
+
+    runner: BlockRunner
+    parallelism: Parallelism
+    stream: Stream
+    ways: Ways
+    counts: TokenCounts = field(default_factory=Counter)
+    errors: dict[str, dict[str, float]] = field(default_factory=lambda: defaultdict(dict))
+
+    @property
+    def streams(self) -> Mapping[str, Stream]:
+        """See :attr:`~nemo_ptq.calibration.pipeline.Learner.streams`."""
+        return {"calibration": self.stream}
+
+    @torch.no_grad()
+    def learn(self, block: Block, is_head: bool) -> dict[str, torch.Tensor]:
+        """See :meth:`~nemo_ptq.calibration.pipeline.Learner.learn`."""
+        if is_head:
+            return {}
+        shards = linear_shards(block, self.parallelism)
+        mine = {names: ways for names, ways in self.ways.items() if names[0] in shards}
+        layers = {name: _Layer(shards[name], ways) for names, ways in mine.items() for name in names}
+        entering = self._sample()
+        found = BlockStatistics(
+            block,
+            {name: layer.linear for name, layer in layers.items()},
+            lambda linear: layers[linear.name].statistic,
+            False,
+            self.parallelism,
+            self.runner.dtype,
+            self.runner.device,
+        )
+        with found.observing():
+            self.runner.advance(block, self.stream)
+        found.merge()
+        exact = [self.runner.layer(block, states) for states in entering] if mine else []
+        for names, ways in mine.items():
+            self._share_among_experts([layers[name] for name in names])
+            for way in ways:
+                with ExitStack() as stack:
+                    for name in names:
+                        stack.enter_context(layers[name].quantized(block.modules[name], way))
+                    changed = [self.runner.layer(block, states) for states in entering]
+                self.errors[names[0]][way] = self._error(changed, exact)
+            for name in names:  # Gram matrices are large
+                del layers[name], found.linears[name]
+        return {}
+
+    def _sample(self) -> list[torch.Tensor]:
+        """The hidden states of some tokens where the stream stands: of whole sequences."""
+        sample, left = [], _TOKENS
+        for states in self.stream.hidden:
+            if left > 0:
+                sample.append(states[:, : max(1, left // len(states))])
+                left -= sample[-1].shape[0] * sample[-1].shape[1]
+        return sample
+
+    def _share_among_experts(self, layers: Sequence["_Layer"]) -> None:
+        for kind in ("linear_fc1", "linear_fc2"):
+            name = f".{kind}"
+            experts = [layer for layer in layers if ".local_experts." in layer.name and layer.name.endswith(name)]
+            if experts:
+                share_among_experts([layer.moments for layer in experts], self.parallelism.expert_tensor)
+
+    def _error(self, changed: Sequence[torch.Tensor], exact: Sequence[torch.Tensor]) -> float:
+        """The mean relative squared change of a token's hidden states."""
+        total = torch.zeros(2, device=self.runner.device)  # a rank may have no batch
+        for now, before in zip(changed, exact, strict=True):
+            errors = _squared(now - before) / _squared(before)
+            total += torch.stack([errors.sum(), torch.ones_like(errors).sum()])
+        error, tokens = self.parallelism.data.sum(total).tolist()
+        return error / tokens
+
+
+def _squared(states: torch.Tensor) -> torch.Tensor:
+    """The squared norm of each token's hidden states, float32 (tokens); never 0."""
+    return states.float().square().sum(-1).flatten().clamp(min=torch.finfo(torch.float32).tiny)
+
+
+class _Layer:
+    """A linear layer whose inputs are observed, and which is then quantized in one way after the other.
+
+    Args:
+        linear: This rank's shard of it.
+        ways: Those ways.
+
+    Attributes:
+        linear: As given.
+        moments: What is gathered of its inputs for all ways.
+        statistic: What is gathered of them, with what the ways need for their activations.
+    """
+
+    def __init__(self, linear: LinearShard, ways: Mapping[str, Way]) -> None:
+        self.linear, self._ways = linear, ways
+        local = linear.weight.shape[1]
+        self.moments = Moments(local, local * linear.input_ranks.size, linear.weight.device)
+        needed = {way: its.rounder.statistic(linear) for way, its in ways.items()}
+        self._of_inputs = {way: statistic for way, statistic in needed.items() if statistic is not None}
+        self.statistic = Several([self.moments, *self._of_inputs.values()])
+        self._factors: dict[bool, InverseFactor] = {}
+
+    @property
+    def name(self) -> str:
+        """Megatron's name in the whole model."""
+        return self.linear.name
+
+    @contextmanager
+    def quantized(self, module: torch.nn.Module, way: str) -> Iterator[None]:
+        """Has the layer compute as a server does that has it quantized in a way, within a ``with`` block."""
+        scheme, amax = self._ways[way].scheme, self._amax(way)
+
+        def enter(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+            return args if amax is None else (rounded_activation(args[0], amax, scheme), *args[1:])
+
+        original = module.get_parameter("weight")
+        weight = self._rounded(self._ways[way].rounder).to(original.dtype)
+        module.register_parameter("weight", torch.nn.Parameter(weight, requires_grad=False))
+        handle = module.register_forward_pre_hook(enter)
+        try:
+            yield
+        finally:
+            handle.remove()
+            module.register_parameter("weight", original)
+
+    def _amax(self, way: str) -> torch.Tensor | None:
+        """What the activations are scaled with."""
+        if way not in self._of_inputs:
+            return None
+        entries = self._ways[way].rounder.decide(self.linear, self._of_inputs[way], lambda scale: scale)
+        assert entries.keys() == {"amax"}, way
+        return entries["amax"]
+
+    def _rounded(self, rounder: Rounder) -> torch.Tensor:
+        """This rank's shard of the weight as it is rounded, float32."""
+        ranks = self.linear.input_ranks
+        if rounder.sorts not in self._factors:
+            gram = ranks.gather(self.moments.gram.T)  # symmetric
+            self._factors[rounder.sorts] = inverse_factor(gram, rounder.sorts)
+        rows = ranks.shard(ranks.gather(self.linear.weight.float()), 0)
+        with coarse_products(rows.device):
+            rounded = rounder.round(rows, self._factors[rounder.sorts], self.linear.ranks)
+        return shard_of_rows(rounded, self.linear).weight
