@@ -349,6 +349,7 @@ class _BlockJob:
             lambda name, scale: foldable_scale(name, scale, shape, job.quantizes_kv_cache),
             job.quantizes_kv_cache,
             job.unquantized,
+            job.quantization.is_max,
         )
 
     def _gather_state(self, mine: State, weights: str) -> CalibrationState:

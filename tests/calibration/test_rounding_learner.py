@@ -170,6 +170,13 @@ def inputs_of_a_layer() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(32, 64, generator=generator), exact, given
 
 
+def residual_of_the_layer(given: torch.Tensor) -> torch.Tensor:
+    """What the residual stream lacks that the layer's output is added to: its inputs tell most of it."""
+    generator = torch.Generator().manual_seed(4)
+    known = given @ torch.randn(64, 32, generator=generator)
+    return known + 0.1 * known.std() * torch.randn(known.shape, generator=generator)
+
+
 def rounded_on_ranks(name: str, shares_inputs: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Rounds a layer that this process's ranks share; returns the shard's codes, scale and weight."""
     import torch.distributed as dist
@@ -179,8 +186,9 @@ def rounded_on_ranks(name: str, shares_inputs: bool) -> tuple[torch.Tensor, torc
     weight, exact, given = inputs_of_a_layer()
     local = ranks.shard(weight, 1 if shares_inputs else 0).contiguous()
     linear = LinearShard("layer", local, shares_inputs, ranks)
-    moments = PairedMoments(local.shape[1], 64, CPU, compares=True)
-    moments.observe(linear.input_ranks.shard(given), given, linear.input_ranks.shard(exact))
+    moments = PairedMoments(local.shape[1], 64, CPU, compares=True, outputs=32 if shares_inputs else None)
+    residual = residual_of_the_layer(given) if shares_inputs else None
+    moments.observe(linear.input_ranks.shard(given), given, linear.input_ranks.shard(exact), residual)
     rounded = round_shard(linear, local, moments, ROUNDERS[name])
     return rounded.codes.view(torch.uint8), rounded.scale.float(), rounded.weight
 
@@ -209,6 +217,25 @@ def test_the_output_comes_nearer_to_the_unquantized_models(name: str) -> None:
         found = round_shard(LinearShard("layer", weight), weight, moments, ROUNDERS[name])
         errors.append(float((given @ found.weight.T - exact @ weight.T).square().sum()))
     assert errors[1] < errors[0]
+
+
+@pytest.mark.parametrize("name", ROUNDERS)
+def test_a_layer_makes_up_for_what_its_residual_stream_lacks(name: str) -> None:
+    weight, exact, given = inputs_of_a_layer()
+    lack, errors = residual_of_the_layer(given), []
+    for outputs in (None, 32):
+        moments = PairedMoments(64, 64, CPU, compares=True, outputs=outputs)
+        moments.observe(given, given, exact, lack)
+        found = round_shard(LinearShard("layer", weight), weight, moments, ROUNDERS[name])
+        errors.append(float((given @ found.weight.T - exact @ weight.T - lack).square().sum()))
+    assert errors[1] < 0.2 * errors[0]
+
+
+@pytest.mark.parametrize("name", ROUNDERS)
+def test_without_moments_a_layer_is_rounded_to_nearest(name: str) -> None:
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(6))
+    found = round_shard(LinearShard("layer", weight), weight, None, ROUNDERS[name])
+    assert 0 < (found.weight - weight).square().sum() < 0.02 * weight.square().sum()
 
 
 def test_an_expert_that_saw_no_token_borrows_from_the_others() -> None:
