@@ -53,14 +53,14 @@ class BlockError:
         """Merges the errors of all samples; every rank that has the block calls it.
 
         Args:
-            samples: float32 (samples): those of this rank.
+            samples: float32 (samples): those of this rank, which may have none. Where no rank has any, the error is 0.
             parallelism: This rank's place.
         """
         # Ranks that share the block have computed the same, up to the order of their sums, and take one decision.
         sums = torch.stack([samples.sum(), torch.tensor(float(len(samples)), device=samples.device)])
         total, count = parallelism.tensor.max(parallelism.data.sum(sums)).tolist()
-        worst = parallelism.tensor.max(parallelism.data.max(samples.amax().reshape(1)))
-        return cls(total / count, float(worst))
+        largest = torch.cat([samples, samples.new_zeros(1)]).amax()
+        return cls(total / max(count, 1.0), float(parallelism.tensor.max(parallelism.data.max(largest))))
 
     def is_less(self, other: "BlockError") -> bool:
         """Whether this is the smaller one: the worst sample counts as much as the mean."""

@@ -13,6 +13,9 @@ block:
 
 That is less than four forward passes over the calibration data: a whole one, about one and a half for the four linear
 layers of a block, and another whole one.
+
+Quality "max" also has the layers that write into the residual stream make up for what it lacks (residual.py), and keeps
+a block that is rounded to nearest where that is better on batches that are held out (held_out.py).
 """
 
 from collections import Counter
@@ -134,8 +137,8 @@ class RoundingLearner:
                 for name, module in block.modules.items():
                     if has_cache(name, found):
                         stack.callback(round_cache(module, name, found).remove)
-            if held_out := self._held_out:
-                self._keep_better(block, layers, held_out)
+            if self.is_max:
+                self._keep_better(block, layers)
             self.runner.advance(block, self.quantized)
         return state
 
@@ -144,22 +147,22 @@ class RoundingLearner:
         """The batches that nothing is fitted to but the scales of activations, which must hold what they have."""
         return held_out_places(len(self.quantized.tokens)) if self.is_max else frozenset()
 
-    def _keep_better(self, block: Block, layers: Mapping[str, "_Layer"], held_out: Collection[int]) -> None:
+    def _keep_better(self, block: Block, layers: Mapping[str, "_Layer"]) -> None:
         """Rounds a block to nearest where that comes nearer to the unquantized one on batches that are held out."""
-        found, learned = self._held_out_error(block, held_out), dict(self.rounded)
+        found, learned = self._held_out_error(block), dict(self.rounded)
         weights = {name: layer.module.get_parameter("weight") for name, layer in layers.items()}
         for name, layer in layers.items():
             self.rounded[name] = self._serve(layer, round_shard(layer.linear, layer.smoothed(), None, self.rounder))
-        if self._held_out_error(block, held_out).is_less(found):
+        if self._held_out_error(block).is_less(found):
             self.nearest.append(block.index)
             return
         self.rounded.update(learned)
         for name, layer in layers.items():
             layer.replace_weight(weights[name])
 
-    def _held_out_error(self, block: Block, held_out: Collection[int]) -> BlockError:
-        errors = []
-        for place in sorted(held_out):
+    def _held_out_error(self, block: Block) -> BlockError:
+        errors = [torch.zeros(0, device=self.runner.device)]
+        for place in sorted(self._held_out):
             found = self.runner.layer(block, self.quantized.hidden[place])
             errors.append(sample_errors(found, self.reference.hidden[place].to(found.device)))
         return BlockError.of(torch.cat(errors), self.parallelism)

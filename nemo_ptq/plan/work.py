@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.devices import Device
-from nemo_ptq.plan.memory import COMPARED_SEQ_LEN, Batches, compared_documents, waiting_states
+from nemo_ptq.plan.memory import (
+    COMPARED_SEQ_LEN,
+    Batches,
+    compared_documents,
+    corrects_residual,
+    waiting_states,
+)
 from nemo_ptq.plan.sharding import Linear, Parallelism, layer_linears
 from nemo_ptq.quantization.algorithms import algorithm_of
 
@@ -59,7 +65,8 @@ def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work
     tokens = quantization.calibration_dataset_size * quantization.calibration_seq_len
     forward = _forward_flops(model, tokens, quantization.calibration_seq_len)
     if quantization.is_balanced:
-        return Work(forward_passes(quantization) * forward, _rounding_flops(model, tokens))
+        passes = forward_passes(quantization)
+        return Work(int(passes * forward), _rounding_flops(model, tokens, quantization.is_max))
     grams = 0
     if algorithm.gram_candidates:
         for linears, layers in _kinds(model):
@@ -69,21 +76,27 @@ def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work
     return Work(forward, grams)
 
 
-def forward_passes(quantization: QuantizationConfig) -> int:
+def forward_passes(quantization: QuantizationConfig) -> float:
     """Returns how often the calibration data goes through each block: see calibration/rounding_learner.py."""
     if not quantization.is_balanced:
         return 1
     # The unquantized stream, and the quantized one as far as each of four layers, in sum one and a half, and once more.
-    return 4
+    # With "max" also an eighth of the samples through the rounded block, and through one that is rounded to nearest.
+    return 4.25 if quantization.is_max else 4
 
 
-def _rounding_flops(model: ModelSpec, tokens: int) -> int:
-    """Two Gram matrices of each linear layer, the inverse of one, and the weight moved with both and then rounded."""
+def _rounding_flops(model: ModelSpec, tokens: int, is_max: bool) -> int:
+    """Two Gram matrices of each linear layer, the inverse of one, and the weight moved with both and then rounded.
+
+    With quality "max" also the products of what the residual stream lacks.
+    """
     total = 0
     for linears, layers in _kinds(model):
         for linear in linears:
             size = linear.whole_columns
             grams = 2 * 2 * tokens * size**2 * _active(model, linear)
+            if is_max and corrects_residual(model, linear):
+                grams += 2 * tokens * linear.weights
             total += layers * (grams + linear.count * (_INVERSE * size**3 + _ROUNDING * linear.weights * size))
     return total
 

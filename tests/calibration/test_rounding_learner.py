@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Quality "balanced": all formats hold the same codes, another export has the bytes of the first, and less is lost."""
+"""Qualities "balanced" and "max": all formats hold the same codes, another export has the same bytes, less is lost."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -43,7 +43,7 @@ def balanced(algorithm: str, **changes: Any) -> QuantizationConfig:
     return QuantizationConfig(algorithm, quality="balanced", **changes)
 
 
-def export(checkpoint: Path, algorithms: tuple[str, ...], root: Path) -> None:
+def export(checkpoint: Path, algorithms: tuple[str, ...], root: Path, quality: str) -> None:
     """Exports with each algorithm in all formats, layer by layer and not, and again from the state in each format."""
     from nemo_ptq.engine.reexport import is_possible, run_reexport
     from nemo_ptq.plan.rules import check_job
@@ -52,7 +52,7 @@ def export(checkpoint: Path, algorithms: tuple[str, ...], root: Path) -> None:
     for algorithm in algorithms:
         for layerwise in (True, False):
             output, formats = root / algorithm / str(layerwise), PACKED[algorithm]
-            quantization = balanced(algorithm, layerwise=layerwise)
+            quantization = QuantizationConfig(algorithm, quality=quality, layerwise=layerwise)
             steps.run_job(steps.job_of(checkpoint, quantization, output, formats=formats))
         for name in formats:
             again = ExportConfig(str(root / algorithm / name), export_format=name)
@@ -81,9 +81,15 @@ def unpacked(stored: torch.Tensor, algorithm: str) -> torch.Tensor:
     return dq.unpack_int4(stored) if algorithm in ("int4_awq", "w4a8_awq") else stored.view(torch.int8)
 
 
-def test_formats_modes_and_further_exports_hold_the_same(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
-    run_ranks(export, 1, checkpoint_of("llama31"), QUANTIZED, tmp_path, timeout=900)
-    for algorithm in QUANTIZED:
+@pytest.mark.parametrize(
+    ("quality", "algorithms"),
+    [("balanced", QUANTIZED), ("max", ("int4_awq",)), pytest.param("max", QUANTIZED, marks=pytest.mark.slow)],
+)
+def test_formats_modes_and_further_exports_hold_the_same(
+    quality: str, algorithms: tuple[str, ...], checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    run_ranks(export, 1, checkpoint_of("llama31"), algorithms, tmp_path, quality, timeout=900)
+    for algorithm in algorithms:
         output = tmp_path / algorithm / "False"
         assert tensors_of(output) == tensors_of(tmp_path / algorithm / "True"), algorithm
         kept = load_file(output / PACKED[algorithm][0] / WEIGHTS_IN_EXPORT)
@@ -122,22 +128,35 @@ def error(report: Report) -> float:
     return sum(10 ** (-layer.output_sqnr_db / 10) for layer in report.layers if layer.output_sqnr_db is not None)
 
 
-def export_at(checkpoint: Path, layout: tuple[int, int], algorithm: str, root: Path) -> None:
+def export_at(checkpoint: Path, layout: tuple[int, int], algorithm: str, quality: str, root: Path) -> None:
     """Calibrates at a parallelism, and exports to another from the state: with the same ranks."""
     from tests import steps
 
-    quantization = balanced(algorithm)
+    quantization = QuantizationConfig(algorithm, quality=quality)
     jobs = [
         steps.job_of(checkpoint, quantization, root / f"{tp}x{pp}", layout, (tp, pp)) for tp, pp in [(1, 1), (2, 1)]
     ]
     steps.run_jobs(jobs)
 
 
-@pytest.mark.parametrize(("algorithm", "layout"), [("int8_sq", (2, 1)), ("nvfp4", (1, 2)), ("int4_awq", (2, 2))])
+@pytest.mark.parametrize(
+    ("algorithm", "layout", "quality"),
+    [
+        ("int8_sq", (2, 1), "balanced"),
+        ("nvfp4", (1, 2), "balanced"),
+        ("int4_awq", (2, 2), "balanced"),
+        pytest.param("int8_sq", (2, 2), "max", marks=pytest.mark.slow),
+    ],
+)
 def test_over_shards_and_stages(
-    algorithm: str, layout: tuple[int, int], checkpoint_of: Callable[[str], Path], tmp_path: Path
+    algorithm: str,
+    layout: tuple[int, int],
+    quality: str,
+    checkpoint_of: Callable[[str], Path],
+    tmp_path: Path,
 ) -> None:
-    run_ranks(export_at, layout[0] * layout[1], checkpoint_of("llama31"), layout, algorithm, tmp_path, timeout=600)
+    ranks = layout[0] * layout[1]
+    run_ranks(export_at, ranks, checkpoint_of("llama31"), layout, algorithm, quality, tmp_path, timeout=600)
     assert_same_tensors(tmp_path / "1x1", tmp_path / "2x1")
     assert all(check.ok for check in verify(tmp_path / "2x1"))
 
