@@ -67,7 +67,7 @@ class Careless(Int4):
 
 
 def learner(llama: Llama, rounder: Int4, batches: int) -> RoundingLearner:
-    tokens = torch.randint(96, (2 * batches, 32), generator=torch.Generator().manual_seed(1)).split(2)
+    tokens = torch.randint(96, (8 * batches, 32), generator=torch.Generator().manual_seed(1)).split(8)
     scheme = algorithm_scheme(QuantizationConfig("int4_awq", awq_block_size=64))
     return RoundingLearner(
         llama,
@@ -91,7 +91,7 @@ def test_the_better_rounding_is_kept(llama: Llama, rounder: Any, batches: int, n
     weight = llama.blocks[2].modules["decoder.layers.1.mlp.linear_fc2"].get_parameter("weight")
     found = learned.rounded["decoder.layers.1.mlp.linear_fc2"]
     read = found.codes.float() * found.scale.repeat_interleave(64, 1)
-    is_near = float((read - weight).abs().max()) < 0.1
+    is_near = float((read - weight).square().sum()) < 0.2 * float(weight.square().sum())
     assert is_near == (rounder is Int4 or bool(nearest))
 
 
