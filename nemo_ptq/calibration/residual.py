@@ -54,6 +54,8 @@ class Residual:
         assert self._current is not None
         exact = self._exact[place].to(self._current.device).flatten(0, -2)
         counts = exact.float().square().mean(-1, keepdim=True).clamp(min=torch.finfo(torch.float32).tiny).rsqrt()
+        # Products with float16 activations must not overflow: 16 is the most that a token counts there.
+        counts = counts.clamp(max=torch.finfo(exact.dtype).max ** 0.25)
         return exact - self._current.flatten(0, -2), counts.to(exact.dtype)
 
     def restore(self) -> None:
