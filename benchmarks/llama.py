@@ -49,7 +49,7 @@ class Layer(nn.Module):
     def __init__(self, layer: Any, config: Any, rope: Any) -> None:
         super().__init__()
         attention, mlp = layer.self_attn, layer.mlp
-        self.norm, self.mlp_norm = layer.input_layernorm, layer.post_attention_layernorm
+        self.input_layernorm, self.pre_mlp_layernorm = layer.input_layernorm, layer.post_attention_layernorm
         self.linear_qkv = Linear(*(getattr(attention, f"{kind}_proj").weight for kind in "qkv"))
         self.core_attention = CoreAttention()
         self.linear_proj = Linear(attention.o_proj.weight)
@@ -60,8 +60,8 @@ class Layer(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """(sequence, batch, hidden size) in and out."""
-        states = states + self._attention(self.norm(states))
-        gate, up = self.linear_fc1(self.mlp_norm(states))[0].chunk(2, -1)
+        states = states + self._attention(self.input_layernorm(states))
+        gate, up = self.linear_fc1(self.pre_mlp_layernorm(states))[0].chunk(2, -1)
         return states + self.linear_fc2(F.silu(gate) * up)[0]
 
     def _attention(self, states: torch.Tensor) -> torch.Tensor:
@@ -100,6 +100,8 @@ class Llama(BlockRunner):
                 "linear_proj": "self_attention.",
                 "linear_fc1": "mlp.",
                 "linear_fc2": "mlp.",
+                "input_layernorm": "",
+                "pre_mlp_layernorm": "",
             }
             modules = {f"decoder.layers.{place}.{path}{name}": getattr(layer, name) for name, path in names.items()}
             self.blocks.append(Block(place + 1, place, modules))

@@ -45,7 +45,7 @@ from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.parallel.ranks import Parallelism
 
 ALGORITHMS = ("fp8", "int8_sq", "int4_awq", "nvfp4")
-QUALITIES = ("fast", "balanced")
+QUALITIES = ("fast", "balanced", "max")
 _GROUP_SIZE = 64
 _DECODER = "llama"
 
@@ -193,6 +193,7 @@ class Benchmark:
             dict.fromkeys(self.linears, algorithm_scheme(quantization)),
             lambda name, scale: foldable_scale(name, scale, self.shape, False),
             False,
+            is_max=quantization.is_max,
         )
 
     def quantize(

@@ -19,8 +19,8 @@ AUTO = "auto"
 CUSTOM = "custom"
 """What :attr:`QuantizationConfig.algorithm_name` says where the user gave a file."""
 ALGORITHM_FILES = (".json", ".yaml", ".yml")
-FAST, BALANCED = "fast", "balanced"
-QUALITIES = (FAST, BALANCED)
+FAST, BALANCED, MAX = "fast", "balanced", "max"
+QUALITIES = (FAST, BALANCED, MAX)
 """What `quality` can be, the quickest first."""
 KV_CACHE_FORMATS = ("fp8",)
 DATA_FILES = (".jsonl", ".json", ".txt", ".parquet")
@@ -174,9 +174,10 @@ class QuantizationConfig:
         quality: "fast" takes scales from largest magnitudes, or AWQ's search, and rounds weights to the nearest codes.
             None is "balanced" where that is available, and "fast" elsewhere.
             "balanced" chooses scales and codes together, by how close each layer comes to the unquantized model.
+            "max" has layers make up for the errors of those before, and compares on samples that are held out.
         awq_block_size: Consecutive input features that share a weight scale, in the AWQ algorithms.
         sq_alpha: SmoothQuant's migration strength: 0 leaves the difficulty with the activations, 1 moves all of it
-            to the weights. None is 0.8; with quality "balanced" it is then chosen for each layer.
+            to the weights. None is 0.8; with quality "balanced" or "max" it is then chosen for each layer.
         enable_kv_cache: Quantize the KV cache. None leaves it to the algorithm and the model: on for fp8, except on
             decoder type "gpt"; off otherwise.
         kv_cache_qformat: Format of a quantized KV cache: "fp8".
@@ -302,8 +303,13 @@ class QuantizationConfig:
 
     @property
     def is_balanced(self) -> bool:
-        """Whether weights are rounded by what that does to the layers' outputs."""
-        return self.quality == BALANCED
+        """Whether weights are rounded by what that does to the layers' outputs: qualities "balanced" and "max"."""
+        return self.quality in (BALANCED, MAX)
+
+    @property
+    def is_max(self) -> bool:
+        """Whether layers make up for the errors of those before as well: quality "max"."""
+        return self.quality == MAX
 
     @property
     def fixed_alpha(self) -> Optional[float]:

@@ -7,8 +7,8 @@ not rounded yet so that they make up for the error. With D the change of the wei
 change of the output over the calibration data, where H = X^T X.
 
 What the layer should give is the output of the unquantized model, and what it gets are the inputs of the quantized
-one. :func:`full_precision_target` moves the weight toward that first (as GPTAQ, https://arxiv.org/abs/2504.02692, does
-column by column); GPTQ with H of the quantized model's inputs then rounds what it returns.
+one. :func:`moved` moves the weight toward that first (as GPTAQ, https://arxiv.org/abs/2504.02692, does column by
+column); GPTQ with H of the quantized model's inputs then rounds what it returns.
 
 Rows of a weight do not depend on one another: under tensor parallelism a rank rounds the output rows it has, given the
 whole H; where the inputs are sharded, whole rows are gathered first.
@@ -120,7 +120,7 @@ def inverse_factor(
         )
     size = len(gram)
     if mean <= 0:
-        return _unit_factor(size, gram.device)
+        return unit_factor(size, gram.device)
     order = diagonal.argsort(descending=True, stable=True) if sort else torch.arange(size, device=gram.device)
     # H in reverse order is L L^T; in order, it is R R^T with R upper triangular, whose inverse is the factor wanted.
     reverse = order.flip(0)
@@ -158,7 +158,8 @@ def _inverse_of_upper(matrix: torch.Tensor) -> torch.Tensor:
     return inverse
 
 
-def _unit_factor(size: int, device: torch.device) -> InverseFactor:
+def unit_factor(size: int, device: torch.device) -> InverseFactor:
+    """Returns that of inputs of which nothing is known: each column is rounded to nearest, and counts alike."""
     return InverseFactor(
         torch.eye(size, device=device), torch.arange(size, device=device), torch.ones(size, device=device), 0.0
     )
@@ -167,52 +168,47 @@ def _unit_factor(size: int, device: torch.device) -> InverseFactor:
 def predictable_share(
     cross: torch.Tensor, factor: InverseFactor, mean: torch.Tensor, lack: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor:
-    """Returns which part of :func:`full_precision_target`'s correction is more than a fit to chance.
+    """Returns which part of a prediction from the quantized model's inputs is more than a fit to chance.
 
-    The correction predicts what the quantized model's inputs lack, dX = X - X_q, from X_q by least squares. Of noise, a
-    prediction from d inputs explains d / tokens on the data that it was fitted to, and nothing of other data. What is
-    explained beyond that is what the correction is worth (as James and Stein shrink an estimate). It is most of it
-    where weights are rounded coarsely, and little where the rounding of activations is all that there is.
+    What the quantized model lacks, dY, is predicted from X_q by least squares. Of noise, a prediction from d inputs
+    explains d / tokens on the data that it was fitted to, and nothing of other data. What is explained beyond that is
+    what the prediction is worth (as James and Stein shrink an estimate). It is most of it where weights are rounded
+    coarsely, and little where the rounding of activations is all that there is.
 
     Args:
-        cross: float32 (in, in): dX^T X_q.
+        cross: float32 (features, in): dY^T X_q.
         factor: Of H = X_q^T X_q.
         mean: The mean of H's diagonal.
-        lack: The sum of dX^2.
+        lack: The sum of dY^2.
         tokens: How many there are.
 
     Returns:
         float32 (), from 0 to 1; 0 where there are fewer than two tokens for each input that varies.
     """
     explained = (cross[:, factor.order] @ factor.upper.T).square().sum()
-    inputs = len(cross) - factor.damping * mean * factor.upper.square().sum()
+    inputs = len(factor.order) - factor.damping * mean * factor.upper.square().sum()
     if explained <= 0 or tokens < 2 * inputs:
         return torch.zeros_like(explained)
     by_chance = inputs * (lack - explained).clamp(min=0) / (tokens - inputs)
     return (1 - by_chance / explained).clamp(min=0)
 
 
-def full_precision_target(weight: torch.Tensor, cross: torch.Tensor, factor: InverseFactor) -> torch.Tensor:
-    """Returns the weight that comes closest to the unquantized model's output from the quantized model's inputs.
+def moved(weight: torch.Tensor, lack: torch.Tensor, factor: InverseFactor) -> torch.Tensor:
+    """Returns the weight that gives what its output lacks as well, as far as the inputs predict that.
 
-    That is W' = W + W (X - X_q)^T X_q (H + damping)^-1, with H = X_q^T X_q.
+    That is W + dY^T X_q (H + damping)^-1, with H = X_q^T X_q and dY what the output should be less W X_q.
 
     Args:
-        weight: (out, in), any floating-point type.
-        cross: float32 (in, in): (X - X_q)^T X_q over the tokens of H, X what enters the layer in the unquantized model
-            and X_q what enters it in the quantized one. Not X^T X_q less H: float32 would lose the difference.
+        weight: float32 (out, in).
+        lack: float32 (out, in): dY^T X_q over the tokens of H. Where the output should be that of the unquantized
+            model, W X, this is W (X - X_q)^T X_q. Not X^T X_q less H: float32 would lose the difference.
         factor: Of H.
-
-    Returns:
-        float32 (out, in).
     """
-    weight = weight.float()
-    shift = (weight @ cross.float())[:, factor.order]
     # Twice triangular, in the order of the factor.
-    correction = (shift @ factor.upper.T) @ factor.upper
-    moved = weight.clone()
-    moved[:, factor.order] += correction
-    return moved
+    correction = (lack[:, factor.order] @ factor.upper.T) @ factor.upper
+    found = weight.clone()
+    found[:, factor.order] += correction
+    return found
 
 
 def round_columns(

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What quality "balanced" does with the layers of each algorithm: the scales that it chooses, and how it rounds."""
+"""How layers of each algorithm are rounded by the data: qualities "balanced" and "max"."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -13,6 +13,9 @@ block:
 
 That is less than four forward passes over the calibration data: a whole one, about one and a half for the four linear
 layers of a block, and another whole one.
+
+Quality "max" also has the layers that write into the residual stream make up for what it lacks (residual.py), and keeps
+a block that is rounded to nearest where that is better on batches that are held out (held_out.py).
 """
 
 from collections import Counter
@@ -25,12 +28,15 @@ from typing import Any
 import torch
 
 from nemo_ptq.calibration.gptq import (
+    InverseFactor,
     Rounded,
     coarse_products,
-    full_precision_target,
     inverse_factor,
+    moved,
     predictable_share,
+    unit_factor,
 )
+from nemo_ptq.calibration.held_out import BlockError, held_out_places, sample_errors
 from nemo_ptq.calibration.methods import LinearShard
 from nemo_ptq.calibration.observing import (
     BlockStatistics,
@@ -41,6 +47,7 @@ from nemo_ptq.calibration.observing import (
     linear_shards,
     round_cache,
 )
+from nemo_ptq.calibration.residual import Residual, residual_of
 from nemo_ptq.calibration.rounders import Rounder
 from nemo_ptq.calibration.statistics import Moments, PairedMoments
 from nemo_ptq.calibration.streams import BlockRunner, Stream
@@ -67,8 +74,11 @@ class RoundingLearner:
         schemes: How it is stored.
         foldable: Which pre-quantization scales there may be.
         quantizes_kv_cache: Whether keys and values are calibrated as well.
+        is_max: Whether layers that write into the residual stream make up for what it lacks, and each block is compared
+            with one that is rounded to nearest on batches that are held out: quality "max".
         counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`.
         rounded: This rank's shards of the weights of the block that was learned last, by the layers' names.
+        nearest: Blocks of this rank in which rounding to nearest was better on the batches that are held out.
     """
 
     runner: BlockRunner
@@ -79,8 +89,10 @@ class RoundingLearner:
     schemes: Mapping[str, Scheme]
     foldable: Foldable
     quantizes_kv_cache: bool
+    is_max: bool = False
     counts: TokenCounts = field(default_factory=Counter)
     rounded: dict[str, RoundedWeight] = field(default_factory=dict)
+    nearest: list[int] = field(default_factory=list)
 
     @property
     def streams(self) -> Mapping[str, Stream]:
@@ -101,7 +113,15 @@ class RoundingLearner:
         linears = {name: linear for name, linear in linears.items() if name in self.schemes}
         state: dict[str, torch.Tensor] = {}
         with ExitStack() as stack:
-            layers = {name: _Layer(block.modules[name], linear, self.runner) for name, linear in linears.items()}
+            layers = {
+                name: _Layer(
+                    block.modules[name],
+                    linear,
+                    self.runner,
+                    residual_of(name, block.modules, self.runner) if self.is_max else None,
+                )
+                for name, linear in linears.items()
+            }
             for layer in layers.values():
                 stack.callback(layer.restore)
             self._keep_exact(block, layers.values())
@@ -116,8 +136,35 @@ class RoundingLearner:
                 for name, module in block.modules.items():
                     if has_cache(name, found):
                         stack.callback(round_cache(module, name, found).remove)
+            if self.is_max:
+                self._keep_better(block, layers)
             self.runner.advance(block, self.quantized)
         return state
+
+    @property
+    def _held_out(self) -> frozenset[int]:
+        """The batches that nothing is fitted to but the scales of activations, which must hold what they have."""
+        return held_out_places(len(self.quantized.tokens)) if self.is_max else frozenset()
+
+    def _keep_better(self, block: Block, layers: Mapping[str, "_Layer"]) -> None:
+        """Rounds a block to nearest where that comes nearer to the unquantized one on batches that are held out."""
+        found, learned = self._held_out_error(block), dict(self.rounded)
+        weights = {name: layer.module.get_parameter("weight") for name, layer in layers.items()}
+        for name, layer in layers.items():
+            self.rounded[name] = self._serve(layer, round_shard(layer.linear, layer.smoothed(), None, self.rounder))
+        if self._held_out_error(block).is_less(found):
+            self.nearest.append(block.index)
+            return
+        self.rounded.update(learned)
+        for name, layer in layers.items():
+            layer.replace_weight(weights[name])
+
+    def _held_out_error(self, block: Block) -> BlockError:
+        errors = [torch.zeros(0, device=self.runner.device)]
+        for place in sorted(self._held_out):
+            found = self.runner.layer(block, self.quantized.hidden[place])
+            errors.append(sample_errors(found, self.reference.hidden[place].to(found.device)))
+        return BlockError.of(torch.cat(errors), self.parallelism)
 
     def _keep_exact(self, block: Block, layers: Collection["_Layer"]) -> None:
         """Moves the reference through the block, and keeps what enters its layers."""
@@ -147,7 +194,7 @@ class RoundingLearner:
             self.runner.device,
         )
         for layer in stage.values():
-            layer.compare()
+            layer.compare(self._held_out)
         with found.observing(), _stopping([layer.module for layer in stage.values()]):
             for place, states in enumerate(self.quantized.hidden):
                 for layer in stage.values():
@@ -155,7 +202,7 @@ class RoundingLearner:
                 with suppress(_Reached):
                     self.runner.layer(block, states)
         for layer in stage.values():
-            layer.exact.clear()
+            layer.forget()
             layer.moments.merge(self.parallelism.data)
         experts = [layer.moments for name, layer in stage.items() if _is_of_expert(name)]
         if experts:
@@ -175,6 +222,10 @@ class RoundingLearner:
         """Rounds a layer, and has it compute with what the weight was rounded to."""
         rounded = round_shard(layer.linear, layer.smoothed(), layer.moments, self.rounders[layer.linear.name])
         del layer.moments
+        return self._serve(layer, rounded)
+
+    @staticmethod
+    def _serve(layer: "_Layer", rounded: Rounded) -> RoundedWeight:
         layer.replace_weight(rounded.weight)
         return RoundedWeight(rounded.codes, rounded.scale, rounded.scale_2)
 
@@ -227,6 +278,7 @@ class _Layer:
         module: The layer.
         linear: This rank's shard of it.
         runner: Knows where what is kept waits.
+        residual: What its output is added to, where it makes up for what that lacks.
 
     Attributes:
         module: As given.
@@ -238,24 +290,40 @@ class _Layer:
         mode: What it does.
     """
 
-    def __init__(self, module: torch.nn.Module, linear: LinearShard, runner: BlockRunner) -> None:
-        self.module, self.linear, self._runner, self.mode = module, linear, runner, _EXACT
+    def __init__(
+        self, module: torch.nn.Module, linear: LinearShard, runner: BlockRunner, residual: Residual | None = None
+    ) -> None:
+        self.module, self.linear, self._runner, self._residual, self.mode = module, linear, runner, residual, _EXACT
         self._weight = module.get_parameter("weight")
         # The two models may send a token to different experts.
         self._compares = not _is_of_expert(linear.name)
         self.exact: list[torch.Tensor | None] = []
         self.place = 0
+        self._held_out: Collection[int] = ()
         self._amax: torch.Tensor | None = None
         self._scale: torch.Tensor | None = None
         self._scheme: Scheme | None = None
         self._hook = module.register_forward_pre_hook(self._enter)
 
-    def compare(self) -> None:
-        """Compares from now on what enters with what is kept."""
-        local = self.linear.weight.shape[1]
+    def compare(self, held_out: Collection[int] = ()) -> None:
+        """Compares from now on what enters with what is kept.
+
+        Args:
+            held_out: Batches of which only the tokens are counted.
+        """
+        self._held_out = held_out
+        outputs, local = self.linear.weight.shape
         whole = local * self.linear.input_ranks.size
         self.mode = _COMPARE
-        self.moments = PairedMoments(local, whole, self.linear.weight.device, self._compares)
+        self.moments = PairedMoments(
+            local, whole, self.linear.weight.device, self._compares, None if self._residual is None else outputs
+        )
+
+    def forget(self) -> None:
+        """Forgets what is kept of the unquantized model."""
+        self.exact.clear()
+        if self._residual is not None:
+            self._residual.restore()
 
     def serve(self, state: State, scheme: Scheme) -> None:
         """Scales and rounds from now on what enters, and the moments of what has entered likewise.
@@ -287,6 +355,7 @@ class _Layer:
     def restore(self) -> None:
         """Leaves the layer as it was."""
         self._hook.remove()
+        self.forget()
         self._set_weight(self._weight)
 
     def _set_weight(self, weight: torch.nn.Parameter) -> None:
@@ -302,10 +371,17 @@ class _Layer:
         inputs = args[0].reshape(-1, args[0].shape[-1])
         if self.mode == _EXACT and self._compares:
             self.exact[-1] = self._runner.parked(inputs)
+            if self._residual is not None:
+                self._residual.keep()
+        elif self.mode == _COMPARE and self.place in self._held_out:
+            self.moments.tokens += inputs.shape[0]
         elif self.mode == _COMPARE:
             exact = self.exact[self.place]
-            exact = None if exact is None else exact.to(inputs.device)
-            self.moments.observe(inputs, self.linear.input_ranks.gather(inputs), exact)
+            exact, residual = None if exact is None else exact.to(inputs.device), None
+            if self._residual is not None and exact is not None:
+                residual, counts = self._residual.compare(self.place)
+                inputs, exact, residual = inputs * counts, exact * counts, residual * counts
+            self.moments.observe(inputs, self.linear.input_ranks.gather(inputs), exact, residual)
         return None
 
 
@@ -342,7 +418,7 @@ def _own_diagonal(gram: torch.Tensor, ranks: Ranks) -> torch.Tensor:
     return gram.diagonal(0 if is_whole else len(gram) * ranks.rank)
 
 
-def round_shard(linear: LinearShard, weight: torch.Tensor, moments: PairedMoments, rounder: Rounder) -> Rounded:
+def round_shard(linear: LinearShard, weight: torch.Tensor, moments: PairedMoments | None, rounder: Rounder) -> Rounded:
     """Rounds this rank's shard of a layer; every rank that shares the layer calls it.
 
     Where the ranks share the inputs of a layer, each rounds some whole rows of it, and hands the others their columns.
@@ -350,20 +426,18 @@ def round_shard(linear: LinearShard, weight: torch.Tensor, moments: PairedMoment
     Args:
         linear: The layer.
         weight: float32 (local out-features, local in-features): what is rounded.
-        moments: Of the layer's inputs, merged over the ranks that read other samples.
+        moments: Of the layer's inputs, merged over the ranks that read other samples; None rounds to nearest.
         rounder: How it is rounded.
     """
     ranks = linear.input_ranks
-    gram = ranks.gather(moments.gram.T)  # symmetric
-    factor = inverse_factor(gram, rounder.sorts)
     weight = ranks.shard(ranks.gather(weight), 0)
     with coarse_products(weight.device):
-        if moments.cross is not None:
-            cross = ranks.gather(moments.cross.T).T
-            lack = ranks.sum(moments.lack.sum())
-            share = predictable_share(cross, factor, gram.diagonal().mean(), lack, moments.count)
-            if share > 0:
-                weight = full_precision_target(weight, share * cross, factor)
+        if moments is None:
+            factor = unit_factor(weight.shape[1], weight.device)
+        else:
+            gram = ranks.gather(moments.gram.T)  # symmetric
+            factor = inverse_factor(gram, rounder.sorts)
+            weight = _target(weight, moments, gram, factor, ranks)
         rounded = rounder.round(weight, factor, linear.ranks)
     return shard_of_rows(rounded, linear)
 
@@ -389,6 +463,26 @@ def shard_of_rows(rounded: Rounded, linear: LinearShard) -> Rounded:
         scale=scale,
         weight=_own_columns(rounded.weight, linear),
     )
+
+
+def _target(
+    weight: torch.Tensor, moments: PairedMoments, gram: torch.Tensor, factor: InverseFactor, ranks: Ranks
+) -> torch.Tensor:
+    """Moves some whole rows of a weight toward the unquantized model's output, as far as that can be predicted."""
+
+    def share(cross: torch.Tensor, lack: torch.Tensor) -> torch.Tensor:
+        return predictable_share(cross, factor, gram.diagonal().mean(), lack, moments.count)
+
+    lacks = []
+    if moments.cross is not None:
+        cross = ranks.gather(moments.cross.T).T
+        if (part := share(cross, ranks.sum(moments.lack.sum()))) > 0:
+            lacks.append(weight @ (part * cross))
+    if moments.residual is not None:
+        residual = ranks.gather(moments.residual)
+        if (part := share(residual, moments.residual_lack)) > 0:
+            lacks.append(part * ranks.shard(residual, 0))
+    return moved(weight, sum(lacks[1:], lacks[0]), factor) if lacks else weight
 
 
 def _own_columns(rows: torch.Tensor, linear: LinearShard) -> torch.Tensor:

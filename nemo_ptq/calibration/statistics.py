@@ -139,23 +139,37 @@ class PairedMoments:
         gram: float32 (local in-features, in-features): this rank's rows of X_q^T X_q.
         cross: The same of (X - X_q)^T X_q; None where the two inputs are not compared.
         lack: float32 (local in-features): sum of (X - X_q)^2.
+        residual: float32 (out-features, local in-features): (R - R_q)^T X_q, with R what the layer's output is added
+            to; None where that is not looked at.
+        residual_lack: float32 (): sum of (R - R_q)^2.
         count: float32 (): tokens of all ranks, once merged.
         tokens: How many tokens entered on this rank.
     """
 
-    def __init__(self, local_features: int, features: int, device: torch.device, compares: bool) -> None:
+    def __init__(
+        self, local_features: int, features: int, device: torch.device, compares: bool, outputs: int | None = None
+    ) -> None:
         self.gram = torch.zeros(local_features, features, device=device)
         self.cross = torch.zeros_like(self.gram) if compares else None
+        self.residual = None if outputs is None else torch.zeros(outputs, local_features, device=device)
         self.lack, self.count = torch.zeros(local_features, device=device), torch.zeros((), device=device)
+        self.residual_lack = torch.zeros((), device=device)
         self.tokens = 0
 
-    def observe(self, inputs: torch.Tensor, whole: torch.Tensor, exact: torch.Tensor | None) -> None:
+    def observe(
+        self,
+        inputs: torch.Tensor,
+        whole: torch.Tensor,
+        exact: torch.Tensor | None,
+        residual: torch.Tensor | None = None,
+    ) -> None:
         """Adds tokens.
 
         Args:
             inputs: (tokens, local in-features): what this rank's weight multiplies in the quantized model.
             whole: (tokens, in-features): all channels of it.
             exact: As ``inputs``, of the unquantized model and the same tokens; None where they are not compared.
+            residual: (tokens, out-features): what the residual stream of the quantized model lacks.
         """
         self.tokens += inputs.shape[0]
         if not inputs.numel():
@@ -167,6 +181,10 @@ class PairedMoments:
             difference = exact - inputs
             add_product(self.cross, difference.T, whole)
             self.lack += difference.float().square().sum(0)
+        if self.residual is not None:
+            assert residual is not None
+            add_product(self.residual, residual.T, inputs)
+            self.residual_lack += residual.float().square().sum()
 
     def smooth(self, local: torch.Tensor, whole: torch.Tensor) -> None:
         """Multiplies the inputs with a pre-quantization scale.
@@ -178,14 +196,17 @@ class PairedMoments:
         for matrix in (self.gram, self.cross):
             if matrix is not None:
                 matrix *= local[:, None] * whole[None]
+        if self.residual is not None:
+            self.residual *= local
         self.lack *= local.square()
 
     def merge(self, data: Ranks) -> None:
         """Merges what the ranks have gathered that read other samples."""
-        for total in (self.gram, self.lack, self.count):
+        for total in (self.gram, self.lack, self.count, self.residual_lack):
             data.sum(total)
-        if self.cross is not None:
-            data.sum(self.cross)
+        for matrix in (self.cross, self.residual):
+            if matrix is not None:
+                data.sum(matrix)
 
 
 class Several:

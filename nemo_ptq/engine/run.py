@@ -250,6 +250,8 @@ class _BlockJob:
             check_fits(state, walk.fingerprint.whole())
         counts = quantization.expert_tokens if walk.learner is None else gather_counts(walk.expert_tokens, parallelism)
         self._warn_of_idle_experts(counts)
+        if isinstance(walk.learner, RoundingLearner) and job.quantization.is_max:
+            self._say_what_is_nearest(walk.learner)
         observations = observe(job, self.samples, walk.measurement.gather(source.shard_map), counts)
         observations = replace(observations, mixed_precision=None if choice is None else choice.record)
         if job.export.generate_sample:
@@ -381,6 +383,7 @@ class _BlockJob:
             quantization.schemes,
             lambda name, scale: foldable_scale(name, scale, shape, job.quantizes_kv_cache),
             job.quantizes_kv_cache,
+            job.quantization.is_max,
         )
 
     def _rounders(self, quantization: Quantization, choice: Choice | None) -> dict[str, Rounder]:
@@ -415,6 +418,16 @@ class _BlockJob:
             self.reporter.warn(
                 f"{idle} of {len(counts)} experts saw no token during calibration: their activation amaxes are those "
                 "of the other experts of their layer; give more samples, or more varied ones"
+            )
+
+    def _say_what_is_nearest(self, learner: RoundingLearner) -> None:
+        """Names the layers for which quality "max" found nothing better; every rank calls it."""
+        everyones = [learner.nearest] * dist.get_world_size()
+        dist.all_gather_object(everyones, learner.nearest)
+        layers = sorted({block - 1 for part in everyones for block in part})
+        if layers:
+            self.reporter.say(
+                f"layers {', '.join(map(str, layers))} are rounded to nearest, which was better on held-out samples"
             )
 
     @property

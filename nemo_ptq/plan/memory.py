@@ -168,21 +168,34 @@ def _awq_bytes(
     return max(phases, key=sum)
 
 
-def _rounding_bytes(linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool) -> tuple[int, int]:
+def corrects_residual(model: ModelSpec, linear: Linear) -> bool:
+    """Whether a layer makes up for what the residual stream lacks with quality "max": see calibration/residual.py."""
+    is_dense = linear.name == "proj" or (linear.name == "fc2" and not model.num_experts)
+    return is_dense and model.gemma is None
+
+
+def _rounding_bytes(
+    model: ModelSpec, linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool, is_max: bool
+) -> tuple[int, int]:
     """Activations and statistics while one layer is rounded with quality "balanced", when they are largest together.
 
     The linear layers are rounded one after the other, all experts' together: a pair of Gram matrices is there while the
-    batches run, and while the layer is rounded.
+    batches run, and while the layer is rounded. With "max" a product as large as the weight is there as well, and in
+    the end the block once more, rounded to nearest.
     """
     phases, done = [(activations, 0)], 0
     for linear in linears:
         seen, pair = tokens // linear.count, 2 * _gram(linear)
+        if is_max and corrects_residual(model, linear):
+            pair += linear.weights * _FP32
         observing = _observing_bytes(linear, seen, on_gpu) + seen * linear.columns * _BF16
         phases.append((activations, done + pair + observing))
         inverse = linear.whole_columns**2 * _INVERSE_BYTES
         phases.append((0, done + pair + inverse + linear.weights * _ROUNDED_COPIES * _FP32))
         # Codes, and the weight that the block goes on with.
         done += linear.weights * linear.count * (1 + _BF16)
+    if is_max:
+        phases.append((activations, 2 * done))
     return max(phases, key=sum)
 
 
@@ -213,7 +226,8 @@ def waiting_states(model: ModelSpec, quantization: QuantizationConfig, paralleli
     """Bytes of the hidden states between two blocks: of all calibration batches, and of the compared ones twice.
 
     With quality "balanced" those of the calibration batches are there twice as well, and what enters each linear layer
-    of the block in the unquantized model once; experts' inputs are not kept.
+    of the block in the unquantized model once; experts' inputs are not kept. With "max" so is the residual stream where
+    a layer writes into it.
     """
     batches = Batches.of(quantization, parallelism)
     calibrated = batches.samples * batches.seq_len
@@ -224,7 +238,11 @@ def waiting_states(model: ModelSpec, quantization: QuantizationConfig, paralleli
         copies, kept = (
             2,
             max(
-                sum(linear.columns for linear in linears if not (model.num_experts and "fc" in linear.name))
+                sum(
+                    linear.columns + (width if quantization.is_max and corrects_residual(model, linear) else 0)
+                    for linear in linears
+                    if not (model.num_experts and "fc" in linear.name)
+                )
                 for linears in linears_by_kind(model, parallelism.tp, parallelism.ep)
             ),
         )
@@ -265,7 +283,8 @@ class _Rank:
         batches = Batches.of(self.quantization, self.parallelism)
         activations = activation_bytes(self.model, self.parallelism, batches.tokens)
         if self.quantization.is_balanced:
-            steps = [_rounding_bytes(self.linears, activations, batches.tokens, self.on_gpu)]
+            is_max = self.quantization.is_max
+            steps = [_rounding_bytes(self.model, self.linears, activations, batches.tokens, self.on_gpu, is_max)]
             if self.algorithm.chooses:
                 steps.append(_choosing_bytes(self.linears, activations, batches.tokens, self.on_gpu))
             return max(steps, key=sum)

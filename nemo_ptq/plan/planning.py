@@ -152,7 +152,7 @@ class Plan:
         model: NeMo's config class.
         decoder: TensorRT-LLM's decoder type, None where the model has none.
         algorithm: The algorithm's name.
-        quality: "fast" or "balanced".
+        quality: "fast", "balanced" or "max".
         parameters: Of the whole model.
         layers: Of the whole model.
         parallelism: How the calibration is spread.

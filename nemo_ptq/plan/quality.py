@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where quality "balanced" is available: it is then what a job has where the user does not say."""
+"""Where qualities "balanced" and "max" are available: a job is then "balanced" where the user does not say."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,7 +20,7 @@ def obstacle_to_balanced(
     model: ModelSpec,
     kv_cache_only: bool = False,
 ) -> tuple[str, str] | None:
-    """What keeps a job from quality "balanced", and what to change; None where nothing does."""
+    """What keeps a job from quality "balanced" or "max", and what to change; None where nothing does."""
     if kv_cache_only:
         return "kv_cache_only leaves all weights in 16 bits", "leave kv_cache_only out"
     if not algorithm_of(QuantizationConfig(algorithm)).has_balanced:

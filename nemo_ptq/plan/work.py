@@ -11,7 +11,13 @@ from dataclasses import dataclass
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.devices import Device
-from nemo_ptq.plan.memory import COMPARED_SEQ_LEN, Batches, compared_documents, waiting_states
+from nemo_ptq.plan.memory import (
+    COMPARED_SEQ_LEN,
+    Batches,
+    compared_documents,
+    corrects_residual,
+    waiting_states,
+)
 from nemo_ptq.plan.sharding import Linear, Parallelism, layer_linears
 from nemo_ptq.quantization.algorithms import algorithm_of
 
@@ -60,9 +66,11 @@ def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work
     forward = _forward_flops(model, tokens, quantization.calibration_seq_len)
     if quantization.is_balanced:
         rounding = _rounding_flops(model, tokens)
+        if quantization.is_max:
+            rounding += _residual_flops(model, tokens)
         if algorithm.chooses:  # of one Gram matrix two inverses, and a rounding for each option
             rounding += _rounding_flops(model, tokens, grams=1, inverses=2, roundings=len(algorithm.candidates))
-        return Work(forward_passes(quantization) * forward, rounding)
+        return Work(int(forward_passes(quantization) * forward), rounding)
     grams = 0
     if algorithm.gram_candidates:
         for linears, layers in _kinds(model):
@@ -72,13 +80,15 @@ def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work
     return Work(forward, grams)
 
 
-def forward_passes(quantization: QuantizationConfig) -> int:
+def forward_passes(quantization: QuantizationConfig) -> float:
     """Returns how often the calibration data goes through each block: see calibration/rounding_learner.py."""
     if not quantization.is_balanced:
         return 1
     # The unquantized stream, and the quantized one as far as each of four layers, in sum one and a half, and once more.
     # To choose, the unquantized one goes through each block once more, and some of it for each option of each layer.
-    return 6 if algorithm_of(quantization).chooses else 4
+    passes = 6 if algorithm_of(quantization).chooses else 4
+    # With "max" also an eighth of the samples through the rounded block, and through one that is rounded to nearest.
+    return passes + 0.25 * quantization.is_max
 
 
 def _rounding_flops(model: ModelSpec, tokens: int, grams: int = 2, inverses: int = 1, roundings: int = 1) -> int:
@@ -91,6 +101,16 @@ def _rounding_flops(model: ModelSpec, tokens: int, grams: int = 2, inverses: int
             rounded = inverses * _INVERSE * size**3 + roundings * _ROUNDING * linear.weights * size
             total += layers * (gathered + linear.count * rounded)
     return total
+
+
+def _residual_flops(model: ModelSpec, tokens: int) -> int:
+    """The products of what the residual stream lacks, with quality "max"."""
+    return sum(
+        layers * 2 * tokens * linear.weights * _active(model, linear)
+        for linears, layers in _kinds(model)
+        for linear in linears
+        if corrects_residual(model, linear)
+    )
 
 
 def _kinds(model: ModelSpec) -> Iterator[tuple[tuple[Linear, ...], int]]:

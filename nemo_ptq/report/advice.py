@@ -8,7 +8,9 @@ from nemo_ptq.quantization.algorithms import Limit, algorithm_named
 from nemo_ptq.report.records import Finding, Layer
 
 
-def findings_of(layers: Sequence[Layer], algorithm: str, moves_weights: bool = False) -> tuple[Finding, ...]:
+def findings_of(
+    layers: Sequence[Layer], algorithm: str, moves_weights: bool = False, moves_outputs: bool = False
+) -> tuple[Finding, ...]:
     """Names the layers with a figure below its limit, those that are furthest out first.
 
     Args:
@@ -16,10 +18,10 @@ def findings_of(layers: Sequence[Layer], algorithm: str, moves_weights: bool = F
         algorithm: Our name of the algorithm.
         moves_weights: Whether weights were moved away from those of the checkpoint for the sake of the outputs, as
             quality "balanced" does: their own error then says nothing.
+        moves_outputs: Whether outputs were moved away as well, to make up for the layers before, as "max" does.
     """
-    limits = [
-        limit for limit in algorithm_named(algorithm).limits if not moves_weights or limit.figure != "weight_sqnr_db"
-    ]
+    moved = {"weight_sqnr_db": moves_weights, "output_sqnr_db": moves_outputs}
+    limits = [limit for limit in algorithm_named(algorithm).limits if not moved.get(limit.figure)]
     found = [finding for layer in layers for finding in _findings(layer, limits)]
     return tuple(sorted(found, key=lambda finding: (-abs(finding.value - finding.limit), finding.layer)))
 

@@ -100,7 +100,9 @@ def compose(
         missing=observations.missing,
         layers=observations.layers,
         experts=expert_records(observations.expert_tokens),
-        findings=findings_of(observations.layers, algorithm.name, job.quantization.is_balanced),
+        findings=findings_of(
+            observations.layers, algorithm.name, job.quantization.is_balanced, job.quantization.is_max
+        ),
         steps=tuple(steps),
         command=reproducing_command(job.arguments, world_size),
         arguments=job.arguments,

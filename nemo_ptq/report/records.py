@@ -155,7 +155,7 @@ class Summary:
         required_recovery: The least recovery that passes for this algorithm; None where there is no such limit.
         passed: False where the recovery is too small, True where it suffices, None where it was not measured. A
             directory that does not pass its verification never appears, whatever its recovery.
-        quality: How much was computed to lose little: "fast" or "balanced".
+        quality: How much was computed to lose little: "fast", "balanced" or "max".
     """
 
     model: str

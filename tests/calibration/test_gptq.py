@@ -11,8 +11,8 @@ import torch
 from nemo_ptq.calibration.gptq import (
     InverseFactor,
     Rounded,
-    full_precision_target,
     inverse_factor,
+    moved,
     output_error,
     predictable_share,
     round_fp8,
@@ -307,10 +307,10 @@ def test_the_target_is_the_least_squares_answer() -> None:
     quantized = inputs + 0.3 * torch.randn(inputs.shape, generator=torch.Generator().manual_seed(1)) * inputs.std()
     gram, cross = quantized.T @ quantized, (inputs - quantized).T @ quantized
     factor = inverse_factor(gram)
-    found = full_precision_target(weight.bfloat16(), cross, factor)
+    found = moved(weight, weight @ cross, factor)
     root = (0.01 * gram.diagonal().mean().double()).sqrt()
     rows = torch.cat([quantized.double(), root * torch.eye(64, dtype=torch.float64)])
-    start = weight.bfloat16().double().T
+    start = weight.double().T
     wanted = torch.cat([inputs.double() @ start, root * start])
     expected = torch.linalg.lstsq(rows, wanted).solution.T
     torch.testing.assert_close(found.double(), expected, rtol=1e-3, atol=1e-5)
@@ -321,7 +321,7 @@ def test_the_target_brings_the_output_closer(name: str) -> None:
     weight, inputs = layer(24, 96, 1000)
     quantized = inputs + 0.3 * torch.randn(inputs.shape, generator=torch.Generator().manual_seed(1)) * inputs.std()
     gram, cross = quantized.T @ quantized, (inputs - quantized).T @ quantized
-    target = full_precision_target(weight, cross, inverse_factor(gram))
+    target = moved(weight, weight @ cross, inverse_factor(gram))
     errors = [
         (inputs @ weight.T - quantized @ by_gptq(name, start, gram).weight.T).square().sum()
         for start in (target, weight)

@@ -200,12 +200,17 @@ def test_megatron_lm_is_no_target_of_conversions(source: Path, tmp_path: Path) -
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("algorithm", ["fp8", "int4_awq", "nvfp4", "int8_sq"])
-def test_a_balanced_job_at_tensor_parallelism(algorithm: str, source: Path, tmp_path: Path) -> None:
-    run_ranks(run_jobs, 2, source, [algorithm], (2, 1), tmp_path, "balanced")
+@pytest.mark.parametrize(
+    ("algorithm", "quality"),
+    [*((algorithm, "balanced") for algorithm in ("fp8", "int4_awq", "nvfp4", "int8_sq")), ("int4_awq", "max")],
+)
+def test_a_job_that_rounds_by_the_data_at_tensor_parallelism(
+    algorithm: str, quality: str, source: Path, tmp_path: Path
+) -> None:
+    run_ranks(run_jobs, 2, source, [algorithm], (2, 1), tmp_path, quality)
     for name in FORMATS[algorithm]:
         export = tmp_path / algorithm / name
         report = json.loads((export / "ptq" / "report.json").read_text())
-        assert report["summary"]["quality"] == "balanced"
+        assert report["summary"]["quality"] == quality
         assert [check for check in verify(export) if not check.ok] == []
         assert 1e-3 < distance(logits(export, TOKENS), logits(source, TOKENS)) < NEAR[algorithm]

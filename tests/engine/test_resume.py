@@ -67,6 +67,7 @@ def said_by(task: dict[str, Any]) -> str:
     [
         pytest.param("int4_awq", "fast", 1, 1, marks=pytest.mark.slow),
         ("int8_sq", "balanced", 1, 1),
+        pytest.param("int4_awq", "max", 1, 1, marks=pytest.mark.slow),
         pytest.param("int8_sq", "fast", 2, 2, marks=pytest.mark.slow),
     ],
 )

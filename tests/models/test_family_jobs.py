@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Whole jobs of the families with parts of their own: quality "balanced", from a Hugging Face directory."""
+"""Whole jobs of the families with parts of their own, by what the data shows, from a Hugging Face directory."""
 
 import json
 from pathlib import Path
@@ -19,8 +19,14 @@ from tests.matrix import MIXTURES, carries
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", ["qwen2", "qwen3", "qwen3_moe", "phi3", "gemma2", "gemma3"])
-def test_a_balanced_job(family: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("family", "quality"),
+    [
+        *((family, "balanced") for family in ("qwen2", "qwen3", "qwen3_moe", "phi3", "gemma2", "gemma3")),
+        *((family, "max") for family in ("qwen3", "qwen3_moe", "gemma2")),
+    ],
+)
+def test_a_job(family: str, quality: str, tmp_path: Path) -> None:
     source = make_hf(family, tmp_path / "hf")
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"the quick brown fox jumps {number} times over the dog\n" for number in range(40)))
@@ -28,7 +34,7 @@ def test_a_balanced_job(family: str, tmp_path: Path) -> None:
     formats = [name for name in FORMATS if carries(name, family, algorithm) and FORMATS[name].is_packed]
     quantization = QuantizationConfig(
         algorithm,
-        quality="balanced",
+        quality=quality,
         enable_kv_cache=family != "phi3",
         calibration_dataset=str(texts),
         calibration_dataset_size=32,
@@ -42,7 +48,7 @@ def test_a_balanced_job(family: str, tmp_path: Path) -> None:
         directory = tmp_path / "out" / name
         assert [check for check in verify(directory) if not check.ok] == []
         report = json.loads((directory / "ptq" / "report.json").read_text())
-        assert report["summary"]["quality"] == "balanced"
+        assert report["summary"]["quality"] == quality
         found = logits(directory, TOKENS)
         size = min(found.shape[-1], expected.shape[-1])
         # Random weights: what counts is that it is the same model, roundings apart.

@@ -30,6 +30,7 @@ def test_a_weight_that_was_moved_on_purpose_is_not_named() -> None:
     layers = [Layer(0, "fc2", "W4A16_AWQ", 8.0, None, 9.0)]
     (finding,) = findings_of(layers, "int4_awq", moves_weights=True)
     assert finding.figure == "output_sqnr_db"
+    assert findings_of(layers, "int4_awq", moves_weights=True, moves_outputs=True) == ()
 
 
 def test_what_was_not_measured_breaks_no_rule() -> None:

@@ -196,7 +196,7 @@ def quality_is_available(
     model: ModelSpec,
     kv_cache_only: bool = False,
 ) -> str | None:
-    """Quality "balanced" walks block by block, and its codes go into packed files."""
+    """Qualities "balanced" and "max" walk block by block, and their codes go into packed files."""
     if quality in (None, FAST) or kv_cache_only:  # another rule says so
         return None
     obstacle = obstacle_to_balanced(algorithm, formats, forward_loop, calibration_tp, calibration_ep, model)

@@ -1,0 +1,67 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Batches that rounding is not fitted to, and how near a block comes to the unquantized one on them: quality "max"."""
+
+from dataclasses import dataclass
+
+import torch
+
+from nemo_ptq.parallel.ranks import Parallelism
+
+# Of the batches, one in so many is held out.
+_EVERY = 8
+
+
+def held_out_places(batches: int) -> frozenset[int]:
+    """Returns which batches are held out: the last of each eight, of fewer the last one, and none of a single one."""
+    if batches < 2:
+        return frozenset()
+    return frozenset(range(_EVERY - 1, batches, _EVERY)) or frozenset({batches - 1})
+
+
+def sample_errors(found: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+    """Returns the error of each sample: the mean, over its tokens, of the squared error relative to the token's square.
+
+    The norms that read a block's output divide by the root mean square of each token.
+
+    Args:
+        found: (sequence, batch, hidden size), any floating-point type.
+        exact: The same, what it should be.
+
+    Returns:
+        float32 (batch).
+    """
+    exact = exact.float()
+    square = exact.square().sum(-1).clamp(min=torch.finfo(torch.float32).tiny)
+    return ((found.float() - exact).square().sum(-1) / square).mean(0)
+
+
+@dataclass(frozen=True)
+class BlockError:
+    """The error of a block on the samples that are held out.
+
+    Attributes:
+        mean: Over the samples.
+        worst: The largest of a sample.
+    """
+
+    mean: float
+    worst: float
+
+    @classmethod
+    def of(cls, samples: torch.Tensor, parallelism: Parallelism) -> "BlockError":
+        """Merges the errors of all samples; every rank that has the block calls it.
+
+        Args:
+            samples: float32 (samples): those of this rank, which may have none. Where no rank has any, the error is 0.
+            parallelism: This rank's place.
+        """
+        # Ranks that share the block have computed the same, up to the order of their sums, and take one decision.
+        sums = torch.stack([samples.sum(), torch.tensor(float(len(samples)), device=samples.device)])
+        total, count = parallelism.tensor.max(parallelism.data.sum(sums)).tolist()
+        largest = torch.cat([samples, samples.new_zeros(1)]).amax()
+        return cls(total / max(count, 1.0), float(parallelism.tensor.max(parallelism.data.max(largest))))
+
+    def is_less(self, other: "BlockError") -> bool:
+        """Whether this is the smaller one: the worst sample counts as much as the mean."""
+        return self.mean + self.worst < other.mean + other.worst

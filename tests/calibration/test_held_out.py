@@ -1,0 +1,121 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Quality "max" on batches that are held out: which those are, what counts, and that the better rounding is kept."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+
+from benchmarks.llama import Llama
+from nemo_ptq.calibration.gptq import InverseFactor, Rounded
+from nemo_ptq.calibration.held_out import BlockError, held_out_places, sample_errors
+from nemo_ptq.calibration.residual import residual_of
+from nemo_ptq.calibration.rounders import Int4
+from nemo_ptq.calibration.rounding_learner import RoundingLearner
+from nemo_ptq.calibration.streams import Stream
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.export.calibrated import algorithm_scheme
+from nemo_ptq.parallel.ranks import Parallelism, Ranks
+
+
+def test_one_batch_in_eight_is_held_out() -> None:
+    assert [sorted(held_out_places(batches)) for batches in (0, 1, 2, 7, 8, 17)] == [[], [], [1], [6], [7], [7, 15]]
+
+
+def test_the_error_of_a_sample_is_relative_to_each_token() -> None:
+    exact = torch.tensor([[[3.0, 4.0], [1.0, 0.0]], [[300.0, 400.0], [0.0, 2.0]]])  # (sequence, batch, hidden size)
+    found = exact + torch.tensor([[[0.0, 5.0], [0.0, 0.0]], [[50.0, 0.0], [0.0, 2.0]]])
+    torch.testing.assert_close(sample_errors(found, exact), torch.tensor([(1 + 0.01) / 2, (0 + 1) / 2]))
+
+
+def test_the_worst_sample_counts_as_much_as_the_mean() -> None:
+    even, uneven = (BlockError.of(torch.tensor(errors), Parallelism()) for errors in ([0.2, 0.2], [0.0, 0.3]))
+    assert (even.mean, uneven.mean) == pytest.approx((0.2, 0.15))
+    assert even.is_less(uneven) and not uneven.is_less(even)
+    nothing = BlockError.of(torch.zeros(0), Parallelism())
+    assert not nothing.is_less(nothing)
+
+
+# --- a model ----------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def llama() -> Llama:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        hidden_size=64,
+        intermediate_size=128,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=96,
+        initializer_range=0.1,
+    )
+    return Llama(LlamaForCausalLM(config).eval())
+
+
+@dataclass(frozen=True)
+class Careless(Int4):
+    """Rounds well to nearest, and badly by what the data shows."""
+
+    def round(self, weight: torch.Tensor, factor: InverseFactor, ranks: Ranks) -> Rounded:
+        is_unit = torch.equal(factor.upper, torch.eye(len(factor.upper)))
+        return super().round(weight if is_unit else -weight, factor, ranks)
+
+
+def learner(llama: Llama, rounder: Int4, batches: int) -> RoundingLearner:
+    tokens = torch.randint(96, (8 * batches, 32), generator=torch.Generator().manual_seed(1)).split(8)
+    scheme = algorithm_scheme(QuantizationConfig("int4_awq", awq_block_size=64))
+    return RoundingLearner(
+        llama,
+        Parallelism(),
+        Stream(tokens),
+        Stream(tokens),
+        rounder,
+        scheme,
+        lambda _, scale: scale,
+        False,
+        is_max=True,
+    )
+
+
+@pytest.mark.parametrize(("rounder", "batches", "nearest"), [(Int4, 9, []), (Careless, 9, [1, 2]), (Careless, 1, [])])
+def test_the_better_rounding_is_kept(llama: Llama, rounder: Any, batches: int, nearest: list[int]) -> None:
+    learned = learner(llama, rounder(64), batches)
+    for block in llama.blocks:
+        learned.learn(block, False)
+    assert learned.nearest == nearest
+    weight = llama.blocks[2].modules["decoder.layers.1.mlp.linear_fc2"].get_parameter("weight")
+    found = learned.rounded["decoder.layers.1.mlp.linear_fc2"]
+    read = found.codes.float() * found.scale.repeat_interleave(64, 1)
+    is_near = float((read - weight).square().sum()) < 0.2 * float(weight.square().sum())
+    assert is_near == (rounder is Int4 or bool(nearest))
+
+
+def test_layers_that_write_into_the_residual_stream_are_compared_with_it(llama: Llama) -> None:
+    block = llama.blocks[1]
+    streams = {name: residual_of(name, block.modules, llama) for name in block.modules}
+    start = "decoder.layers.0."
+    assert {name.removeprefix(start) for name, found in streams.items() if found is not None} == {
+        "self_attention.linear_proj",
+        "mlp.linear_fc2",
+    }
+    sandwich = {**block.modules, f"{start}post_mlp_layernorm": torch.nn.Identity()}
+    assert residual_of(f"{start}mlp.linear_fc2", sandwich, llama) is None
+    residual = streams[f"{start}self_attention.linear_proj"]
+    assert residual is not None
+    generator = torch.Generator().manual_seed(2)
+    exact, given = torch.randn(2, 4, 3, 64, generator=generator)
+    with torch.no_grad():
+        llama.layer(block, exact)
+        residual.keep()
+        llama.layer(block, given)
+    lack, counts = residual.compare(0)
+    torch.testing.assert_close(lack, (exact - given).reshape(12, 64))
+    torch.testing.assert_close(counts.flatten(), exact.reshape(12, 64).square().mean(1).rsqrt())
+    for found in streams.values():
+        if found is not None:
+            found.restore()
