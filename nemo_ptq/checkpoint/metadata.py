@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ptq.checkpoint import context_graph
+from nemo_ptq.checkpoint.adapters.adapter import way_out
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.huggingface.description import describe
 from nemo_ptq.checkpoint.index import read_index
@@ -43,6 +44,8 @@ def read_metadata(checkpoint: Path) -> ModelSpec:
             return describe(checkpoint).spec
         if is_megatron(checkpoint):
             return describe_megatron(checkpoint).chosen.spec
+        if instead := way_out(checkpoint):
+            raise ConfigError([instead])
         _check_files(checkpoint)
     except OSError as error:
         raise ConfigError([f"nemo_checkpoint={checkpoint} cannot be read: {error.strerror}"]) from error

@@ -223,6 +223,8 @@ def _values(task: run.Partial) -> dict[str, Any]:
 def _files(job: Job) -> dict[str, Path]:
     """The absolute path of every file and directory that a job reads or makes, by the option that names it."""
     files = {"nemo_checkpoint": job.checkpoint, "export_config.path": job.output}
+    if job.adapter:
+        files["adapter"] = job.adapter
     if job.tokenizer_path and os.path.exists(job.tokenizer_path):
         files["tokenizer_path"] = Path(os.path.abspath(job.tokenizer_path))
     if job.calibration_state:

@@ -44,6 +44,7 @@ class StateHeader:
         quantization: What the user asked for.
         modelopt_config: What ModelOpt was asked for, as JSON has it.
         producer: Versions of the packages that took part.
+        adapter: Path of the LoRA adapter that was merged into the checkpoint's weights; None for none.
     """
 
     checkpoint: str
@@ -53,6 +54,7 @@ class StateHeader:
     quantization: QuantizationConfig
     modelopt_config: Mapping[str, Any]
     producer: Mapping[str, str]
+    adapter: str | None = None
 
     @property
     def method(self) -> Any:
@@ -68,6 +70,8 @@ class StateHeader:
     def to_metadata(self) -> dict[str, str]:
         """Returns the free-form header of the safetensors file."""
         content = without_home({"version": _VERSION, **asdict(self)})
+        if self.adapter is None:
+            content.pop("adapter")
         quantization = content["quantization"]
         for name in _NOT_OF_THE_STATE:
             quantization.pop(name)
