@@ -116,7 +116,9 @@ def test_bridge_03_has_a_class_for_llama_31(tmp_path: Path) -> None:
     chosen = choose_class(read_fields(configured(tmp_path, provider, **plain, **scaling)), 1024)
     assert chosen.nemo_config.endswith(".Llama31Config")
     assert chosen.spec.rotary_scaling == RotaryScaling(8.0, 1.5, 3.0, 64)
-    with pytest.raises(PtqError, match=r"high_freq_factor 3\.0, low_freq_factor 1\.5, old_context_len 64, scale_factor 8"):
+    with pytest.raises(
+        PtqError, match=r"high_freq_factor 3\.0, low_freq_factor 1\.5, old_context_len 64, scale_factor 8"
+    ):
         read_fields(configured(tmp_path, **plain, **scaling))
     with pytest.raises(PtqError, match="has no old_context_len, as Llama31ModelProvider has"):
         read_fields(configured(tmp_path, provider, **plain, **{**scaling, "old_context_len": None}))
