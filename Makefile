@@ -5,7 +5,7 @@ SHELL := bash
 .SHELLFLAGS := -euo pipefail -c
 .DEFAULT_GOAL := help
 .PHONY: help demo demo-smollm2 checkpoint test test-slow test-faults test-cluster test-serve serve-env serve-exports servers \
-	test-tf5 tf5-env support-matrix lint docs clean
+	test-tf5 tf5-env bridge support-matrix lint docs clean
 
 # The first Python that runs (a pyenv shim may exist without doing so) and is neither too old nor too new.
 PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
@@ -13,6 +13,7 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.10 python3; do \
 
 VLLM := 0.32.0
 TRANSFORMERS5 := 5.24.0
+BRIDGE := 0.3.0
 
 # The environment works without being activated: nemo, torchrun and python are looked up on PATH.
 IN_VENV := PATH="$(CURDIR)/.venv/bin:$$PATH"
@@ -55,6 +56,9 @@ tf5-env: build/venv-transformers5/installed ## install transformers 5 into build
 
 test-tf5: checkpoint tf5-env ## compare imported models of every family with transformers 5, and with 4
 	@$(IN_VENV) python -m pytest -m slow tests/transformers5
+
+bridge: .venv/installed ## put Megatron-Bridge into build/bridge, for tests/checkpoint/test_bridge.py
+	@$(IN_VENV) python -m pip install --quiet --no-deps --target build/bridge megatron-bridge==$(BRIDGE)
 
 servers: .venv/installed ## write docs/servers.md from the table of servers
 	@$(IN_VENV) python -m tests.servers

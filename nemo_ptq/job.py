@@ -39,6 +39,7 @@ class Job:
         num_layers_in_last_pipeline_stage: Layers of the last stage, where stages are uneven.
         forward_loop: The user's own calibration loop: called with the model, it runs it on data.
         tokenizer_path: A tokenizer to use in place of the checkpoint's.
+        adapter: A LoRA adapter that is merged into the checkpoint's weights as they are read, absolute; None for none.
         calibration_state: File of a calibration to use in place of calibrating, or of the one that a quantized
             checkpoint was made with; `quantization` is then what it was made with.
         legacy_ckpt: Whether the checkpoint may come from another Transformer Engine.
@@ -61,6 +62,7 @@ class Job:
     num_layers_in_last_pipeline_stage: int | None = None
     forward_loop: Callable[[Any], Any] | None = None
     tokenizer_path: str | None = None
+    adapter: Path | None = None
     calibration_state: Path | None = None
     legacy_ckpt: bool = False
     trust_checkpoint: str | None = None
@@ -88,6 +90,7 @@ class Job:
             "tokenizer_path": self.tokenizer_path,
             "calibration_state": None if given is None else str(given),
             "legacy_ckpt": self.legacy_ckpt,
+            **({} if self.adapter is None else {"adapter": str(self.adapter)}),
             **({} if self.trust_checkpoint is None else {"trust_checkpoint": self.trust_checkpoint}),
             "quantization_config": asdict(self.quantization),
             "export_config": {**_lasting(asdict(self.export)), "path": str(self.output)},
@@ -118,6 +121,7 @@ class Job:
             "num_layers_in_first_pipeline_stage": self.num_layers_in_first_pipeline_stage,
             "num_layers_in_last_pipeline_stage": self.num_layers_in_last_pipeline_stage,
             "trusted": read_names(self.trust_checkpoint),
+            "adapter": self.adapter,
         }
 
     @property

@@ -229,6 +229,7 @@ TASK_OPTIONS: Mapping[str, Option] = {
         "-mp",
     ),
     "model_path": _task_option("path", "another name for nemo_checkpoint"),
+    "adapter": _task_option("path", "LoRA adapter of NeMo's or PEFT's, merged into the weights", "--adapter"),
     "calibration_tp": _task_option(
         "size", "tensor parallelism of the calibration", "--calibration_tp", "-ctp", "--calib_tp", default=1
     ),

@@ -32,6 +32,7 @@ def ptq(
     model_path: Optional[str] = None,
     plan_only: bool = False,
     plan_device: str = "H100",
+    adapter: Optional[str] = None,
 ) -> str:
     r"""Quantizes a NeMo 2.0 checkpoint and exports it for inference (post-training quantization).
 
@@ -69,6 +70,7 @@ def ptq(
         model_path: Another name for `nemo_checkpoint`, as NeMo 2.3 and later call it.
         plan_only: Print what the job would need, and start nothing. `nemo-ptq plan` does the same.
         plan_device: What each rank would run on, for `plan_only`: "H100", "A100-80", "CPU" (this machine), ...
+        adapter: Directory of a LoRA adapter of NeMo's or PEFT's, to be merged into the checkpoint's weights.
 
     Returns:
         The path of the exported directory, or of the one that would be.

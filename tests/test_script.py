@@ -39,6 +39,7 @@ def read(*arguments: str) -> dict[str, Any]:
         (("--devices",), "devices", 8),
         (("-nodes", "--num_nodes"), "num_nodes", 2),
         (("--tokenizer",), "tokenizer_path", "tok"),
+        (("--adapter",), "adapter", "lora"),
         (("-algo", "--algorithm"), "quantization_config.algorithm", "int8_sq"),
         (("-awq_bs", "--awq_block_size"), "quantization_config.awq_block_size", 64),
         (("--sq_alpha",), "quantization_config.sq_alpha", 0.8),

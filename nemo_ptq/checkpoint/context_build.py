@@ -4,15 +4,19 @@
 
 import enum
 import inspect
+import os
 from collections.abc import Mapping
 from importlib import import_module
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fiddle as fdl
+import yaml
 from megatron.core.transformer.transformer_config import TransformerConfig
 from nemo.collections.llm.gpt.model.base import GPTModel
 from nemo.lightning.io.artifact import Artifact
+from nemo.lightning.io.mixin import IOMixin
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames, Name, is_enum_member, is_nemo_model
 from nemo_ptq.checkpoint.context_graph import Call
@@ -31,6 +35,31 @@ def model_config(model: Call, context: Path, allowed: AllowedNames) -> fdl.Confi
         PtqError: If what is installed has no such class.
     """
     return _Maker(context, allowed).value(model)
+
+
+def description(model: Call, context: Path, allowed: AllowedNames) -> dict[str, Any]:
+    """What NeMo writes into model.yaml: a model's arguments with the defaults of its classes, as plain data.
+
+    Args:
+        model: What io.json holds, of whose names all are allowed.
+        context: The directory that files are named relative to.
+        allowed: What was allowed.
+
+    Raises:
+        PtqError: If what is installed has no such class.
+    """
+    holder = SimpleNamespace(model=model_config(model, context, allowed))
+    text = IOMixin._io_dump_yaml(None, holder, ["model"])["model"]
+    return dict(_relative(yaml.safe_load(text), f"{context}{os.sep}"))
+
+
+def _relative(value: Any, root: str) -> Any:
+    """Plain data with the paths below a directory relative to it."""
+    if isinstance(value, dict):
+        return {key: _relative(item, root) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_relative(item, root) for item in value]
+    return value.removeprefix(root) if isinstance(value, str) else value
 
 
 class _Maker:

@@ -112,6 +112,28 @@ def read_model(context: Path, allowed: AllowedNames) -> Call:
     return model
 
 
+def read_transform(context: Path) -> Call | None:
+    """Reads what a training job has added to its model, such as adapters.
+
+    Args:
+        context: The directory with io.json.
+
+    Returns:
+        The call of its class, with the arguments that are numbers or text; None if there is none. Nothing is to be
+        called: the name may be any.
+
+    Raises:
+        ConfigError: If the file cannot be read, or holds no model.
+    """
+    file = context / "io.json"
+    try:
+        return _Reader(read_json(file, finite=False), file, AllowedNames()).transform()
+    except FileError as error:
+        raise ConfigError([f"{error}: copy or save the checkpoint again"]) from error
+    except _Malformed as error:
+        raise ConfigError([f"{file} does not describe a model ({error}): copy or save the checkpoint again"]) from error
+
+
 class _Reader:
     """Turns nodes of the graph into values.
 
@@ -132,13 +154,31 @@ class _Reader:
         self._values = 0
         self.problems: list[str] = []
 
-    def model(self) -> Call:
-        """The model, which is an argument of the root, or the root."""
+    def _model(self) -> Any:
+        """The node of the model, which is an argument of the root, or the root."""
         root = self._node(self._root)
         arguments = self._arguments(root) if self._buildable(root) else {}
         model = self._node(arguments["model"]) if "model" in arguments else root
         if self._buildable(model) != _CONFIG:
             raise _Malformed("its root has no model")
+        return model
+
+    def transform(self) -> Call | None:
+        """What is added to the model, with its plain arguments."""
+        transform = self._node(self._arguments(self._model()).get("model_transform"))
+        if self._buildable(transform) is None:
+            return None
+        values = {name: self._node(node) for name, node in self._arguments(transform).items()}
+        leaves = {
+            name: node.get("value") if isinstance(node, dict) and node.get("type") == "leaf" else node
+            for name, node in values.items()
+        }
+        plain = {name: value for name, value in leaves.items() if isinstance(value, str | int | float)}
+        return Call(self._name(self._metadata(transform)[0]), plain)
+
+    def model(self) -> Call:
+        """The model."""
+        model = self._model()
         arguments = self._arguments(model)
         config = self._node(arguments.get("config"))
         if self._buildable(config) != _CONFIG:

@@ -50,7 +50,7 @@ def check_tensors(model: ModelSpec, dtypes: Mapping[str, str], prefix: str = PRE
     if adapters := [name for name in weights if _ADAPTER.search(name)]:
         raise PtqError(
             f"the checkpoint holds {len(adapters)} tensors of LoRA adapters that are not merged, {adapters[0]} among "
-            "them: merge them into the weights first (in NeMo, llm.peft.merge_lora)"
+            "them: give the model without them, and adapter= the adapters' own checkpoint"
         )
     known = set(_parameters(model))
     if lost := [name for name in weights if _general(name.removeprefix(prefix)) not in known]:

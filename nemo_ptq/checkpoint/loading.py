@@ -89,6 +89,7 @@ def open_model(
     num_layers_in_first_pipeline_stage: int | None = None,
     num_layers_in_last_pipeline_stage: int | None = None,
     trusted: Sequence[str] = (),
+    adapter: Path | None = None,
     dtype: torch.dtype = torch.bfloat16,
 ) -> LoadedModel:
     """Builds this rank's part of a model, none of its weights in memory.
@@ -102,13 +103,14 @@ def open_model(
         num_layers_in_first_pipeline_stage: Layers of the first stage, where stages are uneven.
         num_layers_in_last_pipeline_stage: Layers of the last stage, where stages are uneven.
         trusted: Dotted names that a NeMo checkpoint's context may use beside those that are always allowed.
+        adapter: A LoRA adapter that is merged into the weights as they are read; None for none.
         dtype: In which weights are held. Those that are bfloat16 in the checkpoint stay so: nothing is lost by it, and
             activations of such a model may exceed float16.
 
     Raises:
         PtqError: If it does not hold a GPT-like model, or its context names code that is not allowed.
     """
-    reader = open_checkpoint(checkpoint, AllowedNames(trusted))
+    reader = open_checkpoint(checkpoint, AllowedNames(trusted), adapter)
     if all(part.dtype == torch.bfloat16 for part in reader.parts):
         dtype = torch.bfloat16
     parallelism = this_rank()

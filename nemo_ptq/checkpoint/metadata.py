@@ -4,10 +4,12 @@
 
 import os
 from collections.abc import Mapping
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from nemo_ptq.checkpoint import context_graph
+from nemo_ptq.checkpoint.adapters.adapter import way_out
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.huggingface.description import describe
 from nemo_ptq.checkpoint.index import read_index
@@ -16,12 +18,14 @@ from nemo_ptq.checkpoint.megatron.description import describe_megatron
 from nemo_ptq.checkpoint.megatron.directories import is_megatron
 from nemo_ptq.checkpoint.shards import check_shards, listed
 from nemo_ptq.checkpoint.small_files import check_small_files
+from nemo_ptq.console.quiet import quiet_imports
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.models.spec import SIZES, ModelSpec, check_numbers, spec_of
 from nemo_ptq.untrusted import FileError, read_json, read_json_object, read_yaml
 
 EMBEDDING = "module.embedding.word_embeddings.weight"
-_CONTEXT_FILES = ("context/io.json", "context/model.yaml")
+_DESCRIPTION = "context/model.yaml"
+_CONTEXT_FILES = ("context/io.json", _DESCRIPTION)
 _WEIGHTS_FILES = ("weights/.metadata", "weights/common.pt", "weights/metadata.json")
 _FILES = _CONTEXT_FILES + _WEIGHTS_FILES
 # Characters of a value that a message shows.
@@ -43,6 +47,8 @@ def read_metadata(checkpoint: Path) -> ModelSpec:
             return describe(checkpoint).spec
         if is_megatron(checkpoint):
             return describe_megatron(checkpoint).chosen.spec
+        if instead := way_out(checkpoint):
+            raise ConfigError([instead])
         _check_files(checkpoint)
     except OSError as error:
         raise ConfigError([f"nemo_checkpoint={checkpoint} cannot be read: {error.strerror}"]) from error
@@ -91,6 +97,8 @@ def _check_files(checkpoint: Path) -> None:
     for directory, _, _ in os.walk(checkpoint / "context"):
         check_small_files(Path(directory))
     missing = [file for file in _FILES if not (checkpoint / file).is_file()]
+    if missing == [_DESCRIPTION]:
+        return  # NeMo's classes say what it would hold
     if missing:
         found = [file for file in _FILES if file not in missing]
         raise ConfigError(
@@ -113,7 +121,7 @@ def is_nemo(directory: Path) -> bool:
 
 
 def _is_complete(checkpoint: Path) -> bool:
-    return all((checkpoint / file).is_file() for file in _FILES)
+    return all((checkpoint / file).is_file() for file in _FILES if file != _DESCRIPTION)
 
 
 def read_model_yaml(checkpoint: Path) -> dict[str, Any]:
@@ -124,7 +132,7 @@ def read_model_yaml(checkpoint: Path) -> dict[str, Any]:
     """
     file = checkpoint / "context" / "model.yaml"
     try:
-        model = read_yaml(file)
+        model = described_model(checkpoint)
         tokenizer = model.get("tokenizer")
         if not isinstance(tokenizer, dict | None):
             raise TypeError(f"tokenizer is {str(tokenizer)[:_SHOWN]!r}")
@@ -134,6 +142,35 @@ def read_model_yaml(checkpoint: Path) -> dict[str, Any]:
         raise ConfigError(
             [f"{file} does not describe a model ({reason}): copy or save the checkpoint again"]
         ) from error
+    except PtqError as error:
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(
+            [f"{file} is missing, and NeMo's classes do not tell what it would hold ({reason}): save it with NeMo"]
+        ) from error
+
+
+def described_model(checkpoint: Path) -> Any:
+    """Reads `context/model.yaml` as it is; where it is missing, makes what it would hold of `context/io.json`.
+
+    That imports NeMo, whose classes know the defaults that io.json leaves out.
+
+    Raises:
+        PtqError: If neither describes a model, or io.json names what is not NeMo's.
+    """
+    context = checkpoint / "context"
+    if (context / "model.yaml").exists() or not (context / "io.json").is_file():
+        return read_yaml(context / "model.yaml")
+    status = (context / "io.json").stat()
+    return _made_by_nemo(context, status.st_mtime_ns, status.st_size)
+
+
+@lru_cache(maxsize=2)
+def _made_by_nemo(context: Path, *_: int) -> dict[str, Any]:
+    with quiet_imports():
+        from nemo_ptq.checkpoint.context_build import description
+
+        allowed = AllowedNames()  # what stands for the file is not a matter of trust
+        return description(context_graph.read_model(context, allowed), context, allowed)
 
 
 def read_model(checkpoint: Path, allowed: AllowedNames) -> context_graph.Call:

@@ -2,12 +2,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a model comes from: a NeMo 2.0 checkpoint, or what is made one as it is read: Hugging Face's, Megatron-LM's."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
+from nemo_ptq.checkpoint.adapters.adapter import read_adapter
+from nemo_ptq.checkpoint.adapters.merging import merged_parts
+from nemo_ptq.checkpoint.adapters.nemo_adapter import NemoAdapter
+from nemo_ptq.checkpoint.adapters.peft_adapter import PeftAdapter
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.context_graph import Call
 from nemo_ptq.checkpoint.megatron.directories import is_megatron
@@ -23,9 +27,8 @@ EMBEDDING_KEY = "embedding.word_embeddings.weight"
 class CheckpointReader(Protocol):
     """A model that can be built anywhere, and read part by part."""
 
-    @property
-    def parts(self) -> Sequence[TensorPart]:
-        """Every part of every tensor; none is read yet."""
+    parts: list[TensorPart]
+    """Every part of every tensor; none is read yet."""
 
     @property
     def vocab_size(self) -> int:
@@ -88,20 +91,32 @@ class NemoCheckpoint:
         yield model_config(self._model, self._context, self._allowed)
 
 
-def open_checkpoint(path: Path, allowed: AllowedNames) -> CheckpointReader:
+def open_checkpoint(path: Path, allowed: AllowedNames, adapter: Path | None = None) -> CheckpointReader:
     """Opens a checkpoint of any kind. Nothing but metadata is read yet.
 
     Args:
         path: The directory.
         allowed: What a NeMo checkpoint's context may name.
+        adapter: A LoRA adapter of NeMo's or PEFT's that is merged into its weights as they are read; None for none.
 
     Raises:
-        PtqError: If it is of no kind that is known, or what it holds cannot become a NeMo model.
+        PtqError: If it is of no kind that is known, what it holds cannot become a NeMo model, or the adapter does not
+            fit it.
     """
+    found = None if adapter is None else read_adapter(adapter)
+    reader = _open(path, allowed, found if isinstance(found, PeftAdapter) else None)
+    if isinstance(found, NemoAdapter):
+        reader.parts = merged_parts(reader.parts, found)
+    return reader
+
+
+def _open(path: Path, allowed: AllowedNames, adapter: PeftAdapter | None) -> CheckpointReader:
     if is_hugging_face(path):
         from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
 
-        return HuggingFaceModel(path)
+        return HuggingFaceModel(path, adapter)
+    if adapter is not None:
+        raise PtqError(f"{adapter.path} is an adapter of PEFT's: give the Hugging Face model that it was trained on")
     if is_megatron(path):
         from nemo_ptq.checkpoint.megatron.model import MegatronModel
 

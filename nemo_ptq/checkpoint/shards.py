@@ -13,12 +13,13 @@ from nemo_ptq.errors import ConfigError
 _NAMES_SHOWN = 6
 
 
-def check_shards(checkpoint: Path, parts: Iterable[Any]) -> None:
+def check_shards(checkpoint: Path, parts: Iterable[Any], option: str = "nemo_checkpoint") -> None:
     """Looks for the files of a checkpoint's tensors.
 
     Args:
         checkpoint: Directory with ``weights/``, or with the files themselves.
         parts: The places that the index names.
+        option: What named the directory, for messages.
 
     Raises:
         ConfigError: If files are missing, or cut short.
@@ -35,9 +36,9 @@ def check_shards(checkpoint: Path, parts: Iterable[Any]) -> None:
     if missing:
         found = f"{len(needed) - len(missing)} of {len(needed)} shards"
         lacks = f"{inside or checkpoint.name + '/'} lacks {listed(missing)}"
-        problems.append(f"nemo_checkpoint={checkpoint} is incomplete: {lacks}; found {found}")
+        problems.append(f"{option}={checkpoint} is incomplete: {lacks}; found {found}")
     if short:
-        problems.append(f"nemo_checkpoint={checkpoint} is damaged: {listed(short)} cut short; copy it again")
+        problems.append(f"{option}={checkpoint} is damaged: {listed(short)} cut short; copy it again")
     if problems:
         raise ConfigError(problems)
 

@@ -6,13 +6,16 @@ What was written is read again, and every tensor compared with the one that it w
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import torch
 
+from nemo_ptq.checkpoint.adapters.adapter import check_adapter, read_adapter
+from nemo_ptq.checkpoint.adapters.merging import merged_parts
+from nemo_ptq.checkpoint.adapters.peft_adapter import PeftAdapter
 from nemo_ptq.checkpoint.huggingface.description import describe
 from nemo_ptq.checkpoint.huggingface.hf_weights import load_tokenizer
 from nemo_ptq.checkpoint.huggingface.megatron_parts import megatron_parts
@@ -79,7 +82,9 @@ class _AsStored(ExportConfig):
         return str(self.dtype)
 
 
-def convert(source: Path, output: Path, name: str, tokenizer: Path | None, reporter: Reporter) -> None:
+def convert(
+    source: Path, output: Path, name: str, tokenizer: Path | None, reporter: Reporter, adapter: Path | None = None
+) -> None:
     """Converts a checkpoint.
 
     Args:
@@ -88,9 +93,11 @@ def convert(source: Path, output: Path, name: str, tokenizer: Path | None, repor
         name: What to make: one of :data:`WRITERS`.
         tokenizer: Hugging Face directory with the tokenizer, in place of the checkpoint's own.
         reporter: Follows it.
+        adapter: A LoRA adapter that is merged into the weights; None for none.
 
     Raises:
-        PtqError: If the source cannot be read, the output has no place for what it holds, or something stands there.
+        PtqError: If the source or the adapter cannot be read, the output has no place for what it holds, or something
+            stands there.
         VerificationError: If what was written is not what was read.
     """
     if name not in WRITERS:
@@ -99,7 +106,7 @@ def convert(source: Path, output: Path, name: str, tokenizer: Path | None, repor
     if link := next(links_out_of(source), None):
         raise PtqError(f"the link {link} leads out of {source}: put the file itself in its place, or remove the link")
     with reporter.step("load"):
-        model = _open(source)
+        model = _open(source, adapter)
         own = model.load_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
     if own is None and name != "megatron":
         raise PtqError(
@@ -126,14 +133,25 @@ def _check_output(source: Path, output: Path) -> None:
         raise PtqError(f"{output} is inside of the source {source}: choose another output")
 
 
-def _open(path: Path) -> _Model:
+def _open(path: Path, adapter: Path | None) -> _Model:
     spec = read_metadata(path)
     if spec.is_quantized:
         raise PtqError(f"{path} holds ModelOpt's quantizers: give the model as it was before quantization")
+    if adapter is None:
+        return _open_model(path, spec, None)
+    check_adapter(adapter, path, spec, is_hugging_face(path))
+    found = read_adapter(adapter)
+    if isinstance(found, PeftAdapter):
+        return _open_model(path, spec, found)
+    model = _open_model(path, spec, None)
+    return replace(model, parts=merged_parts(model.parts, found))
+
+
+def _open_model(path: Path, spec: ModelSpec, adapter: PeftAdapter | None) -> _Model:
     if is_hugging_face(path):
         from nemo_ptq.checkpoint.huggingface.importer import HuggingFaceModel
 
-        imported = HuggingFaceModel(path)
+        imported = HuggingFaceModel(path, adapter)
         return _Model(path, spec, imported.config, imported.parts, True, lambda: load_tokenizer(path))
     if is_megatron(path):
         from nemo_ptq.checkpoint.megatron.model import MegatronModel

@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 
+from nemo_ptq.checkpoint.adapters.merging import merged_parts
+from nemo_ptq.checkpoint.adapters.nemo_adapter import read_nemo_adapter
 from nemo_ptq.checkpoint.metadata import is_nemo
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize, is_linear
 from nemo_ptq.checkpoint.settings import Context, read_context
@@ -106,7 +108,7 @@ def _reexport(job: Job, directories: Mapping[str, Path], staging: Staging, repor
     assert job.calibration_state is not None
     with reporter.step("load"):
         calibration = load_state(job.calibration_state)
-        context, parts = read_context(job.checkpoint), checkpoint_parts(job.checkpoint)
+        context, parts = read_context(job.checkpoint), _parts(job)
         source = _open(job, calibration, context, parts)
         for name in job.export.formats:
             FORMATS[name].check_model(source.shape, source.family, source.tokenizer)
@@ -122,6 +124,11 @@ def _reexport(job: Job, directories: Mapping[str, Path], staging: Staging, repor
     with reporter.step("verify"):
         report = partial(report_of, size, job, observations, reporter.steps)
         return finish(job, staging, checksums, report, reporter)
+
+
+def _parts(job: Job) -> Sequence[TensorPart]:
+    parts = checkpoint_parts(job.checkpoint)
+    return parts if job.adapter is None else merged_parts(parts, read_nemo_adapter(job.adapter))
 
 
 def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequence[TensorPart]) -> Source:

@@ -340,6 +340,7 @@ class _BlockJob:
         return {
             **{name: value for name, value in arguments.items() if name not in _NOT_OF_THE_RESULT},
             "checkpoint files": stamp_of(job.checkpoint),
+            **({} if job.adapter is None else {"adapter files": stamp_of(job.adapter)}),
             # What reads no text can go without the files.
             "calibration data": [stamp_of(file) for file in job.quantization.data_files if file.exists()],
             "versions": producer(),
@@ -408,6 +409,7 @@ class _BlockJob:
             modelopt_config=preset_config(job.quantization, job.decoder),
             producer=producer(),
             choice={} if choice is None else choice.algorithms,
+            adapter=None if job.adapter is None else str(job.adapter),
         )
         tensors = {name: value for part in everyones for name, value in part.items()}
         return CalibrationState(header, {name: tensors[name].contiguous() for name in sorted(tensors)})

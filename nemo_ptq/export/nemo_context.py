@@ -11,8 +11,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import yaml
+
 from nemo_ptq.checkpoint.megatron.directories import is_megatron
-from nemo_ptq.checkpoint.metadata import is_hugging_face
+from nemo_ptq.checkpoint.metadata import described_model, is_hugging_face
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import read_json, read_yaml
 
@@ -45,6 +47,8 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
         return
     else:
         _copy(checkpoint / "context", directory)
+        if not (directory / "model.yaml").exists():
+            (directory / "model.yaml").write_text(yaml.safe_dump(described_model(checkpoint)), encoding="utf-8")
     settings = read_yaml(directory / "model.yaml").get("tokenizer") or {}
     field = next((field for field in _PATH_FIELDS if settings.get(field)), None)
     path = settings.get(field) if field else None

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Optional, Union
 from urllib.parse import urlsplit
 
 from nemo_ptq.errors import ConfigError
+from nemo_ptq.launch.containers import docker, kubeflow, seen_in_container, skypilot
 from nemo_ptq.safe_path import VARIABLE
 
 # NeMo-Run imports torch, which takes seconds: it is imported where it is needed.
@@ -174,7 +175,7 @@ def register() -> None:
     """Makes the factories known to NeMo-Run, by their names: `run.executor=torchrun`."""
     import nemo_run as run
 
-    for factory in (torchrun, local, slurm):
+    for factory in (torchrun, local, slurm, docker, kubeflow, skypilot):
         run.cli.factory(factory, target=run.Executor)
 
 
@@ -192,21 +193,28 @@ def fit(config: "run.Config[run.Executor]", processes: int) -> None:
     """Sets how many nodes an executor takes and how many processes each starts, where the user has not said.
 
     Args:
-        config: The executor; those that start one process, or are not NeMo-Run's local or Slurm one, stay as they are.
+        config: The executor; those that start one process, or are of a kind that is not known, stay as they are.
         processes: Processes that the calibration needs.
 
     Raises:
-        ConfigError: If there would be more processes than GPUs.
+        ConfigError: If there would be more processes than GPUs, or more nodes than the executor can start.
     """
     import nemo_run as run
 
-    given = config.__arguments__
-    if config.__fn_or_cls__ is run.LocalExecutor:
-        if not given.get("launcher"):
-            return
-    elif config.__fn_or_cls__ is not run.SlurmExecutor:
+    kind, given = config.__fn_or_cls__, config.__arguments__
+    if kind is run.LocalExecutor and not given.get("launcher"):
         return
-    nodes, tasks, gpus = (given.get(name) for name in ("nodes", "ntasks_per_node", "gpus_per_node"))
+    names = _counts().get(kind)
+    if names is None:
+        return
+    nodes, tasks, gpus = (given.get(name) for name in names)
+    if kind is run.DockerExecutor and gpus == -1:  # all, however many
+        gpus = None
+    if is_single := kind in (run.DockerExecutor, run.KubeflowExecutor):
+        # There is one container, and NeMo-Run does not tell the pods of a TrainJob where the first one is.
+        if nodes not in (None, 1):
+            raise ConfigError([f"run.executor.num_nodes={nodes} is not possible here: torchrun starts one pod alone"])
+        nodes, tasks = 1, tasks or processes
     if nodes is None:
         most = tasks or gpus or processes
         # Nodes that share the processes evenly, if there are such.
@@ -214,13 +222,38 @@ def fit(config: "run.Config[run.Executor]", processes: int) -> None:
     if tasks is None:
         tasks = -(-processes // nodes)
     if gpus is not None and tasks > gpus:
+        fix = f"{tasks} GPUs" if is_single else f"{-(-processes // gpus)} nodes or more"
         raise ConfigError(
             [
-                f"run.executor.ntasks_per_node={tasks} is more than run.executor.gpus_per_node={gpus}: each process "
-                f"needs a GPU of its own, so take {-(-processes // gpus)} nodes or more"
+                f"run.executor.{names[1]}={tasks} is more than run.executor.{names[2]}={gpus}: each process "
+                f"needs a GPU of its own, so take {fix}"
             ]
         )
-    config.nodes, config.ntasks_per_node = nodes, tasks
+    settings = dict(zip(names, (nodes, tasks), strict=False))
+    for name in filter(None, settings):
+        setattr(config, name, settings[name])
+
+
+def _counts() -> dict[Any, tuple[str, str, str]]:
+    """What each executor calls its nodes, the processes on each, and their GPUs."""
+    import nemo_run as run
+
+    slurms = ("nodes", "ntasks_per_node", "gpus_per_node")
+    return {
+        run.LocalExecutor: slurms,
+        run.SlurmExecutor: slurms,
+        run.DockerExecutor: ("", "ntasks_per_node", "num_gpus"),
+        run.KubeflowExecutor: ("num_nodes", "nprocs_per_node", "gpus_per_node"),
+        run.SkypilotExecutor: ("num_nodes", "torchrun_nproc_per_node", "gpus_per_node"),
+    }
+
+
+# The setting that says what a container sees, and how a path is added to it.
+_MOUNTS = {
+    "DockerExecutor": ("volumes", "{0}:{0}"),
+    "KubeflowExecutor": ("claims", "CLAIM:{0}"),
+    "SkypilotExecutor": ("file_mounts", "{0}"),
+}
 
 
 def unmounted(executor: Any, paths: Mapping[str, Path | None]) -> list[str]:
@@ -233,12 +266,17 @@ def unmounted(executor: Any, paths: Mapping[str, Path | None]) -> list[str]:
     Returns:
         A problem for each path.
     """
-    if not getattr(executor, "container_image", None):
+    seen = seen_in_container(executor)
+    setting, fix = "container_mounts", "{0}:{0}"
+    if seen is not None:
+        setting, fix = _MOUNTS[type(executor).__name__]
+    elif getattr(executor, "container_image", None):
+        # "/on/the/node:/in/the/container:flags", or one path that is both.
+        seen = [Path(([*mount.split(":"), mount])[1]) for mount in executor.container_mounts]
+    else:
         return []
-    # "/on/the/node:/in/the/container:flags", or one path that is both.
-    seen = [Path(([*mount.split(":"), mount])[1]) for mount in executor.container_mounts]
     return [
-        f"run.executor.container_mounts does not make {option}={path} visible in the container: add {path}:{path}"
+        f"run.executor.{setting} does not make {option}={path} visible in the container: add {fix.format(path)}"
         for option, path in paths.items()
         if path is not None and not any(path.is_relative_to(mount) for mount in seen)
     ]
@@ -259,6 +297,8 @@ def launcher_name(executor: Any) -> str | None:
     kind = getattr(executor, "__fn_or_cls__", type(executor))
     if kind is run.SlurmExecutor:
         return "run.executor=slurm"
+    if kind in (run.DockerExecutor, run.KubeflowExecutor):
+        return "run.executor=docker" if kind is run.DockerExecutor else "run.executor=kubeflow"
     return "run.executor=torchrun" if kind is run.LocalExecutor and executor.launcher else None
 
 

@@ -16,7 +16,7 @@ import fiddle as fdl
 import nemo_run as run
 from nemo_run.cli.api import RunContext
 from nemo_run.cli.cli_parser import parse_value
-from nemo_run.config import get_type_namespace
+from nemo_run.config import get_nemorun_home, get_type_namespace
 
 from nemo_ptq.config import absolute_sources
 from nemo_ptq.console.text import printable
@@ -163,7 +163,10 @@ class PtqRunContext(RunContext):
         if task is None or not arguments:
             raise ConfigError(problems)
         job = front.check(arguments, problems, world_size=processes, launcher=launcher)
-        if hidden := unmounted(self.executor, _files(job)):
+        files = _files(job)
+        if isinstance(self.executor, run.KubeflowExecutor):
+            files["NEMORUN_HOME"] = Path(get_nemorun_home())  # where the pod finds the task
+        if hidden := unmounted(self.executor, files):
             raise ConfigError(hidden)
         _make_absolute(task, job)
         return task, job
@@ -192,7 +195,11 @@ class PtqRunContext(RunContext):
             return launch.world_size, launch.launcher
         if self._executor_config is not None:
             fit(self._executor_config, processes_needed(arguments))
-            self.executor = fdl.build(self._executor_config)
+            try:
+                self.executor = fdl.build(self._executor_config)
+            except Exception as error:  # clients of clusters raise what they like
+                reason = str(error).partition("\n")[0]
+                raise ConfigError([f"the executor cannot be made: {reason}"]) from error
         if self.detach and not isinstance(self.executor, run.Experiment._DETACH_SUPPORTED_EXECUTORS):
             raise ConfigError(
                 ["--detach needs an executor that can be left, such as slurm: this one ends with the command"]
@@ -223,6 +230,8 @@ def _values(task: run.Partial) -> dict[str, Any]:
 def _files(job: Job) -> dict[str, Path]:
     """The absolute path of every file and directory that a job reads or makes, by the option that names it."""
     files = {"nemo_checkpoint": job.checkpoint, "export_config.path": job.output}
+    if job.adapter:
+        files["adapter"] = job.adapter
     if job.tokenizer_path and os.path.exists(job.tokenizer_path):
         files["tokenizer_path"] = Path(os.path.abspath(job.tokenizer_path))
     if job.calibration_state:

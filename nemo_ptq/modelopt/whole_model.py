@@ -103,6 +103,7 @@ def _of_unquantized(model: LoadedModel, job: Job, loop: Callable[[LoadedModel], 
         quantization=job.quantization,
         modelopt_config=as_json(modelopt_config(job.quantization, job.decoder)),
         producer=producer(),
+        adapter=None if job.adapter is None else str(job.adapter),
     )
     run = job.forward_loop or loop(model)
     if model.config.num_moe_experts:

@@ -45,6 +45,7 @@ class StateHeader:
         modelopt_config: What ModelOpt was asked for, as JSON has it.
         producer: Versions of the packages that took part.
         choice: Name of the algorithm of each linear layer, by Megatron's name of it, where one was chosen for each.
+        adapter: Path of the LoRA adapter that was merged into the checkpoint's weights; None for none.
     """
 
     checkpoint: str
@@ -55,6 +56,7 @@ class StateHeader:
     modelopt_config: Mapping[str, Any]
     producer: Mapping[str, str]
     choice: Mapping[str, str] = field(default_factory=dict)
+    adapter: str | None = None
 
     @property
     def method(self) -> Any:
@@ -70,6 +72,8 @@ class StateHeader:
     def to_metadata(self) -> dict[str, str]:
         """Returns the free-form header of the safetensors file."""
         content = without_home({"version": _VERSION, **asdict(self)})
+        if self.adapter is None:
+            content.pop("adapter")
         quantization = content["quantization"]
         for name in _NOT_OF_THE_STATE:
             quantization.pop(name)

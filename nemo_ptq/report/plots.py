@@ -124,6 +124,20 @@ def _plain(value: float, _: int = 0) -> str:
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
+def _prepare_values(axes: Axes, logarithmic: bool) -> None:
+    """Sets up the vertical axis, and what leads from it to the points."""
+    if logarithmic:
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=4))
+        axes.yaxis.set_minor_locator(NullLocator())
+        axes.yaxis.set_major_formatter(FuncFormatter(_plain))
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(4))
+    axes.grid(axis="y", color=FAINT, linewidth=0.5)
+    axes.set_axisbelow(True)
+    axes.spines["left"].set_visible(False)
+
+
 class _Columns:
     """Where the layers of each kind stand on an axis that all kinds share, side by side.
 
@@ -142,16 +156,7 @@ class _Columns:
 
     def prepare(self, axes: Axes, logarithmic: bool) -> None:
         """Sets up the axes of a row."""
-        if logarithmic:
-            axes.set_yscale("log")
-            axes.yaxis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=4))
-            axes.yaxis.set_minor_locator(NullLocator())
-            axes.yaxis.set_major_formatter(FuncFormatter(_plain))
-        else:
-            axes.yaxis.set_major_locator(MaxNLocator(4))
-        axes.grid(axis="y", color=FAINT, linewidth=0.5)
-        axes.set_axisbelow(True)
-        axes.spines["left"].set_visible(False)
+        _prepare_values(axes, logarithmic)
         margin = 0.05 * self.width
         axes.set_xlim(-margin, self.place(self.kinds[-1], self.last) + margin)
 
@@ -368,7 +373,7 @@ def bits_chart(mixed: MixedPrecision | None) -> Figure | None:
     with _style():
         figure = Figure(figsize=(_WIDTH, 2.2), layout="constrained")
         axes = figure.subplots()
-        _prepare(axes, logarithmic=True)
+        _prepare_values(axes, logarithmic=True)
         axes.plot(*zip(*curve, strict=True), color=MUTED, linewidth=1.2, marker="o", markersize=2.5)
         if mixed.error > 0:
             axes.plot(mixed.effective_bits, mixed.error, "o", color=ACCENT, markersize=8, zorder=4)

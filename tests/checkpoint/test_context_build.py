@@ -3,16 +3,20 @@
 """What is made of io.json is what NeMo makes of it; and of a hostile one nothing is made, on any rank."""
 
 import os
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from nemo_ptq.errors import PtqError
+from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.untrusted import read_yaml
 from tests.conftest import Demo
 from tests.hostile import NOTHING_TRUSTED, call, change_graph, copy_of, leaf, make_file, pyref, with_argument
 from tests.ranks import run_ranks
+
+OF_LLAMA = '"nemo.collections.llm.gpt.model.llama"'
 
 
 def differences_from_nemo(checkpoint: Path) -> list[str]:
@@ -49,6 +53,46 @@ def _differences(nemos: Any, ours: Any, place: str) -> Any:
 @pytest.mark.parametrize("model", ["gemma", "llama31", "mixtral", "starcoder", "gpt_swiglu"])
 def test_the_configuration_is_nemos(model: str, checkpoint_of: Callable[[str], Path]) -> None:
     assert run_ranks(differences_from_nemo, 1, checkpoint_of(model)) == [[]]
+
+
+def described_without_its_file(checkpoint: Path, copy: Path) -> tuple[bool, bool]:
+    """Whether a checkpoint without model.yaml is the same model, and whether its export has such a file."""
+    from nemo_ptq.checkpoint.metadata import described_model, read_metadata
+    from nemo_ptq.export.nemo_context import write_context
+
+    shutil.copytree(checkpoint, copy)
+    (copy / "context" / "model.yaml").unlink()
+    write_context(copy, copy.with_name("exported"), None, False)
+    expected, exported = read_yaml(checkpoint / "context" / "model.yaml"), copy.with_name("exported") / "model.yaml"
+    if settings := expected["config"].get("generation_config"):  # NeMo writes ./artifacts
+        settings["pretrained_model_name_or_path"] = settings["pretrained_model_name_or_path"].removeprefix("./")
+    same = described_model(copy) == expected and read_metadata(copy) == read_metadata(checkpoint)
+    return same, read_yaml(exported) == expected
+
+
+@pytest.mark.parametrize("model", ["llama31", pytest.param("gemma", marks=pytest.mark.slow), "gpt"])
+def test_a_context_without_model_yaml(model: str, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    copy = tmp_path / "model--val_loss=1.23-step=99-last"
+    assert run_ranks(described_without_its_file, 1, checkpoint_of(model), copy) == [(True, True)]
+
+
+def not_described(copy: Path) -> str:
+    """What is said of a context without model.yaml whose model is of a class that is not NeMo's."""
+    from nemo_ptq.checkpoint.metadata import read_metadata
+
+    with pytest.raises(ConfigError) as raised:
+        read_metadata(copy)
+    return str(raised.value)
+
+
+def test_a_class_of_ones_own_without_model_yaml(demo: Demo, tmp_path: Path) -> None:
+    copy = copy_of(demo.checkpoint, tmp_path)
+    (copy / "context" / "model.yaml").unlink()
+    file = copy / "context" / "io.json"
+    file.write_text(file.read_text().replace('"LlamaConfig"', '"MyConfig"').replace(OF_LLAMA, '"my_models"'))
+    (problem,) = run_ranks(not_described, 1, copy)
+    assert "my_models.MyConfig at model.config" in problem
+    assert "model.yaml is missing" in problem
 
 
 def write_training_context(directory: Path, tokenizer: Path) -> None:

@@ -108,6 +108,22 @@ def test_llama_31_scales_its_rotary_embedding(tmp_path: Path) -> None:
     assert trained.spec.rotary_scaling == RotaryScaling(32.0, 1.0, 4.0, 8192)
 
 
+def test_bridge_03_has_a_class_for_llama_31(tmp_path: Path) -> None:
+    """Fields as Megatron-Bridge 0.3.0 has written them; other classes have none of these names."""
+    scaling = {"scale_factor": 8.0, "low_freq_factor": 1.5, "high_freq_factor": 3.0, "old_context_len": 64}
+    plain = {"rotary_base": 500000, "kv_channels": 32}
+    provider = "llama.llama_provider.Llama31ModelProvider"
+    chosen = choose_class(read_fields(configured(tmp_path, provider, **plain, **scaling)), 1024)
+    assert chosen.nemo_config.endswith(".Llama31Config")
+    assert chosen.spec.rotary_scaling == RotaryScaling(8.0, 1.5, 3.0, 64)
+    with pytest.raises(
+        PtqError, match=r"high_freq_factor 3\.0, low_freq_factor 1\.5, old_context_len 64, scale_factor 8"
+    ):
+        read_fields(configured(tmp_path, **plain, **scaling))
+    with pytest.raises(PtqError, match="has no old_context_len, as Llama31ModelProvider has"):
+        read_fields(configured(tmp_path, provider, **plain, **{**scaling, "old_context_len": None}))
+
+
 @pytest.mark.parametrize(
     ("changes", "family"),
     [

@@ -199,9 +199,7 @@ def test_half_of_a_checkpoint_names_the_whole(checkpoint: Path) -> None:
     assert problem_of(checkpoint / "weights").endswith(f"is one half of a checkpoint: give {checkpoint}")
 
 
-@pytest.mark.parametrize(
-    "file", ["context/io.json", "context/model.yaml", "weights/.metadata", "weights/common.pt", "weights/metadata.json"]
-)
+@pytest.mark.parametrize("file", ["context/io.json", "weights/.metadata", "weights/common.pt", "weights/metadata.json"])
 def test_a_missing_file_is_named_and_those_that_are_there(file: str, checkpoint: Path) -> None:
     (checkpoint / file).unlink()
     problem = problem_of(checkpoint)

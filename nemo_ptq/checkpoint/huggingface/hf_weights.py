@@ -12,6 +12,8 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from nemo_ptq.checkpoint.adapters.merging import add_low_rank
+from nemo_ptq.checkpoint.adapters.peft_adapter import PeftAdapter
 from nemo_ptq.checkpoint.huggingface.hf_files import found_in, read_json
 from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor
 from nemo_ptq.checkpoint.parts import check_finite
@@ -33,20 +35,31 @@ class Weights:
 
     Args:
         stored: Which there are.
+        adapter: What is merged into them; None for nothing.
     """
 
-    def __init__(self, stored: Mapping[str, StoredTensor]) -> None:
-        self._stored = stored
+    def __init__(self, stored: Mapping[str, StoredTensor], adapter: PeftAdapter | None = None) -> None:
+        self._stored, self._adapter = stored, adapter
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor, memory-mapped.
+        """A tensor, memory-mapped; one that an adapter changes in float32.
 
         Raises:
             PtqError: It has values that are not finite.
         """
-        tensor = load_tensors(self._stored[name].file)[name]
-        check_finite(name, tensor)
-        return tensor
+        if self._adapter is None:
+            return _read(name, self._stored[name])
+        tensor = _read(*self._adapter.copies.get(name, (name, self._stored[name])))
+        if name not in self._adapter.matrices:
+            return tensor
+        first, second = (_read(*matrix) for matrix in self._adapter.matrices[name])
+        return add_low_rank(tensor, first, second, self._adapter.scale)
+
+
+def _read(name: str, stored: StoredTensor) -> torch.Tensor:
+    tensor = load_tensors(stored.file)[name]
+    check_finite(name, tensor)
+    return tensor
 
 
 def load_tokenizer(directory: Path) -> Any:

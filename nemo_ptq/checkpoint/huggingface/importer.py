@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from nemo_ptq.checkpoint.adapters.peft_adapter import PeftAdapter
 from nemo_ptq.checkpoint.gpt import ACTIVATION_FUNCTIONS, MODEL_CLASSES
 from nemo_ptq.checkpoint.huggingface.description import HuggingFaceDescription, describe
 from nemo_ptq.checkpoint.huggingface.hf_weights import load_generation_config, load_tokenizer
@@ -35,6 +36,7 @@ class HuggingFaceModel:
 
     Args:
         directory: config.json, weights, tokenizer. Code in it is never run.
+        adapter: PEFT's LoRA that is merged into its weights as they are read; None for none.
 
     Attributes:
         path: The directory.
@@ -48,7 +50,7 @@ class HuggingFaceModel:
             lost.
     """
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, adapter: PeftAdapter | None = None) -> None:
         self.path = directory
         self._model = describe(directory)
         self._tokenizer = load_tokenizer(directory)
@@ -57,7 +59,7 @@ class HuggingFaceModel:
         generation = load_generation_config(directory)
         if self.spec.state_space is None:  # NeMo's configuration of these has no place for it
             self._arguments["generation_config"] = generation
-        self.parts = megatron_parts(self._model, self.vocab_size)
+        self.parts = megatron_parts(self._model, self.vocab_size, adapter)
         self.size = WeightsSize.of((part.shape, part.dtype) for part in self.parts)
 
     @property

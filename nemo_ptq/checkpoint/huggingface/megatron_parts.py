@@ -6,6 +6,7 @@ from functools import partial
 
 import torch
 
+from nemo_ptq.checkpoint.adapters.peft_adapter import PeftAdapter
 from nemo_ptq.checkpoint.huggingface.description import HuggingFaceDescription
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights
 from nemo_ptq.checkpoint.huggingface.stored_tensors import PlannedPart, planned_parts
@@ -14,14 +15,17 @@ from nemo_ptq.models.mapping import WeightRule
 from nemo_ptq.models.state_space import STATE_PARAMETERS
 
 
-def megatron_parts(model: HuggingFaceDescription, padded_vocab: int) -> list[TensorPart]:
+def megatron_parts(
+    model: HuggingFaceDescription, padded_vocab: int, adapter: PeftAdapter | None = None
+) -> list[TensorPart]:
     """Plans every tensor.
 
     Args:
         model: The directory.
         padded_vocab: Rows of the embedding in Megatron.
+        adapter: What is merged into them as they are read; None for nothing.
     """
-    weights = Weights(model.tensors)
+    weights = Weights(model.tensors, adapter)
     sizes, dtype = (model.spec.num_query_groups, model.spec.head_size, padded_vocab), getattr(torch, model.dtype)
 
     def dtype_of(part: PlannedPart) -> torch.dtype:

@@ -85,8 +85,17 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     """
     found: dict[str, StoredTensor] = {}
     for file in weight_files(directory):
-        found |= _safetensors(file) if file.suffix == ".safetensors" else _pytorch(file)
+        found |= tensors_in(file)
     return found
+
+
+def tensors_in(file: Path) -> dict[str, StoredTensor]:
+    """Returns the tensors of one file by name; none of them is read.
+
+    Raises:
+        PtqError: If the file is damaged.
+    """
+    return _safetensors(file) if file.suffix == ".safetensors" else _pytorch(file)
 
 
 def _safetensors(file: Path) -> dict[str, StoredTensor]:

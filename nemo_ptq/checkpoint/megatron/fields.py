@@ -64,6 +64,9 @@ _PROVIDERS = re.compile(
     r"(GPT|Llama[23]?|Llama3[12]|CodeLlama|Qwen2|Qwen25|Qwen3|Qwen3MoE|Nemotron[34]?|Mistral|MistralSmall3|Mixtral|"
     r"Starcoder2|Gemma|CodeGemma)ModelProvider\w*"
 )
+# Those that scale the rotary embedding as Llama 3.1 does, of Megatron-Bridge 0.3; later ones have Megatron's options.
+_LLAMA_31 = re.compile(r"Llama3[12]ModelProvider\w*")
+_LLAMA_31_SCALING = ("scale_factor", "low_freq_factor", "high_freq_factor", "old_context_len")
 # Those that also scale the embedding.
 _GEMMA = re.compile(r"(Code)?GemmaModelProvider\w*")
 _SHOWN = 60
@@ -127,13 +130,17 @@ def _of_bridge(file: Path) -> Fields:
             f"{file} has a model of {str(model.get('_target_'))[:_SHOWN]!r}, and what that computes is not known: "
             "models of Megatron-Bridge's GPTModelProvider and its dense and mixture-of-experts families can be read"
         )
-    check_options(str(file), model, _READ, only_the_model=True)
+    scaling = _LLAMA_31_SCALING if _LLAMA_31.fullmatch(provider) else ()
+    check_options(str(file), model, _READ.union(scaling), only_the_model=True)
     activation = model.get("activation_func")
     name = str(activation.get("_target_") if isinstance(activation, dict) else activation).rpartition(".")[2]
     if name not in _ACTIVATIONS:
         raise PtqError(f"{file} has activation_func {name[:_SHOWN]!r}: expected one of {', '.join(_ACTIVATIONS)}")
     options = {**model, "activation_func": _ACTIVATIONS[name], "scales_embedding": bool(_GEMMA.fullmatch(provider))}
-    return _fields(file, options)
+    fields = _fields(file, options)
+    if missing := [name for name in scaling if model.get(name) is None]:
+        raise PtqError(f"{file} has no {', '.join(missing)}, as {provider} has: copy the checkpoint again")
+    return {**fields, **{name: model[name] for name in scaling}}
 
 
 def _fields(file: Path, options: Mapping[str, Any]) -> Fields:

@@ -74,6 +74,7 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
 _KERNELS = (
     *("activation_func_fp8_input_store", "apply_query_key_layer_scaling", "apply_rope_fusion", "attention_backend"),
     *("attention_softmax_in_fp32", "batch_invariant_mode", "bias_activation_fusion", "bias_dropout_fusion"),
+    *("bias_dropout_add_fusion",),
     *("clone_scatter_output_in_embedding", "config_logger_dir", "cp_comm_type", "deterministic_mode"),
     *("disable_bf16_reduced_precision_matmul", "disable_parameter_transpose_cache", "dsa_kernel_backend"),
     *("enable_autocast", "autocast_dtype", "enable_cuda_graph", "external_cuda_graph", "flash_attention_version"),

@@ -18,9 +18,13 @@ def convert(
     tokenizer: Annotated[
         Optional[Path], typer.Option(help="Hugging Face directory of the tokenizer, in place of the checkpoint's.")
     ] = None,
+    adapter: Annotated[
+        Optional[Path], typer.Option(help="LoRA adapter of NeMo's or PEFT's, merged into the weights.")
+    ] = None,
 ) -> None:
     """Convert a checkpoint, unquantized and layer by layer; what was written is compared with what was read."""
     from nemo_ptq.console.reporter import Reporter
     from nemo_ptq.engine.convert import convert as run
 
-    run(source.expanduser().absolute(), output.expanduser().absolute(), to, tokenizer, Reporter(True))
+    lora = None if adapter is None else adapter.expanduser().absolute()
+    run(source.expanduser().absolute(), output.expanduser().absolute(), to, tokenizer, Reporter(True), lora)

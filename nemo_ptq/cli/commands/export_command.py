@@ -14,6 +14,7 @@ from nemo_ptq.launch.flags import Flag, in_flags
 _FLAGS = (
     Flag("calibration_state", ("STATE_OR_DIR",)),
     Flag("nemo_checkpoint", ("--checkpoint",)),
+    Flag("adapter", ("--adapter",)),
     Flag("tokenizer_path", ("--tokenizer",)),
     Flag("trust_checkpoint", ("--trust-checkpoint",)),
     Flag("export_config.path", ("OUT",)),
@@ -40,6 +41,9 @@ def export(
     inference_pp: Annotated[int, typer.Option(help="Pipeline parallelism of the exported model.")] = 1,
     decoder_type: Annotated[Optional[str], typer.Option(help="Decoder type, for a model class of your own.")] = None,
     tokenizer: Annotated[Optional[str], typer.Option(help="Tokenizer in place of the checkpoint's.")] = None,
+    adapter: Annotated[
+        Optional[Path], typer.Option(help="The LoRA adapter that was merged, if it is no longer where it was.")
+    ] = None,
     trust_checkpoint: Annotated[
         Optional[str], typer.Option(help="Names of code that the checkpoint may have called beside NeMo's: a.b,c.d.")
     ] = None,
@@ -67,6 +71,7 @@ def export(
     )
     arguments = {
         "nemo_checkpoint": checkpoint,
+        "adapter": adapter,
         "calibration_state": state,
         "export_config": config,
         "tokenizer_path": tokenizer,

@@ -32,6 +32,7 @@ Rule = Callable[..., str | None]
 RULES: tuple[Rule, ...] = (
     paths.checkpoint_is_named,
     paths.checkpoint_is_self_contained,
+    model.adapter_fits,
     model.family_is_supported,
     format_limits.family_has_class,
     model.state_spaces_have_a_format,

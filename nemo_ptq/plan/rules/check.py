@@ -49,6 +49,7 @@ def check_job(*, world_size: int | None, launcher: str | None = None, **argument
     if problems:
         raise ConfigError(problems)
 
+    adapter = values["adapter"]
     tracking, export = values["tracking"], arguments["export_config"]
     if gathered.quantization.algorithm_name != CUSTOM:  # whose sizes are not known
         files = weight_files(values["model"], values["decoder"], gathered.quantization, export)
@@ -61,6 +62,7 @@ def check_job(*, world_size: int | None, launcher: str | None = None, **argument
         quantization=gathered.quantization,
         export=export,
         decoder=values["decoder"],
+        adapter=None if adapter is None else Path(adapter).expanduser().absolute(),
         calibration_state=gathered.state,
         fast_because=gathered.fast_because,
         tracking=tracking and absolute_address(tracking),

@@ -80,6 +80,8 @@ def gather(arguments: Mapping[str, Any], world_size: int | None, launcher: str |
     values |= _sound_quantization(quantization, problems)
     values |= _sound_export(export, problems)
     checkpoint = named or (header.checkpoint if header else None)
+    if values.get("adapter", "") is None and header is not None and named in (None, header.checkpoint):
+        values["adapter"] = header.adapter
     if {"nemo_checkpoint", "model_path"} <= values.keys() and checkpoint is not None:
         values["checkpoint"] = checkpoint
         model = _read(read_metadata, Path(checkpoint).expanduser(), problems)

@@ -3,8 +3,11 @@
 """The model: a family that can be exported, and layers that the readers of the files know."""
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.adapters.adapter import check_adapter
+from nemo_ptq.checkpoint.metadata import is_hugging_face
 from nemo_ptq.config import CUSTOM, QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.formats import FORMATS
@@ -22,6 +25,18 @@ def family_is_supported(model: ModelSpec, decoder_type: str | None) -> str | Non
     """The model's family has a decoder type, or the user gave one."""
     try:
         family_of_model(model, decoder_type)
+    except PtqError as error:
+        return str(error)
+    return None
+
+
+def adapter_fits(checkpoint: Any, model: ModelSpec, adapter: Any) -> str | None:
+    """The adapter is a LoRA of a model such as the checkpoint's."""
+    if adapter is None:
+        return None
+    path = Path(checkpoint).expanduser()
+    try:
+        check_adapter(Path(adapter).expanduser(), path, model, is_hugging_face(path))
     except PtqError as error:
         return str(error)
     return None

@@ -14,6 +14,8 @@ _PROCESSES = {
     "srun": "srun --ntasks {0}",
     "nemo-ptq run": "--nproc {0}",
     "run.executor=torchrun": "run.executor.ntasks_per_node={0}",
+    "run.executor=docker": "run.executor.ntasks_per_node={0}",
+    "run.executor=kubeflow": "run.executor.nprocs_per_node={0}",
     "run.executor=slurm": "run.executor.nodes * run.executor.ntasks_per_node = {0}",
     None: "run.executor=torchrun run.executor.ntasks_per_node={0}, or torchrun --nproc_per_node {0}",
 }
