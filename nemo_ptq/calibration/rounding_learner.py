@@ -151,7 +151,8 @@ class RoundingLearner:
         found, learned = self._held_out_error(block), dict(self.rounded)
         weights = {name: layer.module.get_parameter("weight") for name, layer in layers.items()}
         for name, layer in layers.items():
-            self.rounded[name] = self._serve(layer, round_shard(layer.linear, layer.smoothed(), None, self.rounder))
+            rounder = self.rounders[layer.linear.name]
+            self.rounded[name] = self._serve(layer, round_shard(layer.linear, layer.smoothed(), None, rounder))
         if self._held_out_error(block).is_less(found):
             self.nearest.append(block.index)
             return

@@ -228,7 +228,7 @@ def _rows(number: int, height: float) -> tuple[Figure, Sequence[Axes]]:
     }
     figure = Figure(figsize=size)
     figure.subplots_adjust(**edges, hspace=0.16)
-    return figure, figure.subplots(number, 1, sharex=True, squeeze=False)[:, 0]
+    return figure, list(figure.subplots(number, 1, sharex=True, squeeze=False)[:, 0])
 
 
 def layer_chart(layers: Sequence[Layer], rows: Sequence[Row], bad: Callable[[Layer, str], bool]) -> Figure | None:
