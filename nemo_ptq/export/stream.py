@@ -4,8 +4,8 @@
 
 Blocks (the embedding, each layer, the head) go by one after the other. For each block a rank packs its own shards,
 sends the slices that other ranks' files want, one message for each receiver, and completes the tensors of the files
-it writes itself. So nobody holds more than one block of foreign tensors, and packed bytes travel, not bfloat16. Beside a
-GPU a block is written while the next one is calibrated.
+it writes itself. So nobody holds more than one block of foreign tensors, and packed bytes travel, not bfloat16. Where
+there is a GPU, a block is written while the next one is calibrated.
 """
 
 from collections import Counter, defaultdict
