@@ -5,7 +5,7 @@
 import sys
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from nemo_ptq.stand_ins import stand_ins
 from nemo_ptq.untrusted import FileError, read_json
@@ -49,7 +49,7 @@ def load_pretrained(directory: Path, use_fast: bool = True) -> Any:
     if fast is not None and fast.endswith("Fast") and (directory / "tokenizer.json").is_file():
         tokenizer_class = getattr(transformers, fast, None)
         if isinstance(tokenizer_class, type) and issubclass(tokenizer_class, transformers.PreTrainedTokenizerFast):
-            return cast(Any, tokenizer_class).from_pretrained(directory, **further)
+            return getattr(transformers, fast).from_pretrained(directory, **further)
     return transformers.AutoTokenizer.from_pretrained(directory, use_fast=use_fast, trust_remote_code=False, **further)
 
 

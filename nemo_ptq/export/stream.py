@@ -4,8 +4,8 @@
 
 Blocks (the embedding, each layer, the head) go by one after the other. For each block a rank packs its own shards,
 sends the slices that other ranks' files want, one message for each receiver, and completes the tensors of the files
-it writes itself. So nobody holds more than one block of foreign tensors, and packed bytes travel, not bfloat16. A block
-is written while the next one is calibrated.
+it writes itself. So nobody holds more than one block of foreign tensors, and packed bytes travel, not bfloat16. Where
+there is a GPU, a block is written while the next one is calibrated.
 """
 
 from collections import Counter, defaultdict
@@ -164,8 +164,7 @@ class LayoutWriter:
         Raises:
             OSError: If the block before could not be written.
         """
-        for stream in self._streams.values():
-            stream.wait()
+        self._wait()
         blocks = [table[block] for table in self._tables]
         exchange = _BlockExchange(blocks, self._writers, self._shard_map, self._layout.shape)
         with torch.inference_mode():
@@ -174,6 +173,14 @@ class LayoutWriter:
                 if file in self._streams:
                     self._streams[file].write(tensor.name, assemble(tensor, [(t, slices[t]) for t in parts]))
         self._sum_up()
+        if not torch.cuda.is_available():
+            # Without a GPU to work beside it nothing is gained, and the packed block would take up memory.
+            self._wait()
+
+    def _wait(self) -> None:
+        """Returns when what was begun is written."""
+        for stream in self._streams.values():
+            stream.wait()
 
     def _sum_up(self) -> None:
         """Begins to compute the checksums of files that have become complete."""
@@ -188,8 +195,7 @@ class LayoutWriter:
             OSError: If something could not be written.
         """
         self._sum_up()
-        for stream in self._streams.values():
-            stream.wait()
+        self._wait()
         by_path = zip(self.files, self._streams, strict=True)
         return {path: self._checksums[file].result() for path, file in by_path if file in self._checksums}
 

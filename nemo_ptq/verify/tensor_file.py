@@ -124,7 +124,7 @@ class TensorFile:
             file.seek(self._offsets[name])
             while left:
                 values = piece[:left]
-                _fill(values.data.cast("B"), file, self.path)
+                _fill(values.view(np.uint8).data, file, self.path)
                 # All bits but the sign: those of numbers are less than those of infinity, those of NaN are more.
                 values &= np.iinfo(values.dtype).max >> 1
                 if values.max() >= infinity:
