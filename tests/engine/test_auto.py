@@ -160,7 +160,7 @@ def test_over_shards_and_stages(layout: tuple[int, int], checkpoint_of: Callable
 @pytest.mark.slow
 def test_experts_of_a_layer_are_quantized_alike(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
     run_ranks(run_all, 1, checkpoint_of("mixtral"), tmp_path, list(EXPERTS), timeout=600)
-    directory = tmp_path / "experts"
+    directory = tmp_path / "experts" / "hf"
     assert [check for check in verify(directory) if not check.ok] == []
     choice = read_header(directory / IN_EXPORT).choice
     for layer in range(2):

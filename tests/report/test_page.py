@@ -79,7 +79,7 @@ def test_page_is_self_contained_and_has_unique_ids(name: str) -> None:
 def test_every_chart_is_labelled(name: str) -> None:
     charts = page_of(name).all("svg")
     assert all(chart["role"] == "img" and chart["aria-label"] for chart in charts)
-    expected = {"measured": 5, "failed": 5, "unmeasured": 4, "unquantized": 2, "experts": 6, "bare": 0}
+    expected = {"measured": 5, "failed": 5, "unmeasured": 4, "unquantized": 2, "experts": 6, "mixed": 6, "bare": 0}
     assert len(charts) == expected[name]
 
 
