@@ -214,6 +214,11 @@ def test_sizes_are_accepted_if_every_shard_is_whole(model: ModelSpec, tp: int, b
             {"algorithm": "no_quant"},
             "quality=balanced is not available, since algorithm=no_quant rounds to the nearest codes alone: use one ",
         ),
+        ({"quality": "max"}, None),
+        (
+            {"quality": "max", "calibration_ep": 2},
+            "quantization_config.quality=max is not available, since calibration_",
+        ),
         ({"algorithm": "mine.yaml"}, "since algorithm=mine.yaml rounds to the nearest codes alone"),
         (
             {"formats": ("trtllm", "nemo")},
