@@ -136,7 +136,7 @@ def read_model_yaml(checkpoint: Path) -> dict[str, Any]:
         tokenizer = model.get("tokenizer")
         if not isinstance(tokenizer, dict | None):
             raise TypeError(f"tokenizer is {str(tokenizer)[:_SHOWN]!r}")
-        return {**model["config"], "model_class": str(model["_target_"]), "tokenizer": tokenizer}
+        return {**model["config"], "model_class": str(model["_target_"]), "tokenizer": with_plain_names(tokenizer)}
     except (FileError, KeyError, TypeError, AttributeError) as error:
         reason = error.reason if isinstance(error, FileError) else str(error).partition("\n")[0]
         raise ConfigError(
@@ -147,6 +147,16 @@ def read_model_yaml(checkpoint: Path) -> dict[str, Any]:
         raise ConfigError(
             [f"{file} is missing, and NeMo's classes do not tell what it would hold ({reason}): save it with NeMo"]
         ) from error
+
+
+def with_plain_names(tokenizer: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Returns the settings of a tokenizer with its name as text: NeMo wraps one that was no path as it saved it."""
+    if tokenizer is None:
+        return None
+    return {
+        name: value["attr"] if isinstance(value, dict) and isinstance(value.get("attr"), str) else value
+        for name, value in tokenizer.items()
+    }
 
 
 def described_model(checkpoint: Path) -> Any:

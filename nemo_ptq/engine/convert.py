@@ -135,6 +135,14 @@ def _check_output(source: Path, output: Path) -> None:
 
 def _open(path: Path, adapter: Path | None) -> _Model:
     spec = read_metadata(path)
+    name = spec.config_class.rpartition(".")[2]
+    try:
+        family_of(name)
+    except PtqError as error:
+        raise PtqError(
+            f"{path} is of {spec.config_class}, a class that is not NeMo's: if it changes nothing but settings of one "
+            "of NeMo's, name that class in context/io.json and context/model.yaml of a copy"
+        ) from error
     if spec.is_quantized:
         raise PtqError(f"{path} holds ModelOpt's quantizers: give the model as it was before quantization")
     if adapter is None:

@@ -14,7 +14,7 @@ from typing import Any
 import yaml
 
 from nemo_ptq.checkpoint.megatron.directories import is_megatron
-from nemo_ptq.checkpoint.metadata import described_model, is_hugging_face
+from nemo_ptq.checkpoint.metadata import described_model, is_hugging_face, with_plain_names
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import read_json, read_yaml
 
@@ -49,7 +49,7 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
         _copy(checkpoint / "context", directory)
         if not (directory / "model.yaml").exists():
             (directory / "model.yaml").write_text(yaml.safe_dump(described_model(checkpoint)), encoding="utf-8")
-    settings = read_yaml(directory / "model.yaml").get("tokenizer") or {}
+    settings = with_plain_names(read_yaml(directory / "model.yaml").get("tokenizer")) or {}
     field = next((field for field in _PATH_FIELDS if settings.get(field)), None)
     path = settings.get(field) if field else None
     if field and path and not replaced and not Path(path).is_absolute() and (directory / path).exists():
@@ -102,7 +102,7 @@ def _save_tokenizer(tokenizer: Any, directory: Path, field: str) -> str:
 
 
 def _point_model_yaml_at(path: Path, field: str, old: str, new: str) -> None:
-    """Changes one line only: loading and dumping would lose NeMo's own YAML tags."""
+    """Changes one entry only: loading and dumping would lose NeMo's own YAML tags."""
     lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
     is_tokenizer = False
     for index, line in enumerate(lines):
@@ -111,15 +111,24 @@ def _point_model_yaml_at(path: Path, field: str, old: str, new: str) -> None:
         elif is_tokenizer and line.strip().startswith(f"{field}:"):
             indent = line[: len(line) - len(line.lstrip())]
             lines[index] = f"{indent}{field}: {new}\n"
+            # A name that was no path as NeMo saved it has lines of its own below.
+            while index + 1 < len(lines) and lines[index + 1].startswith(f"{indent} "):
+                del lines[index + 1]
             path.write_text("".join(lines), encoding="utf-8")
             return
     raise PtqError(f"{path}: the tokenizer has no {field} to change from {old} to {new}")
 
 
 def _point_io_json_at(path: Path, field: str, new: str) -> None:
-    graph = read_json(path, finite=False)
-    for node in graph["objects"].values():
+    graph, place = read_json(path, finite=False), f"<root>.model.tokenizer.{field}"
+    objects = graph["objects"]
+    # A name that was no path as NeMo saved it is an object of its own.
+    wrapped = [key for key, node in objects.items() if place in node.get("paths", ())]
+    for node in objects.values():
         for _, value in node.get("items") or []:
-            if isinstance(value, dict) and f"<root>.model.tokenizer.{field}" in value.get("paths", ()):
-                value["value"] = new
+            if isinstance(value, dict) and (place in value.get("paths", ()) or value.get("key") in wrapped):
+                value.clear()
+                value.update(type="leaf", value=new, paths=[place])
+    for key in wrapped:
+        del objects[key]
     path.write_text(json.dumps(graph), encoding="utf-8")

@@ -11,7 +11,9 @@ import torch
 
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.errors import PtqError
+from tests.conftest import Demo
 from tests.families import TOKENS
+from tests.hostile import copy_of
 from tests.ranks import run_ranks
 
 FAMILIES = (
@@ -93,6 +95,14 @@ def test_megatron_restores_it_at_another_parallelism(
 def test_another_format_is_told(tmp_path: Path) -> None:
     with pytest.raises(PtqError, match="--format gguf is not known: choose one of hf, nemo, megatron"):
         convert(tmp_path, tmp_path / "out", "gguf")
+
+
+def test_a_class_that_is_not_nemos(demo: Demo, tmp_path: Path) -> None:
+    own = copy_of(demo.checkpoint, tmp_path / "own--val_loss=1.2-step=9-last")
+    file = own / "context" / "model.yaml"
+    file.write_text(file.read_text().replace("nemo.collections.llm.gpt.model.llama.LlamaConfig", "my_models.MyConfig"))
+    with pytest.raises(PtqError, match=r"is of my_models.MyConfig, a class that is not NeMo's: if it changes nothing"):
+        convert(own, tmp_path / "out", "hf")
 
 
 def test_what_stands_there_is_left_alone(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:

@@ -10,7 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.errors import PtqError
+from nemo_ptq.plan.rules.tokenizer import tokenizer_is_given
 from nemo_ptq.verify.context import read_model_yaml, round_trip_problems, tokenizer_path
 from tests.families import make_tokenizer
 from tests.ranks import run_ranks
@@ -28,6 +30,19 @@ def name_tokenizer(checkpoint: Path, name: str, field: str = "pretrained_model_n
     text = io_file.read_text()
     assert text.count('"value": "nemo_tokenizer"') == 1
     io_file.write_text(text.replace('"value": "nemo_tokenizer"', f'"value": "{name}"'))
+
+
+def name_as_nemo_does(checkpoint: Path, name: str) -> None:
+    """Has NeMo write a context whose tokenizer has a name that is no path on this machine."""
+    from nemo_ptq.checkpoint.allowed_names import AllowedNames
+    from nemo_ptq.checkpoint.context_build import model_config
+    from nemo_ptq.checkpoint.metadata import read_model
+    from nemo_ptq.checkpoint.writer import write_context
+
+    model = model_config(read_model(checkpoint, AllowedNames()), checkpoint / "context", AllowedNames())
+    model.tokenizer.pretrained_model_name, model.config.generation_config = name, None
+    shutil.rmtree(checkpoint / "context")
+    write_context(checkpoint / "context", model)
 
 
 @pytest.fixture
@@ -81,11 +96,18 @@ def test_tokenizer_of_the_checkpoint_is_copied(checkpoint: Path, tmp_path: Path)
     check_restored(tmp_path / "out", expected)
 
 
+@pytest.mark.parametrize("by_nemo", [False, True])
 @pytest.mark.parametrize("name", [HUB_ID, "/elsewhere/tokenizer"])
-def test_tokenizer_from_elsewhere_is_saved(checkpoint: Path, tmp_path: Path, name: str) -> None:
+def test_tokenizer_from_elsewhere_is_saved(checkpoint: Path, tmp_path: Path, name: str, by_nemo: bool) -> None:
     tokenizer = tmp_path / "cache"
-    shutil.move(checkpoint / "context" / "nemo_tokenizer", tokenizer)
-    name_tokenizer(checkpoint, name)
+    shutil.copytree(checkpoint / "context" / "nemo_tokenizer", tokenizer)
+    if by_nemo:
+        run_ranks(name_as_nemo_does, 1, checkpoint, name)
+    else:
+        name_tokenizer(checkpoint, name)
+        shutil.rmtree(checkpoint / "context" / "nemo_tokenizer")
+    said = tokenizer_is_given(read_metadata(checkpoint), checkpoint, None)
+    assert said is None if name == HUB_ID else "/elsewhere/tokenizer, which is not there on this machine" in str(said)
     (expected,) = run_ranks(export_context, 1, checkpoint, tokenizer, tmp_path / "out", False)
     context = tmp_path / "out" / "nemo_context"
     assert (

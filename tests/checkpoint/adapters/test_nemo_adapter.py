@@ -185,6 +185,30 @@ def test_a_job_exports_what_convert_merges(
         assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "out" / name).read_bytes()
 
 
+def export_twice(base: Path, adapter: Path, directory: Path) -> list[str]:
+    """Quantizes a model with an adapter, exports it again from the calibration alone; returns the files that differ."""
+    from nemo_ptq.engine.reexport import is_possible, run_reexport
+    from tests import steps
+    from tests.files import digests
+
+    quantized = {"quantization_config": QuantizationConfig("fp8", quality="fast", enable_kv_cache=False)}
+    first = {**arguments(base, directory / "out", adapter), **quantized, "forward_loop": print}
+    steps.run_job(check_job(world_size=1, **first))
+    export = ExportConfig(path=str(directory / "again"), export_format="hf")
+    again = check_job(world_size=1, calibration_state=directory / "out", export_config=export)
+    assert again.adapter == adapter
+    assert is_possible(again, 1)
+    run_reexport(again)
+    found, expected = digests(directory / "again"), digests(directory / "out")
+    return [name for name in expected if name.endswith(".safetensors") and found.get(name) != expected[name]]
+
+
+def test_a_calibration_remembers_its_adapter(
+    checkpoint_of: Callable[[str], Path], adapter: Path, tmp_path: Path
+) -> None:
+    assert run_ranks(export_twice, 1, checkpoint_of("llama31"), adapter, tmp_path) == [[]]
+
+
 def test_what_an_adapter_is_merged_into(
     checkpoint_of: Callable[[str], Path], adapter: Path, demo: Any, tmp_path: Path
 ) -> None:
