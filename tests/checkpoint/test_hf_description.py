@@ -41,5 +41,5 @@ def test_another_data_type_is_refused_as_it_is_written(given: Any) -> None:
 @pytest.mark.parametrize("nothing", [None, {}])
 def test_an_empty_quantization_is_none(nothing: Any, tmp_path: Path) -> None:
     check_unquantized(tmp_path, {"quantization_config": nothing, "compression_config": nothing})
-    with pytest.raises(PtqError, match="is quantized already .*has a compression_config of gptq"):
+    with pytest.raises(PtqError, match=r"is quantized already .*has a compression_config of gptq"):
         check_unquantized(tmp_path, {"quantization_config": nothing, "compression_config": {"quant_method": "gptq"}})

@@ -405,7 +405,7 @@ DAMAGE = {
     ),
     "no architecture": (
         _change_config(architectures=None),
-        r"has architectures None: it must be a list with the name of the model's class, such as \[\"LlamaForCausalLM\"\]",
+        r"has architectures None: it must be a list with the name of the model's class, such as \[\"LlamaForCausal",
     ),
     "an architecture without a list": (
         _change_config(architectures="Qwen3MoeForCausalLM", model_type="qwen3_moe"),
