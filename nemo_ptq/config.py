@@ -24,6 +24,9 @@ QUALITIES = (FAST, BALANCED, MAX)
 """What `quality` can be, the quickest first."""
 KV_CACHE_FORMATS = ("fp8",)
 DATA_FILES = (".jsonl", ".json", ".txt", ".parquet")
+COMPRESSED_FILES = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar")
+# Endings of what people give as data and is not read, so that it is not taken for a name.
+_OTHER_FILES = (*COMPRESSED_FILES, ".csv", ".tsv", ".arrow", ".yaml", ".yml", ".md")
 BUILT_IN_DATA = "builtin"
 """The data set that is part of the package."""
 DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "16": "float16", "fp16": "float16", "float16": "float16"}
@@ -32,7 +35,11 @@ DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "16": "float16", "fp16": "
 
 def is_data_file(name: str) -> bool:
     """Whether a data source's name is the path of a local file rather than the name of a data set."""
-    return name.endswith(DATA_FILES) or name.startswith(("/", "./", "../", "~")) or name.count("/") > 1
+    return (
+        name.lower().endswith((*DATA_FILES, *_OTHER_FILES))
+        or name.startswith(("/", "./", "../", "~"))
+        or name.count("/") > 1
+    )
 
 
 @dataclass(frozen=True)
@@ -67,6 +74,7 @@ class DataSource:
 
 # What may follow a source's name, and where the next source begins.
 _DATA_SETTING = re.compile(r",(column|config|weight)=")
+_OTHER_SETTING = re.compile(r",(\w+)=")
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[^:,]+))?")
 
 
@@ -95,9 +103,19 @@ def absolute_sources(value: str) -> str:
     )
 
 
+def _check_name(name: str) -> None:
+    """Refuses what was meant for a setting, and addresses."""
+    if "://" in name:
+        raise ValueError(f"{name!r} is an address: download the file, and give its path")
+    if (other := _OTHER_SETTING.search(name)) is not None and not name.lower().endswith(DATA_FILES):
+        split = "; a split stands behind the name, as in OWNER/NAME:SPLIT" if other[1] == "split" else ""
+        raise ValueError(f"{other[1]} is not a setting of a data set: it must be column, config or weight{split}")
+
+
 def _read_source(text: str) -> DataSource:
     name, *pairs = _DATA_SETTING.split(text)
     settings: dict[str, Any] = dict(zip(pairs[::2], pairs[1::2], strict=True))
+    _check_name(name)
     if not name or "" in settings.values() or len(settings) < len(pairs) // 2:
         raise ValueError(f"{text!r} is not NAME[:SPLIT][,column=COLUMN][,config=CONFIG][,weight=WEIGHT]")
     if "weight" in settings:
@@ -113,6 +131,8 @@ def _read_source(text: str) -> DataSource:
         return DataSource(name, **settings)
     match = _HUB_NAME.fullmatch(name)
     if match is None:
+        if "/" in name:
+            raise ValueError(f"{name!r} is no name on the Hugging Face hub: write OWNER/NAME, or OWNER/NAME:SPLIT")
         if settings.keys() - {"weight"}:
             raise ValueError(f"{name!r} takes no column and no config: name a data set of the hub as OWNER/NAME")
         return DataSource(name, **settings)

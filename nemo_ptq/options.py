@@ -44,6 +44,7 @@ class Kind:
         known: The values that have names. A registry is looked at when it is asked for: plugins add to it.
         optional: Whether None is a value.
         names_code: Whether a value is the name of a function or class.
+        why_not: Says what is wrong with a text that looks like a value; None where it does not know.
     """
 
     rule: str
@@ -52,6 +53,7 @@ class Kind:
     known: Collection[str] = ()
     optional: bool = False
     names_code: bool = False
+    why_not: Callable[[str], str | None] = lambda text: None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -76,6 +78,8 @@ class Kind:
         if (value is None and self.optional) or self.accepts(value):
             return None
         shown = repr(value) if isinstance(value, str) and not self.known else value
+        if isinstance(value, str) and (reason := self.why_not(value)):
+            return f"{option}={shown} is not valid: {reason}"
         hint = did_you_mean(value, self.known) if isinstance(value, str) else ""
         rule = self.with_names(self.rule)
         if hint:
@@ -132,6 +136,15 @@ def _are_algorithms(value: Any) -> bool:
     return bool(names) and ALGORITHMS.keys() >= set(names)
 
 
+def _why_no_sources(value: str) -> str | None:
+    """What is wrong with the settings or the name of a data set."""
+    try:
+        read_sources(value)
+    except ValueError as error:
+        return str(error) if value.strip(" ;") else None
+    return None
+
+
 def _are_patterns(value: Any) -> bool:
     names = read_list([str(name) for name in value] if isinstance(value, list) else value)
     return bool(names) and all(_is_text(name) and name for name in names)
@@ -164,6 +177,7 @@ _KINDS: Mapping[str, Kind] = {
         "local .jsonl, .json, .txt or .parquet file; or several with semicolons between, each with ,weight=WEIGHT",
         lambda value: _is_text(value) and _are_sources(value),
         known=DATASETS.keys(),
+        why_not=_why_no_sources,
     ),
     "formats": Kind("one of {names}, or a list of them such as [trtllm,hf]", _are_formats, known=FORMATS.keys()),
     "algorithms": Kind("a list of {names}, such as [fp8,nvfp4]", _are_algorithms, known=ALGORITHMS.keys()),

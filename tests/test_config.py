@@ -77,18 +77,33 @@ def test_sources_have_settings():
         DataSource("own.er/na-me", "train_sft", "en", "messages", 0.5),
         DataSource("builtin"),
     )
+    assert read_sources("a,weigth=2.jsonl") == (DataSource("a,weigth=2.jsonl"),)
     assert read_sources("with,comma=and:colon.txt") == (DataSource("with,comma=and:colon.txt"),)
 
 
 @pytest.mark.parametrize(
-    "text",
-    ["", "a.txt;", "a.txt,weight=0", "a.txt,weight=nan", "a.txt,config=en", "builtin,column=text", "a.txt,column="],
+    ("text", "reason"),
+    [
+        ("", "it must be one of cnn_dailymail, wikitext, builtin, OWNER/NAME"),
+        ("a.txt;", "'' is not NAME[:SPLIT]"),
+        ("a.txt,weight=0", "the weight in 'a.txt,weight=0' must be a number above zero"),
+        ("a.txt,weight=nan", "the weight in "),
+        ("a.txt,config=en", "'a.txt,config=en' is a local file, which has no config"),
+        ("builtin,column=text", "'builtin' takes no column and no config: name a data set of the hub as OWNER/NAME"),
+        ("a.txt,column=", "'a.txt,column=' is not NAME[:SPLIT]"),
+        ("owner/name,colum=text", "colum is not a setting of a data set: it must be column, config or weight"),
+        ("/data/a.jsonl,weigth=2", "weigth is not a setting of a data set: it must be column, config or weight"),
+        ("owner/name,split=test", "it must be column, config or weight; a split stands behind the name, as in OWNER/"),
+        ("https://host/a.jsonl", "'https://host/a.jsonl' is an address: download the file, and give its path"),
+        ("owner/name:", "'owner/name:' is no name on the Hugging Face hub: write OWNER/NAME, or OWNER/NAME:SPLIT"),
+    ],
 )
-def test_sources_that_are_not_sound(text):
+def test_sources_that_are_not_sound(text, reason):
     with pytest.raises(ValueError):
         read_sources(text)
     problem = OPTIONS["quantization_config.calibration_dataset"].kind.problem("calibration_dataset", text)
-    assert "must be one of cnn_dailymail, wikitext, builtin" in problem
+    assert problem.startswith(f"calibration_dataset={text} is not valid: ")
+    assert reason in problem
 
 
 def test_files_of_sources_are_made_absolute():

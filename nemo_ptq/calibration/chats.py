@@ -2,13 +2,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Samples of calibration data: texts, and chats in the forms that people keep them in. Imports nothing heavy."""
 
-import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Union
 
 from nemo_ptq.errors import PtqError
+from nemo_ptq.untrusted import parse_json
 
 # A chat message: a "role", and "content" or, of an assistant, "tool_calls".
 Message = dict[str, Any]
@@ -62,7 +62,10 @@ def read_sample(record: Any, where: str, column: str | None = None) -> Sample:
     for name in names:
         value = record.get(name)
         if isinstance(value, str):
-            return _sound_text(value, where)
+            written = None if name == "text" else _messages_in_json(value)
+            if written is None:
+                return _sound_text(value, where)
+            value = written
         if isinstance(value, Sequence):
             messages = [_message(message, where) for message in value]
             tools = _tools(record.get("tools"), where)
@@ -75,11 +78,23 @@ def read_sample(record: Any, where: str, column: str | None = None) -> Sample:
     raise PtqError(f"{where}: needs {_WANTED}; found keys: {found}; ,column=NAME behind the data set names another")
 
 
+def _messages_in_json(text: str) -> list[Any] | None:
+    """The messages that a text holds as JSON, which is how tables often have them; None where it is any other text."""
+    if not text.lstrip().startswith("["):
+        return None
+    try:
+        found = parse_json(text, finite=False)
+    except ValueError:
+        return None
+    is_chat = isinstance(found, list) and all(isinstance(one, dict) and {"role", "from"} & one.keys() for one in found)
+    return found if is_chat and found else None
+
+
 def _message(message: Any, where: str) -> Message:
     if not isinstance(message, Mapping):
         raise PtqError(f"{where}: a message must be an object with role and content, not {type(message).__name__}")
     if "role" not in message and "from" in message:
-        role = _SHAREGPT_ROLES.get(str(message["from"]))
+        role = _SHAREGPT_ROLES.get(str(message["from"]).lower())
         if role is None or not isinstance(message.get("value"), str):
             raise PtqError(
                 f"{where}: a message from {message['from']!r} is not known: it must have a text as value, and be from "
@@ -87,13 +102,18 @@ def _message(message: Any, where: str) -> Message:
             )
         return {"role": role, "content": _sound_text(message["value"], where)}
     role, calls = message.get("role"), message.get("tool_calls") or None
+    if calls is None and message.get("function_call"):  # the older form of OpenAI's API
+        calls = [{"type": "function", "function": message["function_call"]}]
+    if calls is not None and (isinstance(calls, str | Mapping) or not isinstance(calls, Sequence)):
+        raise PtqError(f"{where}: tool_calls must be a list of calls, not {type(calls).__name__}")
     if not isinstance(role, str) or ("content" not in message and not calls):
         keys = ", ".join(sorted(map(str, message))) or "none"
         raise PtqError(f"{where}: a message needs role and content; found keys: {keys}")
     # Data sets with columns have every key in every message.
     kept = {key: value for key, value in message.items() if value is not None}
     kept["content"] = _content(message.get("content"), where)
-    kept.pop("tool_calls", None)
+    for name in ("tool_calls", "function_call"):
+        kept.pop(name, None)
     if calls:
         kept["tool_calls"] = [_tool_call(call, where) for call in calls]
     return kept
@@ -105,9 +125,13 @@ def _content(content: Any, where: str) -> str:
         return ""
     if isinstance(content, str):
         return _sound_text(content, where)
-    if isinstance(content, Sequence) and all(isinstance(part, Mapping) and "text" in part for part in content):
-        return _sound_text("".join(str(part["text"]) for part in content), where)
-    raise PtqError(f"{where}: the content of a message must be a text, or a list of parts with texts")
+    if isinstance(content, Sequence) and all(
+        isinstance(part, Mapping) and isinstance(part.get("text"), str) for part in content
+    ):
+        return _sound_text("".join(part["text"] for part in content), where)
+    raise PtqError(
+        f"{where}: the content of a message must be a text, or a list of parts with texts; take the sample out"
+    )
 
 
 def _tool_call(call: Any, where: str) -> Any:
@@ -132,7 +156,7 @@ def _parsed(value: Any, what: str) -> Any:
     if not isinstance(value, str):
         return value
     try:
-        return json.loads(value) if value.strip() else None
+        return parse_json(value, finite=False) if value.strip() else None
     except ValueError as error:
         raise PtqError(f"{what}: not JSON ({error})") from error
 

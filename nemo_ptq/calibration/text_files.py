@@ -8,10 +8,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from nemo_ptq.calibration.chats import Sample, read_sample
-from nemo_ptq.config import DATA_FILES
+from nemo_ptq.config import COMPRESSED_FILES, DATA_FILES
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import FileError, open_file, parse_json
 
+# How a file compressed with gzip begins.
+_GZIP = b"\x1f\x8b"
+_LIST_ENDING = "; for a list of objects, name the file .json"
 # Rows of a parquet file that are made into objects at a time.
 _PARQUET_ROWS = 64
 
@@ -31,19 +34,32 @@ def read_text_file(path: str, column: str | None = None) -> Iterator[Sample]:
             gives the line's number.
     """
     source = Path(path).expanduser()
-    if source.suffix not in DATA_FILES:
-        raise PtqError(f"calibration_dataset={path}: the file's ending must be one of {', '.join(DATA_FILES)}")
+    ending = source.suffix.lower()
+    if ending not in DATA_FILES:
+        fix = "; unpack it first" if ending in COMPRESSED_FILES else ""
+        raise PtqError(f"calibration_dataset={path}: the file's ending must be one of {', '.join(DATA_FILES)}{fix}")
     empty = True
     try:
-        for sample in _READERS[source.suffix](source, column):
+        for sample in _READERS[ending](source, column):
             empty = False
             yield sample
     except FileError as error:
         raise PtqError(f"calibration_dataset={path} {error.reason}") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise PtqError(f"calibration_dataset={path} cannot be read: {_not_utf8(source, error)}") from error
+    except OSError as error:
         raise PtqError(f"calibration_dataset={path} cannot be read: {error}") from error
     if empty:
         raise PtqError(f"calibration_dataset={path} holds no sample; give a file with at least one text")
+
+
+def _not_utf8(source: Path, error: UnicodeDecodeError) -> str:
+    """What is wrong with a file that is not UTF-8, and what to do about it."""
+    with open_file(source) as file:
+        beginning = file.read(len(_GZIP))
+    if beginning == _GZIP:
+        return "it is compressed; unpack it first"
+    return f"it is not UTF-8 ({error.reason} at byte {error.start}); save it in UTF-8"
 
 
 def _lines(source: Path) -> Iterator[tuple[int, str]]:
@@ -66,9 +82,12 @@ def _read_jsonl(source: Path, column: str | None) -> Iterator[Sample]:
         try:
             record = parse_json(line, finite=False)
         except json.JSONDecodeError as error:
-            raise PtqError(f"{where}: not JSON ({error.msg}, column {error.colno})") from error
+            hint = _LIST_ENDING if line.strip() == "[" else ""
+            raise PtqError(f"{where}: not JSON ({error.msg}, column {error.colno}){hint}") from error
         except ValueError as error:
             raise PtqError(f"{where}: not JSON ({error})") from error
+        if isinstance(record, list):
+            raise PtqError(f'{where}: needs an object with "text" or "messages", not list{_LIST_ENDING}')
         yield read_sample(record, where, column)
 
 
@@ -86,7 +105,10 @@ def _read_json(source: Path, column: str | None) -> Iterator[Sample]:
     except ValueError as error:
         raise PtqError(f"calibration_dataset={source}: not JSON ({error})") from error
     if not isinstance(records, list):
-        raise PtqError(f"calibration_dataset={source}: the file must hold a JSON list, not {type(records).__name__}")
+        raise PtqError(
+            f"calibration_dataset={source}: the file must hold a JSON list, not {type(records).__name__}; put its "
+            "samples into [ ], or name a file with an object on each line .jsonl"
+        )
     for index, record in enumerate(records):
         yield read_sample(record, f"calibration_dataset={source}, entry {index}", column)
 

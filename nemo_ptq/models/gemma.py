@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.models.hf_settings import check_number, shown
+from nemo_ptq.models.hf_settings import check_number, check_size, shown
 from nemo_ptq.models.hugging_face import (
     FIELDS,
     GELU,
@@ -68,6 +68,7 @@ def _windows(layers: int, pattern: int) -> Sequence[str]:
 
 def _gemma2_config(hf: Settings) -> tuple[str, dict[str, Any]]:
     check_number("query_pre_attn_scalar", hf["query_pre_attn_scalar"])
+    check_size("sliding_window", hf["sliding_window"])
     for cap in ("attn_logit_softcapping", "final_logit_softcapping"):
         if hf[cap] is not None:
             check_number(cap, hf[cap])
@@ -104,12 +105,22 @@ GEMMA2 = HuggingFaceClass(
 
 def _pattern(hf: Settings) -> int:
     """How many layers there are to one without a window, itself included."""
-    value = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or 6
+    value = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or _pattern_of(hf.get("layer_types"))
     if not isinstance(value, int) or value < 2:
         raise PtqError(
             f"config.json has sliding_window_pattern {shown(value)}: it must be a whole number of at least 2"
         )
     return value
+
+
+def _pattern_of(layer_types: Any) -> int:
+    """The pattern of a list of what each layer attends to, which files may have in its place; else the published one.
+
+    Whether the list is that pattern throughout is looked at with the other settings.
+    """
+    types = layer_types if isinstance(layer_types, list) else []
+    with_window = types.index("full_attention") if "full_attention" in types else 0
+    return with_window + 1 if with_window else 6
 
 
 _GEMMA3_CLASSES = {34: "Gemma3Config4B", 48: "Gemma3Config12B", 62: "Gemma3Config27B"}
@@ -125,6 +136,7 @@ def _gemma3_config(hf: Settings) -> tuple[str, dict[str, Any]]:
         ("query_pre_attn_scalar", hf["query_pre_attn_scalar"]),
     ):
         check_number(name, value)
+    check_size("sliding_window", hf["sliding_window"])
     # NeMo's general class lacks fields that it reads; the others are told apart by their layers, as in NeMo's importer.
     return _GEMMA3_CLASSES.get(hf["num_hidden_layers"], "Gemma3Config1B"), {
         "is_vision_language": False,

@@ -57,12 +57,15 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "add_cross_attention": (False,),
     "attention_bias": (False,),
     "chunk_size_feed_forward": (0,),
+    "compression_config": ({},),
+    "is_causal": (True,),
     "is_decoder": (False, True),
     "is_encoder_decoder": (False,),
     "mlp_bias": (False,),
     "partial_rotary_factor": (1.0,),
     "pruned_heads": ({},),
     "qk_layernorm": (False,),
+    "quantization_config": ({},),
     "rope_interleaved": (False,),
     "scale_attn_weights": (True,),
     "tie_encoder_decoder": (False,),
@@ -98,7 +101,14 @@ def with_one_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
                 f"config.json has rope_parameters {shown(content['rope_parameters'])}: those of layers with a window "
                 "must have a rope_theta alone"
             )
-        settings.setdefault("rope_local_base_freq", local.get("rope_theta"))
+        base, given = local.get("rope_theta"), settings.get("rope_local_base_freq")
+        if None not in (base, given) and base != given:
+            raise PtqError(
+                f"config.json has rope_local_base_freq {shown(given)} and, for layers with a window, rope_theta "
+                f"{shown(base)}: leave the one that the model was trained with"
+            )
+        if base is not None:
+            settings["rope_local_base_freq"] = base
     if new and old and _rotary(new) != _rotary(old):
         raise PtqError(
             f"config.json has rope_parameters {shown(new)} and rope_scaling {shown(old)}, which contradict one "
@@ -167,14 +177,24 @@ def check_known(
         )
 
 
-def check_size(name: str, value: Any) -> None:
+def check_size(name: str, value: Any, *, optional: bool = False) -> None:
     """Refuses what is no size.
+
+    Args:
+        name: The setting.
+        value: Its value.
+        optional: Whether null stands for none.
 
     Raises:
         PtqError: If it is not a positive whole number.
     """
+    if value is None and optional:
+        return
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise PtqError(f"config.json has {name} {shown(value)}, which is no size: it must be a positive whole number")
+        raise PtqError(
+            f"config.json has {name} {shown(value)}, which is no size: it must be a positive whole number"
+            f"{', or null where there is none' if optional else ''}"
+        )
 
 
 def check_number(name: str, value: Any) -> None:

@@ -21,12 +21,16 @@ NEMO = "nemo.collections.llm.gpt.model."
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length")
 _NUMBERS = ("layernorm_epsilon", "rotary_base", "rotary_percent")
 # What to do about settings that NeMo's classes cannot have, where there is something.
-_WAYS_OUT = {
+WAYS_OUT = {
     "rope_scaling": (
         ": if it was added for longer texts, take it out, and give it to the server; a model that was trained with it "
         "cannot be quantized"
     )
 }
+_WAY_OUT = (
+    ": if the model was trained with that, it cannot be quantized; otherwise give the config.json that it was "
+    "published with"
+)
 # Settings that every class may have.
 _COMMON = ("vocab_size", "num_key_value_heads", "head_dim", "tie_word_embeddings")
 
@@ -134,11 +138,13 @@ class HuggingFaceClass:
         self._check_values(settings)
         check_known(given, self._known, self.neutral, self.architecture, self.layer_types(settings))
         for name, allowed in self.fixed.items():
-            if settings.get(name) not in allowed:
+            value = settings.get(name)
+            # A switch that is null is off.
+            if value not in allowed and not (value is None and False in allowed):
                 values, model = " or ".join(map(shown, allowed)), self.nemo_model.rpartition(".")[2]
                 raise PtqError(
-                    f"config.json has {name} {shown(settings.get(name))}, but NeMo's {model} can only have {values}"
-                    f"{_WAYS_OUT.get(name, '')}"
+                    f"config.json has {name} {shown(value)}, but NeMo's {model} can only have {values}"
+                    f"{WAYS_OUT.get(name, _WAY_OUT)}"
                 )
         return settings
 
@@ -170,8 +176,9 @@ class HuggingFaceClass:
             *("n_inner", "moe_intermediate_size"),
         )
         for name in optional:
-            if settings.get(name) is not None:
-                check_size(name, settings[name])
+            check_size(name, settings.get(name), optional=True)
+        if (tied := settings.get("tie_word_embeddings")) not in (True, False, None):
+            raise PtqError(f"config.json has tie_word_embeddings {shown(tied)}: it must be true or false")
         heads, groups = settings["num_attention_heads"], settings.get("num_key_value_heads")
         for name, whole, divisor in (
             ("num_key_value_heads", heads, groups or 1),

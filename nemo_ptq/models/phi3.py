@@ -30,7 +30,7 @@ PHI3 = HuggingFaceClass(
     nemo_config=_nemo_config,
     nemo_settings=sliding_window_setting,
     nemo_fixed=llama_like("silu"),
-    defaults=sizes(32064, 3072, 8192, 32, 32, positions=4096, num_key_value_heads=32, sliding_window=None)
+    defaults=sizes(32064, 3072, 8192, 32, 32, positions=4096, sliding_window=None)
     | {"rms_norm_eps": 1e-5, "hidden_act": "silu", "partial_rotary_factor": 1.0},
     fields=FIELDS | {"rotary_percent": "partial_rotary_factor"},
     # Models for more than some thousand tokens stretch their rotary embedding (longrope), which Megatron does not have.

@@ -2,9 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Local calibration data: what is read of each format, and what is said of a line that is not right."""
 
+import gzip
 import json
 import os
 from pathlib import Path
+from typing import Any, cast
 
 import pyarrow
 import pytest
@@ -37,6 +39,9 @@ def write(path: Path, text: str) -> str:
         ("owner/name:train", False),
         ("folder/of/data", True),
         ("data.parquet", True),
+        ("DATA.JSONL", True),
+        ("data.jsonl.gz", True),
+        ("data.csv", True),
         ("cnn_dailymail", False),
     ],
 )
@@ -74,7 +79,11 @@ def test_a_file_is_read_as_far_as_it_is_used(tmp_path: Path) -> None:
     ("line", "problem"),
     [
         ('{"text": "cut', "line 3: not JSON (Unterminated string starting at, column 10)"),
-        ('["text"]', 'line 3: needs an object with "text" or "messages", not list'),
+        (
+            '["text"]',
+            'line 3: needs an object with "text" or "messages", not list; for a list of objects, name the file .json',
+        ),
+        ("[", "line 3: not JSON (Expecting value, column 2); for a list of objects, name the file .json"),
         (
             '{"content": "a", "id": 1}',
             'line 3: needs a "text" string or a "messages" list of role and content; found keys: content, id' + ANOTHER,
@@ -100,7 +109,15 @@ def test_a_file_is_read_as_far_as_it_is_used(tmp_path: Path) -> None:
         ),
         (
             '{"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}',
-            "line 3: the content of a message must be a text, or a list of parts with texts",
+            "line 3: the content of a message must be a text, or a list of parts with texts; take the sample out",
+        ),
+        (
+            '{"messages": [{"role": "user", "content": [{"type": "text", "text": null}]}]}',
+            "line 3: the content of a message must be a text, or a list of parts with texts; take the sample out",
+        ),
+        (
+            '{"messages": [{"role": "assistant", "tool_calls": "add(2, 3)"}]}',
+            "line 3: tool_calls must be a list of calls, not str",
         ),
         (
             '{"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]}',
@@ -121,7 +138,7 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
     ("text", "problem"),
     [
         ('[{"text": "one"},\n {"text": }]', ", line 2: not JSON (Expecting value, column 11); for one object on each"),
-        ('{"text": "one"}', ": the file must hold a JSON list, not dict"),
+        ('{"data": []}', ": the file must hold a JSON list, not dict; put its samples into [ ], or name a file with a"),
         ('[{"text": "one"}, "two"]', ', entry 1: needs an object with "text" or "messages", not str'),
     ],
 )
@@ -145,8 +162,27 @@ def test_a_missing_file_is_an_error(tmp_path: Path) -> None:
 
 def test_bytes_that_are_no_text_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "data.txt").write_bytes(b"caf\xe9\n")
-    with pytest.raises(PtqError, match=r"cannot be read: .*utf-8"):
+    with pytest.raises(PtqError, match=r"cannot be read: it is not UTF-8 \(.* at byte 3\); save it in UTF-8"):
         list(read_text_file(str(tmp_path / "data.txt")))
+    (tmp_path / "data.json").write_bytes('[{"text": "one"}]'.encode("utf-16"))
+    with pytest.raises(PtqError, match=r"cannot be read: it is not UTF-8 \(.*\); save it in UTF-8"):
+        list(read_text_file(str(tmp_path / "data.json")))
+
+
+def test_a_compressed_file_is_to_be_unpacked(tmp_path: Path) -> None:
+    packed = gzip.compress(b'{"text": "one"}\n')
+    for name, message in {
+        "data.jsonl": "cannot be read: it is compressed; unpack it first",
+        "data.jsonl.gz": r"ending must be one of .*\.parquet; unpack it first",
+    }.items():
+        (tmp_path / name).write_bytes(packed)
+        with pytest.raises(PtqError, match=message):
+            list(read_text_file(str(tmp_path / name)))
+
+
+def test_line_ends_byte_order_marks_and_upper_case_endings_of_other_systems(tmp_path: Path) -> None:
+    (tmp_path / "DATA.JSONL").write_bytes(b'\xef\xbb\xbf{"text": "one"}\r\n\r\n{"text": "two"}\r\n')
+    assert list(read_text_file(str(tmp_path / "DATA.JSONL"))) == ["one", "two"]
 
 
 def test_an_unknown_ending_is_an_error(tmp_path: Path) -> None:
@@ -191,6 +227,18 @@ def test_sharegpt_conversations_are_chats(tmp_path: Path) -> None:
     system = {"role": "system", "content": "Be brief."}
     assert read_one(tmp_path, {"conversations": turns, "system": "Be brief."}) == [system, *CHAT]
     assert read_one(tmp_path, {"conversations": CHAT}) == CHAT
+    capitals = [{"from": turn["from"].upper(), "value": turn["value"]} for turn in turns]
+    assert read_one(tmp_path, {"conversations": capitals}) == CHAT
+
+
+def test_chats_written_as_json_into_a_column_are_chats(tmp_path: Path) -> None:
+    written = json.dumps(CHAT)
+    assert read_one(tmp_path, {"messages": written}) == CHAT
+    (sample,) = read_text_file(write_parquet(tmp_path / "chats.parquet", body=[written]), "body")
+    assert sample == CHAT
+    for text in ("[1, 2]", "[]", "[not JSON", '[{"name": "a JSON file"}]', "User: hello"):
+        assert read_one(tmp_path, {"messages": text}) == text
+    assert read_one(tmp_path, {"text": written}) == written
 
 
 TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object", "properties": {}}}}
@@ -212,3 +260,6 @@ def test_tools_and_their_calls_are_of_the_chat(tmp_path: Path) -> None:
     assert read_one(tmp_path, {"messages": messages, "tools": [TOOL]}) == Chat(expected, [TOOL])
     assert read_one(tmp_path, {"messages": messages, "tools": json.dumps([TOOL])}) == Chat(expected, [TOOL])
     assert read_one(tmp_path, {"messages": messages, "tools": None}) == expected
+    older = [*CHAT[:1], {"role": "assistant", "content": None, "function_call": call["function"]}]
+    (_, answer) = cast(list[dict[str, Any]], read_one(tmp_path, {"messages": older}))
+    assert answer["tool_calls"] == [{"type": "function", "function": called["function"]}]

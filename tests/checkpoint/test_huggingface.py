@@ -402,7 +402,14 @@ DAMAGE = {
         _change_config(architectures=["LLamaForCausalLM"]),
         f"unknown architecture LLamaForCausalLM .*nearest: LlamaForCausalLM; known: {KNOWN}",
     ),
-    "no architecture": (_change_config(architectures=None), f"unknown architecture .*known: {KNOWN}"),
+    "no architecture": (
+        _change_config(architectures=None),
+        r"has architectures None: it must be a list with the name of the model's class, such as \[\"LlamaForCausal",
+    ),
+    "an architecture without a list": (
+        _change_config(architectures="Qwen3MoeForCausalLM", model_type="qwen3_moe"),
+        r"has architectures 'Qwen3MoeForCausalLM': it must be a list .*such as \[\"Qwen3MoeForCausalLM\"\]",
+    ),
     "falcon": (
         _change_config(architectures=["FalconForCausalLM"]),
         f"FalconForCausalLM is not supported for quantization; supported: {KNOWN}",
@@ -419,7 +426,7 @@ DAMAGE = {
         lambda d: (d / "tokenizer.json").rename(d / "tekken.json"),
         r"tekken\.json alone is not enough, put a tokenizer\.json of the same model beside it",
     ),
-    "quantized silently": (_change_config(dtype="float8_e4m3fn"), "weights are float8_e4m3fn"),
+    "quantized silently": (_change_config(dtype="float8_e4m3fn"), "has dtype 'float8_e4m3fn': import a model in fl"),
     "integers": (_change_tensors(lambda tensors: _cast(tensors, torch.int8)), rf"{NORM} of int8 among them: give"),
     "doubles": (_change_tensors(lambda tensors: _cast(tensors, torch.float64)), rf"{NORM} of float64 among them"),
     "an unknown setting": (_change_config(attention_multiplier=0.1), r"has attention_multiplier 0\.1: the import of"),

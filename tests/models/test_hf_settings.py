@@ -92,6 +92,68 @@ def test_two_rotary_embeddings_in_the_new_spelling() -> None:
         hf_class.read({**new, "rope_parameters": {**new["rope_parameters"], "sliding_attention": scaling}})
 
 
+def test_two_bases_of_layers_with_a_window_agree() -> None:
+    old = config_of("gemma3")
+    hf_class, expected = class_of(old), class_of(old).nemo_arguments(class_of(old).read(old))
+    base = {"rope_type": "default", "rope_theta": old["rope_theta"]}
+    for local in ({"rope_type": "default"}, {"rope_type": "default", "rope_theta": 1e4}):
+        both = {**old, "rope_parameters": {"full_attention": base, "sliding_attention": local}}
+        assert hf_class.nemo_arguments(hf_class.read(both)) == expected
+        del both["rope_local_base_freq"]
+        assert hf_class.nemo_arguments(hf_class.read(both)) == expected, "transformers' default"
+    local = {"rope_type": "default", "rope_theta": 2e4}
+    with pytest.raises(
+        PtqError, match=r"has rope_local_base_freq 10000\.0 and, for layers with a window, rope_theta 2"
+    ):
+        hf_class.read({**old, "rope_parameters": {"full_attention": base, "sliding_attention": local}})
+
+
+def test_layers_of_gemma_3_are_read_from_their_list_alone() -> None:
+    config = config_of("gemma3", num_hidden_layers=5, sliding_window_pattern=3)
+    hf_class = class_of(config)
+    expected = hf_class.nemo_arguments(hf_class.read(config))
+    assert expected[2]["interleaved_attn_pattern"] == (2, 1)
+    others = {name: value for name, value in config.items() if "sliding_window_pattern" not in name}
+    assert others["layer_types"].count("full_attention") == 1
+    assert hf_class.nemo_arguments(hf_class.read(others)) == expected
+    for types in (["full_attention"] * 5, [*config["layer_types"][:4], "full_attention"], "full_attention"):
+        with pytest.raises(PtqError, match="has layer_types "):
+            hf_class.read({**others, "layer_types": types})
+
+
+@pytest.mark.parametrize("family", sorted(FAMILIES))
+def test_what_a_file_leaves_out_is_what_transformers_fills_in(family: str) -> None:
+    import transformers
+
+    config = config_of(family)
+    hf_class, theirs = class_of(config), getattr(transformers, FAMILIES[family].config)
+    own = {*hf_class.defaults, *hf_class.fields.values(), *hf_class.fixed, "num_key_value_heads", "head_dim"}
+    counted = {"num_hidden_layers", "n_layer"}  # of which other settings have one item each
+    for name in sorted((own & config.keys()) - counted):
+        given = {key: value for key, value in config.items() if key != name}
+        assert model_of(hf_class, given) == model_of(hf_class, filled(theirs, given)), name
+
+
+def model_of(hf_class: HuggingFaceClass, config: dict[str, Any]) -> Any:
+    """NeMo's configuration class of a model and its arguments, or why there is none."""
+    try:
+        name, common, special = hf_class.nemo_arguments(hf_class.read(config))
+    except PtqError as error:
+        return str(error)
+    return name, {**common, **special}
+
+
+def filled(config_class: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with what transformers fills in."""
+    return {**config_class.from_dict(dict(given)).to_dict(), "architectures": given["architectures"]}
+
+
+def test_switches_that_are_null_are_off() -> None:
+    config = config_of("llama2") | {"attention_bias": None, "mlp_bias": None, "tie_word_embeddings": None}
+    config |= {"quantization_config": None, "is_causal": True, "layer_types": None}
+    assert not class_of(config).read(config)["tie_word_embeddings"]
+
+
 def test_the_number_of_experts_has_two_names() -> None:
     config = config_of("qwen3_moe")
     hf_class, others = class_of(config), {name: value for name, value in config.items() if name != "num_experts"}
@@ -175,6 +237,10 @@ REFUSED = {
     "epsilon NaN": ({"rms_norm_eps": math.nan}, "has rms_norm_eps nan: it must be a finite number"),
     "endless base": ({"rope_theta": math.inf}, "has rope_theta inf: it must be a finite number"),
     "uneven groups": ({"num_key_value_heads": 3}, "num_key_value_heads 3, which does not divide 8"),
+    "tied as text": ({"tie_word_embeddings": "false"}, "has tie_word_embeddings 'false': it must be true or false"),
+    "another activation": ({"hidden_act": "swish"}, "can only have 'silu': if the model was trained with that, it ca"),
+    "not causal": ({"is_causal": False}, "has is_causal False: "),
+    "yarn's way out": ({"rope_scaling": {"type": "yarn", "factor": 4.0}}, "if it was added for longer texts, take it "),
     "biases": ({"attention_bias": True}, "has attention_bias True, but NeMo's LlamaModel can only have False"),
 }
 
@@ -204,6 +270,18 @@ def test_a_window_in_every_layer_may_be_said_layer_by_layer() -> None:
     assert class_of(config).read({**config, "layer_types": ["sliding_attention"] * 2})["sliding_window"] == 64
     with pytest.raises(PtqError, match="layer_types"):
         class_of(config).read({**config, "layer_types": ["full_attention"] * 2})
+
+
+@pytest.mark.parametrize("family", ["mistral", "phi3", "starcoder2", "gemma2", "gemma3"])
+@pytest.mark.parametrize("value", [0, -1, False, "64", None])
+def test_a_window_is_a_size_or_null(family: str, value: Any) -> None:
+    config = {**config_of(family), "sliding_window": value}
+    hf_class = class_of(config)
+    if value is None and "gemma" not in family:  # whose layers differ in it
+        assert "window_size" not in {k: v for k, v in hf_class.nemo_arguments(hf_class.read(config))[2].items() if v}
+        return
+    with pytest.raises(PtqError, match=f"has sliding_window {value!r}, which is no size: it must be a positive whole"):
+        hf_class.nemo_arguments(hf_class.read(config))
 
 
 def test_a_window_does_not_shorten_the_sequences() -> None:

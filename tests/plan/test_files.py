@@ -50,7 +50,7 @@ def test_sizes_are_those_of_the_exporter(
     for rank, file in enumerate(planned):
         specs = [TensorSpec(t.name, t.dtype, t.shape) for block in layout.blocks(rank) for t in block]
         path = tmp_path_factory.mktemp("files") / file.name
-        SafetensorsStream(path, specs, {"rank": str(rank)})
+        SafetensorsStream(path, specs, {"rank": str(rank)}).wait()
         assert path.stat().st_size == file.bytes
         path.unlink()
 

@@ -52,3 +52,24 @@ def test_the_reader_takes_every_setting_that_the_import_takes(family: str) -> No
     for name, value in {"secret_gate": True, "use_qk_norm": True, "layer_types": ["chunked_attention"]}.items():
         (problem,) = setting_problems({**content, name: value}, config)
         assert f"has {name} " in problem
+
+
+def test_a_switch_that_is_null_is_off() -> None:
+    import transformers
+
+    switches = dict.fromkeys(("use_sliding_window", "add_cross_attention", "attention_bias"))
+    config = transformers.Qwen2Config(**switches)
+    assert setting_problems({**config.to_dict(), **switches}, config) == []
+    (problem,) = setting_problems({}, transformers.Qwen2Config(use_sliding_window=True))
+    assert problem.startswith("has use_sliding_window True")
+
+
+def test_layers_with_a_window_may_leave_their_base_to_the_older_name() -> None:
+    import transformers
+
+    config = transformers.Gemma3TextConfig()
+    kinds = {"full_attention": {"rope_theta": 1e6}, "sliding_attention": {"rope_type": "default"}}
+    content = {"rope_parameters": kinds, "rope_local_base_freq": 3e4}
+    assert setting_problems(content, config) == []
+    kinds["sliding_attention"]["rope_theta"] = 2e4
+    assert "rope_local_base_freq 30000.0" in setting_problems(content, config)[0]

@@ -15,8 +15,9 @@ from nemo_ptq.checkpoint.huggingface.quantized import check_unquantized
 from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor, check_tensors, stored_tensors, weights_dtype
 from nemo_ptq.checkpoint.small_files import check_small_files
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.hf_settings import shown
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
-from nemo_ptq.models.registry import class_of_architecture
+from nemo_ptq.models.registry import class_of_architecture, hugging_face_classes
 from nemo_ptq.models.spec import ModelSpec, check_sizes, spec_of
 
 
@@ -60,10 +61,21 @@ def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
     """
     content = read_json(directory / "config.json")
     named = content.get("architectures")
-    architecture = str(named[0]) if isinstance(named, list) and named else "(none given)"
-    hf_class = class_of_architecture(architecture)
+    if not isinstance(named, list) or not named or not isinstance(named[0], str):
+        raise PtqError(
+            f"config.json has architectures {shown(named)}: it must be a list with the name of the model's class, such "
+            f'as ["{_likely_architecture(content.get("model_type"))}"]'
+        )
+    hf_class = class_of_architecture(named[0])
     check_unquantized(directory, content)
     return hf_class, hf_class.read(content)
+
+
+def _likely_architecture(model_type: Any) -> str:
+    """The class of models of a type, or that of most models."""
+    config_class = f"{str(model_type).replace('_', '')}config"
+    found = (name for name, known in hugging_face_classes().items() if known.config_class.lower() == config_class)
+    return next(found, "LlamaForCausalLM")
 
 
 def nemo_arguments(hf_class: HuggingFaceClass, settings: Settings) -> tuple[str, dict[str, Any], dict[str, Any]]:

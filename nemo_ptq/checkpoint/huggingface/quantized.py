@@ -31,7 +31,7 @@ def check_unquantized(directory: Path, content: Mapping[str, Any]) -> None:
     Raises:
         PtqError: If they are.
     """
-    setting = next((name for name in _SETTINGS if name in content), None)
+    setting = next((name for name in _SETTINGS if content.get(name)), None)  # null or empty says that it is not
     if setting is None and not (directory / _MODELOPT).is_file():
         return
     described = content.get(setting) if setting else None

@@ -17,6 +17,7 @@ from safetensors import SafetensorError, safe_open
 from nemo_ptq.checkpoint.huggingface.hf_files import weight_files
 from nemo_ptq.checkpoint.known_tensors import DTYPES
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.hf_settings import shown
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 from nemo_ptq.models.mapping import EMBEDDING, OUTPUT, WeightRule
 from nemo_ptq.models.spec import ModelSpec
@@ -27,6 +28,8 @@ _SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "b
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
     **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
 }
+# What else torch and people call data types.
+_OTHER_NAMES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "float": "float32", "fp32": "float32"}
 # Buffers that old files carry and no model loads.
 _BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
 
@@ -232,7 +235,10 @@ def weights_dtype(settings: Settings, embedding: StoredTensor) -> str:
     Raises:
         PtqError: If no model has it.
     """
-    name = str(settings.get("dtype") or settings.get("torch_dtype") or embedding.dtype).removeprefix("torch.")
+    given = settings.get("dtype") or settings.get("torch_dtype") or "auto"
+    name = str(given).removeprefix("torch.")
+    name = embedding.dtype if name == "auto" else _OTHER_NAMES.get(name, name)
     if name not in DTYPES:
-        raise PtqError(f"the weights are {name}: import a model in {', '.join(DTYPES)}")
+        said = f"the weights are {name}" if name == embedding.dtype else f"config.json has dtype {shown(given)}"
+        raise PtqError(f"{said}: import a model in {', '.join(DTYPES)}")
     return name

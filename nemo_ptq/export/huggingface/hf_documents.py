@@ -56,7 +56,7 @@ def stored_vocab_size(source: Source) -> int:
 
 
 # Settings of the source that are about its directory, which is not this one.
-_OF_THE_SOURCE = ("_name_or_path", "auto_map", "quantization_config")
+_OF_THE_SOURCE = ("_name_or_path", "auto_map", "compression_config", "quantization_config")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 

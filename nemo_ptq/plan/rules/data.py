@@ -22,11 +22,17 @@ def data_is_readable(
     total = sum(source.weight for source in sources)
     for source in sources:
         if source.is_file:
+            wanted = ceil(samples * source.weight / total)
             try:
-                for _ in islice(read_text_file(source.name, source.column), ceil(samples * source.weight / total)):
-                    pass
+                # All of them, so that a wrong one is found.
+                has_text = [bool(sample) for sample in islice(read_text_file(source.name, source.column), wanted)]
             except PtqError as error:
                 return f"quantization_config.{error}"
+            if not any(has_text):
+                return (
+                    f"quantization_config.calibration_dataset={source.name}: the samples that would be read have no "
+                    "text; give a file with texts"
+                )
     return None
 
 

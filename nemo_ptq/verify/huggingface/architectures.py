@@ -295,8 +295,10 @@ _OFF: Mapping[str, Any] = {
     **_PRESUMED,
     "attention_bias": False,
     "chunk_size_feed_forward": 0,
+    "compression_config": {},
     "full_attn_mod": 1,
     "interpolate_factor": 1,
+    "is_causal": True,
     "is_decoder": False,
     "lm_head_bias": False,
     "mlp_bias": False,
@@ -334,7 +336,8 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
     problems += [
         f"has {name} {getattr(hf, name)!r}, which the reader does not compute"
         for name, presumed in _PRESUMED.items()
-        if name in own and getattr(hf, name) != presumed
+        # A switch that is null is off.
+        if name in own and getattr(hf, name) not in ((False, None) if presumed is False else (presumed,))
     ]
     if "layer_types" in given:
         problems += _layer_type_problems(
@@ -344,7 +347,7 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
     if "full_attention" in rotary:
         local, rotary = rotary.get("sliding_attention") or {}, rotary["full_attention"]
         own_base = given.get("rope_local_base_freq", local.get("rope_theta"))
-        if local.get("rope_theta") != own_base or local.get("rope_type", "default") != "default":
+        if local.get("rope_theta", own_base) != own_base or local.get("rope_type", "default") != "default":
             problems.append(
                 f"has rope_parameters {local!r} of layers with a window, and rope_local_base_freq {own_base}"
             )

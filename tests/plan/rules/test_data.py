@@ -55,6 +55,7 @@ def test_every_file_is_read_as_far_as_its_weight_asks(tmp_path: Path) -> None:
         ('{"text": "a"}\n{"text": "b"\n', "line 2: not JSON"),
         ('{"text": "a"}\n{"body": "b"}\n', 'line 2: needs a "text" string or a "messages" list'),
         ("", "holds no sample"),
+        ('{"text": ""}\n{"messages": []}\n', "the samples that would be read have no text; give a file with texts"),
     ],
 )
 def test_data_file(content: str, message: str | None, tmp_path: Path) -> None:
