@@ -30,7 +30,8 @@ finally:
 def test_a_job_imports_neither_nemo_nor_modelopt(demo: Demo, tmp_path: Path) -> None:
     settings = {"algorithm": "fp8", "calibration_dataset": demo.calibration, "calibration_dataset_size": 4}
     words: list[str] = []
-    for kind, checkpoint in {"nemo": demo.checkpoint, "hf": demo.hf}.items():
+    jobs = {"nemo": (demo.checkpoint, "balanced"), "hf": (demo.hf, "fast")}
+    for kind, (checkpoint, quality) in jobs.items():
         words += [
             "run",
             f"nemo_checkpoint={checkpoint}",
@@ -38,6 +39,7 @@ def test_a_job_imports_neither_nemo_nor_modelopt(demo: Demo, tmp_path: Path) -> 
             "export_config.export_format=hf",
             *(f"quantization_config.{name}={value}" for name, value in settings.items()),
             "quantization_config.calibration_seq_len=32",
+            f"quantization_config.quality={quality}",
             "then",
         ]
     done = subprocess.run(
@@ -47,6 +49,6 @@ def test_a_job_imports_neither_nemo_nor_modelopt(demo: Demo, tmp_path: Path) -> 
         text=True,
         check=True,
     )
-    for kind in ("nemo", "hf"):
+    for kind in jobs:
         assert (tmp_path / kind / "model.safetensors").is_file(), done.stdout
     assert done.stdout.splitlines()[-1] == "imported: []"

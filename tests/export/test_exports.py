@@ -11,6 +11,7 @@ import pytest
 
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import PtqError
+from nemo_ptq.export.manifest_writer import checksum_of
 from tests.files import digests
 from tests.ranks import run_ranks
 
@@ -54,6 +55,8 @@ def write_in_every_way(checkpoint: Path, algorithm: str, formats: tuple[str, ...
             directories = {name: root / ("together" if way == "together" else "alone") / name for name in names}
             with exported(model, state, directories) as exports:
                 visit(exports, model, state, everything)
+                checksums = exports.finish()
+            assert checksums == {path: checksum_of(path) for paths in exports.files().values() for path in paths}
             if way == "together":
                 assert exports.files() == {
                     name: sorted(path for path in directory.iterdir()) for name, directory in directories.items()
