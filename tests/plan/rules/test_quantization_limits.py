@@ -217,7 +217,7 @@ def test_sizes_are_accepted_if_every_shard_is_whole(model: ModelSpec, tp: int, b
         ({"quality": "max"}, None),
         (
             {"quality": "max", "calibration_ep": 2},
-            "quantization_config.quality=max is not available, since calibration_",
+            "quality=max is not available, since calibration_ep=2",
         ),
         ({"algorithm": "mine.yaml"}, "since algorithm=mine.yaml rounds to the nearest codes alone"),
         (
