@@ -12,15 +12,27 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from fnmatch import fnmatchcase
+from functools import cache
 
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.errors import PtqError, did_you_mean
 from nemo_ptq.models.hugging_face import HuggingFaceClass
 from nemo_ptq.models.mapping import EMBEDDING, OUTPUT
-from nemo_ptq.models.registry import family_of
+from nemo_ptq.models.registry import family_of, hugging_face_classes
 from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.quantization.presets import preset_patterns
 
 _OPTION = "quantization_config.exclude"
+_LAYER_NUMBER = re.compile(r"layers\.(\d+)\b")
+_WORD = re.compile(r"[A-Za-z_]\w+")
+_CHOICE = re.compile(r"\[[^\]]*\]")
+# What ModelOpt's own recipes name besides.
+_OTHER_WORDS = (
+    *("b_proj", "bmm2_output_quantizer", "encoder", "f_a_proj", "f_b_proj", "fc1_latent_proj", "fc2_latent_proj"),
+    *("ffn", "g_proj", "image", "in_proj_qkv", "in_proj_z", "kv_a_proj_with_mqa", "kv_b_proj", "language_model"),
+    *("model_encoder", "p_bmm_quantizer", "q_a_proj", "q_b_proj", "radio", "score", "self_conditioning"),
+    *("share_expert", "shared_experts", "softmax_quantizer", "to_", "transformer_blocks"),
+)
 _ENDS = re.compile(r"(first|last)(\d+)")
 
 
@@ -96,6 +108,48 @@ def unseen_by_modelopt(patterns: Sequence[str], model: ModelSpec) -> list[str]:
         theirs = [name for own in _hugging_face_names(linear, model, names).values() for name in _quantizers(own)]
         unseen |= {pattern for pattern in patterns if any(fnmatchcase(name, pattern) for name in theirs)}
     return [pattern for pattern in patterns if pattern in unseen]
+
+
+def unknown_to_modelopt(patterns: Sequence[str], model: ModelSpec) -> tuple[str, str] | None:
+    """Finds a pattern of ModelOpt's quantizers that matches none of a model's, and is not meant for other models.
+
+    Configurations are written for many models: a pattern of words that some model has may match nothing in this one.
+
+    Returns:
+        The pattern, and what may have been meant, to follow it; None where there is no such pattern.
+    """
+    names = _all_quantizers(model)
+    own = {part for name in names for part in name.split(".")}
+    known = own | _words_of_other_models()
+    for pattern in patterns:
+        if any(fnmatchcase(name, pattern) for name in names):
+            continue
+        if any(int(layer) >= model.num_layers for layer in _LAYER_NUMBER.findall(pattern)):
+            return pattern, f": the model has layers 0 to {model.num_layers - 1}"
+        for word in _WORD.findall(_CHOICE.sub("*", pattern)):
+            if not any(word.lstrip("_") in part for part in known):
+                hint = did_you_mean(word, {part.lower(): part for part in sorted(own)})
+                return pattern, hint or ": take it out, or name layers as Megatron does, as in *linear_fc2*"
+    return None
+
+
+def _all_quantizers(model: ModelSpec) -> list[str]:
+    """Names of ModelOpt's quantizers of a model, under Megatron's and Hugging Face's names of its layers."""
+    names = _hugging_face(model)
+    linears = [
+        own for linear in _linears(model) for own in (linear, *_hugging_face_names(linear, model, names).values())
+    ]
+    cores = [f"decoder.layers.{layer}.self_attention.core_attention" for layer in range(model.num_layers)]
+    found = [name for module in [*linears, *_never_quantized(model, names)] for name in _quantizers(module)]
+    return found + [f"{core}.{which}_bmm_quantizer" for core in cores for which in "qkv"]
+
+
+@cache
+def _words_of_other_models() -> frozenset[str]:
+    """The parts of the names that other models' modules have, as far as they are known here."""
+    tables = [hf_class.module_names() for hf_class in hugging_face_classes().values()]
+    names = {name for table in tables for module, own in table.items() for name in (module, *own.values())}
+    return frozenset({part for name in {*names, *preset_patterns()} for part in name.split(".")} | set(_OTHER_WORDS))
 
 
 def _quantizers(linear: str) -> list[str]:

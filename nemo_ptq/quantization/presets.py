@@ -43,6 +43,15 @@ def preset_config(quantization: QuantizationConfig, decoder: str) -> dict[str, A
     return config
 
 
+@cache
+def preset_patterns() -> frozenset[str]:
+    """Returns the patterns of quantizers in all presets, some of which match nothing in most models."""
+    presets = json.loads(_presets())
+    lists = [preset["quantizers"] for preset in presets["algorithms"].values()]
+    lists += [presets["left_alone"], *presets["kv_cache"].values()]
+    return frozenset(entry["quantizer_name"] for entries in lists for entry in entries)
+
+
 def kv_cache_config(qformat: str) -> list[dict[str, Any]]:
     """Returns the entries of ``quant_cfg`` that quantize a KV cache."""
     return json.loads(_presets())["kv_cache"][qformat]

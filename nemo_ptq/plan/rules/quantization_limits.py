@@ -6,12 +6,14 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from nemo_ptq.config import FAST, NO_QUANT, QuantizationConfig
+from nemo_ptq.errors import PtqError
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.quality import obstacle_to_balanced
 from nemo_ptq.quantization.algorithms import algorithm_of
-from nemo_ptq.quantization.excluded import unseen_by_modelopt
-from nemo_ptq.untrusted import FileError, read_json, read_yaml
+from nemo_ptq.quantization.excluded import unknown_to_modelopt, unseen_by_modelopt
+from nemo_ptq.quantization.modelopt_file import read_entries
+from nemo_ptq.untrusted import FileError
 
 
 def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = None) -> str | None:
@@ -21,33 +23,34 @@ def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = Non
         return None
     option = f"quantization_config.algorithm={algorithm}"
     try:
-        content = read_yaml(file) if file.suffix != ".json" else read_json(file)
+        read_entries(file)
     except FileError as error:
         return f"{option} {error.reason}"
-    if not isinstance(content, dict) or "quant_cfg" not in content:
-        return f'{option} is not a ModelOpt config: it must hold an object with the keys "quant_cfg" and "algorithm"'
+    except PtqError as error:
+        return f"{option} is not a ModelOpt config: {error}"
     return None
 
 
 def algorithm_file_names_megatrons_layers(
     algorithm: str | None, model: ModelSpec, calibration_state: Any = None
 ) -> str | None:
-    """A file given as algorithm turns off layers by the names that ModelOpt sees."""
+    """A file given as algorithm names quantizers that there are, by the names that ModelOpt sees."""
     if algorithm_file_is_config(algorithm, calibration_state):
         return None
     file = QuantizationConfig(algorithm).algorithm_file
     if file is None or calibration_state is not None:
         return None
-    entries = (read_yaml(file) if file.suffix != ".json" else read_json(file))["quant_cfg"]
-    pairs = entries.items() if isinstance(entries, dict) else [(e.get("quantizer_name"), e) for e in entries]
-    off = [name for name, what in pairs if isinstance(what, dict) and what.get("enable") is False]
+    entries = read_entries(file)
     # Most configurations turn everything off, and then on what they want.
-    unseen = unseen_by_modelopt([name for name in off if isinstance(name, str) and name != "*"], model)
+    unseen = unseen_by_modelopt([entry.pattern for entry in entries if entry.turns_off and entry.pattern != "*"], model)
     if unseen:
         return (
             f"quantization_config.algorithm={algorithm} turns off {' and '.join(unseen)}, which match Hugging Face's "
             "names: ModelOpt sees Megatron's, and would quantize these layers; use quantization_config.exclude for them"
         )
+    if unknown := unknown_to_modelopt([entry.pattern for entry in entries], model):
+        pattern, hint = unknown
+        return f"quantization_config.algorithm={algorithm} has {pattern} in quant_cfg, which matches no quantizer{hint}"
     return None
 
 

@@ -41,14 +41,50 @@ SMOLLM2 = replace(
         ({"*self_attn*": {"num_bits": 8}}, None),
         ([{"quantizer_name": "*", **OFF}, {"quantizer_name": "*mlp.down_proj*", **OFF}], "turns off *mlp.down_proj*"),
         ([{"quantizer_name": "*down_proj*", **OFF}, {"quantizer_name": "*linear_fc2*", **OFF}], None),
+        ({"*nothing*": OFF}, "has *nothing* in quant_cfg, which matches no quantizer: take it out, or name layers as"),
+        ({"*linear_fc3*": OFF}, "has *linear_fc3* in quant_cfg, which matches no quantizer: did you mean linear_fc2?"),
+        ({"*wieght_quantizer": {"num_bits": 8}}, "matches no quantizer: did you mean weight_quantizer?"),
+        (
+            [{"*layers.32.*": OFF}],
+            "has *layers.32.* in quant_cfg, which matches no quantizer: the model has layers 0 to",
+        ),
+        # Of ModelOpt's own, for models with experts, state spaces or vision.
+        ({"*mlp.experts*input_quantizer": {"num_bits": 8}, "*mixer.conv1d*": OFF, "*vision_tower*": OFF}, None),
+        ({"*[kv]_bmm_quantizer": {"num_bits": [4, 3]}, "*softmax_quantizer": OFF, "default": OFF}, None),
+        ([{"nn.Linear": {"*weight_quantizer": {"num_bits": 8}}}, {"*layers.31.*": OFF}], None),
     ],
 )
-def test_a_file_turns_off_what_modelopt_sees(entries: Any, message: str | None, tmp_path: Path) -> None:
+def test_a_file_names_what_modelopt_sees(entries: Any, message: str | None, tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps({"quant_cfg": entries, "algorithm": "max"}))
     expect(algorithm_file_names_megatrons_layers(str(file), LLAMA_8B), message)
     assert algorithm_file_names_megatrons_layers(str(tmp_path / "none.json"), LLAMA_8B) is None
     assert algorithm_file_names_megatrons_layers("fp8", LLAMA_8B) is None
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("quant_cfg: {'*weight_quantizer': {num_bits: 8}}\nalgorithm: max\n", None),
+        ("algorithm: max\n", 'it must hold an object with the keys "quant_cfg" and "algorithm"'),
+        ("quant_cfg: FP8_DEFAULT_CFG\n", "its quant_cfg is 'FP8_DEFAULT_CFG', and must be an object of patterns and"),
+        ("quant_cfg: null\n", "its quant_cfg is None, and must be"),
+        ("quant_cfg: []\n", "its quant_cfg is [], and must be"),
+        ("quant_cfg: !!python/object/apply:os.getcwd []\n", "its quant_cfg is None, and must be"),
+        ("quant_cfg: [fp8]\n", "its quant_cfg has the entry 'fp8', and must be"),
+        ("quant_cfg: {8: {num_bits: 8}}\n", "its quant_cfg has the pattern 8, which must be a text"),
+        ("quant_cfg: {'*weight_quantizer': fp8}\n", "its quant_cfg has 'fp8' for *weight_quantizer, which must be an"),
+        ("quant_cfg: {'*mlp*': {enable: 'false'}}\n", "its quant_cfg has enable 'false' for *mlp*, which must be true"),
+    ],
+)
+def test_a_file_that_is_no_configuration(content: str, message: str | None, tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text(content)
+    problem = algorithm_file_is_config(str(file))
+    expect(problem, message)
+    if problem is not None:
+        assert problem.startswith(f"quantization_config.algorithm={file} is not a ModelOpt config: ")
+        assert algorithm_file_names_megatrons_layers(str(file), LLAMA_8B) is None  # one mistake is one line
 
 
 @pytest.mark.parametrize(
