@@ -160,7 +160,7 @@ def test_values_are_read_from_text(name, text, value):
         ("devices", -1),
         ("quantization_config.sq_alpha", 1.01),
         ("quantization_config.sq_alpha", float("nan")),
-        ("quantization_config.quality", "max"),
+        ("quantization_config.quality", "best"),
         ("quantization_config.enable_kv_cache", 1),
         ("quantization_config.algorithm", ["fp8"]),
         ("quantization_config.calibration_dataset", 3),
