@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`nemo-ptq convert`: any checkpoint becomes any other, unquantized."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -23,4 +24,6 @@ def convert(
     from nemo_ptq.console.reporter import Reporter
     from nemo_ptq.engine.convert import convert as run
 
-    run(source.expanduser().absolute(), output.expanduser().absolute(), to, tokenizer, Reporter(True))
+    # A home directory that does not exist stays as it is written, and is not found.
+    places = (Path(os.path.abspath(os.path.expanduser(path))) for path in (source, output))
+    run(*places, to, tokenizer, Reporter(True))
