@@ -9,7 +9,8 @@ NeMo-Run, which the task needs, takes seconds to import.
 import os
 import re
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import MISSING, dataclass, fields, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
+from pathlib import Path
 from textwrap import wrap
 from typing import Any, get_args, get_type_hints
 
@@ -45,6 +46,7 @@ class Kind:
         optional: Whether None is a value.
         names_code: Whether a value is the name of a function or class.
         why_not: Says what is wrong with a text that looks like a value; None where it does not know.
+        meant: What people call a value, in lower case, and its name here.
     """
 
     rule: str
@@ -54,6 +56,7 @@ class Kind:
     optional: bool = False
     names_code: bool = False
     why_not: Callable[[str], str | None] = lambda text: None
+    meant: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -75,12 +78,13 @@ class Kind:
 
     def problem(self, option: str, value: Any) -> str | None:
         """Says in one line what is wrong with an option's value, if anything is."""
-        if (value is None and self.optional) or self.accepts(value):
-            return None
         shown = repr(value) if isinstance(value, str) and not self.known else value
         if isinstance(value, str) and (reason := self.why_not(value)):
             return f"{option}={shown} is not valid: {reason}"
-        hint = did_you_mean(value, self.known) if isinstance(value, str) else ""
+        if (value is None and self.optional) or self.accepts(value):
+            return None
+        named = {name.lower(): name for name in self.known} | dict(self.meant)
+        hint = did_you_mean(value, named) if isinstance(value, str) else ""
         rule = self.with_names(self.rule)
         if hint:
             return f"{option}={shown} is not known{hint} It must be {rule}"
@@ -139,9 +143,20 @@ def _are_algorithms(value: Any) -> bool:
 def _why_no_sources(value: str) -> str | None:
     """What is wrong with the settings or the name of a data set."""
     try:
-        read_sources(value)
+        sources = read_sources(value)
     except ValueError as error:
         return str(error) if value.strip(" ;") else None
+    return next(filter(None, (_why_no_path(source.name) for source in sources)), None)
+
+
+def _why_no_path(value: str) -> str | None:
+    """What is wrong with a path before it is looked at."""
+    if "://" in value:
+        return "it is an address, and must be a path on this machine"
+    try:
+        Path(value).expanduser()
+    except RuntimeError:
+        return f"there is no home directory {value.partition('/')[0]}: write the whole path"
     return None
 
 
@@ -154,13 +169,17 @@ def _one_of(known: Collection[str]) -> Kind:
     return Kind("one of {names}", lambda value: _is_text(value) and value in known, known=known)
 
 
+_FORMATS = {
+    **dict.fromkeys(("tensorrt", "tensorrt_llm", "tensorrt-llm", "qnemo"), "trtllm"),
+    **dict.fromkeys(("huggingface", "hugging_face", "safetensors"), "hf"),
+}
 _KINDS: Mapping[str, Kind] = {
     "size": Kind("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1, int),
     "count": Kind("a whole number of at least 0", lambda value: _is_whole(value) and value >= 0, int),
     "fraction": Kind("a number from 0 to 1", lambda value: _is_number(value) and 0 <= value <= 1, float),
     "bits": Kind("a number from 1 to below 16", lambda value: _is_number(value) and 1 <= value < 16, float),
     "switch": Kind("true or false", lambda value: isinstance(value, bool), _truth),
-    "path": Kind("a path, in UTF-8", _is_path),
+    "path": Kind("a path, in UTF-8", _is_path, why_not=_why_no_path),
     "text": Kind("a text, in UTF-8", _is_text),
     "device": Kind("the name of a device, such as H100 or CPU", lambda value: _is_text(value) and bool(value)),
     "function": Kind("a function, which only Python can give", callable),
@@ -169,6 +188,8 @@ _KINDS: Mapping[str, Kind] = {
         "one of {names}, or the path of a JSON or YAML file with a ModelOpt config",
         lambda value: _is_text(value) and (value in SELECTABLE or value.lower().endswith(ALGORITHM_FILES)),
         known=SELECTABLE.keys(),
+        why_not=_why_no_path,
+        meant={"smoothquant": "int8_sq", "int8_smoothquant": "int8_sq", "awq": "int4_awq", "none": "no_quant"},
     ),
     "quality": _one_of(QUALITIES),
     "KV cache format": _one_of(KV_CACHE_FORMATS),
@@ -179,12 +200,16 @@ _KINDS: Mapping[str, Kind] = {
         known=DATASETS.keys(),
         why_not=_why_no_sources,
     ),
-    "formats": Kind("one of {names}, or a list of them such as [trtllm,hf]", _are_formats, known=FORMATS.keys()),
+    "formats": Kind(
+        "one of {names}, or a list of them such as [trtllm,hf]", _are_formats, known=FORMATS.keys(), meant=_FORMATS
+    ),
     "algorithms": Kind("a list of {names}, such as [fp8,nvfp4]", _are_algorithms, known=ALGORITHMS.keys()),
     # NeMo's own configuration allows the number 16.
     "data type": Kind("one of bf16, fp16", lambda value: str(value) in DTYPES, known=DTYPES.keys()),
     "patterns": Kind("a pattern or a list of them, such as [*down_proj*,0,last1]", _are_patterns),
-    "decoder": _one_of(ARCHITECTURES.keys()),
+    "decoder": replace(
+        _one_of(ARCHITECTURES.keys()), meant=dict.fromkeys(("mistral", "mixtral", "codellama"), "llama")
+    ),
     "server": _one_of(SERVERS.keys()),
 }
 
@@ -225,11 +250,11 @@ def _task_option(kind: str, help: str, *flags: str, default: Any = None) -> Opti
 def _options_of(config: type) -> Mapping[str, Option]:
     hints = get_type_hints(config)
     options = {}
-    for field in fields(config):
-        setting: Setting = field.metadata["setting"]
-        kind = replace(_KINDS[setting.kind], optional=type(None) in get_args(hints[field.name]))
-        default = None if field.default is MISSING else field.default
-        options[field.name] = Option(kind, setting.help, default, setting.flags, setting.off_flags)
+    for declared in fields(config):
+        setting: Setting = declared.metadata["setting"]
+        kind = replace(_KINDS[setting.kind], optional=type(None) in get_args(hints[declared.name]))
+        default = None if declared.default is MISSING else declared.default
+        options[declared.name] = Option(kind, setting.help, default, setting.flags, setting.off_flags)
     return options
 
 

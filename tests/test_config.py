@@ -197,11 +197,34 @@ def test_a_wrong_value_is_told_with_its_name(name, value):
         ("quantization_config.algorithm", "int8sq", "int8_sq"),
         ("quantization_config.algorithm", "FP-8", "fp8"),
         ("export_config.decoder_type", "lama", "llama"),
+        ("quantization_config.algorithm", "SmoothQuant", "int8_sq"),
+        ("quantization_config.algorithm", "awq", "int4_awq"),
+        ("export_config.export_format", "tensorrt_llm", "trtllm"),
+        ("export_config.export_format", "HuggingFace", "hf"),
+        ("export_config.decoder_type", "mistral", "llama"),
         ("quantization_config.calibration_dataset", "cnn_daily", "cnn_dailymail"),
     ],
 )
 def test_an_unknown_name_gets_the_nearest(name, value, nearest):
     assert f"did you mean {nearest}?" in OPTIONS[name].kind.problem(name, value)
+
+
+@pytest.mark.parametrize("text", ["~nobody_at_all/x", "s3://bucket/x"])
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [
+        ("export_config.path", ""),
+        ("nemo_checkpoint", ""),
+        ("tokenizer_path", ""),
+        ("quantization_config.algorithm", ".yaml"),
+        ("quantization_config.calibration_dataset", ".jsonl"),
+    ],
+)
+def test_a_path_that_cannot_be_one_is_told(name, ending, text):
+    reason = "there is no home directory ~nobody_at_all: write the whole path" if "~" in text else "an address"
+    problem = OPTIONS[name].kind.problem(name, text + ending)
+    assert problem.startswith(f"{name}=")
+    assert reason in problem
 
 
 def test_help_lists_every_option_within_a_terminals_width():

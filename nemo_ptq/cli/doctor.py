@@ -206,7 +206,7 @@ def _slurm() -> Iterator[Finding]:
 
 
 def _writable(name: str, directory: Path) -> Iterator[Finding]:
-    directory = directory.expanduser().absolute()
+    directory = Path(os.path.abspath(os.path.expanduser(directory)))
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     ok = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
     variable = "export NEMORUN_HOME=DIR" if directory == nemo_run_home().absolute() else "nemo-ptq doctor DIR"
@@ -214,7 +214,7 @@ def _writable(name: str, directory: Path) -> Iterator[Finding]:
 
 
 def _space(directory: Path) -> Iterator[Finding]:
-    directory = directory.expanduser().absolute()
+    directory = Path(os.path.abspath(os.path.expanduser(directory)))
     existing = next(path for path in (directory, *directory.parents) if path.exists())
     free = shutil.disk_usage(existing).free / 1e9
     yield Finding("disk space", free >= _LEAST_FREE_GB, f"{free:,.0f} GB free in {existing}", "nemo-ptq doctor DIR")

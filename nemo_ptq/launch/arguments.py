@@ -121,7 +121,9 @@ def _not_an_argument(argument: str, name: str | None) -> str:
         return f"{argument} is not an option: write {argument.lstrip('-')}, without dashes"
     if argument.startswith("-"):
         return f"{argument} is not an option{did_you_mean(argument.lstrip('-').replace('-', '_'), _LAST_PARTS)}"
-    return f"{argument!r} is not an argument: write name=value, for example nemo_checkpoint={argument}"
+    first, _, rest = argument.partition(" ")
+    example = f"{first}={rest or 'VALUE'}" if first in OPTIONS else f"nemo_checkpoint={argument}"
+    return f"{argument!r} is not an argument: write name=value, for example {example}"
 
 
 def _run_problem(argument: str, name: str, options: Collection[str], has_executor: bool) -> str | None:

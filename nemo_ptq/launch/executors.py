@@ -51,9 +51,14 @@ def torchrun(
     Args:
         ntasks_per_node: Processes to start. None: as many as the calibration needs.
         env_vars: Environment variables for the processes.
+
+    Raises:
+        ConfigError: If a setting cannot work.
     """
     import nemo_run as run
 
+    if problems := _size_problems(ntasks_per_node=ntasks_per_node):
+        raise ConfigError(problems)
     return run.Config(
         run.LocalExecutor,
         launcher="torchrun",
@@ -114,7 +119,7 @@ def slurm(
     """
     import nemo_run as run
 
-    problems: list[str] = []
+    problems = _size_problems(nodes=nodes, ntasks_per_node=ntasks_per_node, gpus_per_node=gpus_per_node)
     address = urlsplit(tunnel)
     is_local = tunnel == "local"
     if not is_local and (address.scheme != "ssh" or not address.hostname or address.path.strip("/")):
@@ -177,6 +182,14 @@ def register() -> None:
 
     for factory in (torchrun, local, slurm, docker, kubeflow, skypilot):
         run.cli.factory(factory, target=run.Executor)
+
+
+def _size_problems(**sizes: Any) -> list[str]:
+    return [
+        f"{name}={size} is not valid: it must be a whole number of at least 1"
+        for name, size in sizes.items()
+        if size is not None and (isinstance(size, bool) or not isinstance(size, int) or size < 1)
+    ]
 
 
 def _given(**settings: Any) -> dict[str, Any]:

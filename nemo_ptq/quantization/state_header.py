@@ -96,7 +96,7 @@ def state_file(path: str | os.PathLike[str]) -> Path:
 
     Where an export has a subdirectory for each format, all of them hold the same.
     """
-    given = Path(path).expanduser()
+    given = Path(os.path.expanduser(path))
     if not given.is_dir():
         return given
     below = sorted(given.glob(f"*/{IN_EXPORT}"))
@@ -123,6 +123,7 @@ def read_header(path: Path) -> StateHeader:
             text = (file.metadata() or {}).get(_KEY)
     except (OSError, SafetensorError, FileError) as error:
         reason = error.reason if isinstance(error, FileError) else str(error).partition("\n")[0]
+        reason = reason.removeprefix("cannot be read: ")
         raise ConfigError(
             [f"{name} cannot be read ({reason}): give an export that was calibrated, or its {IN_EXPORT}"]
         ) from error

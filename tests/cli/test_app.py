@@ -7,8 +7,10 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
 from nemo_ptq.cli import app
+from nemo_ptq.errors import PtqError
 from tests.families import make_hf
 
 
@@ -47,3 +49,24 @@ def test_an_error_is_one_line(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stdout == ""
     assert ended.stderr == f"Error: {tmp_path} lacks config.json; found there: nothing\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("evaluate", "nowhere"), "nowhere is not a directory: give one that was exported, or a checkpoint's"),
+        (("evaluate", ".", "--baseline", "nowhere"), "nowhere is not a directory"),
+        (("export", "~nobody_at_all/x", "OUT"), "cannot be read (No such file or directory): give an export that was"),
+        (("convert", "~nobody_at_all/x", "OUT", "--format", "hf"), "~nobody_at_all/x does not exist: give the"),
+        (("convert", "nowhere", "OUT", "--format", "gguf"), "--format gguf is not known: choose one of hf, nemo, meg"),
+    ],
+)
+def test_a_place_that_is_not_there_is_one_line(
+    arguments: tuple[str, ...], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    ended = CliRunner().invoke(app.app, list(arguments))
+    assert isinstance(ended.exception, PtqError)
+    assert said in str(ended.exception)
+    assert "\n" not in str(ended.exception)
+    assert not list(tmp_path.iterdir())

@@ -47,6 +47,8 @@ def test_what_only_nemo_run_can_read_is_left_to_it() -> None:
         ("--calibration_tp=2", "--calibration_tp=2 is not an option: write calibration_tp=2, without dashes"),
         ("--calibration-tp", "--calibration-tp is not an option: did you mean calibration_tp?"),
         ("/ckpt", "'/ckpt' is not an argument: write name=value, for example nemo_checkpoint=/ckpt"),
+        ("calibration_tp", "'calibration_tp' is not an argument: write name=value, for example calibration_tp=VALUE"),
+        ("calibration_tp 2", "write name=value, for example calibration_tp=2"),
         ("xyzzy=1", "xyzzy is not an option"),
     ],
 )

@@ -184,13 +184,21 @@ def test_a_tunnel() -> None:
         ({"tunnel": "ssh://login1", "job_dir": "jobs"}, "job_dir=jobs is not valid: a tunnel needs an absolute path"),
         ({"tunnel": "ssh://login1"}, "job_dir=None is not valid"),
         ({"container_mounts": "/a:/a"}, "container_mounts needs a container"),
+        ({"nodes": 0}, "nodes=0 is not valid: it must be a whole number of at least 1"),
+        ({"ntasks_per_node": -1}, "ntasks_per_node=-1 is not valid: it must be a whole number of at least 1"),
+        ({"gpus_per_node": 0}, "gpus_per_node=0 is not valid: it must be a whole number of at least 1"),
         ({"time": "4h"}, "time=4h is not a time limit of Slurm's: write HOURS:MINUTES:SECONDS or DAYS-HOURS"),
     ],
 )
-def test_what_cannot_work_is_refused(settings: dict[str, str], problem: str) -> None:
+def test_what_cannot_work_is_refused(settings: dict[str, Any], problem: str) -> None:
     with pytest.raises(ConfigError) as caught:
         slurm(**settings)
     assert problem in str(caught.value)
+
+
+def test_torchrun_starts_at_least_one_process() -> None:
+    with pytest.raises(ConfigError, match="ntasks_per_node=0 is not valid: it must be a whole number of at least 1"):
+        torchrun(ntasks_per_node=0)
 
 
 @pytest.mark.parametrize("time", ["90", "90:00", "04:00:00", "2-0", "2-12:30", "1-00:00:00", "UNLIMITED", 90])

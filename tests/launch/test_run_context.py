@@ -212,7 +212,7 @@ def test_containers_must_see_every_file(
     sound: list[str], tmp_path: Path, launched: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "own.json").write_text('{"quant_cfg": [], "algorithm": "max"}')
+    (tmp_path / "own.json").write_text('{"quant_cfg": [{"quantizer_name": "*", "enable": false}], "algorithm": "max"}')
     (tmp_path / "data.txt").write_text("some text\n")
     options = {
         "tokenizer_path": tmp_path / "tokenizer",

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """`nemo-ptq convert`: any checkpoint becomes any other, unquantized."""
 
+import os
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -26,5 +27,7 @@ def convert(
     from nemo_ptq.console.reporter import Reporter
     from nemo_ptq.engine.convert import convert as run
 
-    lora = None if adapter is None else adapter.expanduser().absolute()
-    run(source.expanduser().absolute(), output.expanduser().absolute(), to, tokenizer, Reporter(True), lora)
+    # A home directory that does not exist stays as it is written, and is not found.
+    source, output = (Path(os.path.abspath(os.path.expanduser(path))) for path in (source, output))
+    lora = None if adapter is None else Path(os.path.abspath(os.path.expanduser(adapter)))
+    run(source, output, to, tokenizer, Reporter(True), lora)

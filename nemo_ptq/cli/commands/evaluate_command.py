@@ -52,6 +52,10 @@ def evaluate(
     in float32. Gives perplexity and, with --baseline, recovery, KL divergence and top-1 agreement, with 95 % intervals
     over documents.
     """
+    for model_directory in (directory, baseline):
+        if model_directory is not None and not model_directory.is_dir():
+            raise PtqError(f"{model_directory} is not a directory: give one that was exported, or a checkpoint's")
+
     import torch
     from rich.console import Console
 

@@ -3,6 +3,7 @@
 """`nemo-ptq sweep`: several algorithms over one checkpoint, and what each of them costs."""
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -35,7 +36,7 @@ def sweep(
     paths = [argument.removeprefix(_PATH) for argument in given if argument.startswith(_PATH)]
     if not paths:
         raise ConfigError([f"{_PATH[:-1]} is missing: name the directory to make"])
-    directory = Path(paths[-1]).expanduser().absolute()
+    directory = Path(os.path.abspath(os.path.expanduser(paths[-1])))
     recipes: dict[str, str | None] = {**recipes_of(model)} if model else dict.fromkeys(DEFAULT_ALGORITHMS)
     if algorithms:
         recipes = {name: recipes.get(name) for name in algorithms.split(",")}

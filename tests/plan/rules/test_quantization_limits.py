@@ -189,8 +189,8 @@ def test_kv_cache_needs_an_algorithm() -> None:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("a.json", json.dumps({"quant_cfg": {}, "algorithm": "max"}), None),
-        ("a.yaml", "quant_cfg: {}\nalgorithm: max\n", None),
+        ("a.json", json.dumps({"quant_cfg": {"*": OFF}, "algorithm": "max"}), None),
+        ("a.yaml", "quant_cfg: {'*': {enable: false}}\nalgorithm: max\n", None),
         ("a.json", "{", "is not JSON"),
         ("a.yaml", "[", "is not YAML"),
         ("a.yml", "- 1", "is not a ModelOpt config"),
