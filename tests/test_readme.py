@@ -32,8 +32,8 @@ NOT_RUN = {
     "pip install": "the environment of the tests was made with it",
     "srun ": "needs a cluster: tests/cluster",
     "run.executor=slurm": "needs a cluster: tests/cluster",
-    "run.executor=docker": "needs Docker",
-    "run.executor=kubeflow": "needs Kubernetes",
+    "run.executor=docker": "needs a Docker daemon: tests/launch/test_containers.py",
+    "run.executor=kubeflow": "needs a cluster: tests/launch/test_containers.py",
     "trtllm-build": "needs TensorRT-LLM",
     "from nemo_export": "needs TensorRT-LLM",
 }

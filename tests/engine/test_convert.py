@@ -2,15 +2,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """`nemo-ptq convert`: any checkpoint becomes any other, and stays the same model."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 from nemo_ptq.errors import PtqError
+from nemo_ptq.untrusted import read_yaml
 from tests.conftest import Demo
 from tests.families import TOKENS
 from tests.hostile import copy_of
@@ -22,6 +25,17 @@ FAMILIES = (
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("mistral", "nemotron", "phi3", "gemma2", "gemma3")),
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("starcoder", "starcoder2")),
 )
+
+# The last decides how many rows of the embedding are kept; 2.0 had it where a user had set it.
+OF_NEMO_20 = (
+    *("_target_", "activation_func", "add_bias_linear", "add_qkv_bias", "ffn_hidden_size", "gated_linear_unit"),
+    *("hidden_size", "init_method_std", "kv_channels", "layernorm_epsilon", "layernorm_zero_centered_gamma"),
+    *("make_vocab_size_divisible_by", "normalization", "num_attention_heads", "num_layers", "num_moe_experts"),
+    *("num_query_groups", "position_embedding_type", "qk_layernorm", "rotary_base", "rotary_percent", "scale_factor"),
+    *("low_freq_factor", "high_freq_factor", "old_context_len", "seq_len_interpolation_factor", "seq_length"),
+    *("share_embeddings_and_output_weights", "window_size", "vocab_size"),
+)
+GONE_SINCE_NEMO_20 = ("first_pipeline_num_layers", "last_pipeline_num_layers", "pipeline_model_parallel_split_rank")
 
 
 def convert(source: Path, output: Path, name: str, tokenizer: Path | None = None) -> None:
@@ -95,6 +109,21 @@ def test_megatron_restores_it_at_another_parallelism(
 def test_another_format_is_told(tmp_path: Path) -> None:
     with pytest.raises(PtqError, match="--format gguf is not known: choose one of hf, nemo, megatron"):
         convert(tmp_path, tmp_path / "out", "gguf")
+
+
+def test_a_context_of_nemo_20(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    """NeMo 2.0 wrote half of the fields, and three that are gone; what is kept here, it had."""
+    old = tmp_path / "model--val_loss=1.23-step=99-last"
+    shutil.copytree(checkpoint_of("llama31"), old)
+    file = old / "context" / "model.yaml"
+    model = read_yaml(file)
+    model["config"] = {name: value for name, value in model["config"].items() if name in OF_NEMO_20}
+    model["config"] |= dict.fromkeys(GONE_SINCE_NEMO_20)
+    file.write_text(yaml.safe_dump(model))
+    for source, output in ((checkpoint_of("llama31"), "new"), (old, "old")):
+        convert(source, tmp_path / output, "hf")
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "old" / name).read_bytes() == (tmp_path / "new" / name).read_bytes()
 
 
 def test_a_class_that_is_not_nemos(demo: Demo, tmp_path: Path) -> None:
