@@ -378,6 +378,9 @@ def bits_chart(mixed: MixedPrecision | None) -> Figure | None:
         if mixed.error > 0:
             axes.plot(mixed.effective_bits, mixed.error, "o", color=ACCENT, markersize=8, zorder=4)
         axes.axvline(mixed.effective_bits, color=ACCENT, linewidth=1, linestyle=(0, (4, 3)))
+        # Over several powers of ten, and of numbers too small to be written out.
+        axes.yaxis.set_major_locator(LogLocator(10, numticks=6))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.0e}"))
         axes.set_xlabel("bits of a weight on average")
         axes.set_ylabel("predicted error")
     return figure
