@@ -25,5 +25,5 @@ def convert(
     from nemo_ptq.engine.convert import convert as run
 
     # A home directory that does not exist stays as it is written, and is not found.
-    places = (Path(os.path.abspath(os.path.expanduser(path))) for path in (source, output))
-    run(*places, to, tokenizer, Reporter(True))
+    read, written = (Path(os.path.abspath(os.path.expanduser(path))) for path in (source, output))
+    run(read, written, to, tokenizer, Reporter(True))
