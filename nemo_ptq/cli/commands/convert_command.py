@@ -28,6 +28,6 @@ def convert(
     from nemo_ptq.engine.convert import convert as run
 
     # A home directory that does not exist stays as it is written, and is not found.
-    source, output = (Path(os.path.abspath(os.path.expanduser(path))) for path in (source, output))
+    read, written = (Path(os.path.abspath(os.path.expanduser(path))) for path in (source, output))
     lora = None if adapter is None else Path(os.path.abspath(os.path.expanduser(adapter)))
-    run(source, output, to, tokenizer, Reporter(True), lora)
+    run(read, written, to, tokenizer, Reporter(True), lora)
