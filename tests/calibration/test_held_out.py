@@ -12,6 +12,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.llama import Llama
 from nemo_ptq.calibration.gptq import InverseFactor, Rounded
 from nemo_ptq.calibration.held_out import BlockError, held_out_places, sample_errors
+from nemo_ptq.calibration.observing import linear_shards
 from nemo_ptq.calibration.residual import residual_of
 from nemo_ptq.calibration.rounders import Int4
 from nemo_ptq.calibration.rounding_learner import RoundingLearner
@@ -69,13 +70,14 @@ class Careless(Int4):
 def learner(llama: Llama, rounder: Int4, batches: int) -> RoundingLearner:
     tokens = torch.randint(96, (8 * batches, 32), generator=torch.Generator().manual_seed(1)).split(8)
     scheme = algorithm_scheme(QuantizationConfig("int4_awq", awq_block_size=64))
+    names = [name for block in llama.blocks for name in linear_shards(block, Parallelism())]
     return RoundingLearner(
         llama,
         Parallelism(),
         Stream(tokens),
         Stream(tokens),
-        rounder,
-        scheme,
+        dict.fromkeys(names, rounder),
+        dict.fromkeys(names, scheme),
         lambda _, scale: scale,
         False,
         is_max=True,

@@ -178,7 +178,7 @@ def test_a_hugging_face_directory_must_be_whole(checkpoint_of: Callable[[str], P
     assert "has no weights" in problem_of(tmp_path)
     (tmp_path / "model.safetensors").touch()
     config = json.loads((source / "config.json").read_text())
-    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {}}))
+    (tmp_path / "config.json").write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
     assert "is quantized already" in problem_of(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(config | {"architectures": ["Unheard"]}))
     assert "unknown architecture Unheard in config.json; nearest: " in problem_of(tmp_path)

@@ -28,7 +28,7 @@ def data_is_readable(
                 has_text = [bool(sample) for sample in islice(read_text_file(source.name, source.column), wanted)]
             except PtqError as error:
                 return f"quantization_config.{error}"
-            if not any(has_text):
+            if wanted and not any(has_text):
                 return (
                     f"quantization_config.calibration_dataset={source.name}: the samples that would be read have no "
                     "text; give a file with texts"
