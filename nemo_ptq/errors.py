@@ -18,6 +18,19 @@ class RecoveryError(PtqError):
     """A quantized model that loses more than the user allows."""
 
 
+class JobFailed(PtqError):
+    """A job that was started has ended, and not well.
+
+    Args:
+        message: What is said.
+        ended_by: Number of the signal that has ended the command, and the job with it; None for none.
+    """
+
+    def __init__(self, message: str, ended_by: int | None = None) -> None:
+        self.ended_by = ended_by
+        super().__init__(message)
+
+
 class ConfigError(PtqError):
     """Every problem found in a job's arguments, reported together.
 

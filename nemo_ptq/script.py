@@ -21,7 +21,7 @@ from pathlib import Path
 
 from nemo_ptq.console.interrupts import end_at_once
 from nemo_ptq.console.output import written_output
-from nemo_ptq.console.text import printable
+from nemo_ptq.console.text import printable, shortened
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.launch import front
 from nemo_ptq.launch.flags import in_flags, read_flags
@@ -73,7 +73,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         launch = read_launch()
     except PtqError as error:
-        print(f"Error: {printable(error)}", file=sys.stderr, flush=True)
+        print(f"Error: {shortened(printable(error))}", file=sys.stderr, flush=True)
         return front.WRONG
     if arguments is None:
         end_at_once(speaks=launch.world_size == 1)
@@ -91,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with written_output():
             start(job)
     except PtqError as error:
-        line = f"Error on rank {launch.rank}: {printable(error)}"
+        line = f"Error on rank {launch.rank}: {shortened(printable(error))}"
         print(line, file=sys.stderr, flush=True)
         _leave_word(line)
         return front.FAILED

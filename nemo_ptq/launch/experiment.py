@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Optional
 
-from nemo_ptq.errors import PtqError
+from nemo_ptq.errors import JobFailed, PtqError
 from nemo_ptq.launch import slurm
 from nemo_ptq.launch.executors import PLACEHOLDER, fit
 from nemo_ptq.parallel.parent import LAUNCHER, name_of
@@ -24,10 +24,6 @@ _ROOT_CAUSE = re.compile(
     re.DOTALL,
 )
 _PARALLEL_SIZES = ("calibration_tp", "calibration_pp", "calibration_ep")
-
-
-class JobFailed(PtqError):
-    """A job has ended, and not well."""
 
 
 def processes_needed(arguments: Mapping[str, Any]) -> int:
@@ -104,7 +100,7 @@ def run_tasks(
                 print(f"job {job.id} goes on; to see its log: {follow}", flush=True)
                 continue
             try:
-                _judge(job, was_interrupted=bool(interrupts))
+                _judge(job, ended_by=next(iter(interrupts), None))
             except PtqError as error:
                 failures[job.id] = error
     return failures
@@ -210,24 +206,25 @@ def _slurm_job(job: Any) -> slurm.SlurmJob:
     )
 
 
-def _judge(job: Any, was_interrupted: bool) -> None:
+def _judge(job: Any, ended_by: int | None) -> None:
     """Raises if a job that has ended did not succeed.
 
     Args:
         job: NeMo-Run's job.
-        was_interrupted: Whether the command has ended it. NeMo-Run then says that it was cancelled, or that it failed
-            if its ranks were gone before NeMo-Run looked.
+        ended_by: The signal that has ended the command, and the job with it; None for none. NeMo-Run then says that the
+            job was cancelled, or that it failed if its ranks were gone before NeMo-Run looked.
     """
     from torchx.specs.api import AppState
 
     if _is_slurm(job):
         ending = (slurm_job := _slurm_job(job)).wait()
         if ending != slurm.SUCCESS:
-            raise (PtqError if ending == slurm.UNKNOWN else JobFailed)(slurm_job.describe(ending))
+            described = slurm_job.describe(ending)
+            raise PtqError(described) if ending == slurm.UNKNOWN else JobFailed(described, ended_by)
     elif job.state == AppState.SUCCEEDED:
         return
-    elif job.state == AppState.CANCELLED or was_interrupted:
-        raise JobFailed(f"job {job.id} was cancelled")
+    elif job.state == AppState.CANCELLED or ended_by:
+        raise JobFailed(f"job {job.id} was cancelled", ended_by)
     else:
         raise JobFailed(describe_failure(job.id, job.state.name, Path(job.executor.job_dir)))
 

@@ -11,8 +11,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NoReturn
 
-from nemo_ptq.console.text import one_line, printable
-from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.console.text import one_line, printable, shortened
+from nemo_ptq.errors import ConfigError, JobFailed, PtqError
 from nemo_ptq.job import Job
 from nemo_ptq.plan import Plan, plan_job, show_plan
 from nemo_ptq.plan.devices import Device
@@ -92,14 +92,16 @@ def check(
 
 def status_of(error: PtqError) -> int:
     """The exit status of a command that ends with an error."""
+    if isinstance(error, JobFailed) and error.ended_by:
+        return 128 + error.ended_by  # as a shell expects it
     return WRONG if isinstance(error, ConfigError) else FAILED
 
 
 def problems_of(error: PtqError) -> list[str]:
     """What an error says, for a terminal: each problem with the arguments in one line."""
     if isinstance(error, ConfigError):
-        return [one_line(problem) for problem in error.problems]
-    return [printable(error)]
+        return [shortened(one_line(problem)) for problem in error.problems]
+    return [shortened(printable(error))]
 
 
 def end_with(error: PtqError, spell: Callable[[str], str] = str) -> NoReturn:

@@ -20,14 +20,14 @@ from nemo_run.config import get_nemorun_home, get_type_namespace
 
 from nemo_ptq.config import absolute_sources
 from nemo_ptq.console.text import printable
-from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.errors import ConfigError, JobFailed, PtqError
 from nemo_ptq.export.leftover import tidy
 from nemo_ptq.job import Job
 from nemo_ptq.launch import front
 from nemo_ptq.launch.arguments import read_command_line
 from nemo_ptq.launch.executor_settings import make_executor
 from nemo_ptq.launch.executors import fit, launcher_name, unmounted, world_size
-from nemo_ptq.launch.experiment import JobFailed, processes_needed, run_experiment
+from nemo_ptq.launch.experiment import processes_needed, run_experiment
 from nemo_ptq.launch.parsing import collecting
 from nemo_ptq.launch.recipes import find_file, override, read_arguments, recipe_file
 from nemo_ptq.options import OPTIONS

@@ -24,6 +24,7 @@ from nemo_ptq.models.hugging_face import (
 from nemo_ptq.models.llama import RULES
 from nemo_ptq.models.mapping import ATTENTION, EMBEDDING_RULE, GATED_MLP, QK_NORMS, SANDWICH_NORMS
 from nemo_ptq.models.registry import Family
+from nemo_ptq.models.spec import NUMBER_LIMITS
 
 # Early files of Gemma say "gelu" and mean the approximation. transformers reads hidden_act, and vLLM hidden_activation.
 _TANH = "gelu_pytorch_tanh"
@@ -130,12 +131,9 @@ def _gemma3_config(hf: Settings) -> tuple[str, dict[str, Any]]:
     scaling = hf["rope_scaling"] or {"rope_type": "linear", "factor": 1.0}
     if scaling.get("rope_type", scaling.get("type")) != "linear" or scaling.keys() - {"rope_type", "type", "factor"}:
         raise PtqError(f"config.json has rope_scaling {shown(scaling)}; NeMo's Gemma 3 knows type linear with a factor")
-    for name, value in (
-        ("rope_scaling.factor", scaling.get("factor")),
-        ("rope_local_base_freq", hf["rope_local_base_freq"]),
-        ("query_pre_attn_scalar", hf["query_pre_attn_scalar"]),
-    ):
-        check_number(name, value)
+    check_number("rope_scaling.factor", scaling.get("factor"))
+    check_number("rope_local_base_freq", hf["rope_local_base_freq"], *NUMBER_LIMITS["rotary_base"])
+    check_number("query_pre_attn_scalar", hf["query_pre_attn_scalar"])
     check_size("sliding_window", hf["sliding_window"])
     # NeMo's general class lacks fields that it reads; the others are told apart by their layers, as in NeMo's importer.
     return _GEMMA3_CLASSES.get(hf["num_hidden_layers"], "Gemma3Config1B"), {

@@ -5,7 +5,6 @@
 A setting is harmless where it does not change the logits that a model computes from tokens. Imports nothing heavy.
 """
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -197,14 +196,22 @@ def check_size(name: str, value: Any, *, optional: bool = False) -> None:
         )
 
 
-def check_number(name: str, value: Any) -> None:
+def check_number(name: str, value: Any, above: float = 0.0, most: float = 1e12) -> None:
     """Refuses what no base or epsilon can be.
 
+    Args:
+        name: The setting.
+        value: Its value.
+        above: It is larger.
+        most: It is not larger.
+
     Raises:
-        PtqError: If it is not a finite number above zero.
+        PtqError: If it is not such a number.
     """
-    if isinstance(value, bool) or not isinstance(value, int | float) or not (0 < value < math.inf):
-        raise PtqError(f"config.json has {name} {shown(value)}: it must be a finite number above zero")
+    if isinstance(value, bool) or not isinstance(value, int | float) or not (above < value <= most):
+        raise PtqError(
+            f"config.json has {name} {shown(value)}: it must be a number above {above:g}, and at most {most:g}"
+        )
 
 
 def shown(value: Any) -> str:

@@ -13,13 +13,13 @@ from typing import Any
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hf_settings import check_known, check_number, check_size, shown, with_one_spelling
 from nemo_ptq.models.mapping import EMBEDDING, OUTPUT, QKV, WeightRule
+from nemo_ptq.models.spec import NUMBER_LIMITS
 
 Settings = Mapping[str, Any]
 # NeMo's own models.
 NEMO = "nemo.collections.llm.gpt.model."
-# Fields of NeMo's configurations that are sizes, and those that are positive numbers.
+# Fields of NeMo's configurations that are sizes.
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length")
-_NUMBERS = ("layernorm_epsilon", "rotary_base", "rotary_percent")
 # What to do about settings that NeMo's classes cannot have, where there is something.
 WAYS_OUT = {
     "rope_scaling": (
@@ -168,8 +168,9 @@ class HuggingFaceClass:
     def _check_values(self, settings: Settings) -> None:
         for field_name in (name for name in _SIZES if name in self.fields):
             check_size(self.fields[field_name], settings[self.fields[field_name]])
-        for field_name in (name for name in _NUMBERS if name in self.fields):
-            check_number(self.fields[field_name], settings[self.fields[field_name]])
+        for field_name, limits in NUMBER_LIMITS.items():
+            if field_name in self.fields:
+                check_number(self.fields[field_name], settings[self.fields[field_name]], *limits)
         check_size("vocab_size", settings.get("vocab_size"))
         optional = (
             *("num_key_value_heads", "head_dim", "sliding_window", "num_local_experts", "num_experts_per_tok"),

@@ -6,7 +6,6 @@ It is read from the fields of NeMo's configuration, wherever those come from: a 
 a config.json of Hugging Face's. Imports nothing heavy.
 """
 
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -279,18 +278,25 @@ def check_sizes(config: Mapping[str, Any], names: Mapping[str, str] | None = Non
             raise PtqError(f"{shown} is {repr(size)[:_SHOWN]}: it must be a whole number from 1 to {most}")
 
 
+NUMBER_LIMITS = {"layernorm_epsilon": (0.0, 1.0), "rotary_base": (1.0, 1e12), "rotary_percent": (0.0, 1.0)}
+"""What a number is above, and at most, by NeMo's name of it. The largest base that a known model has is about 1e9."""
+
+
 def check_numbers(model: ModelSpec) -> None:
     """Refuses a description that no model can have.
 
     Raises:
-        PtqError: If a number is not finite and above zero, or the query groups do not divide the heads.
+        PtqError: If a number is out of its limits, or the query groups do not divide the heads.
     """
-    rotary = ("rotary_base", "rotary_percent") if model.position_embedding_type == "rope" else ()
-    for name in ("norm_epsilon", *rotary):
-        value = getattr(model, name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value < math.inf:
-            shown = "layernorm_epsilon" if name == "norm_epsilon" else name
-            raise PtqError(f"the context has {shown} {value!r}: it must be a finite number above zero")
+    numbers = {"layernorm_epsilon": model.norm_epsilon}
+    if model.position_embedding_type == "rope":
+        numbers |= {"rotary_base": model.rotary_base, "rotary_percent": model.rotary_percent}
+    for name, value in numbers.items():
+        above, most = NUMBER_LIMITS[name]
+        if isinstance(value, bool) or not isinstance(value, int | float) or not above < value <= most:
+            raise PtqError(
+                f"the context has {name} {value!r}: it must be a number above {above:g}, and at most {most:g}"
+            )
     if model.num_attention_heads % model.num_query_groups:
         raise PtqError(
             f"the context has num_query_groups {model.num_query_groups}, which does not divide num_attention_heads "

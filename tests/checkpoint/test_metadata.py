@@ -86,9 +86,10 @@ def test_sizes_that_the_config_leaves_open_are_megatrons(checkpoint: Path) -> No
     [
         ({"num_attention_heads": 0, "kv_channels": None}, "num_attention_heads is 0: it must be a whole number"),
         ({"ffn_hidden_size": 12.5}, "ffn_hidden_size is 12.5: it must be a whole number"),
-        ({"layernorm_epsilon": float("nan")}, "layernorm_epsilon nan: it must be a finite number above zero"),
+        ({"layernorm_epsilon": float("nan")}, "layernorm_epsilon nan: it must be a number above 0, and at most 1"),
         ({"layernorm_epsilon": None}, "layernorm_epsilon None: it must be"),
-        ({"rotary_base": 0}, "rotary_base 0: it must be"),
+        ({"rotary_base": 0.3}, "rotary_base 0.3: it must be a number above 1, and at most 1e+12"),
+        ({"rotary_base": 10**17}, "rotary_base 100000000000000000: it must be"),
         ({"num_query_groups": 5}, "num_query_groups 5, which does not divide num_attention_heads"),
         ({"num_moe_experts": 8}, "has no place for 2 tensors of the checkpoint, module.decoder.layers.mlp.linear_fc1"),
     ],

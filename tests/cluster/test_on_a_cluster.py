@@ -51,11 +51,11 @@ def ended(command: "subprocess.Popen[str]", seconds: float = 300.0) -> tuple[int
     return command.returncode, printed
 
 
-def assert_failed(command: "subprocess.Popen[str]", output: Path, *messages: str) -> None:
+def assert_failed(command: "subprocess.Popen[str]", output: Path, *messages: str, status: int = 1) -> None:
     """The command has failed with its messages, and left nothing where it would have written."""
-    status, printed = ended(command)
+    found, printed = ended(command)
     errors = printed[printed.find("Error: ") :]
-    assert status == 1, printed
+    assert found == status, printed
     assert [message for message in messages if message not in errors] == [], errors
     assert list(output.parent.iterdir()) == []
 
@@ -193,7 +193,7 @@ def test_a_command_that_is_interrupted_cancels_its_job(
     command = cluster.nemo(demo, output, **disturbed(long_text))
     job = cluster.next_job(before)
     command.send_signal(signal.SIGINT)
-    assert_failed(command, output, f"(Slurm's {job}) was cancelled")
+    assert_failed(command, output, f"(Slurm's {job}) was cancelled", status=128 + signal.SIGINT)
     assert cluster.state(job).startswith("CANCELLED")
 
 

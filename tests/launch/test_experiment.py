@@ -13,9 +13,10 @@ from pathlib import Path
 import nemo_run as run
 import pytest
 
-from nemo_ptq.errors import PtqError
+from nemo_ptq.errors import JobFailed, PtqError
 from nemo_ptq.launch.executors import local, slurm, torchrun
-from nemo_ptq.launch.experiment import JobFailed, describe_failure, processes_needed, run_experiment, run_tasks
+from nemo_ptq.launch.experiment import describe_failure, processes_needed, run_experiment, run_tasks
+from nemo_ptq.launch.front import status_of
 from nemo_ptq.parallel.parent import name_of
 
 _TASK = """
@@ -83,8 +84,9 @@ def test_a_command_that_is_ended_ends_its_ranks(task_module: Path) -> None:
 
     handler = signal.getsignal(signal.SIGTERM)
     threading.Thread(target=interrupt, daemon=True).start()
-    with pytest.raises(JobFailed, match="job test was cancelled"):
+    with pytest.raises(JobFailed, match="job test was cancelled") as caught:
         launch(task_module, torchrun(ntasks_per_node=2), seconds=300)
+    assert status_of(caught.value) == 128 + signal.SIGTERM
     assert signal.getsignal(signal.SIGTERM) is handler
     assert not list(task_module.glob("*.done"))
 

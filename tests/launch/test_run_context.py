@@ -19,11 +19,10 @@ from safetensors.numpy import save_file
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.checkpoint.staging import begin
 from nemo_ptq.config import QuantizationConfig
-from nemo_ptq.errors import PtqError
+from nemo_ptq.errors import JobFailed, PtqError
 from nemo_ptq.export.leftover import PROGRESS
 from nemo_ptq.job import Job
 from nemo_ptq.launch import executors, run_context
-from nemo_ptq.launch.experiment import JobFailed
 from nemo_ptq.launch.run_context import PtqRunContext
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan import rules

@@ -13,9 +13,8 @@ from typing import Any
 import pytest
 
 from nemo_ptq.cli import app
-from nemo_ptq.errors import ConfigError, PtqError
+from nemo_ptq.errors import ConfigError, JobFailed, PtqError
 from nemo_ptq.launch import experiment
-from nemo_ptq.launch.experiment import JobFailed
 from nemo_ptq.launch.sweep import recipes_of
 from nemo_ptq.tracking.runs import SUCCEEDED, read_runs
 from tests.conftest import Demo

@@ -66,6 +66,11 @@ def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
             f"config.json has architectures {shown(named)}: it must be a list with the name of the model's class, such "
             f'as ["{_likely_architecture(content.get("model_type"))}"]'
         )
+    if not isinstance(model_type := content.get("model_type"), str):
+        raise PtqError(
+            f"config.json has model_type {shown(model_type)}: it must be the name of the model's type, such as "
+            '"llama", by which transformers and servers know it'
+        )
     hf_class = class_of_architecture(named[0])
     check_unquantized(directory, content)
     return hf_class, hf_class.read(content)

@@ -68,6 +68,8 @@ def load_tokenizer(directory: Path) -> Any:
     Raises:
         PtqError: Its files are missing or damaged, or it needs code that the directory brings.
     """
+    if not (directory / "tokenizer_config.json").is_file():  # transformers would make one up, with other tokens
+        raise PtqError(f"{directory} has no tokenizer_config.json: {_way_out(directory)}; {found_in(directory)}")
     try:
         has_new_name = tokenizer_settings(directory).get("tokenizer_class") == OF_TRANSFORMERS_5
         with quiet_imports() if has_new_name else nullcontext():  # transformers 4 warns of the name

@@ -6,6 +6,7 @@ NeMo's configuration has no place for much of it, such as the tokens that end a 
 file in the checkpoint's context. NeMo does not copy it into the checkpoints that it trains.
 """
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -43,9 +44,10 @@ def published_config(checkpoint: Path, hf_class: HuggingFaceClass, nemo: Any) ->
     """
     if is_hugging_face(checkpoint):
         return read_json(checkpoint / "config.json")
-    if not (checkpoint / "context" / KEPT).is_file():
+    kept = checkpoint / "context" / KEPT
+    if not os.path.lexists(kept):
         return None
-    content = read_json(checkpoint / "context" / KEPT)
+    content = read_json(kept)
     return content if _is_of(hf_class, content, nemo) else None
 
 
