@@ -148,6 +148,13 @@ def schemes_of(layers: Sequence[Layer]) -> list[tuple[str, list[str]]]:
     ]
 
 
+def _library(report: Report) -> str:
+    """What loads the directory, as the Hugging Face hub calls it."""
+    if "rank0.safetensors" in report.files:
+        return "tensorrt_llm"
+    return "nemo" if "context/model.yaml" in report.files else "vllm"
+
+
 def _context(report: Report) -> dict[str, Any]:
     word, fails = words.verdict(report.summary)
     return {
@@ -160,6 +167,7 @@ def _context(report: Report) -> dict[str, Any]:
         "verdict": word,
         "fails": fails,
         "headline": headline(report.summary),
+        "library": _library(report),
         "findings": grouped(report.findings),
         "schemes": schemes_of(report.layers) if _chooses(report.summary.algorithm) else [],
         "checkpoint_name": PurePosixPath(report.summary.checkpoint).name,

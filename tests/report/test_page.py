@@ -156,6 +156,15 @@ def test_all_files_are_written_and_read_back(tmp_path: Path) -> None:
     assert found.summary == example.summary
 
 
+@pytest.mark.parametrize(
+    ("file", "library"),
+    [("rank0.safetensors", "tensorrt_llm"), ("model.safetensors", "vllm"), ("context/model.yaml", "nemo")],
+)
+def test_the_card_names_what_loads_the_directory(file: str, library: str) -> None:
+    card = render_card(replace(report(), files={file: {"size": 1, "blake3": "0" * 64}}))
+    assert f'\nlibrary_name: "{library}"\n' in card
+
+
 def test_mixed_precision_is_said_by_layer() -> None:
     page, card = page_of("mixed"), render_card(REPORTS["mixed"])
     assert "attention in (qkv): 0 to 5; attention out (proj): 0 to 5" in page.text
