@@ -52,6 +52,8 @@ def tidying_up(speaks: bool = True) -> Iterator[None]:
         speaks: As for :func:`end_at_once`.
     """
 
+    ended_by: list[int] = []
+
     def leave(number: int, frame: FrameType | None) -> NoReturn:
         if speaks:
             _say(number)
@@ -59,6 +61,7 @@ def tidying_up(speaks: bool = True) -> Iterator[None]:
 
     def leave_silently(number: int, frame: FrameType | None) -> NoReturn:
         end_at_once(speaks=False)
+        ended_by.append(number)
         raise _Ended(128 + number)
 
     def raise_again(lost: "sys.UnraisableHookArgs") -> None:
@@ -78,6 +81,10 @@ def tidying_up(speaks: bool = True) -> Iterator[None]:
     previous = {number: signal.signal(number, leave) for number in _SIGNALS}
     try:
         yield
+    except Exception as error:
+        if ended_by:  # compiled code that has called Python may raise an error of its own in place of what was raised
+            raise _Ended(128 + ended_by[-1]) from error
+        raise
     finally:
         sys.unraisablehook = previous_hook
         for number, handler in previous.items():

@@ -30,6 +30,18 @@ if "callback" in sys.argv:
             time.sleep(60)
         finally:
             print("tidied up", flush=True)
+elif "replaced" in sys.argv:
+    with tidying_up(speaks):
+        try:
+            print("ready", flush=True)
+            sys.stdin.readline()
+            try:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(60)
+            except SystemExit:  # as compiled code does that reports an error of its own
+                raise ValueError("not a matrix") from None
+        finally:
+            print("tidied up", flush=True)
 elif "job" in sys.argv:
     with tidying_up(speaks):
         try:
@@ -61,10 +73,9 @@ def test_a_command_ends_with_a_line(number: signal.Signals, status: int) -> None
     assert ended(number, "job") == (status, "tidied up\n", f"Error: ended by {number.name}\n")
 
 
-def test_a_signal_is_not_lost_where_python_drops_exceptions() -> None:
-    done = subprocess.run(
-        [sys.executable, "-c", PROGRAM, "callback"], input="\n", capture_output=True, text=True, timeout=50
-    )
+@pytest.mark.parametrize("how", ["callback", "replaced"])
+def test_a_signal_is_not_lost_where_its_exception_is(how: str) -> None:
+    done = subprocess.run([sys.executable, "-c", PROGRAM, how], input="\n", capture_output=True, text=True, timeout=50)
     assert (done.returncode, done.stdout, done.stderr) == (143, "ready\ntidied up\n", "Error: ended by SIGTERM\n")
 
 
