@@ -51,7 +51,6 @@ def tidying_up(speaks: bool = True) -> Iterator[None]:
     Args:
         speaks: As for :func:`end_at_once`.
     """
-
     ended_by: list[int] = []
 
     def leave(number: int, frame: FrameType | None) -> NoReturn:
