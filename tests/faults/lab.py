@@ -17,6 +17,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -242,6 +243,16 @@ class Lab:
         self.seconds = ended.seconds
         self.expected = self.results(self.export)
 
+    @cached_property
+    def expected_of_two(self) -> dict[str, str]:
+        """What the undisturbed job makes on two ranks, whose sums round differently."""
+        output = self.root / "export_of_two"
+        script = ["-m", "nemo_ptq.script", *self.job(output), "--calibration_tp=2"]
+        ended = self.launch("torchrun", "--nproc_per_node=2", *script).wait(600)
+        if ended.status != 0:
+            raise RuntimeError(f"the undisturbed job of two ranks failed:\n{ended.output}")
+        return self.results(output)
+
     def preload_shim(self) -> None:
         """Has commands that are forked count their writes. To be called before any process is forked."""
         self.root.mkdir(parents=True, exist_ok=True)
@@ -322,13 +333,20 @@ class Lab:
                 found[name] = _tensors_of(output / name)
         return found
 
-    def judge(self, fault: str, ended: Ended, output: Path) -> Verdict:
-        """Judges a job that a fault has met: it made what it makes without the fault, or nothing."""
-        problems = ended.problems
+    def judge(self, fault: str, ended: Ended, output: Path, expected: Mapping[str, str] | None = None) -> Verdict:
+        """Judges a job that a fault has met: it made what it makes without the fault, or nothing.
+
+        Args:
+            fault: What was done to it.
+            ended: How it ended.
+            output: Where it was to write.
+            expected: What it makes without the fault, if not what the job of one rank does.
+        """
+        problems, expected = ended.problems, self.expected if expected is None else expected
         if ended.status == 0:
             results = self.results(output)
             different = sorted(
-                name for name in results.keys() | self.expected.keys() if results.get(name) != self.expected.get(name)
+                name for name in results.keys() | expected.keys() if results.get(name) != expected.get(name)
             )
             if different:
                 problems.append(f"taken for success, and {', '.join(different[:3])} differ")

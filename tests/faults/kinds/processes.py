@@ -5,6 +5,7 @@
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from random import Random
 
@@ -39,7 +40,15 @@ def killed_job(lab: Lab, place: Path, random: Random) -> Verdict:
     return Verdict(fault, "resumed", [*problems, *lab.leftover_problems(output)])
 
 
-def _ended(lab: Lab, fault: str, started: Started, number: int, output: Path, patience: float) -> Verdict:
+def _ended(
+    lab: Lab,
+    fault: str,
+    started: Started,
+    number: int,
+    output: Path,
+    patience: float,
+    expected: Mapping[str, str] | None = None,
+) -> Verdict:
     """Judges a command that was told to end."""
     told = started.seconds
     started.signal(number)
@@ -48,12 +57,12 @@ def _ended(lab: Lab, fault: str, started: Started, number: int, output: Path, pa
     problems = [] if number == signal.SIGKILL else ended.problems
     seconds = ended.seconds - told
     if ended.status == 0:
-        return lab.judge(f"{fault}, when it had ended", ended, output)
+        return lab.judge(f"{fault}, when it had ended", ended, output, expected)
     if seconds > patience:
         problems.append(f"took {seconds:.0f} s to end")
     if number != signal.SIGKILL and ended.status not in (_STATUS[signal.Signals(number)], -number):
         problems.append(f"ended with status {ended.status}: {ended.last_line[:200]}")
-    if output.exists() and lab.results(output) != lab.expected:
+    if output.exists() and lab.results(output) != (lab.expected if expected is None else expected):
         problems.append("left what looks like an export")
     return Verdict(f"{fault}: {ended.last_line[:200]}", "ended", [*problems, *_left_running(started, number)])
 
@@ -98,9 +107,11 @@ def interrupted_launch(lab: Lab, place: Path, random: Random) -> Verdict:
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
     # torchrun prints a traceback of its own when it is told to end.
     number = signal.SIGKILL if way.startswith("torchrun") else random.choice(numbers)
+    expected = lab.expected_of_two if {"--calibration_tp=2", "calibration_tp=2"} & set(command) else None
     started = lab.launch(*command)
     _wait(started, random.uniform(0, _LAUNCH * lab.seconds))
-    verdict = _ended(lab, way, started, number, output, GRACE if number != signal.SIGKILL else PATIENCE)
+    patience = GRACE if number != signal.SIGKILL else PATIENCE
+    verdict = _ended(lab, way, started, number, output, patience, expected)
     left = [entry.name for entry in lab.root.iterdir() if entry.name.startswith("torchelastic_")]
     return Verdict(verdict.fault, verdict.outcome, [*verdict.problems, *(f"left {name}" for name in left)])
 
