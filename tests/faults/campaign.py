@@ -13,7 +13,7 @@ from pathlib import Path
 from random import Random
 
 from tests.faults.kinds import KINDS, Kind, disks
-from tests.faults.lab import Lab
+from tests.faults.lab import PATIENCE, Lab
 
 _BEGIN, _END = "<!-- What make test-faults found: -->\n", "<!-- . -->\n"
 OUTCOMES = ("refused", "unharmed", "ended", "resumed", "left out")
@@ -82,12 +82,24 @@ def run(root: Path, seed: int, share: float, names: Sequence[str]) -> list[Resul
     return results
 
 
+def _remove(place: Path) -> None:
+    """Removes a fault's directory, which ranks of a launcher that was killed may be tidying up still."""
+    deadline = time.monotonic() + PATIENCE
+    while place.exists():
+        try:
+            shutil.rmtree(place)
+        except OSError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.1)
+
+
 def _inject(lab: Lab, kind: Kind, number: int, seed: int) -> Result:
     place, start = lab.place(), time.monotonic()
     try:
         verdict = kind.inject(lab, place, Random(f"{seed} {kind.name} {number}"))
     finally:
-        shutil.rmtree(place)
+        _remove(place)
     problems = [*verdict.problems, *lab.inputs_problems()]
     return Result(kind.name, number, verdict.fault, verdict.outcome, problems, round(time.monotonic() - start, 1))
 
