@@ -83,9 +83,7 @@ def _acquire(output: Path) -> tuple[int, bool]:
             elif not _is_at(descriptor, path):
                 owner = "a process that has just ended"  # and has removed the file that was opened here
             else:
-                me = {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}
-                os.ftruncate(descriptor, 0)
-                os.write(descriptor, json.dumps(me).encode())
+                _sign(descriptor, path)
                 return descriptor, works
         except BaseException:
             os.close(descriptor)
@@ -94,6 +92,17 @@ def _acquire(output: Path) -> tuple[int, bool]:
         if attempt + 1 < _ATTEMPTS:
             time.sleep(_PAUSE)
     raise PtqError(f"{output} is being written by {owner}: wait until it has ended, or choose another directory")
+
+
+def _sign(descriptor: int, path: Path) -> None:
+    """Writes into a lock file whose it is; a file that cannot be written is removed."""
+    me = {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}
+    try:
+        os.ftruncate(descriptor, 0)
+        os.write(descriptor, json.dumps(me).encode())
+    except OSError:
+        path.unlink(missing_ok=True)
+        raise
 
 
 def _flock(descriptor: int) -> bool | None:

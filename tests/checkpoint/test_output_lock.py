@@ -111,3 +111,13 @@ def test_a_lock_that_cannot_be_written(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(PtqError, match=r"file/\.out\.lock cannot be written \("), held(tmp_path / "file" / "out"):
         pass
+
+
+def test_a_lock_that_cannot_be_signed_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(PtqError, match=r"out\.lock cannot be written \(Input/output error\)"), held(tmp_path / "out"):
+        pass
+    assert list(tmp_path.iterdir()) == []

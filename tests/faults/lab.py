@@ -162,7 +162,7 @@ class Limits:
 def _enter(door: str, words: Sequence[str], log: str, directory: str, limits: Limits) -> None:
     """Runs a command in a process that was forked for it, as its entry point would."""
     os.setsid()
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # what has not begun ends silently
     os.chdir(directory)
     for number, path in ((1, limits.stdout or log), (2, log)):
         os.dup2(os.open(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o600), number)

@@ -54,7 +54,7 @@ def _ended(
     started.signal(number)
     ended = started.wait(patience + lab.seconds)
     fault = f"{fault}, {signal.Signals(number).name} after {told:.1f} s"
-    problems = [] if number == signal.SIGKILL else ended.problems
+    problems = [] if ended.status == -number else ended.problems
     seconds = ended.seconds - told
     if ended.status == 0:
         return lab.judge(f"{fault}, when it had ended", ended, output, expected)
