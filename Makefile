@@ -36,7 +36,7 @@ test: checkpoint ## run the tests, on two cores
 test-slow: checkpoint ## run the tests that take minutes
 	@$(IN_VENV) python -m pytest -m slow
 
-test-faults: .venv/installed ## inject a thousand faults, and put what came of them into docs/reliability.md (an hour)
+test-faults: .venv/installed ## inject a thousand faults, and put what came of them into docs/reliability.md (half an hour)
 	@$(IN_VENV) python -m tests.faults --document docs/reliability.md
 
 test-cluster: checkpoint ## run the tests on a real Slurm of two nodes, made of this machine for the time (root, Debian)
