@@ -20,7 +20,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.llama import float32_stream
-from benchmarks.quality import Benchmark, Loss, as_served, read_tokens, read_windows
+from benchmarks.quality import Benchmark, Loss, add_options, as_served, read_tokens, read_windows
 from nemo_ptq.calibration.error_learner import ErrorLearner
 from nemo_ptq.calibration.rounders import rounder_for
 from nemo_ptq.calibration.rounding_learner import RoundingLearner
@@ -77,17 +77,10 @@ def at_random(errors: Errors, seed: int) -> Errors:
 def main() -> int:
     """Reads the command line and prints the table; returns the exit status."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
-    parser.add_argument("--calibration", required=True, metavar="FILE")
-    parser.add_argument("--evaluation", required=True, metavar="FILE")
+    add_options(parser)
     parser.add_argument("--formats", nargs="+", default=["hf"], choices=FORMATS)
     parser.add_argument("--bits", nargs="+", type=float, default=[5.0, 6.0, 8.0])
     parser.add_argument("--random", type=int, default=3, help="choices at random for each number of bits")
-    parser.add_argument("--samples", type=int, default=128, help="of the calibration")
-    parser.add_argument("--length", type=int, default=256, help="of a sample, in tokens")
-    parser.add_argument("--windows", type=int, default=24)
-    parser.add_argument("--window", type=int, default=512, help="tokens of a window")
-    parser.add_argument("--device", default="cpu", help='of torch, e.g. "cuda"')
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
     model = AutoModelForCausalLM.from_pretrained(arguments.model, dtype=torch.bfloat16).to(arguments.device).eval()

@@ -287,20 +287,25 @@ def read_windows(tokenizer: Any, texts: Sequence[str], count: int, length: int) 
     return found[:count]
 
 
-def main() -> int:
-    """Reads the command line and prints the table; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the model, the texts, and how much of them is read."""
     parser.add_argument("model")
     parser.add_argument("--calibration", required=True, metavar="FILE")
     parser.add_argument("--evaluation", required=True, metavar="FILE")
-    parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
-    parser.add_argument("--qualities", nargs="*", default=QUALITIES, choices=QUALITIES)
-    parser.add_argument("--modelopt", action="store_true", help="run ModelOpt's presets as well, with its own defaults")
     parser.add_argument("--samples", type=int, default=128, help="of the calibration")
     parser.add_argument("--length", type=int, default=256, help="of a sample, in tokens")
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--window", type=int, default=512, help="tokens of a window")
     parser.add_argument("--device", default="cpu", help='of torch, e.g. "cuda"')
+
+
+def main() -> int:
+    """Reads the command line and prints the table; returns the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_options(parser)
+    parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
+    parser.add_argument("--qualities", nargs="*", default=QUALITIES, choices=QUALITIES)
+    parser.add_argument("--modelopt", action="store_true", help="run ModelOpt's presets as well, with its own defaults")
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
 

@@ -28,7 +28,7 @@ _EVALUATED = 3  # one passage in so many
 _PROMPT = "To see which processes use most of the memory on a Linux system,"
 _CONTINUED = 48  # tokens
 # What two cores do in some ten minutes.
-_SIZES = ("--samples", "32", "--windows", "12")
+_SIZES = ("--samples", "32", "--windows", "12", "--qualities", "fast", "balanced")
 
 
 class Paragraphs(HTMLParser):

@@ -107,9 +107,8 @@ def test_the_job_of_kubeflow(tmp_path: Path, cluster: None) -> None:
     assert [volume["persistentVolumeClaim"]["claimName"] for volume in pod["volumes"]] == ["models", "scratch"]
     mounts = {mount["mountPath"]: mount["name"] for mount in pod["containers"][0]["volumeMounts"]}
     assert mounts == {"/data": "claim-0", "/more": "claim-0", "/home/me": "claim-1"}
-    assert unmounted(executor, {"nemo_checkpoint": Path("/data/ckpt"), "NEMORUN_HOME": Path("/root/.nemo_run")}) == [
-        "run.executor.claims does not make NEMORUN_HOME=/root/.nemo_run visible in the container: add "
-        "CLAIM:/root/.nemo_run"
+    assert unmounted(executor, {"nemo_checkpoint": Path("/data/ckpt"), "NEMORUN_HOME": Path("/me/.nemo_run")}) == [
+        "run.executor.claims does not make NEMORUN_HOME=/me/.nemo_run visible in the container: add CLAIM:/me/.nemo_run"
     ]
 
 
