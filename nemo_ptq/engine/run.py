@@ -139,6 +139,7 @@ class _BlockJob:
         self.is_first = dist.get_rank() == 0
         self.directories = job.directories(staging.files)
         self._staging, self._resumes = staging, resumes
+        self._calibration_batches: list[torch.Tensor] | None = None
         # Of this rank's files, those that were read as they became complete.
         self._checksums: dict[Path, str] = {}
 
@@ -348,8 +349,11 @@ class _BlockJob:
         }
 
     def _batches(self, model: LoadedModel) -> list[torch.Tensor]:
-        """The calibration batches of this data-parallel rank."""
-        return calibration_batches(model, self.job.quantization, self.samples.calibration, self.reporter)
+        """The calibration batches of this data-parallel rank; the texts are tokenized once."""
+        if self._calibration_batches is None:
+            quantization, texts = self.job.quantization, self.samples.calibration
+            self._calibration_batches = calibration_batches(model, quantization, texts, self.reporter)
+        return self._calibration_batches
 
     def _choice(self, model: LoadedModel, runner: BlockRunner, layerwise: bool) -> Choice | None:
         """What each layer is quantized with, where that is chosen; every rank calls it."""
