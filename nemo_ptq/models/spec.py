@@ -162,7 +162,7 @@ class ModelSpec:
     norm_epsilon: float = 1e-5
     activation: str = "gelu"
     rotary_percent: float = 1.0
-    rotary_base: float = 10000.0
+    rotary_base: float = 10000
     rotary_linear_factor: float | None = None
     rotary_scaling: RotaryScaling | None = None
     gemma: GemmaAttention | None = None
@@ -250,7 +250,8 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
         norm_epsilon=config.get("layernorm_epsilon", 1e-5),
         activation=_activation(config.get("activation_func", "gelu")),
         rotary_percent=config.get("rotary_percent", 1.0),
-        rotary_base=_rotary_base(config.get("rotary_base", 10000.0)),
+        # NeMo's default, an integer: files hold it as it is, with or without an import before.
+        rotary_base=_rotary_base(config.get("rotary_base", 10000)),
         rotary_linear_factor=None if interpolation in (None, 1, 1.0) else float(interpolation),
         rotary_scaling=_rotary_scaling(config),
         gemma=gemma_attention(config),
