@@ -5,7 +5,7 @@
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -86,13 +86,21 @@ def _peak() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def slowest(of_ranks: list[list[Step]]) -> list[Step]:
+def slowest(of_ranks: Sequence[Sequence[Step]]) -> list[Step]:
     """Merges the steps of all ranks: for each the longest time and the largest peak of any rank.
 
     Args:
-        of_ranks: For each rank the same steps in the same order.
+        of_ranks: The steps of each rank. A rank may lack some: a job that is resumed calibrates nothing on a pipeline
+            stage whose blocks are all finished.
+
+    Returns:
+        Every step that some rank has, in the order of the rank with the most.
     """
+    by_name: dict[str, list[Step]] = {}
+    for steps in sorted(of_ranks, key=len, reverse=True):
+        for step in steps:
+            by_name.setdefault(step.name, []).append(step)
     return [
-        Step(steps[0].name, max(s.seconds for s in steps), max(s.peak_memory_bytes for s in steps))
-        for steps in zip(*of_ranks, strict=True)
+        Step(name, max(step.seconds for step in steps), max(step.peak_memory_bytes for step in steps))
+        for name, steps in by_name.items()
     ]

@@ -172,9 +172,11 @@ class LayoutWriter:
             for file, tensor, parts in exchange.wanted:
                 if file in self._streams:
                     self._streams[file].write(tensor.name, assemble(tensor, [(t, slices[t]) for t in parts]))
-        self._sum_up()
-        if not torch.cuda.is_available():
-            # Without a GPU to work beside it nothing is gained, and the packed block would take up memory.
+        # Without a GPU to work beside it nothing is gained, and the packed block and what is read for checksums would
+        # take up memory.
+        if torch.cuda.is_available():
+            self._sum_up()
+        else:
             self._wait()
 
     def _wait(self) -> None:

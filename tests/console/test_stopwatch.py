@@ -37,3 +37,9 @@ def test_a_step_that_fails_is_not_kept() -> None:
 def test_ranks_are_merged_to_the_slowest_and_the_largest() -> None:
     ranks = [[Step("load", 1.0, 30), Step("export", 4.0, 10)], [Step("load", 2.0, 20), Step("export", 3.0, 40)]]
     assert slowest(ranks) == [Step("load", 2.0, 30), Step("export", 4.0, 40)]
+
+
+def test_a_rank_may_lack_steps() -> None:
+    """A job that is resumed may have nothing left to calibrate on one stage."""
+    ranks = [[Step("export", 4.0, 10)], [Step("load", 2.0, 20), Step("calibrate", 1.0, 5), Step("export", 3.0, 40)]]
+    assert slowest(ranks) == [Step("load", 2.0, 20), Step("calibrate", 1.0, 5), Step("export", 4.0, 40)]
