@@ -273,6 +273,28 @@ class LocalAndGlobalRotary(torch.nn.Module):
         return torch.stack([RotaryEmbedding.forward(embedding, length, **options) for embedding in embeddings])
 
 
+class ShortOrLongRotary(torch.nn.Module):
+    """A rotary embedding with other frequencies in long sequences than in short ones.
+
+    Args:
+        short: That of sequences of up to `context` tokens.
+        long: That of longer ones.
+        context: In tokens.
+    """
+
+    def __init__(self, short: RotaryEmbedding, long: RotaryEmbedding, context: int) -> None:
+        super().__init__()
+        self.short, self.long, self.context = short, long, context
+
+    def get_rotary_seq_len(self, *args: Any) -> int:
+        """Asks one of them: both are as long."""
+        return self.short.get_rotary_seq_len(*args)
+
+    def forward(self, length: int, **options: Any) -> torch.Tensor:
+        """Returns (length, 1, 1, rotated size): the angles."""
+        return (self.long if length > self.context else self.short)(length, **options)
+
+
 def core_attention(config: TransformerConfig) -> type:
     """Returns the module that attends: Transformer Engine's where it is installed, and attends as servers do."""
     in_torch = has_gemma2_attention(config) or has_gemma3_attention(config) or has_window(config)

@@ -75,7 +75,7 @@ _GEMMA2: Config = {"hidden_act": "gelu_pytorch_tanh", "rope_theta": 10000.0, "sl
     "final_logit_softcapping": 30.0,
 }
 _GEMMA3: Config = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
-_LONGROPE = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.0 + number for number in range(48)]}
+_LONGROPE = {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}
 
 MODELS: Mapping[str, Config] = {
     "meta-llama/Llama-3.1-8B-Instruct": _llama(
@@ -241,18 +241,18 @@ MODELS: Mapping[str, Config] = {
         num_attention_heads=40,
         num_key_value_heads=10,
     ),
-    "bigcode/starcoder2-3b": {
-        **{"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2", "hidden_act": "gelu_pytorch_tanh"},
-        **{"attention_dropout": 0.1, "residual_dropout": 0.1, "embedding_dropout": 0.1, "use_cache": True},
-        **{"initializer_range": 0.018042, "mlp_type": "default", "norm_epsilon": 1e-5, "norm_type": "layer_norm"},
-        **{"num_attention_heads": 24, "num_key_value_heads": 2, "rope_theta": 999999.4420358813, "use_bias": True},
-        "sliding_window": 4096,
-    },
+    "microsoft/Phi-3.5-mini-instruct": _phi3(
+        **{"pad_token_id": 32000, "sliding_window": 262144, "rope_theta": 10000.0, "rope_scaling": _LONGROPE},
+        original_max_position_embeddings=4096,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+    ),
     "microsoft/Phi-4-mini-instruct": _phi3(
         original_max_position_embeddings=4096,
         partial_rotary_factor=0.75,
         rope_theta=10000.0,
         rope_scaling=_LONGROPE,
+        auto_map={"AutoConfig": "configuration_phi3.Phi3Config"},
         num_attention_heads=24,
         num_key_value_heads=8,
         tie_word_embeddings=True,
@@ -262,6 +262,13 @@ MODELS: Mapping[str, Config] = {
         mlp_bias=False,
         sliding_window=262144,
     ),
+    "bigcode/starcoder2-3b": {
+        **{"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2", "hidden_act": "gelu_pytorch_tanh"},
+        **{"attention_dropout": 0.1, "residual_dropout": 0.1, "embedding_dropout": 0.1, "use_cache": True},
+        **{"initializer_range": 0.018042, "mlp_type": "default", "norm_epsilon": 1e-5, "norm_type": "layer_norm"},
+        **{"num_attention_heads": 24, "num_key_value_heads": 2, "rope_theta": 999999.4420358813, "use_bias": True},
+        "sliding_window": 4096,
+    },
     "Qwen/Qwen2.5-7B-Instruct, with YaRN as its model card says": _qwen(
         "Qwen2ForCausalLM",
         "qwen2",
@@ -315,6 +322,10 @@ def small(config: Config) -> dict[str, Any]:
         settings["num_hidden_layers"] = pattern
     if "pad_token_id" in config:
         settings["pad_token_id"] = 0
+    if config.get("rope_scaling") is _LONGROPE:
+        count = int(config.get("partial_rotary_factor", 1.0) * 32) // 2
+        factors = {"short_factor": [1.0 + number / 8 for number in range(count)], "long_factor": [2.0] * count}
+        settings |= {"rope_scaling": _LONGROPE | factors, "original_max_position_embeddings": 64}
     return {**settings, "bos_token_id": 0, "eos_token_id": [1, 2] if "eos_token_id" in config else 1}
 
 

@@ -32,7 +32,12 @@ pytestmark = [
     pytest.mark.skipif(not PYTHON.exists(), reason="transformers 5 is not installed: make tf5-env"),
 ]
 # Settings that show in the logits.
-SETTINGS: Mapping[str, dict[str, Any]] = {**TELLING, "llama32": {"rms_norm_eps": 0.3}}
+_LONGROPE = {"type": "longrope", "short_factor": [1.0 + n / 4 for n in range(8)], "long_factor": [3.0] * 8}
+SETTINGS: Mapping[str, dict[str, Any]] = {
+    **TELLING,
+    "llama32": {"rms_norm_eps": 0.3},
+    "phi3": {**TELLING["phi3"], "rope_scaling": _LONGROPE, "original_max_position_embeddings": 64},
+}
 # It is written as several; the reader takes the size from the tensors.
 NOT_ONE_SETTING = ("rope_scaling", "n_inner")
 # Relative distance of float32 logits that the order of sums explains.

@@ -2,6 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face's model classes: what they compute, their modules and the modules' sizes. Needs no class of theirs."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -223,12 +224,25 @@ def _rotary(hf: Any) -> tuple[float, float, RotaryScaling | None]:
     raw.pop("type", None)
     if kind == "default":
         return base, share, None
+    if kind == "longrope":
+        return base, share, _long_rope(hf, raw)
     if kind not in ("linear", "llama3"):
-        raise PtqError(f"config.json has rope_scaling of type {kind!r}, expected linear or llama3")
+        raise PtqError(f"config.json has rope_scaling of type {kind!r}, expected linear, llama3 or longrope")
     unknown = sorted(raw.keys() - {field.name for field in fields(RotaryScaling)})
     if unknown:
         raise PtqError(f"config.json has rope_scaling with {', '.join(unknown)}, which the reader does not compute")
     return base, share, RotaryScaling(kind, **raw)
+
+
+def _long_rope(hf: Any, raw: dict[str, Any]) -> RotaryScaling:
+    """Phi's scaling; transformers' configuration has looked at the lists."""
+    context = raw.pop("original_max_position_embeddings", hf.original_max_position_embeddings)
+    short, long = (tuple(raw.pop(name)) for name in ("short_factor", "long_factor"))
+    if raw:
+        raise PtqError(f"config.json has rope_scaling with {', '.join(raw)}, which the reader does not compute")
+    factor = hf.max_position_embeddings / context
+    attention_factor = math.sqrt(1 + math.log(factor) / math.log(context)) if factor > 1 else 1.0
+    return RotaryScaling("longrope", factor, 1.0, 4.0, context, short, long, attention_factor)
 
 
 # Settings that the logits do not depend on, beside those that every class of transformers' has: some are of older or
