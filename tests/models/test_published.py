@@ -21,7 +21,7 @@ from tests.models.published import DOCUMENT, MODELS, Config, refusal, render, sm
 BOTH = ("hf", "compressed_tensors")
 FORMATS = {NO_QUANT: ("hf",), "fp8": BOTH, "int4_awq": BOTH}
 # Relative distance from the unquantized model of a token's logits, in the median: random weights are moved far.
-FURTHEST = {NO_QUANT: 1e-4, "fp8": 0.1, "int4_awq": 0.3}
+FURTHEST = {NO_QUANT: 1e-4, "fp8": 0.2, "int4_awq": 0.5}
 RUNS = [name for name, config in MODELS.items() if refusal(config) is None]
 
 
