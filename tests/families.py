@@ -104,24 +104,25 @@ FAMILIES: Mapping[str, HuggingFaceFamily] = {
 }
 
 # Settings of each family that are not transformers' defaults, so that one which is not read is seen in the logits.
+# Windows are shorter than the tests' texts.
 TELLING: Mapping[str, dict[str, Any]] = {
     "llama2": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
     "llama3": {"head_dim": 64},
     "llama31": {"rms_norm_eps": 0.3},
     "llama32": {},
-    "mistral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "head_dim": 64},
+    "mistral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "head_dim": 64, "sliding_window": 7},
     "mixtral": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "num_experts_per_tok": 3},
     "qwen2": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
     "qwen3": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
     "qwen3_moe": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "num_experts_per_tok": 2},
-    "phi3": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "partial_rotary_factor": 0.5},
+    "phi3": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "partial_rotary_factor": 0.5, "sliding_window": 7},
     "gemma": {"rope_theta": 3000.0, "rms_norm_eps": 0.3},
     "gemma2": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "attn_logit_softcapping": 2.0, "query_pre_attn_scalar": 5}
     | {"final_logit_softcapping": 1.0, "sliding_window": 7},
     "gemma3": {"rope_theta": 3000.0, "rms_norm_eps": 0.3, "rope_local_base_freq": 300.0, "query_pre_attn_scalar": 5}
     | {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "sliding_window": 7},
     "starcoder": {"layer_norm_epsilon": 0.3, "n_inner": 512},
-    "starcoder2": {"rope_theta": 3000.0, "norm_epsilon": 0.3},
+    "starcoder2": {"rope_theta": 3000.0, "norm_epsilon": 0.3, "sliding_window": 7},
     "nemotron": {"rope_theta": 3000.0, "norm_eps": 0.3, "partial_rotary_factor": 0.25},
 }
 # NeMo's GPT has no Hugging Face class: activation, whether it is gated, whether linear layers have a bias.

@@ -86,7 +86,7 @@ class BlockStatistics:
     def merge(self) -> None:
         """Merges what the ranks have gathered; every rank that has the block calls it."""
         for name, linear in self._shards.items():
-            self.linears[name].merge(linear.ranks, self._parallelism.data, linear.shares_inputs)
+            self.linears[name].merge(linear.ranks, self._parallelism.holding(name), linear.shares_inputs)
         _share_among_experts(self.linears, self._parallelism.expert)
         for amaxes in self._caches.values():
             for amax in amaxes:

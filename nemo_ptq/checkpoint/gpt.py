@@ -7,7 +7,7 @@ What NeMo's classes add to Megatron's is in :data:`_FINISHING`, and in the layer
 
 import dataclasses
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,12 @@ import torch.nn.functional as F
 from nemo_ptq.checkpoint.layer_spec import (
     HAVE_TRANSFORMER_ENGINE,
     LocalAndGlobalRotary,
+    ShortOrLongRotary,
     calibration_layer_spec,
     has_gemma3_attention,
 )
 from nemo_ptq.models.hugging_face import NEMO
-from nemo_ptq.models.spec import ModelSpec, RotaryScaling, spec_of
+from nemo_ptq.models.spec import LongRope, ModelSpec, RotaryScaling, spec_of
 from nemo_ptq.parallel.attributes import replaced
 from nemo_ptq.parallel.megatron import (
     AttnBackend,
@@ -135,6 +136,8 @@ def build_gpt(config: TransformerConfig, model_class: str) -> GPTModel:
         model_class: NeMo's class of the model, one of :data:`MODEL_CLASSES`.
     """
     spec = spec_of(vars(config), config.vocab_size)
+    if spec.long_rope is not None:
+        _multiply_rotation(config, spec.long_rope.attention_factor)
     # Where stages share the embedding Megatron exchanges it between them, which the meta device has none of.
     with replaced(LanguageModule, "setup_embeddings_and_output_layer", lambda module: None), torch.device("meta"):
         module = GPTModel(
@@ -149,6 +152,8 @@ def build_gpt(config: TransformerConfig, model_class: str) -> GPTModel:
             rotary.inv_freq = stretched(rotary.inv_freq, spec.rotary_scaling)
         if has_gemma3_attention(config):
             module.rotary_pos_emb = _gemma3_rotary(config)
+        if spec.long_rope is not None:
+            module.rotary_pos_emb = _long_rotary(config, spec, spec.long_rope)
     _FINISHING[model_class](module)
     return module
 
@@ -208,6 +213,31 @@ def _gemma3_rotary(config: Any) -> LocalAndGlobalRotary:
     local, whole = (make(rotary_base=base) for base in config.rotary_base)
     whole.inv_freq /= config.rope_scaling_factor
     return LocalAndGlobalRotary(local, whole)
+
+
+def _long_rotary(config: Any, spec: ModelSpec, scaling: LongRope) -> ShortOrLongRotary:
+    def divided(factors: Sequence[float]) -> RotaryEmbedding:
+        rotary = RotaryEmbedding(
+            kv_channels=config.kv_channels,
+            rotary_percent=spec.rotary_percent,
+            rotary_interleaved=config.rotary_interleaved,
+            rotary_base=spec.rotary_base,
+            use_cpu_initialization=True,
+        )
+        rotary.inv_freq /= torch.tensor(factors, dtype=torch.float32, device=rotary.inv_freq.device)
+        return rotary
+
+    return ShortOrLongRotary(divided(scaling.short_factors), divided(scaling.long_factors), scaling.context)
+
+
+def _multiply_rotation(config: Any, factor: float) -> None:
+    """Has Megatron multiply the cosines and sines of the rotary embedding by a factor.
+
+    It takes YaRN's, (0.1 * mscale * ln(scaling factor) + 1) / (0.1 * mscale_all_dim * ln(scaling factor) + 1), from the
+    configuration.
+    """
+    config.yarn_rotary_scaling_factor, config.yarn_mscale, config.yarn_mscale_all_dim = math.e, 10 * (factor - 1), 0.0
+    config.apply_rope_fusion = False  # Transformer Engine's has no such factor
 
 
 def _is_finished(module: Any) -> None:

@@ -131,9 +131,10 @@ class _Attention:
     def of(cls, config: TransformerConfig, layer_number: int, softmax_scale: float | None) -> "_Attention":
         """Reads it from NeMo's configuration, of a layer that is counted from 1.
 
-        NeMo takes the window of Gemma 2 and 3 from Hugging Face's setting, in which a position counts as one that it
-        attends to itself; and Gemma 2's layers with a window are the first, the third and so on, as Hugging Face has
-        them, whatever NeMo's class does.
+        NeMo's importers take the window from Hugging Face's setting, in which a position counts as one that it attends
+        to itself, and its exporters give it back: it is what the model was published with, and what servers compute.
+        Gemma 2's layers with a window are the first, the third and so on, as Hugging Face has them, whatever NeMo's
+        class does.
         """
         scale = config.kv_channels**-0.5 if softmax_scale is None else softmax_scale
         if has_gemma2_attention(config):
@@ -141,7 +142,12 @@ class _Attention:
             return cls(config.query_pre_attn_scalar**-0.5, window, config.attn_logit_softcapping)
         if has_gemma3_attention(config):
             return cls(scale, config.window_size - 1 if is_local_layer(config, layer_number) else -1)
-        return cls(scale, config.window_size[0] if config.window_size else -1)
+        return cls(scale, config.window_size[0] - 1 if has_window(config) else -1)
+
+
+def has_window(config: TransformerConfig) -> bool:
+    """Whether layers that are all alike attend to a window."""
+    return bool(config.window_size) and config.window_size[0] > 0
 
 
 def has_gemma2_attention(config: TransformerConfig) -> bool:
@@ -190,10 +196,10 @@ class TorchCoreAttention(MegatronModule):
         sequence, batch = query.shape[:2]
         q, k, v = (tensor.permute(1, 2, 0, 3) for tensor in (query, key, value))
         mask = None
-        has_window = 0 <= self.attention.window < sequence - 1
-        if has_window or self.attention.cap is not None:
+        is_windowed = 0 <= self.attention.window < sequence - 1
+        if is_windowed or self.attention.cap is not None:
             mask = torch.ones(sequence, sequence, dtype=torch.bool, device=query.device).tril()
-        if mask is not None and has_window:
+        if mask is not None and is_windowed:
             mask = mask.triu(-self.attention.window)
         if mask is not None and self.attention.cap is not None:
             context = _capped_attention(q, k, v, mask, self.attention.scale, self.attention.cap)
@@ -267,9 +273,32 @@ class LocalAndGlobalRotary(torch.nn.Module):
         return torch.stack([RotaryEmbedding.forward(embedding, length, **options) for embedding in embeddings])
 
 
+class ShortOrLongRotary(torch.nn.Module):
+    """A rotary embedding with other frequencies in long sequences than in short ones.
+
+    Args:
+        short: That of sequences of up to `context` tokens.
+        long: That of longer ones.
+        context: In tokens.
+    """
+
+    def __init__(self, short: RotaryEmbedding, long: RotaryEmbedding, context: int) -> None:
+        super().__init__()
+        self.short, self.long, self.context = short, long, context
+
+    def get_rotary_seq_len(self, *args: Any) -> int:
+        """Asks one of them: both are as long."""
+        return self.short.get_rotary_seq_len(*args)
+
+    def forward(self, length: int, **options: Any) -> torch.Tensor:
+        """Returns (length, 1, 1, rotated size): the angles."""
+        return (self.long if length > self.context else self.short)(length, **options)
+
+
 def core_attention(config: TransformerConfig) -> type:
-    """Returns the module that attends: Transformer Engine's where it is installed, and knows how."""
-    if HAVE_TRANSFORMER_ENGINE and not (has_gemma2_attention(config) or has_gemma3_attention(config)):
+    """Returns the module that attends: Transformer Engine's where it is installed, and attends as servers do."""
+    in_torch = has_gemma2_attention(config) or has_gemma3_attention(config) or has_window(config)
+    if HAVE_TRANSFORMER_ENGINE and not in_torch:
         from megatron.core.extensions.transformer_engine import TEDotProductAttention
 
         return TEDotProductAttention
@@ -335,7 +364,7 @@ def calibration_layer_spec(config: TransformerConfig) -> TransformerBlockSubmodu
     """Returns the spec of this pipeline stage's layers, with the state-dict names of a Transformer Engine checkpoint.
 
     Norms and core attention are Transformer Engine's where it is installed; without it they are plain torch, so that
-    the same layer runs on a CPU. Gemma 2 and 3 attend in plain torch everywhere.
+    the same layer runs on a CPU. Gemma 2 and 3, and models with a window, attend in plain torch everywhere.
     """
     dense, experts = _layer(config, has_experts=False), _layer(config, has_experts=True)
     layers = [experts if has_experts else dense for has_experts in _layers_with_experts(config)]

@@ -38,7 +38,7 @@ from nemo_ptq.export.shard_map import on_one_rank
 from nemo_ptq.export.source import Source
 from nemo_ptq.models.mapping import EMBEDDING, OUTPUT
 from nemo_ptq.models.registry import Family, family_of
-from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.models.spec import WITHOUT_LONG_ROPE, ModelSpec
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.versions import producer
 
@@ -208,6 +208,8 @@ def _write_hugging_face(model: _Model, directory: Path, tokenizer: Any, replaced
 def _write_nemo(model: _Model, directory: Path, tokenizer: Any, replaced: bool) -> None:
     from nemo_ptq.checkpoint.writer import write_weights  # imports Megatron
 
+    if model.spec.long_rope is not None:
+        raise PtqError(f"--format nemo is not for models with longrope: {WITHOUT_LONG_ROPE}; use hf")
     write_weights(directory / "weights", model.parts, model.spec.state_space)
     write_context(model.path, directory / "context", SimpleNamespace(tokenizer=tokenizer), replaced)
 

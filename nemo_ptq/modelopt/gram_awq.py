@@ -28,10 +28,10 @@ from nemo_ptq.parallel.ranks import ALONE, Parallelism, this_rank
 class _AwqLinear:
     """One quantized linear layer while AWQ is at work on it."""
 
-    def __init__(self, module: Any, parallelism: Parallelism) -> None:
-        self.module, self.parallelism = module, parallelism
+    def __init__(self, name: str, module: Any, parallelism: Parallelism) -> None:
+        self.module = module
         self.shares_inputs = is_quantized_row_parallel_linear(module)
-        self.ranks = parallelism.tensor
+        self.ranks, self.data = parallelism.sharing(name), parallelism.holding(name)
         self.input_ranks = self.ranks if self.shares_inputs else ALONE
         quantizer = module.weight_quantizer
         self.block_size = (quantizer[0] if isinstance(quantizer, SequentialQuantizer) else quantizer).block_sizes[-1]
@@ -48,7 +48,7 @@ class _AwqLinear:
     def finish(self, alpha_step: float) -> None:
         """Searches the scale and folds it into the weight and the input quantizer, as ModelOpt keeps them."""
         module = self.module
-        self.moments.merge(self.ranks, self.parallelism.data, self.shares_inputs)
+        self.moments.merge(self.ranks, self.data, self.shares_inputs)
         module.weight_quantizer.enable()
         scale = search_scale(module.weight, self.moments, self.block_size, alpha_step, self.ranks, self.shares_inputs)
         if self.quantizes_input:
@@ -124,7 +124,9 @@ def calibrate_awq(module: GPTModel, forward_loop: Callable[[GPTModel], None], al
         linear.weight_quantizer.disable()
     parallelism = this_rank()
     for layer in layers:
-        linears = [_AwqLinear(linear, parallelism) for linear in layer.modules() if linear in quantized]
+        linears = [
+            _AwqLinear(name, linear, parallelism) for name, linear in layer.named_modules() if linear in quantized
+        ]
         _calibrate_layer(layer, linears, calls, alpha_step)
 
 

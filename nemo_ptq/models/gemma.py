@@ -192,7 +192,8 @@ FAMILIES = (
         "Gemma 3 with vision",
         "Gemma3VL",
         None,
-        refused="it has an image encoder beside the language model, which alone can be quantized",
+        refused="it has an image encoder beside the language model, which alone can be quantized: save that with "
+        'transformers, Gemma3ForCausalLM.from_pretrained(DIR, dtype="auto").save_pretrained(NEW), and its tokenizer',
         refused_architectures=("Gemma3ForConditionalGeneration",),
     ),
 )

@@ -243,7 +243,11 @@ GELU = ("gelu_pytorch_tanh", "gelu", "gelu_new", "gelu_fast")
 
 
 def sliding_window_fields(settings: Settings) -> dict[str, Any]:
-    """Returns NeMo's fields for a model that attends to the last positions only."""
+    """Returns NeMo's fields for a model that attends to the last positions only.
+
+    The number is Hugging Face's, as NeMo's importers and exporters have it: a position counts as one that it attends to
+    itself. Megatron's own modules would attend to one more.
+    """
     return {"window_size": [settings["sliding_window"], 0], "cp_comm_type": "a2a"}
 
 

@@ -47,6 +47,7 @@ _OWN = (
     "starcoder2",
     "nemotron",
     "nemotron_h",
+    "deepseek",
     "falcon",
     "gpt",
 )

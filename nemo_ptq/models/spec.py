@@ -77,6 +77,27 @@ class RotaryScaling:
 
 
 @dataclass(frozen=True)
+class LongRope:
+    """How Phi's models for long texts stretch their rotary embedding; NeMo's configuration has no field for it.
+
+    Attributes:
+        short_factors: What each frequency is divided by in sequences of up to `context` tokens.
+        long_factors: The same in longer ones.
+        context: Length of the sequences that the model was trained on first.
+        attention_factor: What cosines and sines are multiplied with, whatever the length.
+    """
+
+    short_factors: tuple[float, ...]
+    long_factors: tuple[float, ...]
+    context: int
+    attention_factor: float
+
+
+WITHOUT_LONG_ROPE = "NeMo's Phi3Config has no fields for its factors"
+"""Why a model with longrope is no NeMo checkpoint."""
+
+
+@dataclass(frozen=True)
 class GemmaAttention:
     """What the attention of Gemma 2 and 3 has beyond that of other families.
 
@@ -136,6 +157,7 @@ class ModelSpec:
         rotary_base: Base of the rotary frequencies; of layers that attend to all positions, where there are two.
         rotary_linear_factor: Factor by which positions are interpolated, or None.
         rotary_scaling: Llama 3.1's scaling, or None.
+        long_rope: Phi's scaling, or None.
         make_layers: Describes the transformer layers, in their order; they may differ.
     """
 
@@ -165,6 +187,7 @@ class ModelSpec:
     rotary_base: float = 10000
     rotary_linear_factor: float | None = None
     rotary_scaling: RotaryScaling | None = None
+    long_rope: LongRope | None = None
     gemma: GemmaAttention | None = None
     state_space: StateSpace | None = None
     make_layers: Callable[["ModelSpec"], Sequence[LayerSpec]] = field(default=gpt_layers, compare=False, repr=False)
@@ -254,6 +277,7 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
         rotary_base=_rotary_base(config.get("rotary_base", 10000)),
         rotary_linear_factor=None if interpolation in (None, 1, 1.0) else float(interpolation),
         rotary_scaling=_rotary_scaling(config),
+        long_rope=config.get("long_rope"),
         gemma=gemma_attention(config),
         state_space=state_space,
         **known,

@@ -5,8 +5,6 @@
 from collections.abc import Mapping
 
 WITHOUT_NEMO: Mapping[str, str] = {
-    "DeepseekV2ForCausalLM": "its attention works on compressed keys and values",
-    "DeepseekV3ForCausalLM": "its attention works on compressed keys and values",
     "Glm4ForCausalLM": "it rotates neighbouring elements of half of each head, and normalises what its layers return",
     "GlmForCausalLM": "it rotates neighbouring elements of half of each head",
     "GraniteForCausalLM": "it scales embeddings, attention, residuals and logits, which NeMo's models do not",

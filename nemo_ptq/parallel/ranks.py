@@ -63,7 +63,8 @@ class Parallelism:
         tensor: Ranks that share each layer.
         expert_tensor: Ranks that share each expert.
         expert: Ranks that share the experts of a layer.
-        data: Ranks that hold the same layers and read other samples; those of ``expert`` are among them.
+        data: Ranks that hold the same dense layers; those of ``expert`` are among them, and read the same samples.
+        expert_data: Ranks that hold the same experts, and read other samples.
         stage: This rank's pipeline stage.
         stages: How many there are.
         previous: Global rank of the stage before, that has the same place in it.
@@ -74,6 +75,7 @@ class Parallelism:
     expert_tensor: Ranks = field(default_factory=Ranks)
     expert: Ranks = field(default_factory=Ranks)
     data: Ranks = field(default_factory=Ranks)
+    expert_data: Ranks = field(default_factory=Ranks)
     stage: int = 0
     stages: int = 1
     previous: int = 0
@@ -82,6 +84,10 @@ class Parallelism:
     def sharing(self, name: str) -> Ranks:
         """Returns the ranks that share a layer, by Megatron's name of it or of its weight."""
         return self.expert_tensor if ".local_experts." in name else self.tensor
+
+    def holding(self, name: str) -> Ranks:
+        """Returns the ranks that hold the same shard of a layer, by Megatron's name of it or of its weight."""
+        return self.expert_data if ".local_experts." in name else self.data
 
     @property
     def is_last_stage(self) -> bool:
@@ -101,6 +107,7 @@ def this_rank() -> Parallelism:
         ranks(state.get_expert_tensor_parallel_group()),
         ranks(state.get_expert_model_parallel_group()),
         ranks(state.get_data_parallel_group()),
+        ranks(state.get_expert_data_parallel_group()),
         state.get_pipeline_model_parallel_rank(),
         state.get_pipeline_model_parallel_world_size(),
         state.get_pipeline_model_parallel_prev_rank(),

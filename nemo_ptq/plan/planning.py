@@ -34,7 +34,11 @@ from nemo_ptq.plan.rules.mixed_precision import (
     choice_is_rounded_balanced,
     formats_mix,
 )
-from nemo_ptq.plan.rules.model import state_spaces_are_calibrated_here, state_spaces_have_a_format
+from nemo_ptq.plan.rules.model import (
+    long_rope_has_a_format,
+    state_spaces_are_calibrated_here,
+    state_spaces_have_a_format,
+)
 from nemo_ptq.plan.rules.parallelism import (
     experts_are_sharded_once,
     experts_divide,
@@ -84,6 +88,7 @@ _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     kv_cache_alone_is_possible: lambda model, quantization: quantization.kv_cache_only,
     state_spaces_have_a_format: lambda model, quantization: model.state_space is not None,
     state_spaces_are_calibrated_here: lambda model, quantization: False,
+    long_rope_has_a_format: lambda model, quantization: model.long_rope is not None,
     recovery_is_measured: lambda model, quantization: False,
     positions_suffice: lambda model, quantization: model.position_embedding_type == "learned_absolute",
 }

@@ -54,8 +54,8 @@ _ACTIVATIONS: dict[str, Tensors] = {
 }
 
 
-def rotary_frequencies(config: ModelConfig, is_local: bool = False) -> torch.Tensor:
-    """Angles per position, float64 (rotary_dim / 2,), after linear or Llama 3 scaling.
+def rotary_frequencies(config: ModelConfig, length: int, is_local: bool = False) -> torch.Tensor:
+    """Angles per position, float64 (rotary_dim / 2,), after scaling, in sequences of a length.
 
     Layers with a window (`is_local`) may have a base of their own, and are then not scaled.
 
@@ -68,6 +68,9 @@ def rotary_frequencies(config: ModelConfig, is_local: bool = False) -> torch.Ten
     scaling = None if own_base else config.rotary_scaling
     if scaling is None:
         return frequencies
+    if scaling.type == "longrope":
+        is_long = length > scaling.original_max_position_embeddings
+        return frequencies / torch.tensor(scaling.long_factor if is_long else scaling.short_factor, dtype=torch.float64)
     stretched = frequencies / scaling.factor
     if scaling.type == "linear":
         return stretched
@@ -80,8 +83,10 @@ def rotary_table(
     config: ModelConfig, length: int, device: torch.device, is_local: bool = False
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Cosines and sines, float32 (length, rotary_dim / 2) each."""
-    angles = torch.outer(torch.arange(length, dtype=torch.float64), rotary_frequencies(config, is_local)).to(device)
-    return angles.cos().float(), angles.sin().float()
+    positions, frequencies = torch.arange(length, dtype=torch.float64), rotary_frequencies(config, length, is_local)
+    angles = torch.outer(positions, frequencies).to(device)
+    factor = 1.0 if config.rotary_scaling is None else config.rotary_scaling.attention_factor
+    return (angles.cos() * factor).float(), (angles.sin() * factor).float()
 
 
 def rotate(heads: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:

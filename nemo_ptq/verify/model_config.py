@@ -29,11 +29,15 @@ class RotaryScaling:
     """How rotary frequencies are stretched for long contexts.
 
     Attributes:
-        type: "linear" (positions divided by ``factor``) or "llama3" (frequency bands, Llama 3.1 and later).
+        type: "linear" (positions divided by ``factor``), "llama3" (frequency bands, Llama 3.1 and later) or "longrope"
+            (each frequency divided by a factor of its own).
         factor: Context extension.
         low_freq_factor: llama3: wavelengths above original / low are stretched by the whole factor.
         high_freq_factor: llama3: wavelengths below original / high are left alone.
-        original_max_position_embeddings: llama3: context length of the pre-training, in tokens.
+        original_max_position_embeddings: llama3 and longrope: context length of the pre-training, in tokens.
+        short_factor: longrope: those of sequences that are not longer than that.
+        long_factor: longrope: those of longer ones.
+        attention_factor: longrope: what cosines and sines are multiplied with.
     """
 
     type: str
@@ -41,6 +45,9 @@ class RotaryScaling:
     low_freq_factor: float = 1.0
     high_freq_factor: float = 4.0
     original_max_position_embeddings: int = 8192
+    short_factor: tuple[float, ...] = ()
+    long_factor: tuple[float, ...] = ()
+    attention_factor: float = 1.0
 
 
 @dataclass(frozen=True)

@@ -74,6 +74,17 @@ def test_logits_are_those_of_transformers(name: str, tmp_path: Path) -> None:
     assert_close(found, expected)
 
 
+@pytest.mark.parametrize("context", [64, 16])
+def test_longrope_is_that_of_transformers(context: int, tmp_path: Path) -> None:
+    """The tokens are fewer than the model was trained on first, or more, and then the longer factors apply."""
+    assert 16 < TOKENS.shape[1] < 64
+    scaling = {"type": "longrope", "short_factor": [1.0 + n / 8 for n in range(12)], "long_factor": [3.0] * 12}
+    settings = {"rope_scaling": scaling, "partial_rotary_factor": 0.75, "original_max_position_embeddings": context}
+    source = make_hf("phi3", tmp_path / "hf", **settings)
+    (found,) = run_ranks(logits_in_float32, 1, source, 1, 1)
+    assert_close(found, transformers_logits(source))
+
+
 @pytest.mark.parametrize("name", ["llama31", "nemotron", "mixtral"])
 def test_a_setting_that_is_lost_is_seen(name: str, tmp_path: Path) -> None:
     """The comparison above can fail: each setting that is left out of config.json moves the logits."""

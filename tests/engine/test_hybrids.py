@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
+from nemo_ptq.checkpoint.huggingface.hf_weights import load_tokenizer
 from nemo_ptq.checkpoint.index import read_stored
 from nemo_ptq.checkpoint.reader import open_checkpoint
 from nemo_ptq.config import ExportConfig, QuantizationConfig
@@ -33,9 +34,8 @@ FORMATS: Mapping[str, Sequence[str]] = {
     "nvfp4": BOTH,
     "int8_sq": ("compressed_tensors",),
 }
-# Relative distance from the unquantized model of a token's logits, in the median: random weights are moved far, and the
-# random tokens exceed what INT8 was calibrated on, and are clipped.
-NEAR = {"fp8": 0.35, "int4_awq": 0.6, "nvfp4": 0.9, "int8_sq": 0.9, "fp8_dynamic": 0.25}
+# Relative distance from the unquantized model of a token's logits, in the median: random weights are moved far.
+NEAR = {"fp8": 0.2, "int4_awq": 0.55, "nvfp4": 0.6, "int8_sq": 0.1, "fp8_dynamic": 0.2}
 
 
 def run_jobs(
@@ -86,6 +86,17 @@ def exports(source: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
+def moved(export: Path, source: Path) -> float:
+    """How far logits are from those of the unquantized model, on what the job was calibrated on.
+
+    Of other tokens, INT8 clips what is larger than all that it has seen, which moves a random model's logits by half.
+    """
+    tokenizer = load_tokenizer(source)
+    lines = source.with_name("texts.txt").read_text().splitlines()[:8]
+    tokens = torch.tensor([tokenizer(line).input_ids[:24] for line in lines])
+    return distance(logits(export, tokens), logits(source, tokens))
+
+
 def unquantized(directory: Path) -> dict[str, torch.Tensor]:
     return load_file(directory / "model.safetensors")
 
@@ -112,7 +123,7 @@ def test_nothing_is_lost(source: Path, exports: Path) -> None:
 def test_the_files_are_the_model_rounded(algorithm: str, format: str, source: Path, exports: Path) -> None:
     export = exports / algorithm / format
     assert [check for check in verify(export) if not check.ok] == []
-    assert 1e-3 < distance(logits(export, TOKENS), logits(source, TOKENS)) < NEAR[algorithm]
+    assert 1e-3 < moved(export, source) < NEAR[algorithm]
     stored = load_file(export / "model.safetensors")
     for name, tensor in stored.items():
         if name.endswith((".conv1d.weight", ".norm.weight", ".A_log", ".D", ".dt_bias", "lm_head.weight")):
@@ -213,4 +224,4 @@ def test_a_job_that_rounds_by_the_data_at_tensor_parallelism(
         report = json.loads((export / "ptq" / "report.json").read_text())
         assert report["summary"]["quality"] == quality
         assert [check for check in verify(export) if not check.ok] == []
-        assert 1e-3 < distance(logits(export, TOKENS), logits(source, TOKENS)) < NEAR[algorithm]
+        assert 1e-3 < moved(export, source) < NEAR[algorithm]

@@ -5,16 +5,18 @@
 from collections.abc import Mapping
 from typing import Any
 
-from nemo_ptq.models.spec import ACTIVATIONS, NEMOTRON_H_ACTIVATION, ModelSpec, gemma_attention, gpt_layers
+from nemo_ptq.models.spec import ACTIVATIONS, NEMOTRON_H_ACTIVATION, LongRope, ModelSpec, gemma_attention, gpt_layers
 from nemo_ptq.models.state_space import hybrid_layers, state_space_of
 
 # Sizes of models that NeMo has no class for.
 _MINISTRAL = {"num_layers": 36, "ffn_hidden_size": 12288, "kv_channels": 128}
 _PHI4 = {"num_layers": 40, "hidden_size": 5120, "ffn_hidden_size": 17920, "num_attention_heads": 40}
 _PHI4 |= {"num_query_groups": 10, "seq_length": 16384}
+_PHI4_MINI: dict[str, Any] = {"num_layers": 32, "num_attention_heads": 24, "num_query_groups": 8, "seq_length": 131072}
+_PHI4_MINI |= {"share_embeddings_and_output_weights": True, "long_rope": LongRope((1.0,) * 48, (2.0,) * 48, 4096, 1.19)}
 # NeMo's config class, the vocabulary of the model's tokenizer, and what differs from the class, by the beginning of a
 # recipe's name.
-MODELS: Mapping[str, tuple[str, int] | tuple[str, int, Mapping[str, int]]] = {
+MODELS: Mapping[str, tuple[str, int] | tuple[str, int, Mapping[str, Any]]] = {
     "gemma_2b": ("GemmaConfig2B", 256000),
     "gemma_7b": ("GemmaConfig7B", 256000),
     "gemma2_2b": ("Gemma2Config2B", 256000),
@@ -22,6 +24,8 @@ MODELS: Mapping[str, tuple[str, int] | tuple[str, int, Mapping[str, int]]] = {
     "gemma2_27b": ("Gemma2Config27B", 256000),
     "gemma3_1b": ("Gemma3Config1B", 262144),
     "gemma3_4b": ("Gemma3Config4B", 262208),
+    "gemma3_12b": ("Gemma3Config12B", 262208),
+    "gemma3_27b": ("Gemma3Config27B", 262208),
     "llama2_7b": ("Llama2Config7B", 32000),
     "llama2_13b": ("Llama2Config13B", 32000),
     "llama2_70b": ("Llama2Config70B", 32000),
@@ -50,6 +54,7 @@ MODELS: Mapping[str, tuple[str, int] | tuple[str, int, Mapping[str, int]]] = {
     "nemotron_nano2_12b": ("NemotronNano12Bv2", 131072),
     "phi3_mini": ("Phi3ConfigMini", 32064),
     "phi4_14b": ("Phi3ConfigMini", 100352, _PHI4),
+    "phi4_mini": ("Phi3ConfigMini", 200064, _PHI4_MINI),
     "qwen25_500m": ("Qwen25Config500M", 151936),
     "qwen25_1p5b": ("Qwen25Config1P5B", 151936),
     "qwen25_3b": ("Qwen25Config3B", 151936),
@@ -88,7 +93,7 @@ def true_shapes() -> dict[str, ModelSpec]:
     return {name: _describe(class_of(config), *rest) for name, (config, *rest) in MODELS.items()}
 
 
-def _describe(nemo_class: Any, vocabulary: int, differences: Mapping[str, int] | None = None) -> ModelSpec:
+def _describe(nemo_class: Any, vocabulary: int, differences: Mapping[str, Any] | None = None) -> ModelSpec:
     # The class's defaults: without Transformer Engine most cannot be built.
     config = type("_", (nemo_class,), dict(differences or {}))
     fields = {name: getattr(config, name) for name in dir(config) if not name.startswith("_")}
@@ -114,6 +119,7 @@ def _describe(nemo_class: Any, vocabulary: int, differences: Mapping[str, int] |
         linear_bias=config.add_bias_linear,
         qk_norm=config.qk_layernorm or hasattr(config, "interleaved_attn_pattern"),
         gemma=gemma_attention(fields),
+        long_rope=fields.get("long_rope"),
         state_space=state_space,
         make_layers=gpt_layers if state_space is None else hybrid_layers,
     )

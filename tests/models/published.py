@@ -70,7 +70,12 @@ def _gemma(architecture: str, model_type: str, **settings: Any) -> Config:
     return common | {"query_pre_attn_scalar": 256} | settings
 
 
-_LONGROPE = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [1.0 + number for number in range(48)]}
+_GEMMA2: Config = {"hidden_act": "gelu_pytorch_tanh", "rope_theta": 10000.0, "sliding_window": 4096} | {
+    "attn_logit_softcapping": 50.0,
+    "final_logit_softcapping": 30.0,
+}
+_GEMMA3: Config = {"attn_logit_softcapping": None, "final_logit_softcapping": None}
+_LONGROPE = {"type": "longrope", "short_factor": [1.0], "long_factor": [1.0]}
 
 MODELS: Mapping[str, Config] = {
     "meta-llama/Llama-3.1-8B-Instruct": _llama(
@@ -91,6 +96,16 @@ MODELS: Mapping[str, Config] = {
     "tiiuae/Falcon3-7B-Instruct": _llama(
         rope_theta=1000042, head_dim=256, num_attention_heads=12, num_key_value_heads=4, rms_norm_eps=1e-6
     ),
+    "Qwen/Qwen2.5-0.5B": _qwen(
+        "Qwen2ForCausalLM",
+        "qwen2",
+        max_window_layers=24,
+        sliding_window=32768,
+        use_mrope=False,
+        num_attention_heads=14,
+        num_key_value_heads=2,
+        tie_word_embeddings=True,
+    ),
     "Qwen/Qwen2.5-7B-Instruct": _qwen(
         "Qwen2ForCausalLM",
         "qwen2",
@@ -108,6 +123,14 @@ MODELS: Mapping[str, Config] = {
         rope_theta=10000,
         num_attention_heads=28,
         num_key_value_heads=4,
+    ),
+    "Qwen/Qwen3-0.6B": _qwen(
+        "Qwen3ForCausalLM",
+        "qwen3",
+        **_QWEN3,
+        max_window_layers=28,
+        num_attention_heads=16,
+        tie_word_embeddings=True,
     ),
     "Qwen/Qwen3-8B": _qwen("Qwen3ForCausalLM", "qwen3", **_QWEN3, max_window_layers=36),
     "Qwen/Qwen3-30B-A3B": _qwen(
@@ -128,6 +151,8 @@ MODELS: Mapping[str, Config] = {
     "mistralai/Mistral-7B-v0.1": _mistral(sliding_window=4096, rope_theta=10000.0),
     "mistralai/Mistral-7B-Instruct-v0.3": _mistral(),
     "mistralai/Mistral-Nemo-Instruct-2407": _mistral(head_dim=128),
+    "mistralai/Mistral-Small-24B-Instruct-2501": _mistral(head_dim=128, rope_theta=100000000.0),
+    "mistralai/Ministral-8B-Instruct-2410": _mistral(head_dim=128, rope_theta=100000000.0, sliding_window=32768),
     "mistralai/Mixtral-8x7B-Instruct-v0.1": _mistral(
         architectures=["MixtralForCausalLM"],
         model_type="mixtral",
@@ -136,31 +161,78 @@ MODELS: Mapping[str, Config] = {
         output_router_logits=False,
         router_aux_loss_coef=0.02,
     ),
+    "google/gemma-2-2b-it": _gemma(
+        "Gemma2ForCausalLM",
+        "gemma2",
+        **_GEMMA2,
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    ),
     "google/gemma-2-9b-it": _gemma(
         "Gemma2ForCausalLM",
         "gemma2",
-        hidden_act="gelu_pytorch_tanh",
-        rope_theta=10000.0,
-        sliding_window=4096,
+        **_GEMMA2,
         sliding_window_size=4096,
-        attn_logit_softcapping=50.0,
-        final_logit_softcapping=30.0,
         num_attention_heads=16,
         num_key_value_heads=8,
+    ),
+    "google/gemma-2-27b-it": _gemma(
+        "Gemma2ForCausalLM",
+        "gemma2",
+        **_GEMMA2,
+        sliding_window_size=4096,
+        head_dim=128,
+        query_pre_attn_scalar=144,
+        num_attention_heads=32,
+        num_key_value_heads=16,
+    ),
+    "google/gemma-3-270m": _gemma(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        **_GEMMA3,
+        _sliding_window_pattern=6,
+        layer_types=[*["sliding_attention"] * 5, "full_attention"],
+        rope_local_base_freq=10000.0,
+        rope_theta=1000000.0,
+        sliding_window=512,
+        rope_scaling=None,
+        use_bidirectional_attention=False,
+        num_attention_heads=4,
+        num_key_value_heads=1,
     ),
     "google/gemma-3-1b-it": _gemma(
         "Gemma3ForCausalLM",
         "gemma3_text",
+        **_GEMMA3,
         rope_theta=1000000,
         rope_local_base_freq=10000,
         sliding_window=512,
         sliding_window_pattern=6,
-        attn_logit_softcapping=None,
-        final_logit_softcapping=None,
         rope_scaling=None,
         num_attention_heads=4,
         num_key_value_heads=1,
         eos_token_id=[1, 106],
+    ),
+    "google/gemma-3-4b-it, its language model alone": _gemma(
+        "Gemma3ForCausalLM",
+        "gemma3_text",
+        **_GEMMA3,
+        rope_theta=1000000.0,
+        rope_local_base_freq=10000.0,
+        sliding_window=1024,
+        sliding_window_pattern=6,
+        rope_scaling={"factor": 8.0, "rope_type": "linear"},
+        num_attention_heads=8,
+        num_key_value_heads=4,
+    ),
+    "microsoft/Phi-3-mini-4k-instruct": _phi3(
+        **{"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "pad_token_id": 32000},
+        original_max_position_embeddings=4096,
+        rope_theta=10000.0,
+        rope_scaling=None,
+        sliding_window=2047,
+        num_attention_heads=32,
+        num_key_value_heads=32,
     ),
     "microsoft/phi-4": _phi3(
         original_max_position_embeddings=16384,
@@ -169,18 +241,18 @@ MODELS: Mapping[str, Config] = {
         num_attention_heads=40,
         num_key_value_heads=10,
     ),
-    "bigcode/starcoder2-3b": {
-        **{"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2", "hidden_act": "gelu_pytorch_tanh"},
-        **{"attention_dropout": 0.1, "residual_dropout": 0.1, "embedding_dropout": 0.1, "use_cache": True},
-        **{"initializer_range": 0.018042, "mlp_type": "default", "norm_epsilon": 1e-5, "norm_type": "layer_norm"},
-        **{"num_attention_heads": 24, "num_key_value_heads": 2, "rope_theta": 999999.4420358813, "use_bias": True},
-        "sliding_window": 4096,
-    },
+    "microsoft/Phi-3.5-mini-instruct": _phi3(
+        **{"pad_token_id": 32000, "sliding_window": 262144, "rope_theta": 10000.0, "rope_scaling": _LONGROPE},
+        original_max_position_embeddings=4096,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+    ),
     "microsoft/Phi-4-mini-instruct": _phi3(
         original_max_position_embeddings=4096,
         partial_rotary_factor=0.75,
         rope_theta=10000.0,
         rope_scaling=_LONGROPE,
+        auto_map={"AutoConfig": "configuration_phi3.Phi3Config"},
         num_attention_heads=24,
         num_key_value_heads=8,
         tie_word_embeddings=True,
@@ -190,6 +262,13 @@ MODELS: Mapping[str, Config] = {
         mlp_bias=False,
         sliding_window=262144,
     ),
+    "bigcode/starcoder2-3b": {
+        **{"architectures": ["Starcoder2ForCausalLM"], "model_type": "starcoder2", "hidden_act": "gelu_pytorch_tanh"},
+        **{"attention_dropout": 0.1, "residual_dropout": 0.1, "embedding_dropout": 0.1, "use_cache": True},
+        **{"initializer_range": 0.018042, "mlp_type": "default", "norm_epsilon": 1e-5, "norm_type": "layer_norm"},
+        **{"num_attention_heads": 24, "num_key_value_heads": 2, "rope_theta": 999999.4420358813, "use_bias": True},
+        "sliding_window": 4096,
+    },
     "Qwen/Qwen2.5-7B-Instruct, with YaRN as its model card says": _qwen(
         "Qwen2ForCausalLM",
         "qwen2",
@@ -229,7 +308,7 @@ _SIZES: Config = {
 
 def small(config: Config) -> dict[str, Any]:
     """Returns settings with sizes of a model that is made in a moment; windows are shorter than the tests' texts."""
-    heads, groups = (8, 8 if config["num_key_value_heads"] == config["num_attention_heads"] else 4)
+    heads, groups = 8, {1: 1, config["num_attention_heads"]: 8}.get(config["num_key_value_heads"], 4)
     settings = {**config, **_SIZES, "num_attention_heads": heads, "num_key_value_heads": groups}
     if "head_dim" in config:  # of most, it is not the hidden size by the heads
         settings["head_dim"] = 64
@@ -239,10 +318,14 @@ def small(config: Config) -> dict[str, Any]:
         settings |= {"num_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 256}
     if config.get("sliding_window") and not config.get("max_window_layers"):
         settings["sliding_window"] = 7
-    if "sliding_window_pattern" in config:
-        settings["num_hidden_layers"] = config["sliding_window_pattern"]
+    if pattern := config.get("sliding_window_pattern", config.get("_sliding_window_pattern")):
+        settings["num_hidden_layers"] = pattern
     if "pad_token_id" in config:
         settings["pad_token_id"] = 0
+    if config.get("rope_scaling") is _LONGROPE:
+        count = int(config.get("partial_rotary_factor", 1.0) * 32) // 2
+        factors = {"short_factor": [1.0 + number / 8 for number in range(count)], "long_factor": [2.0] * count}
+        settings |= {"rope_scaling": _LONGROPE | factors, "original_max_position_embeddings": 64}
     return {**settings, "bos_token_id": 0, "eos_token_id": [1, 2] if "eos_token_id" in config else 1}
 
 

@@ -10,6 +10,7 @@ import pytest
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hugging_face import HuggingFaceClass
 from nemo_ptq.models.registry import class_of_architecture
+from nemo_ptq.models.spec import LongRope
 from tests.families import FAMILIES
 
 ROTARY = ("rope_theta", "rope_scaling", "partial_rotary_factor")
@@ -67,14 +68,51 @@ def test_a_file_of_transformers_5() -> None:
     }
 
 
-def test_a_rotary_embedding_that_megatron_does_not_have_is_refused_in_a_short_line() -> None:
-    scaling = {"type": "longrope", "short_factor": [1.0] * 48, "long_factor": [2.0] * 48}
-    config = config_of("phi3") | {"rope_scaling": scaling}
-    with pytest.raises(
-        PtqError, match=r"has rope_scaling .*longrope.*, but NeMo's Phi3Model can only have None"
-    ) as caught:
-        class_of(config).read(config)
-    assert "if it was added for longer texts, take it out" in str(caught.value)
+LONGROPE = {"type": "longrope", "short_factor": [1.0] * 16, "long_factor": [2.0] * 16}
+
+
+def long_rope_of(**changes: Any) -> LongRope:
+    """What is read from the config.json of a Phi with a longrope."""
+    config = {**config_of("phi3"), "original_max_position_embeddings": 64, "rope_scaling": LONGROPE, **changes}
+    hf_class = class_of(config)
+    found = hf_class.nemo_arguments(hf_class.read(config))[2]["long_rope"]
+    assert isinstance(found, LongRope)
+    return found
+
+
+def test_longrope() -> None:
+    found = long_rope_of()
+    assert (found.short_factors, found.long_factors, found.context) == ((1.0,) * 16, (2.0,) * 16, 64)
+    assert found.attention_factor == pytest.approx(math.sqrt(1 + 1 / 3))  # 256 positions of 64
+    new = {name: value for name, value in LONGROPE.items() if name != "type"} | {"rope_type": "longrope"}
+    new |= {"original_max_position_embeddings": 64, "rope_theta": 10000.0}
+    assert long_rope_of(rope_scaling=None, rope_parameters=new) == found, "as transformers 5 writes it"
+    assert long_rope_of(rope_parameters=new) == found, "both in one file"
+    assert long_rope_of(max_position_embeddings=64).attention_factor == 1.0
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (
+            {"type": "su"},
+            "rope_scaling of type 'su'; Phi 3 and 4 know longrope: early files call longrope su, write ",
+        ),
+        ({"type": "yarn"}, "rope_scaling of type 'yarn'; Phi 3 and 4 know longrope: if it was added for longer texts"),
+        ({"short_mscale": 1.2}, "rope_scaling of type 'longrope' with short_mscale, which Phi 3 and 4 do not have"),
+        ({"short_factor": [1.0] * 15}, "rope_scaling with short_factor [1.0, 1.0, "),
+        (
+            {"long_factor": None},
+            "rope_scaling with long_factor None: it must be a list of 16 numbers, one for every ",
+        ),
+        ({"long_factor": [0.0] * 16}, "rope_scaling.long_factor 0.0: it must be a number above 0"),
+        ({"original_max_position_embeddings": 32}, "original_max_position_embeddings 64 and, for the rotary embedding"),
+    ],
+)
+def test_a_longrope_that_no_model_has_is_refused(changes: dict[str, Any], said: str) -> None:
+    with pytest.raises(PtqError) as caught:
+        long_rope_of(rope_scaling={**LONGROPE, **changes})
+    assert said in str(caught.value)
     assert len(str(caught.value)) < 260
 
 

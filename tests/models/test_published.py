@@ -8,16 +8,25 @@ from pathlib import Path
 import pytest
 
 from nemo_ptq.checkpoint.metadata import read_metadata
-from nemo_ptq.config import ExportConfig, QuantizationConfig
+from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.plan import plan_job
 from nemo_ptq.task import ptq
+from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.forward_pass import logits
 from tests.export.hugging_face import TOKENS, distance, transformers_logits
 from tests.families import make_tokenizer, save_random
-from tests.models.published import DOCUMENT, MODELS, refusal, render, small
+from tests.models.published import DOCUMENT, MODELS, Config, refusal, render, small
 
+BOTH = ("hf", "compressed_tensors")
+FORMATS = {NO_QUANT: ("hf",), "fp8": BOTH, "int4_awq": BOTH}
+# Relative distance from the unquantized model of a token's logits, in the median: random weights are moved far.
+FURTHEST = {NO_QUANT: 1e-4, "fp8": 0.2, "int4_awq": 0.5}
 RUNS = [name for name, config in MODELS.items() if refusal(config) is None]
+
+
+def is_mixture(config: Config) -> bool:
+    return "num_local_experts" in config or "num_experts" in config
 
 
 def test_the_document_is_up_to_date() -> None:
@@ -35,11 +44,12 @@ def test_a_plan_says_why_a_model_is_refused(name: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize("name", RUNS)
-def test_a_job_makes_the_model_that_transformers_has(name: str, tmp_path: Path) -> None:
+def test_jobs_make_the_model_that_transformers_has(name: str, tmp_path: Path) -> None:
     import transformers
 
-    source, out = tmp_path / "hf", tmp_path / "out"
+    source = tmp_path / "hf"
     config = small(MODELS[name])
     made = transformers.AutoConfig.for_model(**config)
     save_random(made, source, "bfloat16", zero_centered=config["model_type"].startswith("gemma"))
@@ -47,13 +57,27 @@ def test_a_job_makes_the_model_that_transformers_has(name: str, tmp_path: Path) 
     (source / "config.json").write_text(json.dumps(config))  # the settings as they were published
     expected, _ = transformers_logits(source)
 
-    export = ExportConfig(str(out), export_format="hf")
-    quantization = QuantizationConfig("fp8", calibration_dataset="builtin", enable_kv_cache=False)
-    plan = plan_job(
-        {"nemo_checkpoint": str(source), "export_config": export, "quantization_config": quantization}, world_size=1
-    )
-    assert [rule.problem for rule in plan.rules if rule.problem] == []
-    ptq(str(source), export, quantization_config=QuantizationConfig("no_quant"))
-    assert distance(logits(out, TOKENS), expected) < 1e-4
-    found, report = transformers_logits(out)
-    assert report == {} and distance(found, expected) < 1e-4
+    for algorithm, formats in FORMATS.items():
+        formats = [form for form in formats if not (algorithm == "int4_awq" and form == "hf" and is_mixture(config))]
+        export = ExportConfig(str(tmp_path / algorithm), export_format=formats)
+        quantization = QuantizationConfig(
+            algorithm,
+            quality="fast",
+            calibration_dataset="builtin",
+            calibration_dataset_size=8,
+            calibration_batch_size=4,
+            calibration_seq_len=32,
+            evaluation_dataset_size=0,
+            enable_kv_cache=False,
+        )
+        arguments = {"nemo_checkpoint": str(source), "export_config": export, "quantization_config": quantization}
+        assert [rule.problem for rule in plan_job(arguments, world_size=1).rules if rule.problem] == []
+        ptq(str(source), export, quantization_config=quantization)
+        for form in formats:
+            out = tmp_path / algorithm / form
+            assert [check for check in verify(out) if not check.ok] == []
+            found = logits(out, TOKENS)
+            assert distance(found, expected) < FURTHEST[algorithm], (algorithm, form)
+            if form == "compressed_tensors" or algorithm == NO_QUANT:
+                theirs, report = transformers_logits(out)
+                assert report == {} and distance(found, theirs) < 1e-4, (algorithm, form)

@@ -58,14 +58,16 @@ def place(tp: int, pp: int, ep: int) -> tuple[tuple[int, int], ...]:
     sizes = {"tensor_parallel": tp, "pipeline_parallel": pp, "expert_parallel": ep}
     with process_groups(read_launch(), torch.device("cpu"), **sizes):
         found = this_rank()
-        groups = (found.tensor, found.expert_tensor, found.expert, found.data)
+        groups = (found.tensor, found.expert_tensor, found.expert, found.data, found.expert_data)
         return *((ranks.rank, ranks.size) for ranks in groups), (found.stage, found.stages)
 
 
 def test_the_place_is_megatrons() -> None:
     one = (0, 1)
     assert run_ranks(place, 4, 2, 2, 1) == [
-        ((rank % 2, 2), (rank % 2, 2), one, one, (rank // 2, 2)) for rank in range(4)
+        ((rank % 2, 2), (rank % 2, 2), one, one, one, (rank // 2, 2)) for rank in range(4)
     ]
-    # Ranks that share experts hold the same dense layers.
-    assert run_ranks(place, 2, 1, 1, 2) == [(one, one, (rank, 2), (rank, 2), one) for rank in range(2)]
+    # Ranks that share experts hold the same dense layers, and other experts.
+    assert run_ranks(place, 4, 1, 1, 2) == [
+        (one, one, (rank % 2, 2), (rank, 4), (rank // 2, 2), one) for rank in range(4)
+    ]

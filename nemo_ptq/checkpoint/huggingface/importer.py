@@ -26,6 +26,7 @@ from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.checkpoint.staging import atomic_directory, place_problem, reserved
 from nemo_ptq.checkpoint.tokenizers import Tokenizer, with_nemos_special_tokens
 from nemo_ptq.errors import PtqError
+from nemo_ptq.models.spec import WITHOUT_LONG_ROPE
 
 # What a NeMo checkpoint is made of.
 _PARTS = ("context", "weights")
@@ -126,6 +127,11 @@ def import_hf(source: str, output: str, overwrite: bool = False) -> Path:
     directory, checkpoint = Path(source), Path(output)
     _check_paths(directory, checkpoint, overwrite)
     model = HuggingFaceModel(directory)
+    if model.spec.long_rope is not None:
+        raise PtqError(
+            f"{source} has longrope, and {WITHOUT_LONG_ROPE}: give jobs the Hugging Face directory, which they take as "
+            "it is"
+        )
     with reserved(checkpoint.absolute()):
         _check_paths(directory, checkpoint, overwrite)  # again: another process may have made it
         with atomic_directory(checkpoint.absolute()) as staging:

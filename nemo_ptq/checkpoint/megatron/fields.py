@@ -197,7 +197,7 @@ def _rotary(options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _window(window: Any) -> list[int] | None:
-    """The window as NeMo's classes have it, who count the token itself: Megatron counts those before it."""
+    """The window as NeMo's checkpoints have it, which count the token itself: Megatron counts those before it."""
     if window is None:
         return None
     before, after = window

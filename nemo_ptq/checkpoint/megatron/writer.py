@@ -66,6 +66,7 @@ def megatron_arguments(model: ModelSpec, config: Any) -> Namespace:
         "a gate with gelu": model.gated_mlp and model.activation != "silu",
         f"activation {model.activation}": model.activation not in ("silu", "gelu", "squared-relu"),
         "silu without a gate": model.activation == "silu" and not model.gated_mlp,
+        "longrope": model.long_rope is not None,
         f"the rotary scaling {model.rotary_scaling}": not _has_megatrons_scaling(model.rotary_scaling),
     }
     if wrong := [what for what, is_so in lacking.items() if is_so]:

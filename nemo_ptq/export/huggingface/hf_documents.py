@@ -57,6 +57,7 @@ def stored_vocab_size(source: Source) -> int:
 
 # Settings of the source that are about its directory, which is not this one.
 _OF_THE_SOURCE = ("_name_or_path", "auto_map", "compression_config", "quantization_config")
+_ROTARY = ("rope_theta", "rope_scaling", "partial_rotary_factor", "rope_local_base_freq")
 _TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 
 
@@ -72,11 +73,7 @@ def model_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
     settings = hf_class.read(published)
     config = {name: value for name, value in published.items() if name not in _OF_THE_SOURCE and _is_json(value)}
     if "rope_parameters" in config:  # transformers 4 reads the older names alone
-        config |= {
-            name: settings[name]
-            for name in ("rope_theta", "rope_scaling", "partial_rotary_factor", "rope_local_base_freq")
-            if name in settings
-        }
+        config |= {name: settings[name] for name in (*_ROTARY, "original_max_position_embeddings") if name in settings}
     for common, own in hf_class.aliases.items():
         if config.pop(common, None) is not None:
             config[own] = settings[own]

@@ -37,6 +37,7 @@ RULES: tuple[Rule, ...] = (
     format_limits.family_has_class,
     model.state_spaces_have_a_format,
     model.state_spaces_are_calibrated_here,
+    model.long_rope_has_a_format,
     model.norm_fits_decoder,
     model.reader_knows_layers,
     model.class_knows_layers,

@@ -12,12 +12,17 @@ from nemo_ptq.config import CUSTOM, QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.registry import Family, unknown_to_class, unknown_to_reader
-from nemo_ptq.models.spec import ModelSpec
+from nemo_ptq.models.spec import WITHOUT_LONG_ROPE, ModelSpec
 from nemo_ptq.plan.rules.gathering import family_of_model
 
 _WITHOUT_STATE_SPACES: Mapping[str, str] = {
     "trtllm": "TensorRT-LLM's readers of it have no state spaces",
     "nemo": "ModelOpt's quantizers are not put into state spaces here",
+}
+
+_WITHOUT_LONG_ROPE: Mapping[str, str] = {
+    "trtllm": "the files of its decoder llama have no place for the factors",
+    "nemo": WITHOUT_LONG_ROPE,
 }
 
 
@@ -63,6 +68,18 @@ def state_spaces_are_calibrated_here(
         return None
     option = "forward_loop" if forward_loop is not None else f"quantization_config.algorithm={algorithm}"
     return f"{option} is not for models with state spaces: use an algorithm by its name, without a forward_loop"
+
+
+def long_rope_has_a_format(model: ModelSpec, formats: Sequence[str]) -> str | None:
+    """Rotary embeddings that are stretched by longrope go into Hugging Face directories."""
+    for name in formats:
+        if model.long_rope is not None and not FORMATS[name].is_hugging_face:
+            reason = _WITHOUT_LONG_ROPE.get(name, "it has no place for the factors")
+            return (
+                f"export_config.export_format={name} is not for models with longrope: {reason}; use export_format=hf "
+                "or compressed_tensors"
+            )
+    return None
 
 
 def norm_fits_decoder(model: ModelSpec, decoder: str, formats: Sequence[str]) -> str | None:

@@ -2,8 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Hugging Face's model classes: what they compute, their modules and the modules' sizes. Needs no class of theirs."""
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_ptq.errors import PtqError
@@ -212,6 +213,11 @@ def _local_base(hf: Any) -> float | None:
     return new.get("rope_theta", getattr(hf, "rope_local_base_freq", None))
 
 
+_LENGTH = "original_max_position_embeddings"
+# Fields of a scaling that is linear, or Llama 3.1's.
+_SCALING = {"factor", "low_freq_factor", "high_freq_factor", _LENGTH}
+
+
 def _rotary(hf: Any) -> tuple[float, float, RotaryScaling | None]:
     """Base, rotated share and scaling; transformers 5 has all of them in rope_parameters."""
     new, old = (getattr(hf, name, None) or {} for name in ("rope_parameters", "rope_scaling"))
@@ -223,12 +229,39 @@ def _rotary(hf: Any) -> tuple[float, float, RotaryScaling | None]:
     raw.pop("type", None)
     if kind == "default":
         return base, share, None
+    if kind == "longrope" and hasattr(hf, _LENGTH):
+        return base, share, _long_rope(hf, share, raw)
     if kind not in ("linear", "llama3"):
-        raise PtqError(f"config.json has rope_scaling of type {kind!r}, expected linear or llama3")
-    unknown = sorted(raw.keys() - {field.name for field in fields(RotaryScaling)})
+        raise PtqError(f"config.json has rope_scaling of type {kind!r}, expected linear, llama3 or a Phi's longrope")
+    unknown = sorted(raw.keys() - _SCALING)
     if unknown:
         raise PtqError(f"config.json has rope_scaling with {', '.join(unknown)}, which the reader does not compute")
     return base, share, RotaryScaling(kind, **raw)
+
+
+def _long_rope(hf: Any, share: float, raw: dict[str, Any]) -> RotaryScaling:
+    """Phi's scaling, of which the class has the length beside it."""
+    context = hf.original_max_position_embeddings
+    if not isinstance(context, int) or context < 2 or raw.pop(_LENGTH, context) != context:
+        raise PtqError(f"config.json has {_LENGTH} {context!r}, expected one number above 1 wherever it is")
+    count = int((getattr(hf, "head_dim", None) or hf.hidden_size // hf.num_attention_heads) * share) // 2
+    short, long = (raw.pop(name, None) for name in ("short_factor", "long_factor"))
+    if raw or not all(_are_factors(factors, count) for factors in (short, long)):
+        raise PtqError(
+            f"config.json has rope_scaling of type 'longrope' with {', '.join(raw) or 'other factors'}, expected "
+            f"short_factor and long_factor of {count} positive numbers each, and nothing else"
+        )
+    factor = hf.max_position_embeddings / context
+    attention_factor = math.sqrt(1 + math.log(factor) / math.log(context)) if factor > 1 else 1.0
+    return RotaryScaling("longrope", factor, 1.0, 4.0, context, tuple(short), tuple(long), attention_factor)
+
+
+def _are_factors(values: Any, count: int) -> bool:
+    return (
+        isinstance(values, list)
+        and len(values) == count
+        and all(isinstance(value, int | float) and 0 < value < math.inf for value in values)
+    )
 
 
 # Settings that the logits do not depend on, beside those that every class of transformers' has: some are of older or

@@ -343,12 +343,12 @@ def _model_config(description: Mapping[str, Any], model: Mapping[str, Any], file
 def _windows(model: Mapping[str, Any]) -> tuple[int | None, frozenset[int]]:
     """Positions that each one attends to, itself included, and the layers in which it attends to all before it.
 
-    Megatron counts the positions before a token, and -1 stands for all of them. NeMo's Gemmas have Hugging Face's
-    number, which counts the token as well; Gemma 2 has a window in the first layer, the third and so on.
+    NeMo's checkpoints have Hugging Face's number, which counts the token as well; -1 stands for no window. Gemma 2 has
+    one in the first layer, the third and so on.
     """
     sizes, pattern, layers = model.get("window_size"), model.get("interleaved_attn_pattern"), range(model["num_layers"])
     if pattern is not None:
         return sizes, frozenset(layer for layer in layers if (layer + 1) % sum(pattern) == 0)
     if model.get("query_pre_attn_scalar") is not None:
         return model["window_size"][0], frozenset(layers[1::2])
-    return (sizes[0] + 1 if sizes and sizes[0] >= 0 else None), frozenset()
+    return (sizes[0] if sizes and sizes[0] > 0 else None), frozenset()

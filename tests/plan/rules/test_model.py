@@ -5,10 +5,11 @@
 from dataclasses import replace
 
 from nemo_ptq.models.registry import family_of
-from nemo_ptq.models.spec import GemmaAttention, ModelSpec
+from nemo_ptq.models.spec import GemmaAttention, LongRope, ModelSpec
 from nemo_ptq.plan.rules.model import (
     class_knows_layers,
     family_is_supported,
+    long_rope_has_a_format,
     norm_fits_decoder,
     reader_knows_layers,
 )
@@ -48,6 +49,14 @@ def test_layers_that_readers_leave_out() -> None:
     alone = replace(LLAMA_8B, qk_norm=True, num_query_groups=LLAMA_8B.num_attention_heads)
     expect(problem(alone, "qwen3"), "take the rows of queries and keys for others")
     expect(problem(replace(LLAMA_8B, qkv_bias=True)), "wants a bias on the query-key-value projection and the output")
+
+
+def test_longrope_goes_into_hugging_face_directories() -> None:
+    model = replace(LLAMA_8B, long_rope=LongRope((1.0,), (2.0,), 4096, 1.2))
+    assert long_rope_has_a_format(LLAMA_8B, ("trtllm", "nemo")) is None
+    assert long_rope_has_a_format(model, ("hf", "compressed_tensors")) is None
+    expect(long_rope_has_a_format(model, ("hf", "trtllm")), "decoder llama have no place for the factors; use")
+    expect(long_rope_has_a_format(model, ("nemo",)), "NeMo's Phi3Config has no fields for its factors; use")
 
 
 def test_activations_that_readers_do_not_compute() -> None:

@@ -65,6 +65,27 @@ def test_what_only_some_families_compute(family: str, tmp_path: Path) -> None:
     assert (logits(tmp_path, TOKENS) - expected).abs().max() < 2e-4 * expected.abs().max()
 
 
+LONGROPE = {"type": "longrope", "short_factor": [1.0 + n / 8 for n in range(16)], "long_factor": [3.0] * 16}
+
+
+@pytest.mark.parametrize("context", [256, 16])
+def test_longrope(context: int, tmp_path: Path) -> None:
+    """The tokens are fewer than the model was trained on first, or more."""
+    make_hf("phi3", tmp_path, dtype="float32", rope_scaling=LONGROPE, original_max_position_embeddings=context)
+    model = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    assert 16 < TOKENS.shape[1] < 256
+    with torch.no_grad():
+        expected = model(TOKENS).logits
+    assert (logits(tmp_path, TOKENS) - expected).abs().max() < 2e-4 * expected.abs().max()
+    for wrong in ({"short_factor": [1.0] * 15}, {"long_factor": [-1.0] * 16}, {"mscale": 1.0}):
+        edit(tmp_path, rope_scaling=None, rope_parameters={"rope_theta": 10000.0, **LONGROPE, **wrong})
+        with pytest.raises(PtqError, match="expected short_factor and long_factor of 16 positive numbers each"):
+            open_model(tmp_path)
+    edit(tmp_path, rope_parameters={**LONGROPE, "original_max_position_embeddings": 8})
+    with pytest.raises(PtqError, match=f"has original_max_position_embeddings {context}, expected one number"):
+        open_model(tmp_path)
+
+
 def test_files_of_older_days(tmp_path: Path) -> None:
     model = build("llama3")
     model.save_pretrained(tmp_path, safe_serialization=False)
@@ -151,6 +172,11 @@ def test_gemma_computes_what_transformers_reads(tmp_path: Path) -> None:
         ({"residual_multiplier": 0.2}, "has residual_multiplier 0.2, which the reader does not know"),
         ({"rope_parameters": {"rope_theta": 2e4, "rope_type": "default"}}, "has rope_theta 10000.0 and 20000.0 in"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 2.0, "mscale": 1.0}}, "has rope_scaling with mscale"),
+        (
+            {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "attention_factor": 0.7}},
+            "scaling with attention_fa",
+        ),
+        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "'longrope', expected linear, llama3 or a Phi's"),
         ({"architectures": ["FalconForCausalLM"]}, "is of architecture FalconForCausalLM, not one of LlamaForCausalLM"),
         ({"hidden_act": "mish"}, "hidden_act 'mish' is not one of"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling of type 'yarn', expected linear or"),
