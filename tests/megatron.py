@@ -108,7 +108,7 @@ def write_megatron_lm(source: Path, root: Path, arguments: Namespace, layout: tu
     from megatron.core import dist_checkpointing
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-    from nemo_ptq.export.nemo.nemo_writer import _InTurn
+    from nemo_ptq.export.sharded_model import InTurn
     from tests import steps
 
     with steps.loaded(source, *layout) as model:
@@ -126,7 +126,7 @@ def write_megatron_lm(source: Path, root: Path, arguments: Namespace, layout: tu
             "model": model.module.sharded_state_dict(prefix=""),
             "optimizer": {"exp_avg": moment},
         }
-        dist_checkpointing.save(state, str(directory), _InTurn())
+        dist_checkpointing.save(state, str(directory), InTurn())
         if steps.is_first():
             (root / "latest_checkpointed_iteration.txt").write_text("12")
         dist.barrier()

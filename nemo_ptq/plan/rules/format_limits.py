@@ -24,6 +24,14 @@ def family_has_class(model: ModelSpec, family: Family, formats: Sequence[str]) -
     return None
 
 
+def formats_know_model(model: ModelSpec, formats: Sequence[str]) -> str | None:
+    """Every format asked for can describe the model."""
+    for name in formats:
+        if model.state_space is None and (reason := FORMATS[name].obstacle(model)):
+            return f"export_config.export_format={name}: {reason}; use another format"
+    return None
+
+
 def kv_cache_has_layers(
     family: Family,
     decoder: str,
