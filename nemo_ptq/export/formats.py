@@ -202,7 +202,10 @@ _BUILT_IN = (
         model_check="nemo_ptq.export.megatron.megatron_writer:check_exportable",
         model_obstacle="nemo_ptq.checkpoint.megatron.arguments:unknown_to_megatron",
         model_writer="nemo_ptq.export.megatron.megatron_writer:write_megatron_lm",
-        refused={**_CALIBRATED_ONLY, NO_QUANT: "nemo-ptq convert --format megatron makes an unquantized one"},
+        refused={
+            **_CALIBRATED_ONLY,
+            NO_QUANT: "it holds calibrated quantizers; use nemo-ptq convert --format megatron",
+        },
         without_kv_cache_alone=_WITHOUT_KV_CACHE_ALONE.format("Megatron-LM"),
         only_dtype="bfloat16",
         folder="release",

@@ -66,7 +66,7 @@ def experts_have_a_format(
     ):
         return None
     for format in map(FORMATS.__getitem__, formats):
-        known = (*format.experts, NO_QUANT)
+        known = [name for name in (*format.experts, NO_QUANT) if name not in format.refused]
         if model.num_experts is not None and scheme is not None and scheme not in format.experts:
             return (
                 f"quantization_config.algorithm={algorithm} cannot be exported for a mixture of experts: the readers "

@@ -20,6 +20,8 @@ from tests.ranks import run_ranks
 TOKENS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(5))
 # Of these ModelOpt stores an amax for each row or block, those of a gated layer in the order of the ranks that wrote.
 AMAX_FOR_ROWS = ("int8_sq", "int4_awq", "w4a8_awq")
+# Of logits in bfloat16, which each parallelism adds up in an order of its own.
+MOST = 0.05
 CHECKPOINT_OF = Callable[[str], Path]
 
 
@@ -137,14 +139,16 @@ def check_cells(checkpoint: Path, model: str, algorithms: Sequence[str], root: P
     for algorithm in algorithms:
         assert [check for check in verify(root / algorithm, load_tokenizer=True) if not check.ok] == []
     simulated = [algorithm for algorithm in algorithms if algorithm != "nvfp4"]
+    largest = dict.fromkeys(simulated, 0.0)
     for tp, pp in ((1, 1), (2, 1), (1, 2)):
         # A gated layer's are right at the parallelism that wrote them alone.
         those = [name for name in simulated if tp == 1 or name not in AMAX_FOR_ROWS]
         *_, found = run_ranks(restored, tp * pp, root, tp, pp, those, timeout=600)
         for algorithm in those:
-            assert distance(found[algorithm], expected[algorithm]) < 0.05, (algorithm, tp, pp)
-    for algorithm in simulated:
-        record(record_property, "megatron", model=model, algorithm=algorithm, outcome="equal")
+            largest[algorithm] = max(largest[algorithm], distance(found[algorithm], expected[algorithm]))
+    assert all(found < MOST for found in largest.values()), largest
+    for algorithm, found in largest.items():
+        record(record_property, "megatron", model=model, algorithm=algorithm, distance=found)
 
 
 def test_megatron_restores_the_calibrated_model(
