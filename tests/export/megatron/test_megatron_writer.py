@@ -3,7 +3,8 @@
 """Format "megatron": megatron-core and ModelOpt alone restore the calibrated model from it, at another parallelism."""
 
 from argparse import Namespace
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -106,6 +107,21 @@ def as_megatron_lm_builds(arguments: Namespace, tp: int, pp: int) -> Any:
     )
 
 
+@contextmanager
+def on_the_cpu() -> Iterator[None]:
+    """Has Megatron's attention do without two things that it takes from a GPU: its mask, and a seed for dropout."""
+    from megatron.core import tensor_parallel
+    from megatron.core.fusions import fused_softmax
+
+    from nemo_ptq.parallel.attributes import replaced
+
+    with (
+        replaced(fused_softmax, "get_default_causal_mask", lambda size: torch.ones(size, size).triu(1).bool()),
+        replaced(tensor_parallel, "get_cuda_rng_tracker", lambda: SimpleNamespace(fork=nullcontext)),
+    ):
+        yield
+
+
 def restored(root: Path, tp: int, pp: int, algorithms: Sequence[str]) -> dict[str, Any]:
     """Does what Megatron-LM's load_modelopt_state and load_modelopt_checkpoint do; returns the logits."""
     from megatron.core import dist_checkpointing
@@ -116,7 +132,8 @@ def restored(root: Path, tp: int, pp: int, algorithms: Sequence[str]) -> dict[st
 
     found = {}
     steps.quiet_libraries()
-    with process_groups(steps.read_launch(), steps.CPU, tensor_parallel=tp, pipeline_parallel=pp):
+    groups = process_groups(steps.read_launch(), steps.CPU, tensor_parallel=tp, pipeline_parallel=pp)
+    with groups, on_the_cpu():
         for algorithm in algorithms:
             assert (root / algorithm / "latest_checkpointed_iteration.txt").read_text() == "release"
             release = root / algorithm / "release"
