@@ -206,7 +206,7 @@ Face directories; GPT, which has no class there, was made as a NeMo checkpoint.
 
 Nemotron-H and Nemotron Nano v2 are in no table, since transformers 4 has no class for them: their jobs, at TP 1 and at
 TP 2 x PP 2, are in `tests/engine/test_hybrids.py`. They go into `hf` and `compressed_tensors` with every algorithm that
-the format takes; `trtllm` and `nemo` are refused.
+the format takes; `trtllm`, `nemo` and `megatron` are refused.
 
 NVFP4 is calibrated and packed on a CPU; ModelOpt simulates its rounding on GPUs only.
 """
@@ -260,7 +260,8 @@ A number is the largest distance between the logits of a model that megatron-cor
 that ModelOpt has calibrated: in the median over tokens, relative to the logits' norm, in bfloat16. Calibrated at TP 1,
 restored at TP 1, TP 2 and PP 2; int8_sq, int4_awq and w4a8_awq at TP 1 and PP 2. The tiny models of Llama 3.1 and 3.2
 scale their rotary embedding as Megatron-LM cannot, and are refused; Llama 2 and 3 stand for the row. NVFP4's files
-passed `nemo-ptq verify`; its logits take a GPU.
+passed `nemo-ptq verify`; its logits take a GPU. GPT and Nemotron, whose norms are stored minus one, megatron-core
+builds with Transformer Engine alone.
 """
 
 
