@@ -172,6 +172,7 @@ def _one_of(known: Collection[str]) -> Kind:
 _FORMATS = {
     **dict.fromkeys(("tensorrt", "tensorrt_llm", "tensorrt-llm", "qnemo"), "trtllm"),
     **dict.fromkeys(("huggingface", "hugging_face", "safetensors"), "hf"),
+    **dict.fromkeys(("megatron_lm", "megatron-lm", "mcore"), "megatron"),
 }
 _KINDS: Mapping[str, Kind] = {
     "size": Kind("a whole number of at least 1", lambda value: _is_whole(value) and value >= 1, int),

@@ -31,6 +31,7 @@ ALGORITHMS = (
 _AS_FAR_AS_RUN = {
     "hf": ("fp8_dynamic", "w4a16_nvfp4"),
     "compressed_tensors": ("w4a8_awq", "nvfp4", "fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
+    "megatron": ("fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"),
 }
 # Tensor x pipeline parallelism at which a model is calibrated for trtllm.
 CALIBRATIONS = ("1x1", "2x2")
@@ -68,6 +69,8 @@ ROWS = (
 )
 MODELS = [model for row in ROWS for model in row.models]
 MIXTURES = ("mixtral", "qwen3_moe")
+# Scaled embeddings, a gate with GELU, and rotary embeddings that are scaled as the tiny models' are.
+UNKNOWN_TO_MEGATRON = ("gemma", "gemma2", "gemma3", "gpt_geglu", "llama31", "llama32")
 
 
 def quick_first(names: Sequence[str], quick: Sequence[str]) -> list[Any]:
@@ -81,6 +84,7 @@ def carries(format: str, model: str, algorithm: str) -> bool:
     return (
         algorithm not in record.refused
         and not (record.is_hugging_face and model in GPT_VARIANTS)
+        and not (record.model_obstacle is not None and model in UNKNOWN_TO_MEGATRON)
         and (model not in MIXTURES or algorithm in (NO_QUANT, *record.experts))
     )
 
@@ -121,13 +125,17 @@ def _jobs() -> list[Result]:
 #   compressed_tensors  tests/export/huggingface/test_compressed_tensors.py: "distance" of transformers' logits;
 #                       and test_compressed_formats.py: the same of the reader's from transformers'
 #   nemo                tests/export/nemo/test_nemo_writer.py: what is "equal" after the checkpoint is restored
+#   megatron            tests/export/megatron/test_megatron_writer.py: "distance" of the logits of what megatron-core
+#                       restores
 KINDS: Mapping[str, list[Result]] = {
     "trtllm": _jobs(),
     "modelopt": _of_format("trtllm"),
     "hf": _of_format("hf"),
     "compressed_tensors": _of_format("compressed_tensors"),
     "nemo": _of_format("nemo"),
+    "megatron": _of_format("megatron"),
 }
+_KEYS = ("model", "algorithm", "calibration", "kv_cache")
 
 
 def record(record_property: Record, kind: str, **result: Any) -> None:
@@ -149,20 +157,20 @@ def read_reports(reports: Iterable[Path]) -> dict[str, list[Result]]:
                 for entry in case.iter("property"):
                     if (kind := entry.get("name")) in KINDS:
                         result = json.loads(entry.attrib["value"])
-                        found[kind][_key(kind, result)] = result
+                        found[kind][_key(result)] = result
     return {kind: [results[key] for key in sorted(results)] for kind, results in found.items()}
 
 
-def _key(kind: str, result: Result) -> str:
-    return json.dumps([result[name] for name in KINDS[kind][0]])
+def _key(result: Result) -> str:
+    return json.dumps([result[name] for name in _KEYS if name in result])
 
 
 def missing(results: Mapping[str, Iterable[Result]]) -> dict[str, list[Result]]:
     """The cells that no result tells of, by kind; kinds without such cells are left out."""
     lost = {}
     for kind, cells in KINDS.items():
-        shown = {_key(kind, result) for result in results.get(kind, ())}
-        if without := [cell for cell in cells if _key(kind, cell) not in shown]:
+        shown = {_key(result) for result in results.get(kind, ())}
+        if without := [cell for cell in cells if _key(cell) not in shown]:
             lost[kind] = without
     return lost
 
@@ -177,7 +185,7 @@ def merged(old: Mapping[str, list[Result]], new: Mapping[str, list[Result]]) -> 
     for kind in KINDS:
         told = {result["model"] for result in new[kind]}
         kept = [result for result in old.get(kind, []) if result["model"] not in told]
-        results[kind] = sorted([*kept, *new[kind]], key=lambda result, kind=kind: _key(kind, result))
+        results[kind] = sorted([*kept, *new[kind]], key=_key)
     for kind, cells in missing(results).items():
         sys.exit(f"{len(cells)} cells of {kind} have no result, {cells[0]} among them: the document stays as it is")
     return results
@@ -198,7 +206,7 @@ Face directories; GPT, which has no class there, was made as a NeMo checkpoint.
 
 Nemotron-H and Nemotron Nano v2 are in no table, since transformers 4 has no class for them: their jobs, at TP 1 and at
 TP 2 x PP 2, are in `tests/engine/test_hybrids.py`. They go into `hf` and `compressed_tensors` with every algorithm that
-the format takes; `trtllm` and `nemo` are refused.
+the format takes; `trtllm`, `nemo` and `megatron` are refused.
 
 NVFP4 is calibrated and packed on a CPU; ModelOpt simulates its rounding on GPUs only.
 """
@@ -246,6 +254,16 @@ and the checkpoint that is made straight from the Hugging Face directory, where 
 **= tensors**: all of this without logits, which take a GPU.
 """
 
+_MEGATRON = """
+A number is the largest distance between the logits of a model that megatron-core builds from the arguments in
+`common.pt`, and that it and ModelOpt's `restore_sharded_modelopt_state` restore from the files, and those of the model
+that ModelOpt has calibrated: in the median over tokens, relative to the logits' norm, in bfloat16. Calibrated at TP 1,
+restored at TP 1, TP 2 and PP 2; int8_sq, int4_awq and w4a8_awq at TP 1 and PP 2. The tiny models of Llama 3.1 and 3.2
+scale their rotary embedding as Megatron-LM cannot, and are refused; Llama 2 and 3 stand for the row. NVFP4's files
+passed `nemo-ptq verify`; its logits take a GPU. GPT and Nemotron, whose norms are stored minus one, megatron-core
+builds with Transformer Engine alone.
+"""
+
 
 def _table(cell: Callable[[Row, str], str]) -> list[str]:
     """A table of families and algorithms."""
@@ -262,7 +280,9 @@ def render(results: Mapping[str, Sequence[Result]]) -> str:
 
     def of(kind: str, row: Row, algorithm: str) -> list[Result]:
         return [
-            result for result in results[kind] if result["model"] in row.models and result["algorithm"] == algorithm
+            result
+            for result in results.get(kind, ())
+            if result["model"] in row.models and result["algorithm"] == algorithm
         ]
 
     def trtllm(row: Row, algorithm: str) -> str:
@@ -287,6 +307,7 @@ def render(results: Mapping[str, Sequence[Result]]) -> str:
         "hf": _HF,
         "compressed_tensors": _COMPRESSED_TENSORS,
         "nemo": _NEMO,
+        "megatron": _MEGATRON,
     }
     lines = [_INTRODUCTION, "| Family | sizes users have | TensorRT-LLM's decoder |", "|---|---|---|"]
     lines += [f"| {row.name} | {row.sizes} | {row.decoder} |" for row in ROWS]

@@ -94,7 +94,9 @@ def training_arguments(**changes: Any) -> Namespace:
     return Namespace(**{**defaults, **training, **changes})
 
 
-def write_megatron_lm(source: Path, root: Path, arguments: Namespace, layout: tuple[int, int] = (1, 1)) -> None:
+def write_megatron_lm(
+    source: Path, root: Path, arguments: Namespace, layout: tuple[int, int] = (1, 1), as_core_019: bool = False
+) -> None:
     """Writes what Megatron-LM's training leaves; every rank calls it.
 
     Args:
@@ -102,13 +104,14 @@ def write_megatron_lm(source: Path, root: Path, arguments: Namespace, layout: tu
         root: The directory to make.
         arguments: Of the training.
         layout: Tensor and pipeline parallelism, which make up the world.
+        as_core_019: Whether what ranks have in common is an object among the tensors, as from Megatron-Core 0.19 on.
     """
     import torch
     import torch.distributed as dist
     from megatron.core import dist_checkpointing
-    from megatron.core.dist_checkpointing.mapping import ShardedTensor
+    from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 
-    from nemo_ptq.export.nemo.nemo_writer import _InTurn
+    from nemo_ptq.export.sharded_model import InTurn
     from tests import steps
 
     with steps.loaded(source, *layout) as model:
@@ -119,15 +122,14 @@ def write_megatron_lm(source: Path, root: Path, arguments: Namespace, layout: tu
         moment = ShardedTensor.from_rank_offsets(
             "optimizer.state.exp_avg.decoder.final_layernorm.weight", torch.zeros(4), replica_id=dist.get_rank()
         )
-        state = {
-            "args": arguments,
-            "checkpoint_version": 3.0,
-            "iteration": 12,
-            "model": model.module.sharded_state_dict(prefix=""),
-            "optimizer": {"exp_avg": moment},
-        }
-        dist_checkpointing.save(state, str(directory), _InTurn())
+        common = {"args": arguments, "checkpoint_version": 3.0, "iteration": 12}
+        if as_core_019:
+            common = {"common_state": ShardedObject("common_state", common, (1,), (0,), dist.get_rank())}
+        sharded = {"model": model.module.sharded_state_dict(prefix=""), "optimizer": {"exp_avg": moment}}
+        dist_checkpointing.save({**common, **sharded}, str(directory), InTurn())
         if steps.is_first():
+            if as_core_019:
+                (directory / "common.pt").unlink()
             (root / "latest_checkpointed_iteration.txt").write_text("12")
         dist.barrier()
 

@@ -5,7 +5,7 @@
 import io
 import pickle
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
 from nemo_ptq.untrusted import FileError, open_file
@@ -67,14 +67,27 @@ class InertUnpickler(pickle.Unpickler):
         return Record()
 
 
-def read_saved(path: Path) -> Any:
+def _part(path: Path, whole: IO[bytes], start: int, length: int) -> IO[bytes]:
+    if length > _MOST_BYTES:
+        raise FileError(path, f"has an object of more than {_MOST_BYTES} bytes")
+    whole.seek(start)
+    return io.BytesIO(whole.read(length))
+
+
+def read_saved(path: Path, start: int = 0, length: int | None = None) -> Any:
     """Reads what ``torch.save`` has written, tensors left out.
+
+    Args:
+        path: The file.
+        start: First byte there.
+        length: How many bytes; None for all.
 
     Raises:
         FileError: If the file is missing or damaged, or is not one of torch's.
     """
-    with open_file(path) as file:
+    with open_file(path) as whole:
         try:
+            file = whole if length is None else _part(path, whole, start, length)
             with ZipFile(file) as archive:
                 entry = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
                 if entry.file_size > _MOST_BYTES:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from nemo_ptq.errors import PtqError
+
 
 @dataclass(frozen=True)
 class Tokenizer:
@@ -26,6 +28,21 @@ class Tokenizer:
         tokens = self.ids_to_tokens(ids)
         special = set(self.tokenizer.all_special_tokens)
         return self.tokenizer.convert_tokens_to_string([token for token in tokens if token not in special])
+
+
+def transformers_tokenizer(tokenizer: Any) -> Any:
+    """Returns transformers' tokenizer in a job's, which can be saved as a directory.
+
+    Raises:
+        PtqError: If there is none in it.
+    """
+    inner = getattr(tokenizer, "tokenizer", None)
+    if not hasattr(inner, "save_pretrained"):
+        raise PtqError(
+            f"{type(tokenizer).__name__} cannot be saved as a Hugging Face tokenizer: give tokenizer_path= a "
+            "Hugging Face directory that holds the same tokenizer"
+        )
+    return inner
 
 
 def with_nemos_special_tokens(tokenizer: Any) -> Any:

@@ -90,7 +90,7 @@ def convert(
     Args:
         source: A NeMo 2.0 checkpoint, a Hugging Face directory, or a checkpoint of Megatron-LM or Megatron-Bridge.
         output: Directory to make. It appears whole or not at all.
-        name: What to make: one of :data:`WRITERS`.
+        name: What to make: one of :data:`TARGETS`.
         tokenizer: Hugging Face directory with the tokenizer, in place of the checkpoint's own.
         reporter: Follows it.
         adapter: A LoRA adapter that is merged into the weights; None for none.
@@ -100,27 +100,28 @@ def convert(
             stands there.
         VerificationError: If what was written is not what was read.
     """
-    if name not in WRITERS:
-        raise PtqError(f"--format {name} is not known: choose one of {', '.join(WRITERS)}")
+    if name not in TARGETS:
+        raise PtqError(f"--format {name} is not known: choose one of {', '.join(TARGETS)}")
+    target = TARGETS[name]
     _check_output(source, output)
     if link := next(links_out_of(source), None):
         raise PtqError(f"the link {link} leads out of {source}: put the file itself in its place, or remove the link")
     with reporter.step("load"):
         model = _open(source, adapter)
         own = model.load_tokenizer() if tokenizer is None else load_tokenizer(tokenizer)
-    if own is None and name != "megatron":
+    if own is None and target.needs_tokenizer:
         raise PtqError(
             f"{source} has no tokenizer that can be loaded: give --tokenizer the Hugging Face directory of the "
             "tokenizer that the model was trained with"
         )
     with reserved(output), atomic_directory(output) as staging:
         with reporter.step("convert"):
-            WRITERS[name](model, staging, own, tokenizer is not None)
+            target.write(model, staging, own, tokenizer is not None)
         with reporter.step("verify"):
-            count = _check_same(model, _read_back(staging, name))
-            if name != "megatron":
-                write_manifest(staging, {}, {"format": name, "producer": producer(), "arguments": {}})
-                _verify(staging)
+            read_metadata(staging)  # looks at all that the files say of themselves
+            count = _check_same(model, target.read(staging))
+            write_manifest(staging, {}, {"format": name, "producer": producer(), "arguments": {}})
+            _verify(staging)
     reporter.say(f"{output} is ready: {count} tensors, each equal to that of {source}")
 
 
@@ -217,29 +218,42 @@ def _write_nemo(model: _Model, directory: Path, tokenizer: Any, replaced: bool) 
 def _write_megatron(model: _Model, directory: Path, tokenizer: Any, replaced: bool) -> None:
     from nemo_ptq.checkpoint.megatron.writer import write_megatron  # imports Megatron
 
-    if model.spec.state_space is not None:
-        raise PtqError(f"--format megatron is not for {model.family.name}, whose layers are unlike: use hf or nemo")
     write_megatron(directory, model.spec, model.config, model.parts, tokenizer)
 
 
-WRITERS: Mapping[str, Callable[[_Model, Path, Any, bool], None]] = {
-    "hf": _write_hugging_face,
-    "nemo": _write_nemo,
-    "megatron": _write_megatron,
-}
-"""What a checkpoint can be made into."""
-
-
-def _read_back(directory: Path, name: str) -> Sequence[TensorPart]:
-    read_metadata(directory)  # looks at all that the files say of themselves
-    if name == "nemo":
-        return checkpoint_parts(directory)
-    if name == "megatron":
-        from nemo_ptq.checkpoint.megatron.model import MegatronModel
-
-        return MegatronModel(directory).parts
+def _read_hugging_face(directory: Path) -> Sequence[TensorPart]:
     described = describe(directory)
     return megatron_parts(described, described.settings["vocab_size"])
+
+
+def _read_megatron(directory: Path) -> Sequence[TensorPart]:
+    from nemo_ptq.checkpoint.megatron.model import MegatronModel
+
+    return MegatronModel(directory).parts
+
+
+@dataclass(frozen=True)
+class _Target:
+    """What a checkpoint can be made into.
+
+    Attributes:
+        write: Writes a model into a directory, with Hugging Face's tokenizer, and is told whether that is another than
+            the checkpoint's own.
+        read: Returns every part of every tensor of what was written.
+        needs_tokenizer: Whether there is none of it without a tokenizer.
+    """
+
+    write: Callable[[_Model, Path, Any, bool], None]
+    read: Callable[[Path], Sequence[TensorPart]]
+    needs_tokenizer: bool = True
+
+
+TARGETS: Mapping[str, _Target] = {
+    "hf": _Target(_write_hugging_face, _read_hugging_face),
+    "nemo": _Target(_write_nemo, checkpoint_parts),
+    "megatron": _Target(_write_megatron, _read_megatron, needs_tokenizer=False),
+}
+"""What a checkpoint can be made into, by the names of ``--format``."""
 
 
 def _check_same(model: _Model, written: Sequence[TensorPart]) -> int:

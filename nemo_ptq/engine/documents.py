@@ -22,6 +22,7 @@ from nemo_ptq.verify.context import read_model_yaml, tokenizer_path
 from nemo_ptq.verify.huggingface.hf_directory import is_hugging_face
 from nemo_ptq.verify.manifest import MANIFEST
 from nemo_ptq.verify.model_config import load_json
+from nemo_ptq.verify.nemo.megatron_model import is_megatron, tokenizer_of
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,22 @@ def load_tokenizer(directory: Path) -> Any:
     Raises:
         PtqError: If its files are missing or damaged.
     """
-    path = directory if is_hugging_face(directory) else tokenizer_path(directory, read_model_yaml(directory))
+    path = _tokenizer_of(directory)
     try:
         return _load_tokenizer(path)
     except Exception as error:  # every tokenizer class raises its own kinds
         reason = str(error).partition("\n")[0]
         raise PtqError(f"{path} has no tokenizer that can be loaded ({reason}): copy or export it again") from error
+
+
+def _tokenizer_of(directory: Path) -> Path:
+    if is_hugging_face(directory):
+        return directory
+    if is_megatron(directory):
+        if (found := tokenizer_of(directory)) is None:
+            raise PtqError(f"{directory} has no tokenizer/ beside its weights: copy that of the model there")
+        return found
+    return tokenizer_path(directory, read_model_yaml(directory))
 
 
 def _load_tokenizer(path: Path) -> Any:

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from nemo_ptq.config import NO_QUANT
 from nemo_ptq.errors import PtqError
 from nemo_ptq.plugins import locate
 
@@ -37,6 +38,8 @@ class Format:
             :class:`~nemo_ptq.export.source.Source`; None where it is not made of packed tensors, block by block.
         model_check: Dotted path of what refuses a model with a PtqError, called with its shape, its family and NeMo's
             tokenizer; None where its readers load whatever NeMo has built.
+        model_obstacle: Dotted path of what says, of a model's shape alone, why it is not for the format, or None; a
+            plan calls it.
         state_adapter: Dotted path of what makes the calibration state that the format can hold of a state, the model's
             shape and the least activation amax; None where that is the state as it is.
         model_writer: Dotted path of what writes the whole calibrated model, where it is not packed.
@@ -45,6 +48,7 @@ class Format:
             instead; None where it can.
         experts: Schemes that it carries for a mixture of experts.
         only_dtype: The data type that unquantized tensors must have, by torch's name; None if the user may choose.
+        folder: Directory of its weights, where it holds the whole model.
         is_tensorrt_llm: Whether its readers are TensorRT-LLM's, with a decoder type and kernels of its own.
         has_parallelism: Whether its files are cut for the tensor and pipeline parallelism of the server.
         mixes_schemes: Whether it can hold layers that are quantized in several ways.
@@ -57,12 +61,14 @@ class Format:
     summary: str
     packed_export: str | None = None
     model_check: str | None = None
+    model_obstacle: str | None = None
     state_adapter: str | None = None
     model_writer: str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
     without_kv_cache_alone: str | None = None
     experts: tuple[str, ...] = ("fp8",)
     only_dtype: str | None = None
+    folder: str = ""
     is_tensorrt_llm: bool = False
     has_parallelism: bool = False
     mixes_schemes: bool = False
@@ -98,6 +104,10 @@ class Format:
         if self.model_check is not None:
             locate(self.model_check)(shape, family, tokenizer)
 
+    def obstacle(self, shape: "ModelSpec") -> str | None:
+        """Says why a model is not for the format, as far as its shape tells; None where nothing is known against it."""
+        return None if self.model_obstacle is None else locate(self.model_obstacle)(shape)
+
     def write_model(self, model: "LoadedModel", job: "Job", directory: "Path") -> "list[Path]":
         """Writes the whole model; every rank calls it.
 
@@ -124,6 +134,14 @@ class Format:
         """
         return state if self.state_adapter is None else locate(self.state_adapter)(state, shape, amax_floor)
 
+
+# Of formats that hold the whole model with ModelOpt's quantizers.
+_CALIBRATED_ONLY = {
+    "fp8_dynamic": "it holds calibrated quantizers; use export_format=compressed_tensors",
+    "int8_dynamic": "it holds calibrated quantizers; use export_format=compressed_tensors",
+    "w4a16_nvfp4": "it holds calibrated quantizers; use export_format=hf",
+}
+_WITHOUT_KV_CACHE_ALONE = "{} resumes from quantized weights; use export_format=compressed_tensors or trtllm"
 
 _BUILT_IN = (
     Format(
@@ -173,13 +191,24 @@ _BUILT_IN = (
         "nemo",
         "a NeMo 2.0 checkpoint with ModelOpt's quantizers, for training or another export",
         model_writer="nemo_ptq.export.nemo.nemo_writer:write_nemo",
-        refused={
-            "fp8_dynamic": "it holds calibrated quantizers; use export_format=compressed_tensors",
-            "int8_dynamic": "it holds calibrated quantizers; use export_format=compressed_tensors",
-            "w4a16_nvfp4": "it holds calibrated quantizers; use export_format=hf",
-        },
-        without_kv_cache_alone="NeMo resumes from quantized weights; use export_format=compressed_tensors or trtllm",
+        refused=_CALIBRATED_ONLY,
+        without_kv_cache_alone=_WITHOUT_KV_CACHE_ALONE.format("NeMo"),
         only_dtype="bfloat16",
+        folder="weights",
+    ),
+    Format(
+        "megatron",
+        "Megatron-LM's checkpoint with ModelOpt's quantizers, for its training or another export",
+        model_check="nemo_ptq.export.megatron.megatron_writer:check_exportable",
+        model_obstacle="nemo_ptq.checkpoint.megatron.arguments:unknown_to_megatron",
+        model_writer="nemo_ptq.export.megatron.megatron_writer:write_megatron_lm",
+        refused={
+            **_CALIBRATED_ONLY,
+            NO_QUANT: "it holds calibrated quantizers; use nemo-ptq convert --format megatron",
+        },
+        without_kv_cache_alone=_WITHOUT_KV_CACHE_ALONE.format("Megatron-LM"),
+        only_dtype="bfloat16",
+        folder="release",
     ),
 )
 

@@ -15,6 +15,7 @@ import yaml
 
 from nemo_ptq.checkpoint.megatron.directories import is_megatron
 from nemo_ptq.checkpoint.metadata import described_model, is_hugging_face, with_plain_names
+from nemo_ptq.checkpoint.tokenizers import transformers_tokenizer
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import read_json, read_yaml
 
@@ -43,7 +44,7 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
     elif is_megatron(checkpoint):
         from nemo_ptq.checkpoint.megatron.model import MegatronModel
 
-        MegatronModel(checkpoint).write_context(directory, _of_transformers(tokenizer))
+        MegatronModel(checkpoint).write_context(directory, transformers_tokenizer(tokenizer))
         return
     else:
         _copy(checkpoint / "context", directory)
@@ -58,21 +59,6 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
     name = _save_tokenizer(tokenizer, directory, field)
     _point_model_yaml_at(directory / "model.yaml", field, str(path), name)
     _point_io_json_at(directory / "io.json", field, name)
-
-
-def _of_transformers(tokenizer: Any) -> Any:
-    """Hugging Face's tokenizer in NeMo's.
-
-    Raises:
-        PtqError: If there is none.
-    """
-    inner = getattr(tokenizer, "tokenizer", None)
-    if not hasattr(inner, "save_pretrained"):
-        raise PtqError(
-            f"{type(tokenizer).__name__} cannot be saved into the context of a NeMo checkpoint: give tokenizer_path= a "
-            "Hugging Face directory with the same tokenizer"
-        )
-    return inner
 
 
 def _copy(source: Path, target: Path) -> None:

@@ -29,6 +29,7 @@ from nemo_ptq.verify.trtllm.expected_tensors import ALGORITHMS, rank_tensors
 
 # Where a format keeps the context; Hugging Face's have the tokenizer's files among their own.
 _CONTEXTS = {"trtllm": "nemo_context/", "nemo": "context/"}
+_TOKENIZERS = {"megatron": "release/tokenizer/"}
 # What a size that is not exact has at least of what it says.
 _ABOUT = 0.9
 _NEMOS_OWN = ("io.json", "model.yaml", "hf_config.json")
@@ -107,8 +108,8 @@ def weight_files(
 ) -> Iterator[FileSize]:
     """The files with the weights.
 
-    A Hugging Face directory has about as many bytes as TensorRT-LLM's, where that has the algorithm; a NeMo
-    checkpoint's weights are not packed.
+    A Hugging Face directory has about as many bytes as TensorRT-LLM's, where that has the algorithm; NeMo's and
+    Megatron's weights are not packed.
     """
     for name in export.formats:
         prefix = f"{name}/" if export.has_subdirectories else ""
@@ -122,7 +123,7 @@ def weight_files(
                 exact = quantization.algorithm_name != CUSTOM
                 yield replace(file, name=prefix + file.name, exact=exact)
         elif not format.is_packed:
-            yield FileSize(f"{prefix}weights/*.distcp", 2 * model_parameters(model), exact=False)
+            yield FileSize(f"{prefix}{format.folder}/*.distcp", 2 * model_parameters(model), exact=False)
         elif model.state_space is not None or _is_counted(algorithm_of(quantization)):
             linears, each = linear_parameters(model), algorithm_of(quantization).packed_bytes_of(quantization)
             size = 2 * (model_parameters(model) - linears) + each * linears
@@ -141,7 +142,7 @@ def context_files(checkpoint: Path, export: ExportConfig) -> Iterator[FileSize]:
         prefix = f"{name}/" if export.has_subdirectories else ""
         place, size = _CONTEXTS.get(name), sum(files.values())
         if place is None:
-            place, size = "tokenizer*", tokenizer
+            place, size = _TOKENIZERS.get(name, "tokenizer*"), tokenizer
         if size:
             yield FileSize(prefix + place, size, exact=False)
 

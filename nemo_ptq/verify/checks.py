@@ -5,12 +5,13 @@
 import re
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify import context, manifest
 from nemo_ptq.verify.huggingface import hf_directory
 from nemo_ptq.verify.model_config import Config
-from nemo_ptq.verify.nemo import nemo_checks
+from nemo_ptq.verify.nemo import megatron_model, nemo_checks
 from nemo_ptq.verify.nemo.sharded_tensors import ShardedTensors
 from nemo_ptq.verify.readers import REGISTERED, Check, Reader
 from nemo_ptq.verify.tensor_file import TensorFile
@@ -57,6 +58,11 @@ def _nemo(path: Path, load_tokenizer: bool) -> Iterator[Check]:
     yield from _guarded("tokenizer", _nemo_tokenizer_checks(path, load_tokenizer))
 
 
+def _megatron(path: Path, load_tokenizer: bool) -> Iterator[Check]:
+    yield from _guarded("weights", _megatron_checks(path))
+    yield from _guarded("tokenizer", _megatron_tokenizer_checks(path, load_tokenizer))
+
+
 def _qnemo(path: Path, load_tokenizer: bool) -> Iterator[Check]:
     yield from _guarded("config.json", _config_and_tensor_checks(path))
     yield from _guarded("tokenizer", _context_checks(path, load_tokenizer))
@@ -66,6 +72,7 @@ def _qnemo(path: Path, load_tokenizer: bool) -> Iterator[Check]:
 _READERS = (
     Reader("huggingface", hf_directory.is_hugging_face, _hugging_face),
     Reader("nemo", nemo_checks.is_nemo, _nemo),
+    Reader("megatron", megatron_model.is_megatron, _megatron),
     Reader("trtllm", lambda directory: True, _qnemo),
 )
 
@@ -121,19 +128,51 @@ def _manifest_checks(directory: Path, checksums: bool) -> Iterator[Check]:
 
 def _nemo_checks(directory: Path) -> Iterator[Check]:
     files = ShardedTensors(directory)
-    problems = nemo_checks.missing_files(directory) or files.file_problems()
-    if problems:
+    if problems := nemo_checks.missing_files(directory) or files.file_problems():
         yield _check("weights", problems, "")
         return
+    model = context.read_model_yaml(directory).get("config")
+    yield from _sharded_checks(directory / "weights", files, "context/model.yaml", model)
+
+
+def _megatron_checks(directory: Path) -> Iterator[Check]:
+    iteration = megatron_model.iteration_of(directory)
+    options = megatron_model.read_options(iteration)
+    files = megatron_model.read_tensors(iteration, options)
+    if problems := files.file_problems():
+        yield _check("weights", problems, "")
+        return
+    yield from _sharded_checks(iteration, files, f"what describes the model in {iteration.name}/", options)
+
+
+def _sharded_checks(weights: Path, files: ShardedTensors, source: str, described: Any) -> Iterator[Check]:
+    """Checks torch_dist files against the model that something beside them describes.
+
+    Args:
+        weights: Their directory.
+        files: What is in them.
+        source: Where the description was read.
+        described: The model's fields, under NeMo's names.
+    """
     stored = files.shapes
-    model = nemo_checks.read_sizes(directory, stored)
+    model = nemo_checks.read_sizes(source, described, stored)
     yield Check("weights", True, f"{len(stored)} entries, all of their shards whole")
-    yield _check("shapes", nemo_checks.weight_problems(model, stored), "as context/model.yaml promises")
-    if not model.has_quantizers and not (directory / "weights" / "modelopt_state").exists():
+    yield _check("shapes", nemo_checks.weight_problems(model, stored), f"as {source} promises")
+    if not model.has_quantizers and not (weights / "modelopt_state").exists():
         yield Check("coverage", True, "no layer is quantized")
         return
-    problems = nemo_checks.quantizer_problems(directory, stored)
+    problems = nemo_checks.quantizer_problems(weights, stored)
     yield _check("modelopt_state", problems, f"quantizers of {nemo_checks.quantized_layers(stored)} linear layers")
+
+
+def _megatron_tokenizer_checks(directory: Path, load_tokenizer: bool) -> Iterator[Check]:
+    path = megatron_model.tokenizer_of(directory)
+    if path is None:
+        yield Check("tokenizer", True, "none in it: Megatron-LM is told of one that is elsewhere")
+        return
+    yield _check("tokenizer", context.vocabulary_problems(path), f"in {path.parent.name}/{path.name}/")
+    if load_tokenizer:
+        yield _check("tokenizer round trip", context.round_trip_problems(path), "text survives it")
 
 
 def _nemo_tokenizer_checks(directory: Path, load_tokenizer: bool) -> Iterator[Check]:

@@ -90,10 +90,8 @@ def tokenizer_problems(path: Path, config: Config) -> list[str]:
     """What keeps the tokenizer's files from being restored, found by reading them only."""
     if path.is_file():
         return [] if path.stat().st_size else [f"{path.name} is empty"]
-    if not any(all((path / name).is_file() for name in names) for names in _VOCABULARIES):
-        names = ", ".join(sorted(item.name for item in path.iterdir()))
-        return [f"{path.name}/ holds no vocabulary: needs tokenizer.json, tokenizer.model or vocab.json; found {names}"]
-    problems = []
+    if problems := vocabulary_problems(path):
+        return problems
     settings = load_json(path / "tokenizer_config.json")
     if "auto_map" in settings:
         problems.append(f"{path.name}/tokenizer_config.json names code to run (auto_map)")
@@ -104,6 +102,14 @@ def tokenizer_problems(path: Path, config: Config) -> list[str]:
         elif largest >= config.vocab_size:
             problems.append(f"{path.name}/tokenizer.json has token {largest}, beyond vocab_size {config.vocab_size}")
     return problems
+
+
+def vocabulary_problems(path: Path) -> list[str]:
+    """What keeps a Hugging Face tokenizer's directory from being loaded, by the names of its files."""
+    if any(all((path / name).is_file() for name in names) for names in _VOCABULARIES):
+        return []
+    names = ", ".join(sorted(item.name for item in path.iterdir()))
+    return [f"{path.name}/ holds no vocabulary: needs tokenizer.json, tokenizer.model or vocab.json; found {names}"]
 
 
 def _largest_token(tokenizer: dict[str, Any]) -> int | None:

@@ -17,7 +17,8 @@ from torch import nn
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.forward_pass import CPU, open_model, run_layers
 from nemo_ptq.verify.intervals import Interval, bootstrap_interval
-from nemo_ptq.verify.model_config import ModelConfig
+from nemo_ptq.verify.manifest import MANIFEST
+from nemo_ptq.verify.model_config import ModelConfig, load_json
 from nemo_ptq.verify.weights import Weights
 
 # Positions whose next-token distributions are in memory at a time.
@@ -164,6 +165,24 @@ def require_same_model(model: ModelConfig, baseline: ModelConfig) -> None:
             raise PtqError(
                 f"the baseline is another model than the exported one: its {name} is {expected}, not {found}"
             )
+
+
+def require_merged_baseline(directory: Path, baseline: Path) -> None:
+    """Refuses to compare a model that an adapter was merged into with the checkpoint as it was before.
+
+    Raises:
+        PtqError: If the baseline is the checkpoint that the directory was made of, with an adapter.
+    """
+    try:
+        arguments = load_json(directory / MANIFEST)["arguments"]
+        adapter, source = arguments.get("adapter"), arguments.get("nemo_checkpoint")
+    except (PtqError, KeyError, AttributeError):
+        return  # of no job of ours
+    if adapter is not None and source is not None and Path(source).resolve() == baseline.resolve():
+        raise PtqError(
+            f"{directory} has the adapter {adapter} merged into it, and the baseline {baseline} has not: give the "
+            f"directory that `nemo-ptq convert {baseline} MERGED --format hf --adapter {adapter}` makes"
+        )
 
 
 def evaluate(

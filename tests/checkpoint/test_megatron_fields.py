@@ -211,6 +211,8 @@ def test_an_iteration_that_is_not_whole_is_told(tmp_path: Path) -> None:
     (tmp_path / "latest_checkpointed_iteration.txt").write_text("7")
     with pytest.raises(PtqError, match="names iteration '7', and found are iter_0000005, iter_0000010"):
         iteration_of(tmp_path)
+    with pytest.raises(PtqError, match=r"lacks metadata\.json: it is in fsdp_dtensor or torch_dcp format"):
+        iteration_of(iteration(tmp_path, 15, ".metadata", "run_config.yaml"))
 
 
 def test_the_legacy_format_is_told(tmp_path: Path) -> None:

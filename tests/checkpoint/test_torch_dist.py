@@ -46,7 +46,7 @@ def save_in_shards(checkpoint: Path, directory: Path) -> None:
     from megatron.core import dist_checkpointing
 
     from nemo_ptq.checkpoint.known_tensors import PREFIX
-    from nemo_ptq.export.nemo.nemo_writer import _InTurn
+    from nemo_ptq.export.sharded_model import InTurn
     from tests import steps
 
     with steps.loaded(checkpoint, 2, 2) as model:
@@ -54,7 +54,7 @@ def save_in_shards(checkpoint: Path, directory: Path) -> None:
             (directory / "weights").mkdir(parents=True)
         dist.barrier()
         state = {"sharded_state_dict": model.module.sharded_state_dict(prefix=PREFIX)}
-        dist_checkpointing.save(state, str(directory / "weights"), _InTurn())
+        dist_checkpointing.save(state, str(directory / "weights"), InTurn())
 
 
 @pytest.mark.parametrize("model", ["gemma", "mixtral", "starcoder", "gpt_swiglu"])

@@ -79,7 +79,10 @@ def test_the_jobs_figures_are_those_of_its_files(algorithm: str, demo: Demo, exp
 @pytest.fixture(scope="module")
 def every_format(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """Exports the demo model with an algorithm in all formats that hold it, once."""
-    formats = {"fp8": "[trtllm,hf,compressed_tensors,nemo]", "int8_sq": "[trtllm,compressed_tensors,nemo]"}
+    formats = {
+        "fp8": "[trtllm,hf,compressed_tensors,nemo,megatron]",
+        "int8_sq": "[trtllm,compressed_tensors,nemo,megatron]",
+    }
 
     @cache
     def make(algorithm: str) -> Path:

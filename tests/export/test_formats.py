@@ -37,7 +37,13 @@ def test_anything_else_names_none(value: Any) -> None:
 
 @pytest.mark.parametrize("format", FORMATS.values(), ids=lambda format: format.name)
 def test_what_a_record_names_is_there(format: Format) -> None:
-    paths = (format.packed_export, format.model_check, format.state_adapter, format.model_writer)
+    paths = (
+        format.packed_export,
+        format.model_check,
+        format.model_obstacle,
+        format.state_adapter,
+        format.model_writer,
+    )
     assert all(callable(locate(path)) for path in paths if path is not None)
     assert format.is_packed == (format.model_writer is None)
 
@@ -64,8 +70,9 @@ def test_the_documents_table_says_what_a_format_can_carry(format: str) -> None:
             assert table[algorithm].startswith("yes")
         else:
             assert table[algorithm].startswith("use ")
-            assert reason.endswith(f"use export_format={table[algorithm].removeprefix('use ')}")
-    assert set(table["mixtures of experts"].split(", ")) == {*record.experts, NO_QUANT}
+            way_out = table[algorithm].removeprefix("use ")
+            assert reason.endswith((f"use export_format={way_out}", f"use {way_out}"))
+    assert set(table["mixtures of experts"].split(", ")) == {*record.experts, NO_QUANT} - record.refused.keys()
     assert table["families"].startswith("all with a Hugging Face class" if record.is_hugging_face else "all")
     assert (table["inference TP, PP"] == "cut for them") == record.has_parallelism
 

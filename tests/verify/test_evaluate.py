@@ -2,8 +2,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Perplexity, divergence and agreement on distributions whose answers are known."""
 
+import json
 import math
 from dataclasses import astuple
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,12 +22,14 @@ from nemo_ptq.verify.evaluate import (
     kl_divergence,
     next_token_nll,
     perplexity,
+    require_merged_baseline,
     require_same_model,
     score_document,
     summarize,
 )
 from nemo_ptq.verify.forward_pass import open_model, run_layers, stream_logits
 from nemo_ptq.verify.intervals import bootstrap_interval
+from nemo_ptq.verify.manifest import MANIFEST
 
 from .conftest import Pristine
 from .qnemo_writer import Recipe
@@ -197,3 +201,15 @@ def test_perplexity_of_a_directory_is_that_of_the_original(pristine: Pristine) -
 def test_perplexity_of_nothing_is_refused(pristine: Pristine) -> None:
     with pytest.raises(PtqError, match="two tokens or more"):
         perplexity(pristine("llama3", Recipe(tp=2)), [random_tokens(1)])
+
+
+def test_a_baseline_lacks_the_adapter_that_was_merged(tmp_path: Path) -> None:
+    base, other = tmp_path / "base", tmp_path / "other"
+    (tmp_path / "out" / "ptq").mkdir(parents=True)
+    arguments = {"nemo_checkpoint": str(base), "adapter": "/lora"}
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps({"arguments": arguments}))
+    with pytest.raises(PtqError, match=r"has the adapter /lora merged into it, .* --format hf --adapter /lora"):
+        require_merged_baseline(tmp_path / "out", base)
+    require_merged_baseline(tmp_path / "out", other)
+    (tmp_path / "out" / MANIFEST).write_text(json.dumps({"arguments": {"nemo_checkpoint": str(base)}}))
+    require_merged_baseline(tmp_path / "out", base)

@@ -12,14 +12,18 @@ from nemo_ptq.untrusted import read_json_object, read_text
 RUN_CONFIG = "run_config.yaml"
 """Megatron-Bridge's description of a training job, of each iteration."""
 COMMON = "common.pt"
-"""What the ranks of a job have in common; of Megatron-LM, its arguments."""
+"""What the ranks of a job have in common; of Megatron-LM, its arguments. Up to Megatron-Core 0.18."""
+COMMON_OBJECT = "common_state/shard_0_1"
+"""The same from Megatron-Core 0.19 on: an object in the torch_dist files, by its name in their index."""
 TOKENIZER = "tokenizer"
 """Where Megatron-Bridge keeps the tokenizer, of each iteration."""
-_LATEST = "latest_checkpointed_iteration.txt"
+LATEST = "latest_checkpointed_iteration.txt"
+"""Megatron-LM's tracker, which names the iteration to take."""
+RELEASE = "release"
+"""What a tracker names, and what the directory is called, of a checkpoint without an iteration."""
 _LATEST_OF_BRIDGE = "latest_train_state.pt"
 _INDEX, _FORMAT = ".metadata", "metadata.json"
 _ITERATION = re.compile(r"iter_(\d+)")
-_RELEASE = "release"
 # Of each rank, in the older format.
 _LEGACY = re.compile(r"mp_rank_\d+(_\d+)*")
 # Digits that a tracker may have, and some.
@@ -32,7 +36,7 @@ def is_megatron(path: Path) -> bool:
         return False
     if path.name == "weights" and (path.parent / "context").is_dir():
         return False  # of a NeMo checkpoint
-    marks = (_LATEST, _LATEST_OF_BRIDGE, RUN_CONFIG, COMMON, _INDEX)
+    marks = (LATEST, _LATEST_OF_BRIDGE, RUN_CONFIG, COMMON, _INDEX)
     return any((path / name).is_file() for name in marks) or any(_iterations(path)) or any(_legacy(path))
 
 
@@ -58,7 +62,12 @@ def iteration_of(path: Path) -> Path:
         backend = read_json_object(directory / _FORMAT).get("sharded_backend")
         if backend != "torch_dist":
             raise PtqError(f"{directory} is in format {backend}: save it with --ckpt-format torch_dist")
-    missing = [name for name in (_INDEX, _FORMAT, COMMON) if not (directory / name).is_file()]
+    missing = [name for name in (_INDEX, _FORMAT) if not (directory / name).is_file()]
+    if missing == [_FORMAT]:
+        raise PtqError(
+            f"{directory} lacks {_FORMAT}: it is in fsdp_dtensor or torch_dcp format, or was not copied whole; save it "
+            "with --ckpt-format torch_dist, or copy it again"
+        )
     if missing:
         others = ", ".join(entry.name for entry in _iterations(directory.parent) if entry != directory)
         raise PtqError(
@@ -86,17 +95,17 @@ def _legacy(path: Path) -> Iterator[Path]:
 def _latest(root: Path) -> Path:
     """The iteration that the tracker names, without a text the last one: Bridge's tracker is a pickle."""
     found = list(_iterations(root))
-    if not (root / _LATEST).is_file():
+    if not (root / LATEST).is_file():
         if not found:
             raise PtqError(f"{root} has a tracker and no iter_XXXXXXX/: give the root that the iterations are in")
         return found[-1]
-    text = read_text(root / _LATEST, _MOST_BYTES).strip()
-    if text == _RELEASE and (root / _RELEASE).is_dir():
-        return root / _RELEASE
+    text = read_text(root / LATEST, _MOST_BYTES).strip()
+    if text == RELEASE and (root / RELEASE).is_dir():
+        return root / RELEASE
     match = next((entry for entry in found if text.isdigit() and int(entry.name[len("iter_") :]) == int(text)), None)
     if match is None:
         raise PtqError(
-            f"{root / _LATEST} names iteration {text!r}, and found are {', '.join(map(_name, found)) or 'none'}: give "
+            f"{root / LATEST} names iteration {text!r}, and found are {', '.join(map(_name, found)) or 'none'}: give "
             "the directory of one of them, or copy the one that is missing"
         )
     return match

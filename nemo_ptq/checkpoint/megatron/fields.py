@@ -10,8 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.checkpoint.index import read_stored
 from nemo_ptq.checkpoint.inert import Record, read_saved
-from nemo_ptq.checkpoint.megatron.directories import COMMON, RUN_CONFIG
+from nemo_ptq.checkpoint.megatron.directories import COMMON, COMMON_OBJECT, RUN_CONFIG
 from nemo_ptq.checkpoint.megatron.options import check_options
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import read_yaml
@@ -87,11 +88,23 @@ def read_fields(iteration: Path) -> Fields:
     """
     if (iteration / RUN_CONFIG).is_file():
         return _of_bridge(iteration / RUN_CONFIG)
-    return _of_arguments(iteration / COMMON)
+    return _of_arguments(*_common_state(iteration))
 
 
-def _of_arguments(file: Path) -> Fields:
-    common = read_saved(file)
+def _common_state(iteration: Path) -> tuple[Path, Any]:
+    """Reads what the ranks of a job have in common; returns the file that it is in as well."""
+    file = iteration / COMMON
+    if file.is_file():
+        return file, read_saved(file)
+    place = read_stored(iteration).objects.get(COMMON_OBJECT)
+    if place is None:
+        raise PtqError(f"{iteration} lacks {COMMON}: it was not saved to its end, or not copied whole; copy it again")
+    file = iteration / place.file
+    objects = read_saved(file, place.start, place.length)
+    return file, objects[0] if isinstance(objects, list) and objects else None
+
+
+def _of_arguments(file: Path, common: Any) -> Fields:
     arguments = common.get("args") if isinstance(common, dict) else None
     if not isinstance(arguments, Record) or not vars(arguments):
         raise PtqError(

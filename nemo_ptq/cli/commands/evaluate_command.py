@@ -65,7 +65,7 @@ def evaluate(
     from nemo_ptq.home import without_home
     from nemo_ptq.report.compose import quality_of
     from nemo_ptq.report.update import has_report, update_quality
-    from nemo_ptq.verify.evaluate import continue_greedily, document_groups, require_same_model
+    from nemo_ptq.verify.evaluate import continue_greedily, document_groups, require_merged_baseline, require_same_model
     from nemo_ptq.verify.evaluate import evaluate as score
     from nemo_ptq.verify.forward_pass import open_model
 
@@ -81,8 +81,9 @@ def evaluate(
     reporter = Reporter(True, Console(stderr=True, highlight=False, soft_wrap=True))
     model = open_model(directory)
     truth = None if baseline is None else open_model(baseline)
-    if truth is not None:
+    if truth is not None and baseline is not None:
         require_same_model(model.config, truth.config)
+        require_merged_baseline(directory, baseline)
     read = load_documents(directory, text, seq_len, documents)
     groups = document_groups(read.tokens, model.config.hidden_size)
     models = 1 if baseline is None else 2

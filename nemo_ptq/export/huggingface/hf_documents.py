@@ -9,6 +9,7 @@ from typing import Any
 from nemo_ptq.checkpoint.huggingface.hf_weights import load_generation_config
 from nemo_ptq.checkpoint.huggingface.published import published_config
 from nemo_ptq.checkpoint.metadata import is_hugging_face
+from nemo_ptq.checkpoint.tokenizers import transformers_tokenizer
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.huggingface.hf_layout import HuggingFaceLayout
 from nemo_ptq.export.source import Source
@@ -37,11 +38,7 @@ def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any) -> None:
     """
     if problem := unknown_to_class(hugging_face_class(family), shape):
         raise PtqError(problem)
-    if not hasattr(getattr(tokenizer, "tokenizer", None), "save_pretrained"):
-        raise PtqError(
-            f"{type(tokenizer).__name__} cannot be saved as a Hugging Face tokenizer: give tokenizer_path= a "
-            "Hugging Face directory that holds the same tokenizer"
-        )
+    transformers_tokenizer(tokenizer)
 
 
 def stored_vocab_size(source: Source) -> int:

@@ -2,74 +2,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Format "nemo": a NeMo 2.0 checkpoint of the calibrated model, its weights not packed, its quantizers beside them.
 
-NeMo and Megatron-LM resume from it for quantization-aware training: ``weights/modelopt_state/`` says that there are
-quantizers, the weights' ``_extra_state`` entries what each of them does, and their amaxes are tensors like any other.
+NeMo resumes from it for quantization-aware training.
 """
 
-from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing, parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.dist_checkpointing.strategies.torch import (
-    MCoreSavePlanner,
-    TorchDistSaveShardedStrategy,
-    _replace_state_dict_keys_with_sharded_keys,
-    mcore_to_pyt_state_dict,
-)
-from modelopt.torch.opt.plugins.mcore_dist_checkpointing import save_sharded_modelopt_state
-from torch.distributed import checkpoint as dcp
 
 from nemo_ptq.checkpoint.known_tensors import PREFIX
 from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.checkpoint.writer import COMMON_STATE
 from nemo_ptq.export.nemo_context import write_context
+from nemo_ptq.export.sharded_model import write_sharded_model
 from nemo_ptq.job import Job
-
-_VOCABULARY = (f"{PREFIX}embedding.word_embeddings.weight", f"{PREFIX}output_layer.weight")
-
-
-class _InTurn(TorchDistSaveShardedStrategy):
-    """Writes this rank's shards one after the other; Megatron's own writer copies them all, and starts processes."""
-
-    def __init__(self) -> None:
-        super().__init__("torch_dist", 1)
-
-    def save(self, sharded_state_dict: dict[str, Any], checkpoint_dir: Path) -> None:
-        """Writes what Megatron has left in the state dict after the common state."""
-        state, _, _ = _replace_state_dict_keys_with_sharded_keys(sharded_state_dict, keep_only_main_replica=True)
-        dcp.save(
-            mcore_to_pyt_state_dict(state, False),
-            storage_writer=dcp.FileSystemWriter(checkpoint_dir, thread_count=1),
-            planner=MCoreSavePlanner(dedup_replicated_tensors=False, flatten_state_dict=False),
-        )
-
-
-def _without_padding(entry: Any, vocab_size: int) -> Any:
-    """Leaves out the rows of an embedding or output layer that only this tensor parallelism pads.
-
-    What is left need not divide among the ranks, so the first of them writes it whole.
-    """
-    is_vocabulary = isinstance(entry, ShardedTensor) and entry.key in _VOCABULARY
-    if not is_vocabulary or entry.global_shape[0] == vocab_size:
-        return entry
-    group = parallel_state.get_tensor_model_parallel_group()
-    shards = [torch.empty_like(entry.data) for _ in range(dist.get_world_size(group))]
-    dist.all_gather(shards, entry.data.contiguous(), group=group)
-    rows = torch.cat(shards)[:vocab_size]
-    stage, _, copy = entry.replica_id
-    return replace(
-        entry,
-        data=rows,
-        local_shape=tuple(rows.shape),
-        global_shape=tuple(rows.shape),
-        global_offset=(0, 0),
-        axis_fragmentations=(1, 1),
-        replica_id=(stage, dist.get_rank(group), copy),
-    )
 
 
 def write_nemo(model: LoadedModel, job: Job, directory: Path) -> list[Path]:
@@ -83,15 +28,9 @@ def write_nemo(model: LoadedModel, job: Job, directory: Path) -> list[Path]:
     Returns:
         The files that this rank has written.
     """
-    weights, rank = directory / "weights", dist.get_rank()
-    if rank == 0:
+    weights = directory / "weights"
+    if dist.get_rank() == 0:
         weights.mkdir()
         write_context(job.checkpoint, directory / "context", model.tokenizer, job.tokenizer_path is not None)
     dist.barrier()
-    sharded = model.module.sharded_state_dict(prefix=PREFIX)
-    with torch.no_grad():
-        whole = {key: _without_padding(entry, model.vocab_size) for key, entry in sharded.items()}
-    state = {**COMMON_STATE, "sharded_state_dict": whole}
-    dist_checkpointing.save(state, str(weights), _InTurn())
-    save_sharded_modelopt_state([model.module], str(weights), _InTurn())
-    return sorted(weights.glob(f"__{rank}_*.distcp"))
+    return write_sharded_model(model, weights, PREFIX, COMMON_STATE)

@@ -35,6 +35,7 @@ RULES: tuple[Rule, ...] = (
     model.adapter_fits,
     model.family_is_supported,
     format_limits.family_has_class,
+    format_limits.formats_know_model,
     model.state_spaces_have_a_format,
     model.state_spaces_are_calibrated_here,
     model.long_rope_has_a_format,

@@ -24,6 +24,14 @@ def family_has_class(model: ModelSpec, family: Family, formats: Sequence[str]) -
     return None
 
 
+def formats_know_model(model: ModelSpec, formats: Sequence[str]) -> str | None:
+    """Every format asked for can describe the model."""
+    for name in formats:
+        if model.state_space is None and (reason := FORMATS[name].obstacle(model)):
+            return f"export_config.export_format={name}: {reason}; use another format"
+    return None
+
+
 def kv_cache_has_layers(
     family: Family,
     decoder: str,
@@ -58,7 +66,7 @@ def experts_have_a_format(
     ):
         return None
     for format in map(FORMATS.__getitem__, formats):
-        known = (*format.experts, NO_QUANT)
+        known = [name for name in (*format.experts, NO_QUANT) if name not in format.refused]
         if model.num_experts is not None and scheme is not None and scheme not in format.experts:
             return (
                 f"quantization_config.algorithm={algorithm} cannot be exported for a mixture of experts: the readers "

@@ -16,7 +16,7 @@ _WAYS_OUT = {
     "algorithm": "use one of the built-in algorithms, or leave layerwise out",
     "forward_loop": "leave out forward_loop and give calibration_dataset, or leave layerwise out",
     "checkpoint": "give the checkpoint as it was before, with calibration_state, or leave layerwise out",
-    "formats": 'leave "nemo" out of export_config.export_format, or leave layerwise out',
+    "formats": "leave it out of export_config.export_format, or leave layerwise out",
 }
 
 

@@ -8,19 +8,22 @@ Weights have the names that NeMo has for them, but for what those begin with. Op
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 from zipfile import BadZipFile, ZipFile
 
 import torch
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.untrusted import FileError, open_file, read_text, read_yaml
+from nemo_ptq.untrusted import open_file, read_text, read_yaml
 from nemo_ptq.verify.nemo.nemo_model import NemoWeights, read_model
 from nemo_ptq.verify.nemo.sharded_tensors import PlainUnpickler, ShardedTensors
 
 _PREFIX = "module."
 _VOCABULARY = (f"{_PREFIX}embedding.word_embeddings.weight", f"{_PREFIX}output_layer.weight")
-_MARKS = ("run_config.yaml", "common.pt")
+_MARKS = ("run_config.yaml", "common.pt", ".metadata")
+_COMMON = "common_state/shard_0_1"
+# Of an iteration, at most.
+_DIGITS = 20
 _TRACKER = "latest_checkpointed_iteration.txt"
 # Megatron-LM's names of what NeMo calls otherwise.
 _NAMES = {
@@ -53,20 +56,58 @@ class _MegatronTensors(ShardedTensors):
 
 
 def is_megatron(path: Path) -> bool:
-    """Whether a directory is such a checkpoint, or one iteration of one."""
-    return not (path / "context").is_dir() and _iteration(path) is not None
+    """Whether a directory is such a checkpoint, or one iteration of one; whole or not."""
+    marks = any((path / name).is_file() for name in (*_MARKS, _TRACKER))
+    return not (path / "context").is_dir() and (marks or any(path.glob("iter_*/")))
 
 
-def _iteration(path: Path) -> Path | None:
-    """The iteration that a directory means: itself, the one that its tracker names, or the last one."""
+def iteration_of(path: Path) -> Path:
+    """The iteration that a directory means: itself, the one that its tracker names, or the last one.
+
+    Raises:
+        PtqError: If there is none.
+    """
     if any((path / name).is_file() for name in _MARKS):
         return path
-    found = sorted(entry for entry in path.glob("iter_*") if entry.is_dir())
     if (path / _TRACKER).is_file():
         text = read_text(path / _TRACKER).strip()
-        name = text if text == "release" else f"iter_{int(text):07}" if text.isdigit() else ""
-        return path / name if name and (path / name).is_dir() else None
-    return found[-1] if found else None
+        name = f"iter_{int(text):07}" if text.isdecimal() and len(text) < _DIGITS else "release"
+        found = [path / name] if text == name or text.isdecimal() else []
+    else:
+        found = sorted(path.glob("iter_*/"))
+    if not found or not found[-1].is_dir():
+        raise PtqError(f"{path} is no checkpoint of Megatron-LM: the iteration that it names is not there")
+    return found[-1]
+
+
+def read_options(iteration: Path) -> dict[str, Any]:
+    """Reads what describes the model, under NeMo's names.
+
+    Raises:
+        PtqError: If nothing does.
+    """
+    is_bridge = (iteration / _MARKS[0]).is_file()
+    options = _of_bridge(iteration / _MARKS[0]) if is_bridge else _of_arguments(iteration)
+    if options.get("rope_scaling"):
+        options |= {"scale_factor": options.get("rope_scaling_factor", 8.0), **_LLAMA_31}
+    return options
+
+
+def read_tensors(iteration: Path, options: Mapping[str, Any]) -> ShardedTensors:
+    """Opens the weights under NeMo's names, without the rows that the vocabulary was padded with.
+
+    Args:
+        iteration: From :func:`iteration_of`.
+        options: From :func:`read_options`.
+    """
+    is_padded = (iteration / _MARKS[0]).is_file() and options.get("should_pad_vocab")
+    return _MegatronTensors(iteration, options.get("vocab_size") if is_padded else None)
+
+
+def tokenizer_of(path: Path) -> Path | None:
+    """Where a checkpoint has its tokenizer's files; None where it has none, as Megatron-LM's own."""
+    found = iteration_of(path) / "tokenizer"
+    return found if found.is_dir() else None
 
 
 def open_megatron(path: Path) -> NemoWeights:
@@ -75,16 +116,10 @@ def open_megatron(path: Path) -> NemoWeights:
     Raises:
         PtqError: If it does not describe a model that can be run.
     """
-    iteration = _iteration(path)
-    if iteration is None:
-        raise PtqError(f"{path} is no checkpoint of Megatron-LM: no iteration is there")
-    is_bridge = (iteration / _MARKS[0]).is_file()
-    options = _of_bridge(iteration / _MARKS[0]) if is_bridge else _of_arguments(iteration / _MARKS[1])
-    if options.get("rope_scaling"):
-        options |= {"scale_factor": options.get("rope_scaling_factor", 8.0), **_LLAMA_31}
-    rows = options.get("vocab_size") if is_bridge and options.get("should_pad_vocab") else None
-    files = _MegatronTensors(iteration, rows)
-    return read_model(iteration, {"_target_": options.get("_target_", ""), "config": options}, files)
+    iteration = iteration_of(path)
+    options = read_options(iteration)
+    description = {"_target_": options.get("_target_", ""), "config": options}
+    return read_model(iteration, description, read_tensors(iteration, options))
 
 
 def _of_bridge(file: Path) -> dict[str, Any]:
@@ -96,8 +131,8 @@ def _of_bridge(file: Path) -> dict[str, Any]:
     return {**model, "activation_func": {"_target_": _ACTIVATIONS.get(function, function)}}
 
 
-def _of_arguments(file: Path) -> dict[str, Any]:
-    arguments = _read_arguments(file)
+def _of_arguments(iteration: Path) -> dict[str, Any]:
+    arguments = _read_arguments(iteration)
     options = {_NAMES.get(name, name): value for name, value in arguments.items() if value is not None}
     function = "silu" if options.get("swiglu") else "squared_relu" if options.get("squared_relu") else "gelu"
     positions = options.get("max_position_embeddings", options.get("seq_length"))
@@ -110,15 +145,25 @@ def _of_arguments(file: Path) -> dict[str, Any]:
     }
 
 
-def _read_arguments(file: Path) -> Mapping[str, Any]:
+def _read_arguments(iteration: Path) -> Mapping[str, Any]:
+    """Reads Megatron-LM's arguments, from common.pt or, from Megatron-Core 0.19 on, an object among the weights."""
+    file = iteration / _MARKS[1]
     try:
-        with open_file(file) as opened, ZipFile(opened) as archive:
-            (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-            common = PlainUnpickler(io.BytesIO(archive.read(name))).load()
+        if file.is_file():
+            with open_file(file) as opened:
+                common = _unpickled(opened)
+        else:
+            (common,) = _unpickled(io.BytesIO(ShardedTensors(iteration, iteration).stored_bytes(_COMMON)))
         return vars(common["args"])
-    except FileError:
+    except PtqError:
         raise
     except (BadZipFile, KeyError, TypeError, ValueError) as error:
-        raise PtqError(f"{file} holds no arguments of Megatron-LM") from error
+        raise PtqError(f"{iteration} holds no arguments of Megatron-LM") from error
     except Exception as error:  # a damaged pickle raises whatever it likes
-        raise PtqError(f"{file} cannot be read: {error!r}"[:200]) from error
+        raise PtqError(f"the arguments in {iteration} cannot be read: {error!r}"[:200]) from error
+
+
+def _unpickled(file: IO[bytes]) -> Any:
+    with ZipFile(file) as archive:
+        (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
+        return PlainUnpickler(io.BytesIO(archive.read(name))).load()

@@ -1,14 +1,14 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""A NeMo 2.0 checkpoint of a quantized model: whether its index has every tensor, in the shape that its model needs."""
+"""NeMo's and Megatron-LM's checkpoints: whether their index has every tensor, in the shape that the model needs."""
 
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.verify.context import read_model_yaml
 from nemo_ptq.verify.model_config import Hybrid
 from nemo_ptq.verify.nemo.hybrids import hybrid_of, state_space_weights
 
@@ -34,6 +34,7 @@ class Sizes:
         vocab_size: Rows of the embedding.
         is_tied: Whether the embedding is the output layer as well.
         has_quantizers: Whether ModelOpt's quantizers are stored.
+        is_stacked: Whether a tensor holds all layers, and all experts; otherwise they are named one by one.
         hybrid: What the layers are, where they are of several kinds.
     """
 
@@ -48,6 +49,7 @@ class Sizes:
     vocab_size: int
     is_tied: bool
     has_quantizers: bool
+    is_stacked: bool
     hybrid: Hybrid | None = None
 
 
@@ -61,20 +63,20 @@ def missing_files(directory: Path) -> list[str]:
     return [f"{name} is missing" for name in _FILES if not (directory / name).is_file()]
 
 
-def read_sizes(directory: Path, stored: Mapping[str, Shape]) -> Sizes:
-    """Reads the sizes of the model from context/model.yaml, and those that it leaves open from the weights' index.
+def read_sizes(source: str, model: Any, stored: Mapping[str, Shape]) -> Sizes:
+    """Reads the sizes of the model from its description, and those that it leaves open from the weights' index.
 
     Args:
-        directory: The checkpoint.
+        source: Where the description was read, for messages.
+        model: Its fields, under NeMo's names.
         stored: Shapes by name, from the index of the weights.
 
     Raises:
         PtqError: If they do not describe a GPT-like model.
     """
     if _EMBEDDING not in stored:
-        raise PtqError(f"weights/ holds no {_EMBEDDING}: it is not of a GPT-like model")
+        raise PtqError(f"the index of the weights has no {_EMBEDDING}: they are not of a GPT-like model")
     try:
-        model = read_model_yaml(directory)["config"]
         heads, hidden = model["num_attention_heads"], model["hidden_size"]
         return Sizes(
             num_layers=model["num_layers"],
@@ -88,30 +90,30 @@ def read_sizes(directory: Path, stored: Mapping[str, Shape]) -> Sizes:
             vocab_size=stored[_EMBEDDING][0],
             is_tied=bool(model["share_embeddings_and_output_weights"]),
             has_quantizers=any(".weight_quantizer." in name for name in stored),
+            is_stacked=not any(name.startswith(f"{_LAYER}0.") for name in stored),
             hybrid=hybrid_of(model),
         )
     except (KeyError, TypeError, AttributeError) as error:
-        raise PtqError(f"context/model.yaml is not of a GPT-like model: {error!r}") from error
+        raise PtqError(f"{source} is not of a GPT-like model: {error!r}") from error
 
 
 def _layer_weights(model: Sizes) -> Iterator[tuple[str, Shape]]:
     """The weights of one layer by their names in it.
 
-    Where there are quantizers, experts are stored one by one, and a gated first MLP layer in two halves; otherwise
-    experts are stacked.
+    Where layers are named one by one, experts are as well, and a gated first MLP layer is stored in two halves.
     """
     hidden, heads = model.hidden_size, model.query_heads * model.head_size
     rows = (model.query_heads + 2 * model.key_heads) * model.head_size
     yield "self_attention.linear_qkv.weight", (rows, hidden)
     yield "self_attention.linear_qkv.layer_norm_weight", (hidden,)
     yield "self_attention.linear_proj.weight", (hidden, heads)
-    stack: Shape = (model.num_experts,) if model.num_experts and not model.has_quantizers else ()
+    stack: Shape = (model.num_experts,) if model.num_experts and model.is_stacked else ()
     places = ["mlp."]
     if model.num_experts:
         places = [f"mlp.experts.experts.{expert}." for expert in range(model.num_experts)]
-        places = places if model.has_quantizers else ["mlp.experts.experts."]
+        places = ["mlp.experts.experts."] if model.is_stacked else places
     for place in places:
-        if model.is_gated and model.has_quantizers:
+        if model.is_gated and not model.is_stacked:
             yield f"{place}linear_fc1.weight_w", (model.ffn_size, hidden)
             yield f"{place}linear_fc1.weight_v", (model.ffn_size, hidden)
         else:
@@ -129,14 +131,14 @@ def _hybrid_layer_weights(model: Sizes, hybrid: Hybrid, kind: str) -> Iterator[t
 
 
 def _layers_weights(model: Sizes) -> dict[str, Shape]:
-    """The weights of all layers: one by one where there are quantizers or layers differ, otherwise stacked."""
+    """The weights of all layers."""
     if model.hybrid is not None:
         return {
             f"{_LAYER}{layer}.{name}": shape
             for layer, kind in enumerate(model.hybrid.pattern)
             for name, shape in _hybrid_layer_weights(model, model.hybrid, kind)
         }
-    if not model.has_quantizers:
+    if model.is_stacked:
         return {f"{_LAYER}{name}": (model.num_layers, *shape) for name, shape in _layer_weights(model)}
     return {
         f"{_LAYER}{layer}.{name}": shape for layer in range(model.num_layers) for name, shape in _layer_weights(model)
@@ -165,15 +167,16 @@ def weight_problems(model: Sizes, stored: Mapping[str, Shape]) -> list[str]:
     ]
 
 
-def quantizer_problems(directory: Path, stored: Mapping[str, Shape]) -> list[str]:
+def quantizer_problems(weights: Path, stored: Mapping[str, Shape]) -> list[str]:
     """What keeps ModelOpt from restoring the quantizers.
 
     Args:
-        directory: The checkpoint.
+        weights: Directory with the torch_dist files.
         stored: Shapes by name, from the index of the weights; of what is no tensor, ().
     """
-    common = directory / "weights" / "modelopt_state" / "common.pt"
-    problems = [] if common.is_file() else ["weights/modelopt_state/common.pt is missing: quantizers are not restored"]
+    common = weights / "modelopt_state" / "common.pt"
+    missing = f"{weights.name}/modelopt_state/common.pt is missing: quantizers are not restored"
+    problems = [] if common.is_file() else [missing]
     linear = re.compile(re.escape(_LAYER) + r"\d+\..*linear_(qkv|proj|fc[12])\.")
     states = {name.partition("._extra_state")[0] for name in stored if "._extra_state" in name}
     with_range = {name.partition(".weight_quantizer.")[0] for name in stored if ".weight_quantizer." in name}

@@ -151,9 +151,10 @@ class ShardedTensors:
         for name, length in sorted(needed.items()):
             path = self._weights / name
             if not path.is_file():
-                problems.append(f"weights/ lacks {name}")
+                problems.append(f"{self._weights.name}/ lacks {name}")
             elif path.stat().st_size < length:
-                problems.append(f"weights/{name} is {path.stat().st_size} bytes long, its tensors end at {length}")
+                size = path.stat().st_size
+                problems.append(f"{self._weights.name}/{name} is {size} bytes long, its tensors end at {length}")
         return problems
 
     def shape(self, name: str) -> tuple[int, ...] | None:
@@ -201,6 +202,16 @@ class ShardedTensors:
             return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
         except Exception as error:
             raise PtqError(f"{name} cannot be read: {error}") from error
+
+    def stored_bytes(self, name: str) -> bytes:
+        """Reads what is stored under a name that is no tensor's, as ``torch.save`` has written it."""
+        entry = self._entries.get(name)
+        if entry is None or entry.dtype is not None:
+            raise PtqError(f"{self._weights} holds no object {name}")
+        (piece,) = entry.pieces
+        with open_file(inside(self._weights, piece.file)) as file:
+            file.seek(piece.first_byte)
+            return file.read(piece.length)
 
     def _tensor(self, name: str) -> _Entry:
         entry = self._entries.get(name)

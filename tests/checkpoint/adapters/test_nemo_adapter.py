@@ -34,7 +34,7 @@ def save_adapter(base: Path, adapter: Path, tp: int, peft: str = "LoRA") -> None
     from nemo_ptq.checkpoint.context_build import model_config
     from nemo_ptq.checkpoint.metadata import read_model
     from nemo_ptq.checkpoint.writer import write_context
-    from nemo_ptq.export.nemo.nemo_writer import _InTurn
+    from nemo_ptq.export.sharded_model import InTurn
     from tests import steps
 
     lora = getattr(llm.peft, peft)
@@ -45,7 +45,7 @@ def save_adapter(base: Path, adapter: Path, tp: int, peft: str = "LoRA") -> None
             name: value for name, value in model.module.sharded_state_dict(prefix="module.").items() if _is_of(name)
         }
         (adapter / "weights").mkdir(parents=True, exist_ok=True)
-        dist_checkpointing.save(state, str(adapter / "weights"), _InTurn())
+        dist_checkpointing.save(state, str(adapter / "weights"), InTurn())
         if torch.distributed.get_rank() == 0:
             context = model_config(read_model(base, AllowedNames()), base / "context", AllowedNames())
             context.config.generation_config = None

@@ -1,0 +1,3 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Tests of nemo_ptq/export/nemo/."""

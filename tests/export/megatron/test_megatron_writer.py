@@ -1,0 +1,198 @@
+# SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
+# SPDX-License-Identifier: Apache-2.0
+"""Format "megatron": megatron-core and ModelOpt alone restore the calibrated model from it, at another parallelism."""
+
+import shutil
+from argparse import Namespace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from nemo_ptq.config import QuantizationConfig
+from nemo_ptq.verify.checks import verify
+from nemo_ptq.verify.forward_pass import logits as reader_logits
+from tests.families import TOKENS as VOCABULARY
+from tests.matrix import MODELS, Record, algorithms_of, record
+from tests.ranks import run_ranks
+
+TOKENS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(5))
+# Of these ModelOpt stores an amax for each row or block, those of a gated layer in the order of the ranks that wrote.
+AMAX_FOR_ROWS = ("int8_sq", "int4_awq", "w4a8_awq")
+# Of logits in bfloat16, which each parallelism adds up in an order of its own.
+MOST = 0.05
+# What megatron-core builds with Transformer Engine alone: norms that are stored minus one.
+NEEDS_TRANSFORMER_ENGINE = ("gpt", "gpt_swiglu", "nemotron")
+CHECKPOINT_OF = Callable[[str], Path]
+
+
+def export(checkpoint: Path, algorithms: Sequence[str], directory: Path) -> dict[str, Any]:
+    """Exports a model with several algorithms; returns the logits that ModelOpt's own calibration gives it."""
+    from nemo_ptq.checkpoint.loading import load_model
+    from nemo_ptq.parallel.process_groups import process_groups
+    from tests import steps
+
+    found = {}
+    steps.quiet_libraries()
+    for algorithm in algorithms:
+        quantization = QuantizationConfig(algorithm, enable_kv_cache=False)
+        steps.run_job(steps.job_of(checkpoint, quantization, directory / algorithm, formats="megatron"))
+        if algorithm != "nvfp4":  # which ModelOpt simulates on GPUs only
+            with process_groups(steps.read_launch(), steps.CPU):
+                model = load_model(checkpoint, steps.CPU)
+                steps.calibrate(model, quantization)
+                found[algorithm] = steps.logits(model, TOKENS)
+    return found
+
+
+def as_megatron_lm_builds(arguments: Namespace, tp: int, pp: int) -> Any:
+    """The model that megatron-core makes of the arguments, on the CPU and without Transformer Engine."""
+    from megatron.core import parallel_state
+    from megatron.core.activations import squared_relu
+    from megatron.core.models.gpt import GPTModel
+    from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+    activation = torch.nn.functional.silu if arguments.swiglu else torch.nn.functional.gelu
+    experts: dict[str, Any] = {}
+    if arguments.num_experts:
+        experts = {
+            "num_moe_experts": arguments.num_experts,
+            "moe_ffn_hidden_size": arguments.moe_ffn_hidden_size,
+            "moe_router_topk": arguments.moe_router_topk,
+        }
+    config = TransformerConfig(
+        activation_func=squared_relu if arguments.squared_relu else activation,
+        add_bias_linear=arguments.add_bias_linear,
+        add_qkv_bias=arguments.add_qkv_bias,
+        attention_dropout=0.0,
+        bf16=True,
+        ffn_hidden_size=arguments.ffn_hidden_size,
+        gated_linear_unit=arguments.swiglu,
+        hidden_dropout=0.0,
+        hidden_size=arguments.hidden_size,
+        kv_channels=arguments.kv_channels,
+        layernorm_epsilon=arguments.norm_epsilon,
+        layernorm_zero_centered_gamma=arguments.apply_layernorm_1p,
+        masked_softmax_fusion=False,
+        normalization=arguments.normalization,
+        num_attention_heads=arguments.num_attention_heads,
+        num_layers=arguments.num_layers,
+        num_query_groups=arguments.num_query_groups,
+        params_dtype=torch.bfloat16,
+        pipeline_dtype=torch.bfloat16,
+        pipeline_model_parallel_size=pp,
+        qk_layernorm=arguments.qk_layernorm,
+        tensor_model_parallel_size=tp,
+        use_cpu_initialization=True,
+        **experts,
+    )
+    spec = get_gpt_layer_local_spec(
+        arguments.num_experts, qk_layernorm=arguments.qk_layernorm, normalization=arguments.normalization
+    )
+    return GPTModel(
+        config,
+        spec,
+        arguments.padded_vocab_size,
+        arguments.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(),
+        post_process=parallel_state.is_pipeline_last_stage(),
+        share_embeddings_and_output_weights=not arguments.untie_embeddings_and_output_weights,
+        position_embedding_type=arguments.position_embedding_type,
+        rotary_percent=arguments.rotary_percent,
+        rotary_base=arguments.rotary_base,
+        rope_scaling=arguments.use_rope_scaling,
+        rope_scaling_factor=arguments.rope_scaling_factor,
+        seq_len_interpolation_factor=arguments.rotary_seq_len_interpolation_factor,
+    )
+
+
+@contextmanager
+def on_the_cpu() -> Iterator[None]:
+    """Has Megatron's attention do without two things that it takes from a GPU: its mask, and a seed for dropout."""
+    from megatron.core import tensor_parallel
+    from megatron.core.fusions import fused_softmax
+
+    from nemo_ptq.parallel.attributes import replaced
+
+    with (
+        replaced(fused_softmax, "get_default_causal_mask", lambda size: torch.ones(size, size).triu(1).bool()),
+        replaced(tensor_parallel, "get_cuda_rng_tracker", lambda: SimpleNamespace(fork=nullcontext)),
+    ):
+        yield
+
+
+def restored(root: Path, tp: int, pp: int, algorithms: Sequence[str]) -> dict[str, Any]:
+    """Does what Megatron-LM's load_modelopt_state and load_modelopt_checkpoint do; returns the logits."""
+    from megatron.core import dist_checkpointing
+    from modelopt.torch.opt.plugins.mcore_dist_checkpointing import restore_sharded_modelopt_state
+
+    from nemo_ptq.parallel.process_groups import process_groups
+    from tests import steps
+
+    found = {}
+    steps.quiet_libraries()
+    groups = process_groups(steps.read_launch(), steps.CPU, tensor_parallel=tp, pipeline_parallel=pp)
+    with groups, on_the_cpu():
+        for algorithm in algorithms:
+            assert (root / algorithm / "latest_checkpointed_iteration.txt").read_text() == "release"
+            release = root / algorithm / "release"
+            arguments = torch.load(release / "common.pt", weights_only=False)["args"]
+            model = as_megatron_lm_builds(arguments, tp, pp).bfloat16()
+            restore_sharded_modelopt_state([model], release)
+            model.load_state_dict(dist_checkpointing.load(model.sharded_state_dict(), str(release)), strict=False)
+            whole = SimpleNamespace(module=model.eval(), vocab_size=arguments.padded_vocab_size)
+            found[algorithm] = steps.logits(whole, TOKENS)
+    return found
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """In the median over tokens, relative to the logits' norm."""
+    return ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median().item()
+
+
+def check_cells(checkpoint: Path, model: str, algorithms: Sequence[str], root: Path, record_property: Record) -> None:
+    (expected,) = run_ranks(export, 1, checkpoint, algorithms, root, timeout=600)
+    for algorithm in algorithms:
+        assert [check for check in verify(root / algorithm, load_tokenizer=True) if not check.ok] == []
+    simulated = [algorithm for algorithm in algorithms if algorithm != "nvfp4"]
+    # The reader that shares nothing with the writer, in float32.
+    largest = {name: distance(reader_logits(root / name, TOKENS), expected[name]) for name in simulated}
+    for tp, pp in ((1, 1), (2, 1), (1, 2)):
+        # A gated layer's are right at the parallelism that wrote them alone.
+        those = [name for name in simulated if tp == 1 or name not in AMAX_FOR_ROWS]
+        *_, found = run_ranks(restored, tp * pp, root, tp, pp, those, timeout=600)
+        for algorithm in those:
+            largest[algorithm] = max(largest[algorithm], distance(found[algorithm], expected[algorithm]))
+    assert all(found < MOST for found in largest.values()), largest
+    for algorithm, found in largest.items():
+        record(record_property, "megatron", model=model, algorithm=algorithm, distance=found)
+
+
+def test_megatron_restores_the_calibrated_model(
+    checkpoint_of: CHECKPOINT_OF, tmp_path: Path, record_property: Record
+) -> None:
+    check_cells(checkpoint_of("llama3"), "llama3", ["fp8", "w4a8_awq"], tmp_path, record_property)
+    (tmp_path / "fp8" / "release" / "modelopt_state" / "common.pt").unlink()
+    shutil.rmtree(tmp_path / "fp8" / "release" / "tokenizer")
+    failed = {check.name: check.detail for check in verify(tmp_path / "fp8") if not check.ok}
+    assert failed.keys() == {"files", "modelopt_state"}
+    assert failed["modelopt_state"].startswith("release/modelopt_state/common.pt is missing")
+    (tmp_path / "fp8" / "release" / "__0_0.distcp").write_bytes(b"")
+    failed = {check.name: check.detail for check in verify(tmp_path / "fp8") if not check.ok}
+    assert failed["weights"].startswith("release/__0_0.distcp is 0 bytes long")
+
+
+@pytest.mark.slow
+@pytest.mark.matrix
+@pytest.mark.timeout(1200)
+@pytest.mark.parametrize("model", MODELS)
+def test_every_cell(model: str, checkpoint_of: CHECKPOINT_OF, tmp_path: Path, record_property: Record) -> None:
+    algorithms = algorithms_of("megatron", model)
+    if not algorithms or model in NEEDS_TRANSFORMER_ENGINE:
+        pytest.skip("Megatron-LM has no arguments for it, or builds it with Transformer Engine alone")
+    check_cells(checkpoint_of(model), model, algorithms, tmp_path, record_property)
