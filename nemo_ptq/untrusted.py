@@ -185,10 +185,22 @@ def read_yaml(path: Path) -> Any:
     Raises:
         FileError: If it cannot be read, is not YAML, is nested too deeply, or has aliases that multiply.
     """
+    documents = read_yaml_documents(path)
+    if len(documents) > 1:
+        raise FileError(path, f"is not YAML of one document: it has {len(documents)}")
+    return documents[0] if documents else None
+
+
+def read_yaml_documents(path: Path) -> list[Any]:
+    """Reads all documents of a YAML file, as :func:`read_yaml` reads one.
+
+    Raises:
+        FileError: As there.
+    """
     text = read_text(path, _MOST_YAML_BYTES)
     try:
         _check_yaml(text)
-        return yaml.load(text, Loader=_PlainLoader)
+        return list(yaml.load_all(text, Loader=_PlainLoader))
     except (ValueError, TypeError, yaml.YAMLError, RecursionError) as error:
         raise FileError(path, f"is not YAML: {error}") from error
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets of the Hugging Face hub, from the hub or from the cache: which of the two is known within seconds.
+"""Data sets and tokenizers of the Hugging Face hub, from it or from the cache: which is known within seconds.
 
 The libraries find out by trying again and again, for minutes. Imports nothing heavy.
 """
@@ -93,11 +93,46 @@ def where_to_load(dataset: str, names: Sequence[str]) -> tuple[str, str]:
         return names[0], HUB
     if cached := in_cache(names):
         return cached, CACHE
-    why = f"{next(filter(os.environ.get, _OFFLINE))} is set" if offline else "the Hugging Face hub does not answer"
+    why = f"{_offline_switch()} is set" if offline else "the Hugging Face hub does not answer"
     raise PtqError(
         f"quantization_config.calibration_dataset={dataset} is not available: {why}, and {cache_directory()} does not "
         f"hold it; {WAYS_OUT}"
     )
+
+
+@cache
+def why_no_tokenizer(name: str) -> str | None:
+    """Says why a tokenizer of that name can be had neither from the cache nor from the hub; None where it may be.
+
+    Args:
+        name: Of a model, as OWNER/NAME or one of the hub's short names.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
+
+    file = "tokenizer_config.json"
+    try:
+        if isinstance(try_to_load_from_cache(name, file), str):
+            return None
+        if is_offline():
+            return f"its cache of the Hugging Face hub does not hold it, and {_offline_switch()} is set"
+        if not answers():
+            return "the Hugging Face hub, where one of that name might be, does not answer"
+        get_hf_file_metadata(hf_hub_url(name, file), timeout=_PATIENCE)
+    except HFValidationError:
+        return "it is no name on the Hugging Face hub either"
+    except GatedRepoError:  # there is one, for those with access: the job says so
+        return None
+    except (RepositoryNotFoundError, EntryNotFoundError):
+        return "the Hugging Face hub has no tokenizer of that name"
+    except Exception:  # a hub that is slow or has a fault: the job says so
+        return None
+    return None
+
+
+def _offline_switch() -> str:
+    """The variable that tells to leave the hub alone."""
+    return next(filter(os.environ.get, _OFFLINE))
 
 
 @contextmanager

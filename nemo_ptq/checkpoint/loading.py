@@ -16,6 +16,7 @@ from nemo_ptq.checkpoint.gpt import build_gpt, make_config, settings_for_calibra
 from nemo_ptq.checkpoint.model_fields import ModelFields
 from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.checkpoint.reader import CheckpointReader, open_checkpoint
+from nemo_ptq.checkpoint.tokenizer_files import tokenizer_problem
 from nemo_ptq.checkpoint.tokenizers import Tokenizer, with_nemos_special_tokens
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec, spec_of
@@ -179,6 +180,8 @@ def _tokenizer(reader: CheckpointReader, fields: ModelFields, path: str | None) 
     if path is None and fields.load_tokenizer is not None:
         return fields.load_tokenizer()
     if path is not None and Path(path).is_dir():
+        if problem := tokenizer_problem(Path(path)):
+            raise PtqError(problem)
         try:
             # NeMo takes the slow class here, where there is one.
             return Tokenizer(with_nemos_special_tokens(load_pretrained(Path(path), use_fast=False)))

@@ -1,17 +1,35 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The largest token that a tokenizer knows, from its files alone: without transformers."""
+"""What a tokenizer's files say without transformers: whether they are all there, and the largest token."""
 
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.checkpoint.huggingface.hf_files import read_json
+from nemo_ptq.checkpoint.huggingface.hf_files import found_in, read_json
 from nemo_ptq.errors import PtqError
 
 # Files of a Hugging Face tokenizer with tokens by name.
 _BY_NAME = ("vocab.json", "added_tokens.json")
 _SENTENCEPIECE = "tokenizer.model"
+# Of tekken and of tiktoken, which transformers reads where the model's own code does it, or not at all.
+_OTHER_TOKENIZERS = ("tekken.json", "*.tiktoken", "tokenizer.model*")
+
+
+def tokenizer_problem(directory: Path) -> str | None:
+    """Says in one line why a Hugging Face directory has no tokenizer that can be loaded; None where it may have one."""
+    if (directory / "tokenizer_config.json").is_file():
+        return None
+    # transformers would make one up, with other tokens.
+    return f"{directory} has no tokenizer_config.json: {tokenizer_way_out(directory)}; {found_in(directory)}"
+
+
+def tokenizer_way_out(directory: Path) -> str:
+    """Says what to do about a Hugging Face directory whose tokenizer cannot be loaded."""
+    others = [name for name in _OTHER_TOKENIZERS if any(directory.glob(name))]
+    if not others or (directory / "tokenizer.json").is_file():
+        return "give it the tokenizer's files that the model was published with"
+    return f"{others[0]} alone is not enough, put a tokenizer.json of the same model beside it"
 
 
 def tokenizer_of(checkpoint: Path, settings: Any = None) -> Path | None:

@@ -7,7 +7,7 @@ A format of packed tensors is a record that is given to :func:`register`, a layo
 beside the tensors. Imports nothing heavy, since the command line reads this table: records name code by dotted path.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -227,3 +227,23 @@ def register(format: Format) -> None:
     if format.name in FORMATS:
         raise PtqError(f"there is an export format {format.name} already: give yours another name")
     FORMATS[format.name] = format
+
+
+def schemes_problem(schemes: Collection[str], formats: Sequence[str]) -> str | None:
+    """Says which of the formats cannot hold layers that are quantized in these schemes, after what quantizes them so.
+
+    Args:
+        schemes: Names of schemes.
+        formats: Names of formats.
+    """
+    for format in map(FORMATS.__getitem__, formats):
+        if len(schemes) > 1 and format.is_packed and not format.mixes_schemes:
+            return (
+                f"quantizes layers in {len(schemes)} ways ({', '.join(sorted(schemes))}), and "
+                f"export_format={format.name} holds one way and unquantized layers: use export_format=hf or "
+                "compressed_tensors"
+            )
+        for scheme in sorted(schemes):
+            if reason := format.refused.get(scheme):
+                return f"quantizes layers as {scheme}, which export_format={format.name} cannot hold: {reason}"
+    return None

@@ -24,9 +24,11 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.modelopt.gram_awq import calibrate_awq
 from nemo_ptq.modelopt.megatron_layers import global_modules, scheme_of
 from nemo_ptq.modelopt.smoothing import modelopt_keeps_scales
+from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.algorithms import amax_floor, kv_cache_is_quantized
+from nemo_ptq.quantization.modelopt_file import read_config
+from nemo_ptq.quantization.modelopt_layers import quantized_by
 from nemo_ptq.quantization.presets import kv_cache_config, preset_config
-from nemo_ptq.untrusted import read_json, read_yaml
 
 # The calibration methods that give layers a pre-quantization scale, by which ModelOpt tells formats apart.
 _SMOOTHING_METHODS = ("smoothquant", "awq_lite", "awq_clip", "awq_full")
@@ -34,34 +36,40 @@ _SMOOTHING_METHODS = ("smoothquant", "awq_lite", "awq_clip", "awq_full")
 ForwardLoop = Callable[[GPTModel], None]
 
 
-def modelopt_config(quantization: QuantizationConfig, decoder: str) -> dict[str, Any]:
+def modelopt_config(quantization: QuantizationConfig, decoder: str, model: ModelSpec | None = None) -> dict[str, Any]:
     """Returns the ModelOpt configuration of a job.
 
     Args:
-        quantization: What the user asked for; ``algorithm`` is one of our names or the path of a ModelOpt
-            configuration in JSON or YAML.
+        quantization: What the user asked for; ``algorithm`` is one of our names, or that of a file with a ModelOpt
+            configuration or recipe.
         decoder: Decoder type of the model, e.g. "llama".
+        model: The model, whose layers a file may call by Hugging Face's names.
+
+    Raises:
+        PtqError: If the file is none that ModelOpt takes.
     """
     file = quantization.algorithm_file
     if file is None:
         return _from_json(preset_config(quantization, decoder))
-    config = _read_modelopt_config(file)
+    config = _read_modelopt_config(file, model)
     if kv_cache_is_quantized(quantization, decoder):
         config["quant_cfg"] += _from_json(kv_cache_config(quantization.kv_cache_qformat))
     return config
 
 
-def _read_modelopt_config(path: Path) -> dict[str, Any]:
+def _read_modelopt_config(path: Path, model: ModelSpec | None) -> dict[str, Any]:
     """Reads a user's own ModelOpt configuration."""
-    config = _from_json(read_json(path) if path.suffix == ".json" else read_yaml(path))
-    if not isinstance(config, dict) or "quant_cfg" not in config:
-        raise PtqError(f"algorithm={path}: a ModelOpt configuration is a mapping with quant_cfg and algorithm")
-    if isinstance(config["quant_cfg"], dict) and "default" in config["quant_cfg"]:
-        # ModelOpt's former format: its catch-all came before the others, wherever it was written.
-        config["quant_cfg"] = {"default": config["quant_cfg"].pop("default"), **config["quant_cfg"]}
     try:
+        read = read_config(path)
+        further = () if model is None else quantized_by(read, model).further
+        config = _from_json({**read.content})
+        if isinstance(config["quant_cfg"], dict) and "default" in config["quant_cfg"]:
+            # ModelOpt's former format: its catch-all came before the others, wherever it was written.
+            config["quant_cfg"] = {"default": config["quant_cfg"].pop("default"), **config["quant_cfg"]}
         config["quant_cfg"] = QuantizeConfig(**config).quant_cfg
-    except (TypeError, ValueError) as error:
+        # By ModelOpt's class, since an older one takes what stands in the file only.
+        config["quant_cfg"] += QuantizeConfig(quant_cfg=_from_json(list(further))).quant_cfg if further else []
+    except (PtqError, TypeError, ValueError) as error:
         raise PtqError(f"algorithm={path}: not a ModelOpt configuration: {' '.join(str(error).split())}") from error
     return config
 
@@ -153,6 +161,7 @@ def calibrate(
     forward_loop: ForwardLoop,
     unquantized: Collection[str] = (),
     check: Callable[[Collection[str]], None] = lambda schemes: None,
+    model: ModelSpec | None = None,
 ) -> None:
     """Inserts ModelOpt's quantizers into a model and calibrates them, in place.
 
@@ -166,12 +175,13 @@ def calibrate(
         forward_loop: Runs the calibration data through the module it is given.
         unquantized: Linear layers that are left alone, by their names in the whole model.
         check: Refuses the schemes of the linear layers, by their names, before any data is run.
+        model: As for :func:`modelopt_config`.
 
     Raises:
         PtqError: If a user's own configuration cannot be read, or quantizes a layer as no export can hold it; no data
             has been run by then.
     """
-    config = modelopt_config(quantization, decoder)
+    config = modelopt_config(quantization, decoder, model)
     insert_quantizers(module, config)
     leave_alone(module, unquantized)
     linears = [linear for linear in module.modules() if is_quantized_linear(linear)]

@@ -17,6 +17,8 @@ from nemo_ptq.modelopt.smoothing import exact_pre_quant_scale, smooth
 from nemo_ptq.quantization.state import CalibrationState, fingerprint_of, is_fingerprinted, sum_of_bits
 from nemo_ptq.quantization.state_header import StateHeader
 
+# What ModelOpt takes where a configuration says `use_constant_amax`: FP8's largest value, so that the scale is 1.
+_CAST_AMAX = torch.tensor(448.0)
 # The layers whose inputs tensor parallelism shards, and their channels' amaxes and scales with them.
 _ROW_PARALLEL = ("linear_proj", "linear_fc2")
 
@@ -63,7 +65,9 @@ def _quantizer_state(parent: Any, quantizer: TensorQuantizer) -> dict[str, torch
         found["pre_quant_scale"] = quantizer.pre_quant_scale.float().flatten() if exact is None else exact
         found["channel_amax"] = getattr(quantizer, "_amax_for_smoothing", None)
     if quantizer.is_enabled:
-        found["amax"] = getattr(quantizer, "_amax", None)
+        found["amax"] = (
+            _CAST_AMAX if getattr(quantizer, "_use_constant_amax", False) else getattr(quantizer, "_amax", None)
+        )
     state = {key: value.detach().cpu() for key, value in found.items() if value is not None}
     return {key: value.float().flatten() if key == "channel_amax" else value for key, value in state.items()}
 

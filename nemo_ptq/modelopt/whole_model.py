@@ -19,7 +19,7 @@ from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.config import CUSTOM
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.calibrated import WeightAmaxes
-from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.export.formats import FORMATS, schemes_problem
 from nemo_ptq.job import Job
 from nemo_ptq.modelopt.experts import with_idle_experts_covered
 from nemo_ptq.modelopt.megatron_layers import global_modules, linear_of
@@ -101,7 +101,7 @@ def _of_unquantized(model: LoadedModel, job: Job, loop: Callable[[LoadedModel], 
         model=read_metadata(model.checkpoint).identity,
         decoder=job.decoder,
         quantization=job.quantization,
-        modelopt_config=as_json(modelopt_config(job.quantization, job.decoder)),
+        modelopt_config=as_json(modelopt_config(job.quantization, job.decoder, job.metadata)),
         producer=producer(),
         adapter=None if job.adapter is None else str(job.adapter),
     )
@@ -109,7 +109,7 @@ def _of_unquantized(model: LoadedModel, job: Job, loop: Callable[[LoadedModel], 
     if model.config.num_moe_experts:
         run = with_idle_experts_covered(run, counts.update)
     check = partial(_check_formats, job)
-    calibrate(model.module, job.quantization, job.decoder, run, job.unquantized, check)
+    calibrate(model.module, job.quantization, job.decoder, run, job.unquantized, check, job.metadata)
     state = gather_state(model.module, header)
     fixed_by = None if header.is_repeatable else str(header.method)
     return Calibrated(state.tensors, state, *_as_quantized(model), expert_tokens=counts, fixed_by=fixed_by)
@@ -117,18 +117,8 @@ def _of_unquantized(model: LoadedModel, job: Job, loop: Callable[[LoadedModel], 
 
 def _check_formats(job: Job, schemes: Collection[str]) -> None:
     """Refuses a configuration that a format cannot hold, while nothing is lost yet."""
-    option = f"quantization_config.algorithm={job.quantization.algorithm}"
-    for name in job.export.formats:
-        if len(schemes) > 1 and FORMATS[name].is_packed and not FORMATS[name].mixes_schemes:
-            raise PtqError(
-                f"{option} quantizes layers in {len(schemes)} ways ({', '.join(sorted(schemes))}), and "
-                f"export_format={name} holds one way and unquantized layers: use export_format=hf or compressed_tensors"
-            )
-        for scheme in schemes:
-            if reason := FORMATS[name].refused.get(scheme):
-                raise PtqError(
-                    f"{option} quantizes layers as {scheme}, which export_format={name} cannot hold: {reason}"
-                )
+    if problem := schemes_problem(schemes, job.export.formats):
+        raise PtqError(f"quantization_config.algorithm={job.quantization.algorithm} {problem}")
 
 
 def _of_quantized(model: LoadedModel, job: Job) -> Calibrated:

@@ -46,8 +46,9 @@ from nemo_ptq.plan.rules.parallelism import (
     inference_tp_divides,
 )
 from nemo_ptq.plan.rules.quantization_limits import (
+    algorithm_file_fits_formats,
+    algorithm_file_fits_model,
     algorithm_file_is_config,
-    algorithm_file_names_megatrons_layers,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
     kv_cache_has_algorithm,
@@ -72,7 +73,8 @@ _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     experts_divide: lambda model, quantization: bool(model.num_experts),
     experts_are_sharded_once: lambda model, quantization: bool(model.num_experts),
     experts_have_a_format: lambda model, quantization: bool(model.num_experts),
-    algorithm_file_names_megatrons_layers: lambda model, quantization: quantization.algorithm_name == CUSTOM,
+    algorithm_file_fits_formats: lambda model, quantization: quantization.algorithm_name == CUSTOM,
+    algorithm_file_fits_model: lambda model, quantization: quantization.algorithm_name == CUSTOM,
     algorithm_file_is_config: lambda model, quantization: quantization.algorithm_name == CUSTOM,
     bits_go_with_auto: lambda model, quantization: False,
     formats_mix: lambda model, quantization: algorithm_of(quantization).chooses,

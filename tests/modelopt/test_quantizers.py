@@ -263,7 +263,7 @@ def test_modelopts_former_format_is_understood(checkpoint_of: Callable[[str], Pa
     ("config", "problem"),
     [
         (INT8_WEIGHTS_ONLY, "weight-only int8 lacks the activation scales that its readers require"),
-        ({"quant_cfg": [{"cfg": {}, "enable": True, "name": "*"}]}, "is not a ModelOpt config: "),
+        ({"quant_cfg": [{"cfg": {}, "enable": True, "name": "*"}]}, "is not a ModelOpt config that can be exported: "),
         ({"quant_cfg": [{"quantizer_name": "*", "cfg": {"num_bits": -3}}]}, "not a ModelOpt configuration: "),
         (CUSTOM_FP8 | {"algoritm": "max"}, "not a ModelOpt configuration: "),
         ({"algorithm": "max"}, "is not a ModelOpt config"),

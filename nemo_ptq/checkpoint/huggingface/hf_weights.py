@@ -17,15 +17,13 @@ from nemo_ptq.checkpoint.adapters.peft_adapter import PeftAdapter
 from nemo_ptq.checkpoint.huggingface.hf_files import found_in, read_json
 from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor
 from nemo_ptq.checkpoint.parts import check_finite
+from nemo_ptq.checkpoint.tokenizer_files import tokenizer_problem, tokenizer_way_out
 from nemo_ptq.console.quiet import quiet_imports
 from nemo_ptq.errors import PtqError
 from nemo_ptq.pretrained import OF_TRANSFORMERS_5, import_transformers, load_pretrained, tokenizer_settings
 
 if TYPE_CHECKING:
     from transformers import GenerationConfig
-
-# Of tekken and of tiktoken, which transformers reads where the model's own code does it, or not at all.
-_OTHER_TOKENIZERS = ("tekken.json", "*.tiktoken", "tokenizer.model*")
 
 
 class Weights:
@@ -68,8 +66,8 @@ def load_tokenizer(directory: Path) -> Any:
     Raises:
         PtqError: Its files are missing or damaged, or it needs code that the directory brings.
     """
-    if not (directory / "tokenizer_config.json").is_file():  # transformers would make one up, with other tokens
-        raise PtqError(f"{directory} has no tokenizer_config.json: {_way_out(directory)}; {found_in(directory)}")
+    if problem := tokenizer_problem(directory):
+        raise PtqError(problem)
     try:
         has_new_name = tokenizer_settings(directory).get("tokenizer_class") == OF_TRANSFORMERS_5
         with quiet_imports() if has_new_name else nullcontext():  # transformers 4 warns of the name
@@ -77,16 +75,9 @@ def load_tokenizer(directory: Path) -> Any:
     except Exception as error:  # every tokenizer class raises its own kinds
         reason = str(error).partition("\n")[0]
         raise PtqError(
-            f"{directory} has no tokenizer that can be loaded ({reason}): {_way_out(directory)}; {found_in(directory)}"
+            f"{directory} has no tokenizer that can be loaded ({reason}): {tokenizer_way_out(directory)}; "
+            f"{found_in(directory)}"
         ) from error
-
-
-def _way_out(directory: Path) -> str:
-    """What to do about a tokenizer that cannot be loaded."""
-    others = [name for name in _OTHER_TOKENIZERS if any(directory.glob(name))]
-    if not others or (directory / "tokenizer.json").is_file():
-        return "give it the tokenizer's files that the model was published with"
-    return f"{others[0]} alone is not enough, put a tokenizer.json of the same model beside it"
 
 
 def load_generation_config(directory: Path) -> "GenerationConfig | None":

@@ -9,9 +9,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from nemo_ptq.calibration.hub import why_no_tokenizer
 from nemo_ptq.checkpoint.links import links_out_of
 from nemo_ptq.checkpoint.output_lock import owner_of
 from nemo_ptq.checkpoint.staging import place_problem
+from nemo_ptq.checkpoint.tokenizer_files import tokenizer_problem
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.parallel.environment import read_launch
@@ -43,11 +45,19 @@ def checkpoint_is_self_contained(checkpoint: Any, model: ModelSpec) -> str | Non
 
 
 def tokenizer_exists(tokenizer_path: Any) -> str | None:
-    """A tokenizer given as a path is there; anything else may be a name on the hub."""
-    is_path = tokenizer_path is not None and str(tokenizer_path).startswith(("/", ".", "~"))
-    if is_path and not Path(tokenizer_path).expanduser().exists():
+    """A tokenizer given as a path is there, with its files; one given by its name is in the cache or on the hub."""
+    if tokenizer_path is None:
+        return None
+    path = Path(str(tokenizer_path)).expanduser()
+    if path.exists():
+        problem = tokenizer_problem(path) if path.is_dir() else None
+        return None if problem is None else f"tokenizer_path={tokenizer_path} is not complete: {problem}"
+    if str(tokenizer_path).startswith(("/", ".", "~")):
         return f"tokenizer_path={tokenizer_path} does not exist: give a tokenizer's directory or file"
-    return None
+    reason = why_no_tokenizer(str(tokenizer_path))
+    return reason and (
+        f"tokenizer_path={tokenizer_path} is no file or directory here, and {reason}: give a tokenizer's directory"
+    )
 
 
 def tracker_is_known(tracking: str | None) -> str | None:

@@ -7,12 +7,13 @@ from typing import Any
 
 from nemo_ptq.config import FAST, NO_QUANT, QuantizationConfig
 from nemo_ptq.errors import PtqError
-from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.export.formats import FORMATS, schemes_problem
+from nemo_ptq.models.registry import Family
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.quality import obstacle_to_balanced
 from nemo_ptq.quantization.algorithms import algorithm_of
-from nemo_ptq.quantization.excluded import unknown_to_modelopt, unseen_by_modelopt
-from nemo_ptq.quantization.modelopt_file import read_entries
+from nemo_ptq.quantization.modelopt_file import ModelOptConfig, read_config
+from nemo_ptq.quantization.modelopt_layers import numbered_pattern, quantized_by, unknown_to_modelopt
 from nemo_ptq.untrusted import FileError
 
 
@@ -23,35 +24,90 @@ def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = Non
         return None
     option = f"quantization_config.algorithm={algorithm}"
     try:
-        read_entries(file)
+        read_config(file)
     except FileError as error:
-        return f"{option} {error.reason}"
+        return f"{option} {error.reason}" if error.path == file else f"{option} imports {error}"
     except PtqError as error:
-        return f"{option} is not a ModelOpt config: {error}"
+        return f"{option} is not a ModelOpt config that can be exported: {error}"
     return None
 
 
-def algorithm_file_names_megatrons_layers(
-    algorithm: str | None, model: ModelSpec, calibration_state: Any = None
+def algorithm_file_fits_model(
+    algorithm: str | None,
+    enable_kv_cache: bool | None,
+    calibration_pp: int,
+    model: ModelSpec,
+    calibration_state: Any = None,
 ) -> str | None:
-    """A file given as algorithm names quantizers that there are, by the names that ModelOpt sees."""
-    if algorithm_file_is_config(algorithm, calibration_state):
+    """A file given as algorithm quantizes layers that there are, as some format can hold them."""
+    config = _config_of(algorithm, calibration_state)
+    if config is None:
         return None
+    option, patterns = f"quantization_config.algorithm={algorithm}", [entry.pattern for entry in config.entries]
+    if unknown := unknown_to_modelopt(patterns, model):
+        pattern, hint = unknown
+        return f"{option} has {pattern} in quant_cfg, which matches no quantizer{hint}"
+    try:
+        found = quantized_by(config, model)
+    except PtqError as error:
+        return f"{option} cannot be exported: {error}"
+    if not found.schemes:
+        return f"{option} quantizes no linear layer of this model: its patterns are for others; use another one"
+    patterns += [entry["quantizer_name"] for entry in found.further]
+    if calibration_pp > 1 and (pattern := numbered_pattern(patterns)):
+        return (
+            f"{option} names a layer by its number ({pattern}), and ModelOpt counts layers in each pipeline stage: use "
+            "calibration_pp=1, or quantization_config.exclude for layers that stay unquantized"
+        )
+    if found.caches and enable_kv_cache is False:
+        return f"{option} quantizes the KV cache, and quantization_config.enable_kv_cache=false: leave out one of both"
+    return None
+
+
+def algorithm_file_fits_formats(
+    algorithm: str | None,
+    formats: Sequence[str],
+    model: ModelSpec,
+    family: Family,
+    unquantized: frozenset[str] = frozenset(),
+    calibration_state: Any = None,
+) -> str | None:
+    """Every format asked for can hold what a file given as algorithm makes."""
+    config = _config_of(algorithm, calibration_state)
+    if config is None:
+        return None
+    try:
+        found = quantized_by(config, model)
+    except PtqError:  # another rule says so
+        return None
+    option = f"quantization_config.algorithm={algorithm}"
+    schemes = {linear: scheme for linear, scheme in found.schemes.items() if linear not in unquantized}
+    if problem := schemes_problem(set(schemes.values()), formats):
+        return f"{option} {problem}"
+    of_experts = {scheme for linear, scheme in schemes.items() if model.module(linear).expert is not None}
+    for format in map(FORMATS.__getitem__, formats):
+        if wrong := sorted(of_experts - set(format.experts)):
+            return (
+                f"{option} quantizes experts as {' and '.join(wrong)}, and the readers of export_format={format.name} "
+                f"take {' or '.join(format.experts)}: leave them out with quantization_config.exclude=[*experts*]"
+            )
+        if found.caches and format.is_hugging_face and family.hugging_face and not family.hugging_face.splits_qkv:
+            return (
+                f"{option} quantizes the KV cache, for whose scales export_format={format.name} has no place with "
+                f"{family.name}: take it out, or use export_format=trtllm"
+            )
+    return None
+
+
+def _config_of(algorithm: str | None, calibration_state: Any) -> ModelOptConfig | None:
+    """The ModelOpt config in a file given as algorithm; None where there is none, or another rule refuses it."""
     file = QuantizationConfig(algorithm).algorithm_file
     if file is None or calibration_state is not None:
         return None
-    entries = read_entries(file)
-    # Most configurations turn everything off, and then on what they want.
-    unseen = unseen_by_modelopt([entry.pattern for entry in entries if entry.turns_off and entry.pattern != "*"], model)
-    if unseen:
-        return (
-            f"quantization_config.algorithm={algorithm} turns off {' and '.join(unseen)}, which match Hugging Face's "
-            "names: ModelOpt sees Megatron's, and would quantize these layers; use quantization_config.exclude for them"
-        )
-    if unknown := unknown_to_modelopt([entry.pattern for entry in entries], model):
-        pattern, hint = unknown
-        return f"quantization_config.algorithm={algorithm} has {pattern} in quant_cfg, which matches no quantizer{hint}"
-    return None
+    try:
+        return read_config(file)
+    except PtqError:
+        return None
 
 
 def kv_cache_has_algorithm(algorithm: str | None, enable_kv_cache: bool | None) -> str | None:

@@ -7,7 +7,7 @@ from typing import Any
 
 from nemo_ptq.checkpoint.megatron.directories import TOKENIZER, is_megatron, iteration_of
 from nemo_ptq.checkpoint.metadata import is_hugging_face, read_model_yaml
-from nemo_ptq.checkpoint.tokenizer_files import largest_token, tokenizer_of
+from nemo_ptq.checkpoint.tokenizer_files import largest_token, tokenizer_of, tokenizer_problem
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import ModelSpec
 
@@ -15,13 +15,16 @@ from nemo_ptq.models.spec import ModelSpec
 def tokenizer_is_given(model: ModelSpec, checkpoint: Any, tokenizer_path: Any) -> str | None:
     """A checkpoint without a tokenizer in it, as Megatron-LM's are, or with that of another machine, comes with one."""
     path = Path(checkpoint).expanduser()
-    if tokenizer_path is not None or is_hugging_face(path):
+    if is_hugging_face(path):
+        return tokenizer_problem(path)
+    if tokenizer_path is not None:
         return None
     way_out = "give tokenizer_path= the Hugging Face directory of the tokenizer that the model was trained with"
     if is_megatron(path):
-        has_one = (iteration_of(path) / TOKENIZER).is_dir()
+        if (inside := iteration_of(path) / TOKENIZER).is_dir():
+            return tokenizer_problem(inside)
         said = f"nemo_checkpoint={checkpoint} has no tokenizer/ in it, as Megatron-LM's checkpoints do not"
-        return None if has_one else f"{said}: {way_out}"
+        return f"{said}: {way_out}"
     if not (path / "context" / "model.yaml").is_file():
         return None
     settings = read_model_yaml(path)["tokenizer"] or {}

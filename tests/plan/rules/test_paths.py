@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_ptq.calibration.hub import why_no_tokenizer
 from nemo_ptq.checkpoint.output_lock import held
 from nemo_ptq.checkpoint.staging import begin, reserved
 from nemo_ptq.export.manifest_writer import write_manifest
@@ -37,10 +38,48 @@ def test_a_link_out_of_the_checkpoint(tmp_path: Path) -> None:
     expect(problem, f"the link {tmp_path}/context/notes leads out of the checkpoint, to /etc/hostname, which would be")
 
 
-def test_other_tokenizers_may_exist(tmp_path: Path) -> None:
+def test_a_directory_of_a_tokenizer_is_complete(tmp_path: Path) -> None:
     assert tokenizer_exists(None) is None
+    expect(tokenizer_exists(tmp_path), f"tokenizer_path={tmp_path} is not complete: {tmp_path} has no tokenizer_config")
+    (tmp_path / "tokenizer_config.json").write_text("{}")
     assert tokenizer_exists(tmp_path) is None
-    assert tokenizer_exists("organisation/model") is None
+
+
+@pytest.mark.parametrize(
+    ("name", "asked", "error", "message"),
+    [
+        ("organisation/model", True, None, None),
+        ("nope", True, "RepositoryNotFoundError", "the Hugging Face hub has no tokenizer of that name"),
+        ("organisation/model", True, "GatedRepoError", None),
+        ("organisation/model", False, None, "the Hugging Face hub, where one of that name might be, does not answer"),
+        ("my/tokenizer/of/old", True, None, "it is no name on the Hugging Face hub either"),
+        ("organisation/model", None, None, "does not hold it, and HF_HUB_OFFLINE is set"),
+    ],
+)
+def test_a_tokenizer_by_name_is_in_the_cache_or_on_the_hub(
+    name: str,
+    asked: bool | None,
+    error: str | None,
+    message: str | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    import httpx
+    import huggingface_hub
+    from huggingface_hub import errors
+
+    def ask(url: str, timeout: float) -> None:
+        assert url == f"https://huggingface.co/{name}/resolve/main/tokenizer_config.json" and timeout < 5
+        if error is not None:
+            raise getattr(errors, error)("no", response=httpx.Response(404, request=httpx.Request("HEAD", url)))
+
+    why_no_tokenizer.cache_clear()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1" if asked is None else "0")
+    monkeypatch.setattr("nemo_ptq.calibration.hub.answers", lambda: asked)
+    monkeypatch.setattr(huggingface_hub, "get_hf_file_metadata", ask)
+    expect(tokenizer_exists(name), message)
+    why_no_tokenizer.cache_clear()
 
 
 def test_output_apart_from_the_checkpoint(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.parallelism import inference_tp_divides
 from nemo_ptq.plan.rules.quantization_limits import (
+    algorithm_file_fits_model,
     algorithm_file_is_config,
-    algorithm_file_names_megatrons_layers,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
     kv_cache_has_algorithm,
@@ -37,29 +37,27 @@ SMOLLM2 = replace(
     ("entries", "message"),
     [
         ({"*self_attention*": OFF, "*lm_head*": OFF, "*router*": OFF, "*mlp.gate.*": OFF}, None),
-        ({"*self_attn*": OFF}, "turns off *self_attn*, which match Hugging Face's names"),
-        ({"*self_attn*": {"num_bits": 8}}, None),
-        ([{"quantizer_name": "*", **OFF}, {"quantizer_name": "*mlp.down_proj*", **OFF}], "turns off *mlp.down_proj*"),
-        ([{"quantizer_name": "*down_proj*", **OFF}, {"quantizer_name": "*linear_fc2*", **OFF}], None),
+        ({"*self_attn*": OFF, "*mlp.down_proj*": OFF}, None),  # Hugging Face's names
         ({"*nothing*": OFF}, "has *nothing* in quant_cfg, which matches no quantizer: take it out, or name layers as"),
         ({"*linear_fc3*": OFF}, "has *linear_fc3* in quant_cfg, which matches no quantizer: did you mean linear_fc2?"),
         ({"*wieght_quantizer": {"num_bits": 8}}, "matches no quantizer: did you mean weight_quantizer?"),
         (
-            [{"*layers.32.*": OFF}],
+            {"*layers.32.*": OFF},
             "has *layers.32.* in quant_cfg, which matches no quantizer: the model has layers 0 to",
         ),
         # Of ModelOpt's own, for models with experts, state spaces or vision.
         ({"*mlp.experts*input_quantizer": {"num_bits": 8}, "*mixer.conv1d*": OFF, "*vision_tower*": OFF}, None),
-        ({"*[kv]_bmm_quantizer": {"num_bits": [4, 3]}, "*softmax_quantizer": OFF, "default": OFF}, None),
-        ([{"nn.Linear": {"*weight_quantizer": {"num_bits": 8}}}, {"*layers.31.*": OFF}], None),
+        ({"*[kv]_bmm_quantizer": {"num_bits": [4, 3]}, "*softmax_quantizer": OFF}, None),
     ],
 )
 def test_a_file_names_what_modelopt_sees(entries: Any, message: str | None, tmp_path: Path) -> None:
     file = tmp_path / "config.json"
-    file.write_text(json.dumps({"quant_cfg": entries, "algorithm": "max"}))
-    expect(algorithm_file_names_megatrons_layers(str(file), LLAMA_8B), message)
-    assert algorithm_file_names_megatrons_layers(str(tmp_path / "none.json"), LLAMA_8B) is None
-    assert algorithm_file_names_megatrons_layers("fp8", LLAMA_8B) is None
+    fp8 = {"num_bits": [4, 3], "axis": None}
+    quantizers = {"default": OFF, "*weight_quantizer": fp8, "*input_quantizer": fp8, **entries}
+    file.write_text(json.dumps({"quant_cfg": quantizers, "algorithm": "max"}))
+    expect(algorithm_file_fits_model(str(file), None, 1, LLAMA_8B), message)
+    assert algorithm_file_fits_model(str(tmp_path / "none.json"), None, 1, LLAMA_8B) is None
+    assert algorithm_file_fits_model("fp8", None, 1, LLAMA_8B) is None
 
 
 @pytest.mark.parametrize(
@@ -83,8 +81,10 @@ def test_a_file_that_is_no_configuration(content: str, message: str | None, tmp_
     problem = algorithm_file_is_config(str(file))
     expect(problem, message)
     if problem is not None:
-        assert problem.startswith(f"quantization_config.algorithm={file} is not a ModelOpt config: ")
-        assert algorithm_file_names_megatrons_layers(str(file), LLAMA_8B) is None  # one mistake is one line
+        assert problem.startswith(
+            f"quantization_config.algorithm={file} is not a ModelOpt config that can be exported: "
+        )
+        assert algorithm_file_fits_model(str(file), None, 1, LLAMA_8B) is None  # one mistake is one line
 
 
 @pytest.mark.parametrize(

@@ -11,10 +11,12 @@ from typing import Any
 
 import pytest
 
+from nemo_ptq.checkpoint.huggingface.hf_weights import load_tokenizer
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.checkpoint.tokenizer_files import largest_token
+from nemo_ptq.errors import PtqError
 from nemo_ptq.plan.rules.tokenizer import tokenizer_is_given, tokens_have_rows
-from tests.families import make_tokenizer
+from tests.families import make_hf, make_tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -103,3 +105,16 @@ def test_a_tokenizer_of_another_machine_is_told(checkpoint_of: Callable[[str], P
     assert tokenizer_is_given(model, checkpoint, "/somewhere") is None
     file.write_text(there.replace("pretrained_model_name: nemo_tokenizer", "pretrained_model_name: meta-llama/Llama"))
     assert tokenizer_is_given(model, checkpoint, None) is None  # may be on the hub
+
+
+def test_a_hugging_face_directory_has_a_tokenizer_of_its_own(
+    tmp_path: Path,
+) -> None:
+    source = make_hf("llama2", tmp_path / "model")
+    model = read_metadata(source)
+    assert tokenizer_is_given(model, source, None) is None
+    (source / "tokenizer_config.json").unlink()
+    problem = tokenizer_is_given(model, source, None)
+    assert problem is not None and f"{source} has no tokenizer_config.json: give it the tokenizer's files" in problem
+    with pytest.raises(PtqError, match=r"has no tokenizer_config\.json: give it the tokenizer's files"):
+        load_tokenizer(source)  # as the job does
