@@ -14,7 +14,7 @@ from nemo_ptq.quantization.algorithms import algorithm_of
 from nemo_ptq.report.advice import findings_of
 from nemo_ptq.report.command import reproducing_command
 from nemo_ptq.report.metrics import expert_records
-from nemo_ptq.report.records import Layer, MixedPrecision, Quality, Report, Serving, Summary
+from nemo_ptq.report.records import Layer, MixedPrecision, Quality, Report, Serving, Summary, TaskFigure
 from nemo_ptq.report.words import verdict
 from nemo_ptq.verify.evaluate import DocumentScore, summarize
 
@@ -179,3 +179,9 @@ def with_quality(report: Report, quality: Quality) -> Report:
     )
     missing = {figure: reason for figure, reason in report.missing.items() if figure != "quality"}
     return replace(report, summary=summary, quality=quality, missing=missing)
+
+
+def with_tasks(report: Report, figures: Sequence[TaskFigure]) -> Report:
+    """The same report with figures of tasks, in the place of those that it has of the same tasks."""
+    measured = {figure.task for figure in figures}
+    return replace(report, tasks=(*(old for old in report.tasks if old.task not in measured), *figures))

@@ -48,6 +48,31 @@ class Quality:
 
 
 @dataclass(frozen=True)
+class TaskFigure:
+    """A figure of one of lm-evaluation-harness's tasks, computed from the exported files.
+
+    Attributes:
+        task: The task's name.
+        metric: The harness's name of the figure, such as "acc"; with its filter where that is not "none".
+        value: The figure of the quantized model.
+        standard_error: Its standard error; None where the harness gives none.
+        baseline: The same figure of the unquantized model; None where that was not run.
+        documents: How many documents of the task.
+        shots: How many solved examples stand before each.
+        higher_is_better: Whether a larger figure is better; None where the task does not say.
+    """
+
+    task: str
+    metric: str
+    value: float
+    standard_error: float | None = None
+    baseline: float | None = None
+    documents: int = 0
+    shots: int = 0
+    higher_is_better: bool | None = None
+
+
+@dataclass(frozen=True)
 class Layer:
     """One linear layer of the model, or the same one of all experts of a layer taken together.
 
@@ -217,6 +242,7 @@ class Report:
         servers: What servers that read the directory's format do with it.
         mixed_precision: What was chosen for the layers; None where they are quantized alike, or the calibration is that
             of a file.
+        tasks: What `nemo-ptq evaluate --tasks` has found.
     """
 
     summary: Summary
@@ -233,6 +259,7 @@ class Report:
     version: int = VERSION
     servers: tuple[Serving, ...] = ()
     mixed_precision: MixedPrecision | None = None
+    tasks: tuple[TaskFigure, ...] = ()
 
 
 def to_json(report: Report) -> str:
@@ -261,6 +288,7 @@ def read_report(file: Path) -> Report:
                 "findings": tuple(Finding(**finding) for finding in raw["findings"]),
                 "steps": tuple(Step(**step) for step in raw["steps"]),
                 "mixed_precision": _mixed_precision(raw.get("mixed_precision")),
+                "tasks": tuple(TaskFigure(**task) for task in raw.get("tasks", ())),
                 "servers": tuple(
                     Serving(**{**server, "commands": tuple(server["commands"])}) for server in raw.get("servers", ())
                 ),

@@ -1,15 +1,15 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Other figures of quality for the report of a directory that is there already."""
+"""Further figures for the report of a directory that is there already."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 from nemo_ptq.checkpoint.staging import atomic_directory, reserved
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.manifest_writer import MANIFEST, write_manifest
-from nemo_ptq.report.compose import with_quality
-from nemo_ptq.report.records import Quality, read_report
+from nemo_ptq.report.records import Report, read_report
 from nemo_ptq.report.write import FILES, REPORT, write_report
 from nemo_ptq.untrusted import FileError, read_json
 
@@ -21,26 +21,26 @@ def has_report(directory: Path) -> bool:
     )
 
 
-def update_quality(directory: Path, quality: Quality) -> None:
-    """Writes a directory's report and manifest anew, with other figures of quality.
+def update_report(directory: Path, change: Callable[[Report], Report]) -> None:
+    """Writes a directory's report and manifest anew, with other figures.
 
     The directory is replaced as a whole, as an export is: it is built beside its place, of links to all files that stay
     as they are, and renamed. Readers see the old one or the new one.
 
     Args:
         directory: An exported directory with a report.
-        quality: The new figures.
+        change: Makes the new report of the old one, as :func:`~nemo_ptq.report.compose.with_quality` does.
 
     Raises:
         PtqError: If its report or manifest cannot be read, the file system has no hard links, or another process makes
             the directory.
     """
     with reserved(directory.resolve()):
-        _update(directory.resolve(), quality)
+        _update(directory.resolve(), change)
 
 
-def _update(directory: Path, quality: Quality) -> None:
-    report = with_quality(read_report(directory / REPORT), quality)
+def _update(directory: Path, change: Callable[[Report], Report]) -> None:
+    report = change(read_report(directory / REPORT))
     try:
         manifest = read_json(directory / MANIFEST)
         # Of a manifest of version 1 the files are read again.

@@ -11,18 +11,21 @@ tokens of each text). A machine that has a server needs nothing else of this pro
 
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache
-from itertools import groupby
+from functools import cache, partial
+from itertools import chain, groupby
 from pathlib import Path
+from typing import Any
 
 from demo.build import CALIBRATION, CHECKPOINT, HELDOUT
-from nemo_ptq.config import FAST, NO_QUANT, ExportConfig, QuantizationConfig
+from nemo_ptq.config import AUTO, CUSTOM, FAST, MAX, NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.quantization.algorithms import ALGORITHMS
+from tests.families import SEED, make_hf
 from tests.families import TOKENS as VOCABULARY
-from tests.families import make_hf
+from tests.hybrids import make_nemotron_h
 from tests.ranks import run_ranks
 
 DEMO = "demo"
@@ -41,9 +44,59 @@ FAMILIES = {
     "starcoder": "StarCoder",
     "starcoder2": "StarCoder 2",
     "nemotron": "Nemotron",
+    "nemotron_h": "Nemotron-H",
 }
-"""Tiny models of tests/families.py, and the name of each one's family in the table of servers."""
+"""Tiny models of tests/families.py and tests/hybrids.py, and the name of each one's family in the table of servers."""
 _OF_EVERY_FAMILY = ("fp8", "int4_awq", "nvfp4", "int8_dynamic", NO_QUANT)
+_MIXTURE = {
+    "quant_cfg": [
+        {"quantizer_name": "*", "enable": False},
+        *(
+            {"quantizer_name": f"*self_attention*{kind}_quantizer", "cfg": {"num_bits": [4, 3], "axis": None}}
+            for kind in ("weight", "input")
+        ),
+        *(
+            {
+                "quantizer_name": f"*linear_fc1*{kind}_quantizer",
+                "cfg": {
+                    "num_bits": [2, 1],
+                    "block_sizes": {"-1": 16, "type": "dynamic", "scale_bits": [4, 3]},
+                    "axis": None,
+                },
+            }
+            for kind in ("weight", "input")
+        ),
+    ],
+    "algorithm": "max",
+}
+"""A configuration of ModelOpt's: attention in FP8, the first layers of MLPs in NVFP4, the second unquantized."""
+VARIANTS: Mapping[str, Mapping[str, Any]] = {
+    "": {},
+    "exclude": {"exclude": ["*o_proj*", "first1"]},
+    "max": {"quality": MAX},
+    "layerwise": {"layerwise": True},
+    "int4": {"candidates": ["fp8", "int4_awq", "nvfp4"], "effective_bits": 4.9},
+    "adapter": {},
+}
+"""What an export's job was asked besides its algorithm; that of "adapter" merges one."""
+_VARIED: Mapping[tuple[str, str], Mapping[str, Sequence[str]]] = {
+    (DEMO, "exclude"): {
+        "fp8": ("hf", "compressed_tensors"),
+        "nvfp4": ("hf", "compressed_tensors"),
+        "int4_awq": ("compressed_tensors",),
+        "int8_sq": ("compressed_tensors",),
+    },
+    (DEMO, "max"): {"fp8": ("hf", "compressed_tensors"), "int4_awq": ("compressed_tensors",)},
+    (DEMO, "layerwise"): {"nvfp4": ("hf", "compressed_tensors"), "int8_sq": ("compressed_tensors",)},
+    (DEMO, "int4"): {AUTO: ("compressed_tensors",)},
+    (DEMO, ""): {AUTO: ("hf", "compressed_tensors"), CUSTOM: ("hf", "compressed_tensors")},
+    ("mixtral", ""): {AUTO: ("hf", "compressed_tensors")},
+    ("qwen3_moe", ""): {AUTO: ("hf", "compressed_tensors")},
+    ("qwen3_moe", "exclude"): {"nvfp4": ("hf", "compressed_tensors")},
+    ("nemotron_h", ""): {AUTO: ("hf", "compressed_tensors"), "int8_sq": ("compressed_tensors",)},
+    ("llama31", "adapter"): {"int4_awq": ("compressed_tensors",)},
+}
+"""Formats by algorithm of a model's further jobs."""
 TIED = ("llama32", "qwen3", "gemma", "gemma2", "gemma3")
 EXPERTS, ONE_PROJECTION = ("mixtral", "qwen3_moe"), ("phi3", "starcoder")
 REFUSED = (("int4_awq", "hf"), ("w4a8_awq", "hf"))
@@ -62,17 +115,24 @@ class Cell:
         algorithm: What it is quantized with.
         format: The export's format.
         kv_cache: Whether its KV cache is quantized.
+        variant: What else its job was asked, a name of :data:`VARIANTS`.
     """
 
     model: str
     algorithm: str
     format: str
     kv_cache: bool = False
+    variant: str = ""
 
     @property
     def path(self) -> str:
         """The export's directory."""
-        return f"{self.model}/{self.algorithm}{'-kv' if self.kv_cache else ''}/{self.format}"
+        return f"{self.model}/{self.job}/{self.format}"
+
+    @property
+    def job(self) -> str:
+        """The job of the model that makes it, and its other formats."""
+        return "-".join(filter(None, (self.algorithm, "kv" if self.kv_cache else "", self.variant)))
 
     @property
     def family(self) -> str:
@@ -113,10 +173,26 @@ def _cells() -> Iterator[Cell]:
                 yield from (Cell(model, algorithm, format) for format in formats)
             if quantized_cache:
                 yield from (Cell(model, algorithm, format, kv_cache=True) for format in formats)
+    for (model, variant), algorithms in _VARIED.items():
+        for algorithm, formats in algorithms.items():
+            yield from (Cell(model, algorithm, format, variant=variant) for format in formats)
 
 
 CELLS: Sequence[Cell] = tuple(_cells())
 """All of them, those of one job after each other."""
+
+
+def _is_asked_on_a_cpu(cell: Cell) -> bool:
+    """Whether `make test-serve` has the time for it: of what a GPU is asked, it leaves out what is most alike."""
+    if cell.model == DEMO or cell.variant or cell.algorithm == AUTO or cell.kv_cache:
+        return True
+    if cell.algorithm in ("int8_dynamic", "fp8_dynamic", "w4a16_nvfp4"):
+        return cell.model in EXPERTS and cell.format == "compressed_tensors"
+    return cell.algorithm != "nvfp4" or cell.format == "hf" or cell.model in EXPERTS
+
+
+ASKED_ON_A_CPU: Sequence[Cell] = tuple(cell for cell in CELLS if _is_asked_on_a_cpu(cell))
+"""Those that `make test-serve` asks for."""
 
 
 def _export(directory: Path, cells: Sequence[Cell]) -> None:
@@ -125,27 +201,68 @@ def _export(directory: Path, cells: Sequence[Cell]) -> None:
     from nemo_ptq.plan.rules import check_job
 
     sources = {DEMO: CHECKPOINT}
-    for (model, algorithm, kv_cache), its in groupby(cells, lambda cell: (cell.model, cell.algorithm, cell.kv_cache)):
-        if model not in sources:
-            sources[model] = make_hf(model, directory / model / "source")
+    for _, grouped in groupby(cells, lambda cell: (cell.model, cell.job)):
+        its = list(grouped)
+        cell = its[0]
+        if cell.model not in sources:
+            make = make_nemotron_h if cell.model == "nemotron_h" else partial(make_hf, cell.model)
+            sources[cell.model] = make(directory / cell.model / "source")
+        algorithm, settings = cell.algorithm, dict(VARIANTS[cell.variant])
+        if algorithm == CUSTOM:
+            algorithm = str(directory / "mixture.json")
+            Path(algorithm).write_text(json.dumps(_MIXTURE), encoding="utf-8")
+        elif algorithm == AUTO:
+            settings = {"effective_bits": 6.0} | settings
+        if cell.model != DEMO:
+            settings["quality"] = FAST
         quantization = QuantizationConfig(
             algorithm,
-            quality=None if model == DEMO else FAST,
-            enable_kv_cache=kv_cache,
+            enable_kv_cache=cell.kv_cache,
             calibration_dataset=str(CALIBRATION),
             calibration_dataset_size=32,
             calibration_batch_size=8,
             calibration_seq_len=64,
             evaluation_dataset_size=0,
+            **settings,
         )
-        formats = {cell.format: directory / cell.path for cell in its}
+        adapter = None
+        if cell.variant == "adapter":
+            adapter = str(make_adapter(sources[cell.model], directory / cell.model / "adapter"))
         job = check_job(
             world_size=1,
-            nemo_checkpoint=str(sources[model]),
+            nemo_checkpoint=str(sources[cell.model]),
+            adapter=adapter,
             quantization_config=quantization,
-            export_config=ExportConfig(str(next(iter(formats.values())).parent), export_format=list(formats)),
+            export_config=ExportConfig(
+                str((directory / cell.path).parent), export_format=[its_cell.format for its_cell in its]
+            ),
         )
         run_job(job)
+
+
+def make_adapter(base: Path, directory: Path, rank: int = 4) -> Path:
+    """Writes a LoRA adapter of PEFT's for a model's query projections, of random weights; returns `directory`."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    generator = torch.Generator().manual_seed(SEED)
+    tensors = {}
+    for name, weight in load_file(base / "model.safetensors").items():
+        if name.endswith("q_proj.weight"):
+            prefix = f"base_model.model.{name.removesuffix('.weight')}"
+            tensors[f"{prefix}.lora_A.weight"] = torch.randn(rank, weight.shape[1], generator=generator).mul(0.05)
+            tensors[f"{prefix}.lora_B.weight"] = torch.randn(weight.shape[0], rank, generator=generator).mul(0.05)
+    directory.mkdir()
+    save_file(tensors, directory / "adapter_model.safetensors", {"format": "pt"})
+    settings = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": rank,
+        "lora_alpha": 16,
+        "target_modules": ["q_proj"],
+    }
+    (directory / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
+    return directory
 
 
 @cache
@@ -182,7 +299,7 @@ def _request(directory: Path, cell: Cell) -> dict[str, object]:
 
 
 def make_exports(directory: Path, cells: Sequence[Cell] = CELLS) -> list[dict[str, object]]:
-    """Writes exports and `requests.json` into a directory.
+    """Writes exports and `requests.json` into a directory, in two processes.
 
     Args:
         directory: Where to; nothing of the exports is there yet.
@@ -191,7 +308,13 @@ def make_exports(directory: Path, cells: Sequence[Cell] = CELLS) -> list[dict[st
     Returns:
         What requests.json holds.
     """
-    run_ranks(_export, 1, directory, cells, timeout=3600)
+    models = [list(its) for _, its in groupby(sorted(cells, key=lambda cell: cell.model), lambda cell: cell.model)]
+    models.sort(key=len, reverse=True)
+    halves = [
+        sorted(chain.from_iterable(which), key=cells.index) for which in (models[::2], models[1::2])
+    ]  # of one model all lie in one half, which makes its source
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(lambda half: run_ranks(_export, 1, directory, half, timeout=3600), filter(None, halves)))
     requests = [_request(directory, cell) for cell in cells]
     (directory / "requests.json").write_text(json.dumps(requests), encoding="utf-8")
     return requests

@@ -24,16 +24,17 @@ from nemo_ptq.config import NO_QUANT
 from nemo_ptq.report.records import read_report
 from nemo_ptq.report.write import REPORT
 from tests.conftest import Demo
-from tests.serve.exports import CELLS, DEMO, Cell, make_exports
+from tests.serve.exports import ASKED_ON_A_CPU, DEMO, Cell, make_exports
 
 pytestmark = [pytest.mark.serve, pytest.mark.timeout(1800)]
 
 PYTHON = Path(__file__).parents[2] / "build" / "venv-vllm" / "bin" / "python"
 ASK = Path(__file__).parent / "ask_vllm.py"
-NATIVE = [cell for cell in CELLS if cell.runs_on_a_cpu]
-EMULATED = [cell for cell in CELLS if not cell.runs_on_a_cpu and not cell.is_refused]
-REFUSED = [cell for cell in CELLS if cell.is_refused]
-ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1"}
+NATIVE = [cell for cell in ASKED_ON_A_CPU if cell.runs_on_a_cpu]
+EMULATED = [cell for cell in ASKED_ON_A_CPU if not cell.runs_on_a_cpu and not cell.is_refused]
+REFUSED = [cell for cell in ASKED_ON_A_CPU if cell.is_refused]
+ENVIRONMENT = {"HF_HUB_OFFLINE": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+PROCESSES = 2
 
 
 def bound(cell: Cell) -> float:
@@ -47,11 +48,16 @@ def bound(cell: Cell) -> float:
 
 
 def ask(exports: Path, cells: Sequence[Cell], *options: str) -> dict[str, dict[str, Any]]:
-    """Has one process of vLLM load exports, one after the other; returns their answers by path."""
+    """Has processes of vLLM load exports, each one after the other; returns their answers by path."""
     answers = exports / "answers"
     command = [str(PYTHON), str(ASK), str(exports), str(answers), *options, *(cell.path for cell in cells)]
+    environment = {**os.environ, **ENVIRONMENT, "OMP_NUM_THREADS": "1"}
     with (exports / "vllm.log").open("a") as log:
-        subprocess.run(command, stdout=log, stderr=log, timeout=1500, check=True, env={**os.environ, **ENVIRONMENT})
+        processes = [
+            subprocess.Popen([*command, "--share", f"{index}/{PROCESSES}"], stdout=log, stderr=log, env=environment)
+            for index in range(PROCESSES)
+        ]
+        assert [process.wait(1500) for process in processes] == [0] * PROCESSES, exports / "vllm.log"
     found = [json.loads(file.read_text(encoding="utf-8")) for file in answers.glob("*.json")]
     return {answer["directory"]: answer for answer in found}
 
@@ -61,7 +67,7 @@ def exports(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Every export, below one directory."""
     assert PYTHON.exists(), "run `make serve-env`"
     directory = tmp_path_factory.mktemp("served")
-    make_exports(directory)
+    make_exports(directory, ASKED_ON_A_CPU)
     return directory
 
 

@@ -3,14 +3,22 @@
 """`nemo-ptq evaluate`: what quantization costs, from the exported files alone."""
 
 import json
+from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
 from nemo_ptq.console.text import printable
 from nemo_ptq.errors import PtqError
+
+if TYPE_CHECKING:
+    import torch
+
+    from nemo_ptq.console.reporter import Reporter
+    from nemo_ptq.report.records import Report
 
 # Tokens of a document that the samples continue.
 _PROMPT = 32
@@ -37,6 +45,15 @@ def evaluate(
     ] = None,
     sample: Annotated[int, typer.Option(min=0, help="Tokens of text to generate from each model.")] = 24,
     device: Annotated[str, typer.Option(help="Where to compute: cpu, cuda, cuda:1 ...")] = "cpu",
+    tasks: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="TASK,...",
+            help="Run tasks of lm-evaluation-harness instead of documents: names, or .yaml files of your own. Needs "
+            "pip install 'nemo_ptq[eval]'.",
+        ),
+    ] = None,
+    limit: Annotated[Optional[int], typer.Option(min=1, help="With --tasks: the most documents of a task.")] = None,
     update_report: Annotated[
         Optional[bool],
         typer.Option(
@@ -50,35 +67,43 @@ def evaluate(
 
     Weights, activations and KV cache are rounded as a server rounds them, layer by layer: memory needs to hold a layer
     in float32. Gives perplexity and, with --baseline, recovery, KL divergence and top-1 agreement, with 95 % intervals
-    over documents.
+    over documents. With --tasks gives the figures of lm-evaluation-harness's tasks.
     """
     for model_directory in (directory, baseline):
         if model_directory is not None and not model_directory.is_dir():
             raise PtqError(f"{model_directory} is not a directory: give one that was exported, or a checkpoint's")
 
-    import torch
+    if min_recovery is not None and baseline is None:
+        raise PtqError("--min-recovery compares with the unquantized model: name it with --baseline")
+    for option, value in {"--text": text, "--min-recovery": min_recovery}.items():
+        if tasks is not None and value is not None:
+            raise PtqError(f"--tasks and {option} go apart: run nemo-ptq evaluate once with each")
+    if limit is not None and tasks is None:
+        raise PtqError("--limit says how many documents of a task are run: name tasks with --tasks, or use --documents")
+
     from rich.console import Console
 
     from nemo_ptq.console.quiet import quiet_libraries
     from nemo_ptq.console.reporter import Reporter
+
+    place = _device(device)
+    quiet_libraries()
+    # Figures go to standard output, and what is of passing interest to the other.
+    reporter = Reporter(True, Console(stderr=True, highlight=False, soft_wrap=True))
+    if tasks is not None:
+        change = _run_tasks(directory, baseline, tasks.split(","), limit, place, reporter, as_json)
+        _update(directory, update_report, change, reporter)
+        return
+
+    import torch
+
     from nemo_ptq.engine.documents import load_documents
     from nemo_ptq.home import without_home
-    from nemo_ptq.report.compose import quality_of
-    from nemo_ptq.report.update import has_report, update_quality
+    from nemo_ptq.report.compose import quality_of, with_quality
     from nemo_ptq.verify.evaluate import continue_greedily, document_groups, require_merged_baseline, require_same_model
     from nemo_ptq.verify.evaluate import evaluate as score
     from nemo_ptq.verify.forward_pass import open_model
 
-    if min_recovery is not None and baseline is None:
-        raise PtqError("--min-recovery compares with the unquantized model: name it with --baseline")
-    try:
-        place = torch.device(device)
-        torch.empty(0, device=place)
-    except (RuntimeError, AssertionError) as error:
-        raise PtqError(f"--device {device} is not available here: {str(error).splitlines()[0]}") from error
-    quiet_libraries()
-    # Figures go to standard output, and what is of passing interest to the other.
-    reporter = Reporter(True, Console(stderr=True, highlight=False, soft_wrap=True))
     model = open_model(directory)
     truth = None if baseline is None else open_model(baseline)
     if truth is not None and baseline is not None:
@@ -117,9 +142,57 @@ def evaluate(
         typer.echo(f"over {quality.tokens:,} tokens of {quality.documents} documents from {printable(quality.text)}")
         for name, continued in words.items():
             typer.echo(f"\n{name}: {printable(continued)}")
-    if update_report or (update_report is None and has_report(directory)):
-        update_quality(directory, quality)
-        reporter.say(f"the report in {directory / 'ptq'} has these figures now")
+    _update(directory, update_report, partial(with_quality, quality=quality), reporter)
     recovery = None if quality.recovery is None else quality.recovery.value
     if min_recovery is not None and recovery is not None and recovery < min_recovery:
         raise PtqError(f"recovery {recovery:.4f} is less than --min-recovery {min_recovery}")
+
+
+def _device(name: str) -> "torch.device":
+    import torch
+
+    try:
+        place = torch.device(name)
+        torch.empty(0, device=place)
+    except (RuntimeError, AssertionError) as error:
+        raise PtqError(f"--device {name} is not available here: {str(error).splitlines()[0]}") from error
+    return place
+
+
+def _run_tasks(
+    directory: Path,
+    baseline: Path | None,
+    tasks: list[str],
+    limit: int | None,
+    device: "torch.device",
+    reporter: "Reporter",
+    as_json: bool,
+) -> "Callable[[Report], Report]":
+    """Runs tasks and prints their figures; returns what puts these into a report."""
+    from nemo_ptq.report.compose import with_tasks
+
+    try:
+        from nemo_ptq.engine.harness import run_tasks
+    except ImportError as error:
+        raise PtqError(f"--tasks needs lm-evaluation-harness ({error}): pip install 'nemo_ptq[eval]'") from error
+    figures = run_tasks(directory, baseline, tasks, limit, device, reporter)
+    if as_json:
+        typer.echo(json.dumps([asdict(figure) for figure in figures], indent=2))
+    else:
+        for figure in figures:
+            line = f"{printable(figure.task)} {printable(figure.metric)}: {figure.value:.4f}"
+            if figure.standard_error is not None:
+                line += f" +- {figure.standard_error:.4f}"
+            if figure.baseline is not None:
+                line += f", unquantized {figure.baseline:.4f}"
+            typer.echo(f"{line}, over {figure.documents} documents")
+    return partial(with_tasks, figures=figures)
+
+
+def _update(directory: Path, wanted: bool | None, change: "Callable[[Report], Report]", reporter: "Reporter") -> None:
+    """Puts figures into a directory's report, if that is wanted or nobody has said, and there is one."""
+    from nemo_ptq.report.update import has_report, update_report
+
+    if wanted or (wanted is None and has_report(directory)):
+        update_report(directory, change)
+        reporter.say(f"the report in {directory / 'ptq'} has these figures now")
