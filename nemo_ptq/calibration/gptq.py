@@ -14,18 +14,16 @@ Rows of a weight do not depend on one another: under tensor parallelism a rank r
 whole H; where the inputs are sharded, whole rows are gathered first.
 """
 
-import os
-import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 
 import torch
 
 from nemo_ptq.calibration.search import nvfp4_block_scales
 from nemo_ptq.errors import PtqError
 from nemo_ptq.quantization.grids import FP4, FP8, INT4, INT8, Grid
+from nemo_ptq.quantization.kernels import has_kernels
 from nemo_ptq.quantization.rounding import fp4_codes, int4_codes, to_fp8, to_int8
 
 DAMPING = 0.01
@@ -124,7 +122,7 @@ def inverse_factor(
     order = diagonal.argsort(descending=True, stable=True) if sort else torch.arange(size, device=gram.device)
     # H in reverse order is L L^T; in order, it is R R^T with R upper triangular, whose inverse is the factor wanted.
     reverse = order.flip(0)
-    matrix = gram[reverse[:, None], reverse].to(dtype).div_(mean)
+    matrix = gram[reverse].index_select(1, reverse).to(dtype).div_(mean)
     matrix.diagonal().add_(damping)
     for _ in range(_ATTEMPTS):
         lower, failed = torch.linalg.cholesky_ex(matrix)
@@ -154,8 +152,33 @@ def _inverse_of_upper(matrix: torch.Tensor) -> torch.Tensor:
     inverse = torch.zeros_like(matrix, memory_format=torch.contiguous_format)
     inverse[first, first] = _inverse_of_upper(matrix[first, first])
     inverse[last, last] = _inverse_of_upper(matrix[last, last])
-    inverse[first, last] = -(inverse[first, first] @ matrix[first, last]) @ inverse[last, last]
+    inverse[first, last] = _times_upper(-_upper_times(inverse[first, first], matrix[first, last]), inverse[last, last])
     return inverse
+
+
+# Columns or rows of a product with a triangular matrix that are computed at once: its zeros beside them are left out.
+_PRODUCED_AT_ONCE = 2048
+
+
+def _times_upper(matrix: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
+    """Multiplies (m, n) with an upper triangular (n, n)."""
+    ends = range(_PRODUCED_AT_ONCE, upper.shape[1] + _PRODUCED_AT_ONCE, _PRODUCED_AT_ONCE)
+    parts = [matrix[:, :end] @ upper[:end, end - _PRODUCED_AT_ONCE : end] for end in ends]
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+
+
+def _upper_times(upper: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Multiplies an upper triangular (n, n) with (n, m)."""
+    starts = range(0, len(upper), _PRODUCED_AT_ONCE)
+    parts = [upper[start : start + _PRODUCED_AT_ONCE, start:] @ matrix[start:] for start in starts]
+    return torch.cat(parts) if len(parts) > 1 else parts[0]
+
+
+def _times_lower(matrix: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
+    """Multiplies (m, n) with a lower triangular (n, n)."""
+    starts = range(0, lower.shape[1], _PRODUCED_AT_ONCE)
+    parts = [matrix[:, start:] @ lower[start:, start : start + _PRODUCED_AT_ONCE] for start in starts]
+    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
 
 
 def unit_factor(size: int, device: torch.device) -> InverseFactor:
@@ -185,7 +208,7 @@ def predictable_share(
     Returns:
         float32 (), from 0 to 1; 0 where there are fewer than two tokens for each input that varies.
     """
-    explained = (cross[:, factor.order] @ factor.upper.T).square().sum()
+    explained = _times_lower(cross.index_select(1, factor.order), factor.upper.T).square().sum()
     inputs = len(factor.order) - factor.damping * mean * factor.upper.square().sum()
     if explained <= 0 or tokens < 2 * inputs:
         return torch.zeros_like(explained)
@@ -205,10 +228,8 @@ def moved(weight: torch.Tensor, lack: torch.Tensor, factor: InverseFactor) -> to
         factor: Of H.
     """
     # Twice triangular, in the order of the factor.
-    correction = (lack[:, factor.order] @ factor.upper.T) @ factor.upper
-    found = weight.clone()
-    found[:, factor.order] += correction
-    return found
+    correction = _times_upper(_times_lower(lack.index_select(1, factor.order), factor.upper.T), factor.upper)
+    return weight + correction.index_select(1, factor.order.argsort())
 
 
 def round_columns(
@@ -229,7 +250,7 @@ def round_columns(
     Returns:
         float32 (columns, out): the error of each column, by which the columns after these are to be corrected.
     """
-    if columns.is_cuda and _has_triton():
+    if has_kernels(columns):
         from nemo_ptq.calibration import gptq_kernel
 
         return gptq_kernel.round_columns(columns, upper, step, grid, fp8_scale)
@@ -244,68 +265,65 @@ def round_columns(
     return errors
 
 
-def _block_scales(columns: torch.Tensor, importance: torch.Tensor, scale_2: torch.Tensor) -> torch.Tensor:
-    """The NVFP4 scale of one block of each row: float32 (out), from (block, out)."""
-    if columns.is_cuda and _has_triton():
-        from nemo_ptq.calibration import gptq_kernel
-
-        return gptq_kernel.nvfp4_block_scales(columns, importance, scale_2)
-    return nvfp4_block_scales(columns.T, importance, scale_2, len(columns)).float()[:, 0]
-
-
-@cache
-def _has_triton() -> bool:
-    """Whether kernels can be built: Triton comes with torch for CUDA, and wants a C compiler for what calls them."""
-    try:
-        import triton  # noqa: F401
-    except ImportError:
-        return False
-    return "CC" in os.environ or any(map(shutil.which, ("cc", "gcc", "clang")))
-
-
-# Gives the steps of some columns, float32 (columns or 1, out or 1), from their numbers in the order of the factor and
-# what they have become when they are reached, (columns, out).
-_Steps = Callable[[slice, torch.Tensor], torch.Tensor]
+# Rounds some columns, (columns, out), by their numbers in the order of the factor: see :func:`round_columns`.
+_RoundColumns = Callable[[slice, torch.Tensor], torch.Tensor]
 
 
 def _round(
-    weight: torch.Tensor,
-    factor: InverseFactor,
-    grid: Grid,
-    steps: _Steps,
-    group: int | None = None,
-    fp8_scale: torch.Tensor | None = None,
+    weight: torch.Tensor, factor: InverseFactor, round_some: _RoundColumns, at_once: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rounds a weight, so many columns at a time as have their steps chosen together, or as suit the device.
+    """Rounds a weight.
+
+    Args:
+        weight: (out, in).
+        factor: Of the Gram matrix of the inputs.
+        round_some: Rounds some columns, given what they have become when they are reached.
+        at_once: How many; on a GPU all of a block.
 
     Returns:
         The rounded weight, float32 (out, in), and the error of each row, float32 (out).
     """
     size = weight.shape[1]
-    if group is None:
-        group = _BLOCK if weight.is_cuda and _has_triton() else _TILE
+    if has_kernels(weight):
+        at_once = _BLOCK
     if factor.upper.shape[0] != size:
         raise PtqError(
             f"a weight of shape {tuple(weight.shape)} and a Gram matrix of {factor.upper.shape[0]} inputs: "
             "both must have the layer's in-features; gather the shards of a layer whose inputs are sharded"
         )
-    columns = weight.float().T[factor.order].contiguous()
+    # Whole rows are gathered, of transposed copies: single elements would take a GPU several times as long.
+    columns = weight.float().T.contiguous()[factor.order]
     total = torch.zeros(weight.shape[0], device=weight.device)
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
-        block = columns[start:stop]
-        errors = torch.empty_like(block)
-        for first in range(start, stop, group):
-            last = min(first + group, stop)
+        errors = torch.empty_like(columns[start:stop])
+        for first in range(start, stop, at_once):
+            last = min(first + at_once, stop)
             here = slice(first, last)
-            found = round_columns(columns[here], factor.upper[here, here], steps(here, columns[here]), grid, fp8_scale)
+            found = round_some(here, columns[here])
             errors[first - start : last - start] = found
-            columns[last:stop] -= factor.upper[here, last:stop].T @ found
-        columns[stop:] -= factor.upper[start:stop, stop:].T @ errors
+            _correct(columns[last:stop], factor.upper[here, last:stop], found)
+        _correct(columns[stop:], factor.upper[start:stop, stop:], errors)
         total += errors.square().sum(0)
-    rounded = torch.empty_like(weight, dtype=torch.float32)
-    rounded[:, factor.order] = columns.T
-    return rounded, total
+    return columns[factor.order.argsort()].T.contiguous(), total
+
+
+def _correct(columns: torch.Tensor, upper: torch.Tensor, errors: torch.Tensor) -> None:
+    """Corrects columns by the errors of some before them, in place."""
+    if columns.is_cuda:  # without a copy of all that is left
+        columns.addmm_(upper.T, errors, alpha=-1)
+    else:
+        columns -= upper.T @ errors
+
+
+def _by_steps(
+    factor: InverseFactor,
+    grid: Grid,
+    steps: Callable[[slice], torch.Tensor],
+    fp8_scale: torch.Tensor | None = None,
+) -> _RoundColumns:
+    """Rounds columns whose steps, float32 (columns or 1, out or 1), are known from their numbers."""
+    return lambda here, columns: round_columns(columns, factor.upper[here, here], steps(here), grid, fp8_scale)
 
 
 def round_fp8(weight: torch.Tensor, factor: InverseFactor, scale: torch.Tensor) -> Rounded:
@@ -317,7 +335,7 @@ def round_fp8(weight: torch.Tensor, factor: InverseFactor, scale: torch.Tensor) 
         scale: float32, one element; of the whole tensor, all shards of it.
     """
     scale = scale.reshape(1)
-    rounded, error = _round(weight, factor, FP8, lambda *_: scale[None])
+    rounded, error = _round(weight, factor, _by_steps(factor, FP8, lambda _: scale[None]), _TILE)
     return Rounded(to_fp8(rounded, scale), scale, rounded, error)
 
 
@@ -329,7 +347,7 @@ def round_int8(weight: torch.Tensor, factor: InverseFactor, scale: torch.Tensor)
         factor: Of the Gram matrix of the inputs, smoothed likewise: :func:`smoothed`.
         scale: float32 (out).
     """
-    rounded, error = _round(weight, factor, INT8, lambda *_: scale[None])
+    rounded, error = _round(weight, factor, _by_steps(factor, INT8, lambda _: scale[None]), _TILE)
     return Rounded(to_int8(rounded, scale), scale, rounded, error)
 
 
@@ -349,7 +367,8 @@ def round_int4(
     group_size = weight.shape[1] // scale.shape[1]
     groups = factor.order // group_size
     by_group = scale.T.contiguous()
-    rounded, error = _round(weight, factor, INT4, lambda here, _: by_group[groups[here]], fp8_scale=fp8_scale)
+    by_steps = _by_steps(factor, INT4, lambda here: by_group[groups[here]], fp8_scale)
+    rounded, error = _round(weight, factor, by_steps, _TILE)
     codes = int4_codes(rounded, scale)
     if fp8_scale is not None:
         rounded = FP8.nearest(rounded / fp8_scale) * fp8_scale
@@ -372,16 +391,28 @@ def round_nvfp4(weight: torch.Tensor, factor: InverseFactor, scale_2: torch.Tens
         raise PtqError("NVFP4 chooses the scales of blocks of neighbours on the way: give inverse_factor(sort=False)")
     scales = torch.empty(weight.shape[0], weight.shape[1] // block_size, device=weight.device)
 
-    def choose(here: slice, columns: torch.Tensor) -> torch.Tensor:
-        # Of the inverse of H without the columns that are rounded already, the diagonal.
-        remaining = 1 / factor.upper[here, here].square().sum(0)
-        chosen = _block_scales(columns, remaining, scale_2)
-        scales[:, here.start // block_size] = chosen
-        return chosen[None] * scale_2
+    def round_blocks(here: slice, columns: torch.Tensor) -> torch.Tensor:
+        errors, chosen = _round_nvfp4_columns(columns, factor.upper[here, here], scale_2, block_size)
+        scales[:, here.start // block_size : here.stop // block_size] = chosen.T
+        return errors
 
-    rounded, error = _round(weight, factor, FP4, choose, block_size)
+    rounded, error = _round(weight, factor, round_blocks, block_size)
     scale = scales.to(torch.float8_e4m3fn)
     return Rounded(fp4_codes(rounded, scale, scale_2.reshape(())), scale, rounded, error, scale_2)
+
+
+def _round_nvfp4_columns(
+    columns: torch.Tensor, upper: torch.Tensor, scale_2: torch.Tensor, block_size: int
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Rounds one block, on a GPU some: see :func:`round_columns`; returns the scales as well, (blocks, out)."""
+    if has_kernels(columns):
+        from nemo_ptq.calibration import gptq_kernel
+
+        return gptq_kernel.round_nvfp4_columns(columns, upper, scale_2, block_size)
+    # Of the inverse of H without the columns that are rounded already, the diagonal.
+    remaining = 1 / upper.square().sum(0)
+    chosen = nvfp4_block_scales(columns.T, remaining, scale_2, block_size).float().T
+    return round_columns(columns, upper, chosen * scale_2, FP4), chosen
 
 
 def smoothed(gram: torch.Tensor, pre_quant_scale: torch.Tensor) -> torch.Tensor:

@@ -157,9 +157,13 @@ def has_cache(name: str, state: State) -> bool:
     return f"{name}.k_bmm_quantizer.amax" in state
 
 
-def round_cache(module: torch.nn.Module, name: str, state: State) -> Any:
-    """Has an attention compute with keys and values as a quantized cache gives them back; returns the hook's handle."""
-    key_amax, value_amax = (state[f"{name}.{kind}_bmm_quantizer.amax"] for kind in "kv")
+def round_cache(module: torch.nn.Module, name: str, state: State, device: torch.device) -> Any:
+    """Has an attention on a device compute with keys and values as a quantized cache gives them back.
+
+    Returns:
+        The hook's handle.
+    """
+    key_amax, value_amax = (state[f"{name}.{kind}_bmm_quantizer.amax"].to(device) for kind in "kv")
 
     def round_them(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         query, key, value, *rest = args

@@ -11,15 +11,16 @@ block:
    need. Then it is rounded by :mod:`nemo_ptq.calibration.gptq`.
 3. The quantized batches run through the rounded block, activations rounded as a server does.
 
-That is less than four forward passes over the calibration data: a whole one, about one and a half for the four linear
-layers of a block, and another whole one.
+A batch does not begin anew for each layer: once the last layer of an attention or of an MLP is rounded, what has
+entered it is known, and what comes before it is left out. That is less than three forward passes over the calibration
+data: a whole one in step 1, and about one and a half in steps 2 and 3.
 
 Quality "max" also has the layers that write into the residual stream make up for what it lacks (residual.py), and keeps
 a block that is rounded to nearest where that is better on batches that are held out (held_out.py).
 """
 
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -119,6 +120,7 @@ class RoundingLearner:
                     linear,
                     self.runner,
                     residual_of(name, block.modules, self.runner) if self.is_max else None,
+                    _ended_by(name, block.modules),
                 )
                 for name, linear in linears.items()
             }
@@ -126,7 +128,7 @@ class RoundingLearner:
                 stack.callback(layer.restore)
             self._keep_exact(block, layers.values())
             for stage in _stages(layers):
-                found = self._gather(block, stage)
+                found = self._gather(block, stage, layers.values())
                 state |= found
                 for name, layer in stage.items():
                     if expert := expert_of(name):
@@ -135,10 +137,13 @@ class RoundingLearner:
                     self.rounded[name] = self._round(layer)
                 for name, module in block.modules.items():
                     if has_cache(name, found):
-                        stack.callback(round_cache(module, name, found).remove)
+                        stack.callback(round_cache(module, name, found, self.runner.device).remove)
+                        for layer in stage.values():  # these saw what follows from keys and values as they were
+                            layer.forget()
             if self.is_max:
                 self._keep_better(block, layers)
-            self.runner.advance(block, self.quantized)
+            for place in _placing(range(len(self.quantized.hidden)), layers.values()):
+                self.runner.advance_batch(block, self.quantized, place)
         return state
 
     @property
@@ -148,36 +153,43 @@ class RoundingLearner:
 
     def _keep_better(self, block: Block, layers: Mapping[str, "_Layer"]) -> None:
         """Rounds a block to nearest where that comes nearer to the unquantized one on batches that are held out."""
-        found, learned = self._held_out_error(block), dict(self.rounded)
+        found, learned = self._held_out_error(block, layers.values()), dict(self.rounded)
         weights = {name: layer.module.get_parameter("weight") for name, layer in layers.items()}
         for name, layer in layers.items():
             rounder = self.rounders[layer.linear.name]
             self.rounded[name] = self._serve(layer, round_shard(layer.linear, layer.smoothed(), None, rounder))
-        if self._held_out_error(block).is_less(found):
+            layer.forget()
+        if self._held_out_error(block, layers.values()).is_less(found):
             self.nearest.append(block.index)
             return
         self.rounded.update(learned)
         for name, layer in layers.items():
             layer.replace_weight(weights[name])
+            layer.forget()
 
-    def _held_out_error(self, block: Block) -> BlockError:
+    def _held_out_error(self, block: Block, layers: Collection["_Layer"]) -> BlockError:
         errors = [torch.zeros(0, device=self.runner.device)]
-        for place in sorted(self._held_out):
+        for place in _placing(sorted(self._held_out), layers):
             found = self.runner.layer(block, self.quantized.hidden[place])
             errors.append(sample_errors(found, self.reference.hidden[place].to(found.device)))
         return BlockError.of(torch.cat(errors), self.parallelism)
 
     def _keep_exact(self, block: Block, layers: Collection["_Layer"]) -> None:
         """Moves the reference through the block, and keeps what enters its layers."""
-        for place in range(len(self.reference.hidden)):
-            for layer in layers:
-                layer.exact.append(None)
+        for place in _placing(range(len(self.reference.hidden)), layers):
             self.runner.advance_batch(block, self.reference, place)
         for layer in layers:
             layer.mode = _IDLE
 
-    def _gather(self, block: Block, stage: Mapping[str, "_Layer"]) -> dict[str, torch.Tensor]:
+    def _gather(
+        self, block: Block, stage: Mapping[str, "_Layer"], layers: Collection["_Layer"]
+    ) -> dict[str, torch.Tensor]:
         """Runs the quantized batches through the block as far as the layers of a stage.
+
+        Args:
+            block: The block.
+            stage: Those layers.
+            layers: All layers of the block that are rounded.
 
         Returns:
             What their inputs are scaled with: their entries of the calibration state.
@@ -197,13 +209,10 @@ class RoundingLearner:
         for layer in stage.values():
             layer.compare(self._held_out)
         with found.observing(), _stopping([layer.module for layer in stage.values()]):
-            for place, states in enumerate(self.quantized.hidden):
-                for layer in stage.values():
-                    layer.place = place
+            for place in _placing(range(len(self.quantized.hidden)), layers):
                 with suppress(_Reached):
-                    self.runner.layer(block, states)
+                    self.runner.layer(block, self.quantized.hidden[place])
         for layer in stage.values():
-            layer.forget()
             layer.moments.merge(self.parallelism.data)
         experts = [layer.moments for name, layer in stage.items() if _is_of_expert(name)]
         if experts:
@@ -229,6 +238,23 @@ class RoundingLearner:
     def _serve(layer: "_Layer", rounded: Rounded) -> RoundedWeight:
         layer.replace_weight(rounded.weight)
         return RoundedWeight(rounded.codes, rounded.scale, rounded.scale_2)
+
+
+# Layers whose output is all that the module they are in returns: of an attention, an MLP and a state space.
+_LAST = ("self_attention.linear_proj", "mlp.linear_fc2", "mixer.out_proj")
+
+
+def _ended_by(name: str, modules: Mapping[str, torch.nn.Module]) -> torch.nn.Module | None:
+    """Returns the module that a layer, by Megatron's name, is the last one of; None where it is not."""
+    return modules[name.rpartition(".")[0]] if name.endswith(_LAST) else None
+
+
+def _placing(places: Iterable[int], layers: Collection["_Layer"]) -> Iterator[int]:
+    """Yields the places of batches, and has layers know which one is running."""
+    for place in places:
+        for layer in layers:
+            layer.place = place
+        yield place
 
 
 class _Reached(Exception):
@@ -280,31 +306,42 @@ class _Layer:
         linear: This rank's shard of it.
         runner: Knows where what is kept waits.
         residual: What its output is added to, where it makes up for what that lacks.
+        ended: The module that it is the last layer of, where it is that. Of a batch for which it is known what enters
+            the layer in the quantized model, that module computes nothing else.
 
     Attributes:
         module: As given.
         linear: As given.
-        exact: (tokens, local in-features) of each batch, what enters it in the unquantized model; None where that is
-            not compared.
-        place: Which batch enters it.
+        place: Which batch runs through the block.
         moments: Of what entered it, from when it compares until it is rounded.
         mode: What it does.
     """
 
     def __init__(
-        self, module: torch.nn.Module, linear: LinearShard, runner: BlockRunner, residual: Residual | None = None
+        self,
+        module: torch.nn.Module,
+        linear: LinearShard,
+        runner: BlockRunner,
+        residual: Residual | None = None,
+        ended: torch.nn.Module | None = None,
     ) -> None:
         self.module, self.linear, self._runner, self._residual, self.mode = module, linear, runner, residual, _EXACT
         self._weight = module.get_parameter("weight")
         # The two models may send a token to different experts.
         self._compares = not _is_of_expert(linear.name)
-        self.exact: list[torch.Tensor | None] = []
+        # (..., local in-features) by a batch's place: what enters it in the unquantized model until that is compared,
+        # then in the quantized one, where that is kept.
+        self._entered: dict[int, torch.Tensor] = {}
         self.place = 0
         self._held_out: Collection[int] = ()
         self._amax: torch.Tensor | None = None
         self._scale: torch.Tensor | None = None
         self._scheme: Scheme | None = None
         self._hook = module.register_forward_pre_hook(self._enter)
+        self._ended = ended
+        if ended is not None:
+            self._compute_all = ended.forward
+            ended.forward = self._compute  # type: ignore[method-assign]
 
     def compare(self, held_out: Collection[int] = ()) -> None:
         """Compares from now on what enters with what is kept.
@@ -319,12 +356,6 @@ class _Layer:
         self.moments = PairedMoments(
             local, whole, self.linear.weight.device, self._compares, None if self._residual is None else outputs
         )
-
-    def forget(self) -> None:
-        """Forgets what is kept of the unquantized model."""
-        self.exact.clear()
-        if self._residual is not None:
-            self._residual.restore()
 
     def serve(self, state: State, scheme: Scheme) -> None:
         """Scales and rounds from now on what enters, and the moments of what has entered likewise.
@@ -343,6 +374,8 @@ class _Layer:
             local = self.linear.input_ranks.shard(scale)
             self._scale = local.to(self.linear.weight.dtype)
             self.moments.smooth(local, scale)
+        if self._residual is not None:
+            self._residual.restore()
 
     def smoothed(self) -> torch.Tensor:
         """Returns the layer's own weight, divided by the pre-quantization scale: float32."""
@@ -353,37 +386,68 @@ class _Layer:
         """Computes with another weight, which is multiplied with scaled inputs."""
         self._set_weight(torch.nn.Parameter(weight.to(self._weight.dtype), requires_grad=False))
 
+    def forget(self) -> None:
+        """Forgets what has entered it: what comes before it has changed since."""
+        self._entered.clear()
+
     def restore(self) -> None:
         """Leaves the layer as it was."""
         self._hook.remove()
         self.forget()
+        if self._ended is not None:
+            del self._ended.forward
+        if self._residual is not None:
+            self._residual.restore()
         self._set_weight(self._weight)
 
     def _set_weight(self, weight: torch.nn.Parameter) -> None:
         self.module.register_parameter("weight", weight)
 
+    def _compute(self, *args: Any, **kwargs: Any) -> Any:
+        """In place of the forward pass of the module that the layer is the last one of."""
+        if self.mode != _SERVE or self.place not in self._entered:
+            return self._compute_all(*args, **kwargs)
+        return self.module(self._entered[self.place].to(self._runner.device))
+
     def _enter(self, _: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if self.mode == _SERVE:
-            scaled = args[0] if self._scale is None else args[0] * self._scale
-            if self._amax is None:
-                return scaled, *args[1:]
-            assert self._scheme is not None
-            return rounded_activation(scaled, self._amax, self._scheme), *args[1:]
-        inputs = args[0].reshape(-1, args[0].shape[-1])
+        inputs = args[0]
         if self.mode == _EXACT and self._compares:
-            self.exact[-1] = self._runner.parked(inputs)
+            self._keep(inputs)
             if self._residual is not None:
                 self._residual.keep()
-        elif self.mode == _COMPARE and self.place in self._held_out:
-            self.moments.tokens += inputs.shape[0]
         elif self.mode == _COMPARE:
-            exact = self.exact[self.place]
-            exact, residual = None if exact is None else exact.to(inputs.device), None
-            if self._residual is not None and exact is not None:
+            exact = self._entered.pop(self.place, None)
+            self._observe(inputs.reshape(-1, inputs.shape[-1]), exact)
+            if self._ended is not None:
+                self._keep(inputs)
+        elif self.mode == _SERVE:
+            if self._ended is not None and self.place not in self._entered:
+                self._keep(inputs)
+            return self._served(inputs), *args[1:]
+        return None
+
+    def _keep(self, inputs: torch.Tensor) -> None:
+        self._entered[self.place] = self._runner.parked(inputs)
+
+    def _observe(self, inputs: torch.Tensor, exact: torch.Tensor | None) -> None:
+        if self.place in self._held_out:
+            self.moments.tokens += inputs.shape[0]
+            return
+        residual = None
+        if exact is not None:
+            exact = exact.to(inputs.device).reshape(inputs.shape)
+            if self._residual is not None:
                 residual, counts = self._residual.compare(self.place)
                 inputs, exact, residual = inputs * counts, exact * counts, residual * counts
-            self.moments.observe(inputs, self.linear.input_ranks.gather(inputs), exact, residual)
-        return None
+        self.moments.observe(inputs, self.linear.input_ranks.gather(inputs), exact, residual)
+
+    def _served(self, inputs: torch.Tensor) -> torch.Tensor:
+        """What a server multiplies the weight with."""
+        scaled = inputs if self._scale is None else inputs * self._scale
+        if self._amax is None:
+            return scaled
+        assert self._scheme is not None
+        return rounded_activation(scaled, self._amax, self._scheme)
 
 
 def _is_of_expert(name: str) -> bool:

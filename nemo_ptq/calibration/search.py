@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import torch
 
 from nemo_ptq.quantization.grids import FP4, FP8, INT4, INT8, Grid
+from nemo_ptq.quantization.kernels import has_kernels
 from nemo_ptq.quantization.rounding import scale_of
 
 GROUP_MULTIPLIERS: Sequence[float] = tuple(torch.linspace(1.0, 0.5, 22, dtype=torch.float64).tolist())
@@ -30,30 +31,28 @@ _ELEMENTS_AT_ONCE = 1 << 22
 _HEADROOMS = 4
 
 
-def group_scales(
-    weight: torch.Tensor,
-    importance: torch.Tensor,
-    group_size: int,
-    multipliers: Sequence[float] = GROUP_MULTIPLIERS,
-) -> torch.Tensor:
+def group_scales(weight: torch.Tensor, importance: torch.Tensor, group_size: int) -> torch.Tensor:
     """Chooses the scale of each INT4 group.
 
     Args:
         weight: (out, in), in-features a multiple of ``group_size``; any floating-point type.
         importance: float32 (in): what a squared error of a column counts, e.g. 1 / diag(H^-1).
         group_size: Consecutive in-features that share a scale.
-        multipliers: Candidates, relative to amax / 7.
 
     Returns:
         float32 (out, in / group_size), positive; 1 where a group is all zeros.
     """
+    if has_kernels(weight) and not group_size & (group_size - 1):  # a kernel takes powers of two
+        from nemo_ptq.calibration import gptq_kernel
+
+        return gptq_kernel.group_scales(weight.float(), importance.float(), group_size)
     groups = weight.float().unflatten(1, (-1, group_size))
     counts = importance.float().unflatten(0, (-1, group_size))
     full = groups.abs().amax(-1) / INT4.largest
     full = torch.where(full == 0, 1.0, full)
-    best = full * multipliers[0]
+    best = full * GROUP_MULTIPLIERS[0]
     least = torch.full_like(best, torch.inf)
-    for multiplier in multipliers:
+    for multiplier in GROUP_MULTIPLIERS:
         scale = full * multiplier
         error = _weighted_error(groups, scale[..., None], counts, INT4)
         better = error < least
@@ -161,8 +160,9 @@ def choose_smoothing(
     weight_amax, amax = weight.abs().amax(0), torch.maximum(channel_amax, held_out_amax)
     exact = inputs @ weight.T
     size = exact.square().sum(1)
-    used = size > 0
-    best = None
+    # Numbers, not a mask, and errors that stay where they are: a GPU is not to be waited for at each candidate.
+    used = size.nonzero()[:, 0]
+    candidates, errors = [], []
     for alpha in alphas:
         scale = constrain(smoothing_scale(channel_amax, weight_amax, alpha))
         smooth, scaled = weight / scale, inputs * scale
@@ -175,11 +175,11 @@ def choose_smoothing(
             step = scale_of(candidate, INT8.largest)
             output = _product_of_codes(INT8.nearest(scaled / step), codes.T) * (rows.T * step)
             change = (output - exact).square().sum(1)
-            error = float((change / size)[used].mean() + change.sum() / size.sum())
-            if best is None or error < best.error:
-                best = Smoothing(alpha, scale, candidate.reshape(1), error)
-    assert best is not None
-    return best
+            errors.append((change / size)[used].mean() + change.sum() / size.sum())
+            candidates.append((alpha, scale, candidate.reshape(1)))
+    found = torch.stack(errors).tolist()
+    best = min(range(len(found)), key=found.__getitem__)
+    return Smoothing(*candidates[best], found[best])
 
 
 def _product_of_codes(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:

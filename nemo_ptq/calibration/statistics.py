@@ -136,7 +136,7 @@ class PairedMoments:
     """Sums over the tokens of a quantized model's input to a layer, and over what that lacks of the unquantized one's.
 
     Attributes:
-        gram: float32 (local in-features, in-features): this rank's rows of X_q^T X_q.
+        gram: float32 (local in-features, in-features): this rank's rows of X_q^T X_q; whole once merged.
         cross: The same of (X - X_q)^T X_q; None where the two inputs are not compared.
         lack: float32 (local in-features): sum of (X - X_q)^2.
         residual: float32 (out-features, local in-features): (R - R_q)^T X_q, with R what the layer's output is added
@@ -155,6 +155,7 @@ class PairedMoments:
         self.lack, self.count = torch.zeros(local_features, device=device), torch.zeros((), device=device)
         self.residual_lack = torch.zeros((), device=device)
         self.tokens = 0
+        self._is_half = device.type == "cuda" and local_features == features
 
     def observe(
         self,
@@ -174,13 +175,16 @@ class PairedMoments:
         self.tokens += inputs.shape[0]
         if not inputs.numel():
             return
-        add_product(self.gram, inputs.T, whole)
+        if self._is_half:
+            add_upper_half(self.gram, inputs)
+        else:
+            add_product(self.gram, inputs.T, whole)
         self.count += inputs.shape[0]
         if self.cross is not None:
             assert exact is not None
             difference = exact - inputs
             add_product(self.cross, difference.T, whole)
-            self.lack += difference.float().square().sum(0)
+            self.lack += _squares(difference)
         if self.residual is not None:
             assert residual is not None
             add_product(self.residual, residual.T, inputs)
@@ -204,6 +208,8 @@ class PairedMoments:
         """Merges what the ranks have gathered that read other samples."""
         for total in (self.gram, self.lack, self.count, self.residual_lack):
             data.sum(total)
+        if self._is_half:
+            mirror_upper_half(self.gram)
         for matrix in (self.cross, self.residual):
             if matrix is not None:
                 data.sum(matrix)
@@ -304,10 +310,35 @@ def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     return left.float() @ right.float()
 
 
+def _squares(values: torch.Tensor) -> torch.Tensor:
+    """Sums the squares of each column of (tokens, features) in float32."""
+    if values.is_cuda:  # in one pass, without a float32 copy
+        return torch.linalg.vector_norm(values, dim=0, dtype=torch.float32).square()
+    return values.float().square().sum(0)
+
+
 def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) -> None:
     """Adds the :func:`product` of (m, k) and (k, n) to float32 (m, n), in place."""
     if not left.is_cuda:
         total += product(left, right)
         return
     for rows, part in zip(total.split(_ROWS_AT_ONCE), left.split(_ROWS_AT_ONCE), strict=True):
-        rows += product(part, right)
+        torch.addmm(rows, part, right, out_dtype=torch.float32, out=rows)
+
+
+# Rows of a Gram matrix of which a GPU leaves out what is left of the diagonal.
+_ROWS_OF_HALF = 2048
+
+
+def add_upper_half(gram: torch.Tensor, inputs: torch.Tensor) -> None:
+    """Adds X^T X of (tokens, n) to float32 (n, n), in place: what is right of the diagonal, and some of the rest."""
+    for start in range(0, len(gram), _ROWS_OF_HALF):
+        rows = slice(start, start + _ROWS_OF_HALF)
+        add_product(gram[rows, start:], inputs.T[rows], inputs[:, start:])
+
+
+def mirror_upper_half(gram: torch.Tensor) -> None:
+    """Completes what :func:`add_upper_half` has added up."""
+    for start in range(0, len(gram), _ROWS_OF_HALF):
+        stop = start + _ROWS_OF_HALF
+        gram[stop:, start:stop] = gram[start:stop, stop:].T

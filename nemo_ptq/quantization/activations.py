@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from nemo_ptq.quantization.kernels import has_kernels
 from nemo_ptq.quantization.rounding import scale_of
 from nemo_ptq.quantization.schemes import Scheme
 from nemo_ptq.verify import dequantize as dq
@@ -34,6 +35,10 @@ def rounded_activation(values: torch.Tensor, amax: torch.Tensor | None, scheme: 
     if amax is None:
         return _ROUND_TOKENS[str(scheme.quant_algo)](values.float()).to(values.dtype)
     scale = scale_of(amax, scheme.largest_input).reshape(())
+    if has_kernels(values):
+        from nemo_ptq.quantization import grid_kernels
+
+        return grid_kernels.rounded_activation(values, scale, str(scheme.quant_algo))
     return _ROUND[str(scheme.quant_algo)](values.float(), scale).to(values.dtype)
 
 
@@ -45,4 +50,8 @@ def rounded_cache(values: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
         amax: Their calibrated largest magnitude, one element.
     """
     scale = scale_of(amax.to(values.device), _FP8_MAX).reshape(())
+    if has_kernels(values):
+        from nemo_ptq.quantization import grid_kernels
+
+        return grid_kernels.rounded_activation(values, scale, "FP8")
     return dq.fake_quantize_fp8(values.float(), scale).to(values.dtype)

@@ -23,8 +23,9 @@ def scale_of(amax: torch.Tensor, largest_code: float) -> torch.Tensor:
         largest_code: What the format's largest code stands for.
     """
     amax = amax.float()
-    # A tensor, because CUDA multiplies with the reciprocal of a number: the last bit would depend on the device.
-    divisor = torch.tensor(largest_code, device=amax.device)
+    # A tensor, because CUDA multiplies with the reciprocal of a number: the last bit would depend on the device. Filled
+    # there: a GPU would be waited for until a number has come to it.
+    divisor = torch.full((), largest_code, device=amax.device)
     return torch.where((amax == 0) | amax.isnan(), 1.0, amax / divisor)
 
 

@@ -184,7 +184,9 @@ class Measurement:
                 probes[name] = probe
         if not simulate:
             return
-        caches = [round_cache(module, name, state) for name, module in block.modules.items() if has_cache(name, state)]
+        device = self.runner.device
+        attentions = {name: module for name, module in block.modules.items() if has_cache(name, state)}
+        caches = [round_cache(module, name, state, device) for name, module in attentions.items()]
         if self.quantized is not None:
             self.runner.advance(block, self.quantized)
         for name, probe in probes.items():
