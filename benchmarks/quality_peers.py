@@ -64,9 +64,8 @@ class Peers:
             installed = json.loads(answer.stdout.splitlines()[-1])
         for name in tools:
             if name not in installed:
-                sys.exit(
-                    f"{name}: not installed in {python}, which has {', '.join(installed)}; known: {', '.join(TOOLS)}"
-                )
+                has, known = (", ".join(names) or "none" for names in (installed, TOOLS))
+                sys.exit(f"{name}: not installed in {python}, which has {has}; known: {known}")
         return cls(tools or installed, python, model, device)
 
     def having(self, algorithm: str) -> list[str]:

@@ -57,5 +57,5 @@ def test_tools_have_algorithms_of_ours() -> None:
 
 
 def test_a_tool_that_is_not_installed_is_named() -> None:
-    with pytest.raises(SystemExit, match="nothing-like-it: not installed in .*; known: modelopt, auto-round"):
+    with pytest.raises(SystemExit, match=r"nothing-like-it: not installed in .*; known: modelopt, auto-round"):
         Peers.of(["nothing-like-it"], "python", "model", "cpu", ["modelopt"])
