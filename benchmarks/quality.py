@@ -8,6 +8,7 @@ MODEL is the directory of a Hugging Face model of the Llama kind; FILE a .jsonl,
 calibrates with the classes that a job calibrates with, in the model's own data type, and is evaluated in float32 on
 what a server computes from the codes and scales that they give. The linear layers of the blocks are quantized, and no
 KV cache. Every row reads the same windows, so that the difference to the unquantized model is known better than either.
+--peers adds other tools, which calibrate on the same samples and may live in an environment of their own.
 """
 
 import argparse
@@ -18,7 +19,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from benchmarks.llama import Llama, float32_stream
+from benchmarks.other_tools import GROUP_SIZE
+from benchmarks.quality_peers import Peers
 from nemo_ptq.calibration.methods import method_for
 from nemo_ptq.calibration.observing import State
 from nemo_ptq.calibration.pipeline import Learner, ScaleLearner
@@ -46,7 +48,6 @@ from nemo_ptq.parallel.ranks import Parallelism
 
 ALGORITHMS = ("fp8", "int8_sq", "int4_awq", "nvfp4")
 QUALITIES = ("fast", "balanced", "max")
-_GROUP_SIZE = 64
 _DECODER = "llama"
 
 Batches = Sequence[torch.Tensor]
@@ -239,28 +240,6 @@ class Benchmark:
         return time.monotonic() - begun
 
 
-# ---- others ---------------------------------------------------------------------------------------------------------
-
-
-def modelopt(model: Any, batches: Batches, algorithm: str) -> Any:
-    """Quantizes a model with ModelOpt's preset; returns it in float32."""
-    import modelopt.torch.quantization as mtq
-
-    from nemo_ptq.quantization.presets import preset_config
-
-    config = preset_config(QuantizationConfig(algorithm, awq_block_size=_GROUP_SIZE, sq_alpha=1.0), _DECODER)
-
-    def run(quantized: Any) -> None:
-        for batch in batches:
-            quantized(batch.to(quantized.device))
-
-    return mtq.quantize(model, config, run).float()
-
-
-def _window_logits(model: Any, windows: Batches, number: int) -> torch.Tensor:
-    return model(windows[number][None].to(model.device)).logits[0]
-
-
 def read_tokens(tokenizer: Any, texts: Sequence[str], count: int, length: int) -> list[list[int]]:
     """Returns the tokens of the first texts that are long enough, cut to a length.
 
@@ -305,8 +284,10 @@ def main() -> int:
     add_options(parser)
     parser.add_argument("--algorithms", nargs="+", default=ALGORITHMS, choices=ALGORITHMS)
     parser.add_argument("--qualities", nargs="*", default=QUALITIES, choices=QUALITIES)
-    parser.add_argument("--modelopt", action="store_true", help="run ModelOpt's presets as well, with its own defaults")
+    parser.add_argument("--peers", nargs="*", help="other tools to run as well; without names, all that are installed")
+    parser.add_argument("--peer-python", default=sys.executable, help="of the environment that has them")
     arguments = parser.parse_args()
+    peers = Peers.of(arguments.peers, arguments.peer_python, arguments.model, arguments.device)
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
 
     def load() -> Any:
@@ -326,16 +307,13 @@ def main() -> int:
         print("|---|---|--:|--:|--:|--:|--:|--:|", flush=True)
         for algorithm in arguments.algorithms:
             for quality in arguments.qualities:
-                quantization = QuantizationConfig(algorithm, quality=quality, awq_block_size=_GROUP_SIZE)
+                quantization = QuantizationConfig(algorithm, quality=quality, awq_block_size=GROUP_SIZE)
                 losses, seconds = benchmark.quantize(quantization, lambda line: print(line, file=sys.stderr))
                 for kind, loss in losses.items():
                     print(f"| {algorithm}{kind} | {quality} | {loss} | {seconds / one_pass:.1f} |", flush=True)
-            if arguments.modelopt:
-                begun = time.monotonic()
-                peer = modelopt(load(), batches, algorithm)
-                seconds = time.monotonic() - begun
-                loss = benchmark.loss(partial(_window_logits, peer, windows))
-                print(f"| {algorithm} | ModelOpt | {loss} | {seconds / one_pass:.1f} |", flush=True)
+            for tool in peers.having(algorithm):
+                logits, seconds = peers.quantize(tool, algorithm, samples, windows)
+                print(f"| {algorithm} | {tool} | {benchmark.loss(logits)} | {seconds / one_pass:.1f} |", flush=True)
     print(f"\nOne forward pass over {arguments.samples} x {arguments.length} tokens: {one_pass:.1f} s.")
     return 0
 

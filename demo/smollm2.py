@@ -27,8 +27,8 @@ _PASSAGE = 1600  # characters: more than 256 tokens
 _EVALUATED = 3  # one passage in so many
 _PROMPT = "To see which processes use most of the memory on a Linux system,"
 _CONTINUED = 48  # tokens
-# What two cores do in some ten minutes.
-_SIZES = ("--samples", "32", "--windows", "12", "--qualities", "fast", "balanced")
+# So much that two cores need less than a quarter of an hour for all of it.
+_SIZES = ("--samples", "24", "--windows", "8", "--qualities", "fast", "balanced")
 
 
 class Paragraphs(HTMLParser):
@@ -171,7 +171,7 @@ def main() -> None:
     _run(
         *("nemo-ptq", "run", f"nemo_checkpoint={MODEL}", "quantization_config.algorithm=int4_awq"),
         *("quantization_config.awq_block_size=64", f"quantization_config.calibration_dataset={CALIBRATION}"),
-        *("quantization_config.calibration_dataset_size=64", "quantization_config.calibration_seq_len=256"),
+        *("quantization_config.calibration_dataset_size=32", "quantization_config.calibration_seq_len=256"),
         *("quantization_config.calibration_batch_size=8", "export_config.export_format=hf"),
         *(f"export_config.path={QUANTIZED}", "export_config.overwrite=true"),
     )

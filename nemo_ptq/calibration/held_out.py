@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Batches that rounding is not fitted to, and how near a block comes to the unquantized one on them: quality "max"."""
+"""Batches that rounding is not fitted to, and errors on them: quality "max"."""
 
 from dataclasses import dataclass
 
@@ -37,8 +37,8 @@ def sample_errors(found: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class BlockError:
-    """The error of a block on the samples that are held out.
+class HeldOutError:
+    """The error of a block, or of the model, on the samples that are held out.
 
     Attributes:
         mean: Over the samples.
@@ -49,19 +49,22 @@ class BlockError:
     worst: float
 
     @classmethod
-    def of(cls, samples: torch.Tensor, parallelism: Parallelism) -> "BlockError":
-        """Merges the errors of all samples; every rank that has the block calls it.
+    def of(cls, samples: torch.Tensor, parallelism: Parallelism) -> "HeldOutError":
+        """Merges the errors of all samples; every rank that computed it calls it.
 
         Args:
             samples: float32 (samples): those of this rank, which may have none. Where no rank has any, the error is 0.
             parallelism: This rank's place.
         """
-        # Ranks that share the block have computed the same, up to the order of their sums, and take one decision.
+        # Ranks that share a block have computed the same, up to the order of their sums, and take one decision.
         sums = torch.stack([samples.sum(), torch.tensor(float(len(samples)), device=samples.device)])
         total, count = parallelism.tensor.max(parallelism.data.sum(sums)).tolist()
         largest = torch.cat([samples, samples.new_zeros(1)]).amax()
         return cls(total / max(count, 1.0), float(parallelism.tensor.max(parallelism.data.max(largest))))
 
-    def is_less(self, other: "BlockError") -> bool:
+    def __str__(self) -> str:
+        return f"{self.mean:.4f} (worst {self.worst:.4f})"
+
+    def is_less(self, other: "HeldOutError") -> bool:
         """Whether this is the smaller one: the worst sample counts as much as the mean."""
         return self.mean + self.worst < other.mean + other.worst

@@ -16,7 +16,8 @@ entered it is known, and what comes before it is left out. That is less than thr
 data: a whole one in step 1, and about one and a half in steps 2 and 3.
 
 Quality "max" also has the layers that write into the residual stream make up for what it lacks (residual.py), and keeps
-a block that is rounded to nearest where that is better on batches that are held out (held_out.py).
+a block that is rounded to nearest where that is better on batches that are held out (held_out.py). In the end the whole
+model is compared on these with one that is rounded to nearest throughout.
 """
 
 from collections import Counter
@@ -37,7 +38,7 @@ from nemo_ptq.calibration.gptq import (
     predictable_share,
     unit_factor,
 )
-from nemo_ptq.calibration.held_out import BlockError, held_out_places, sample_errors
+from nemo_ptq.calibration.held_out import HeldOutError, held_out_places, sample_errors
 from nemo_ptq.calibration.methods import LinearShard
 from nemo_ptq.calibration.observing import (
     BlockStatistics,
@@ -57,6 +58,10 @@ from nemo_ptq.parallel.ranks import Parallelism, Ranks
 from nemo_ptq.quantization.activations import rounded_activation
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.schemes import Scheme
+from nemo_ptq.verify.evaluate import kl_divergence
+
+# Positions whose next-token distributions are in memory at a time: vocabularies are large.
+_POSITIONS = 128
 
 # Gives the pre-quantization scale that every format can hold, of a layer by name and the scale that it would like best.
 Foldable = Callable[[str, torch.Tensor], torch.Tensor]
@@ -80,6 +85,9 @@ class RoundingLearner:
         counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`.
         rounded: This rank's shards of the weights of the block that was learned last, by the layers' names.
         nearest: Blocks of this rank in which rounding to nearest was better on the batches that are held out.
+        plain: With "max" the batches that are held out, on their way through the model rounded to nearest throughout.
+        found: With "max", behind the head, and where any batch is held out: the error of the model, and of the one that
+            is rounded to nearest throughout.
     """
 
     runner: BlockRunner
@@ -94,21 +102,31 @@ class RoundingLearner:
     counts: TokenCounts = field(default_factory=Counter)
     rounded: dict[str, RoundedWeight] = field(default_factory=dict)
     nearest: list[int] = field(default_factory=list)
+    plain: Stream = field(init=False)
+    found: tuple[HeldOutError, HeldOutError] | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        """Tells which batches are held out."""
+        self.plain = Stream([self.quantized.tokens[place] for place in self._held_out])
 
     @property
     def streams(self) -> Mapping[str, Stream]:
         """See :attr:`~nemo_ptq.calibration.pipeline.Learner.streams`."""
-        return {"calibration": self.reference, "calibration_quantized": self.quantized}
+        found = {"calibration": self.reference, "calibration_quantized": self.quantized}
+        return {**found, "calibration_nearest": self.plain} if self.is_max else found
 
     @torch.no_grad()
     def learn(self, block: Block, is_head: bool) -> dict[str, torch.Tensor]:
         """See :meth:`~nemo_ptq.calibration.pipeline.Learner.learn`."""
         self.rounded.clear()
         if is_head:
+            if self.is_max:
+                self._compare_models()
             return {}
         if block.index == 0:
             self.runner.advance(block, self.reference)
             self.quantized.hidden = list(self.reference.hidden)
+            self.plain.hidden = [self.reference.hidden[place] for place in self._held_out]
             return {}
         linears = linear_shards(block, self.parallelism)
         linears = {name: linear for name, linear in linears.items() if name in self.schemes}
@@ -147,9 +165,9 @@ class RoundingLearner:
         return state
 
     @property
-    def _held_out(self) -> frozenset[int]:
+    def _held_out(self) -> list[int]:
         """The batches that nothing is fitted to but the scales of activations, which must hold what they have."""
-        return held_out_places(len(self.quantized.tokens)) if self.is_max else frozenset()
+        return sorted(held_out_places(len(self.quantized.tokens))) if self.is_max else []
 
     def _keep_better(self, block: Block, layers: Mapping[str, "_Layer"]) -> None:
         """Rounds a block to nearest where that comes nearer to the unquantized one on batches that are held out."""
@@ -159,6 +177,8 @@ class RoundingLearner:
             rounder = self.rounders[layer.linear.name]
             self.rounded[name] = self._serve(layer, round_shard(layer.linear, layer.smoothed(), None, rounder))
             layer.forget()
+            layer.place = _ELSEWHERE
+        self.runner.advance(block, self.plain)
         if self._held_out_error(block, layers.values()).is_less(found):
             self.nearest.append(block.index)
             return
@@ -167,12 +187,33 @@ class RoundingLearner:
             layer.replace_weight(weights[name])
             layer.forget()
 
-    def _held_out_error(self, block: Block, layers: Collection["_Layer"]) -> BlockError:
+    def _held_out_error(self, block: Block, layers: Collection["_Layer"]) -> HeldOutError:
         errors = [torch.zeros(0, device=self.runner.device)]
-        for place in _placing(sorted(self._held_out), layers):
+        for place in _placing(self._held_out, layers):
             found = self.runner.layer(block, self.quantized.hidden[place])
             errors.append(sample_errors(found, self.reference.hidden[place].to(found.device)))
-        return BlockError.of(torch.cat(errors), self.parallelism)
+        return HeldOutError.of(torch.cat(errors), self.parallelism)
+
+    def _compare_models(self) -> None:
+        """Compares the model with one that is rounded to nearest throughout, by what they make of held-out batches."""
+
+        def error(hidden: Sequence[torch.Tensor]) -> HeldOutError:
+            samples = [torch.zeros(0, device=self.runner.device)]
+            for place, found in zip(self._held_out, hidden, strict=True):
+                pairs = zip(found.split(1, 1), self.reference.hidden[place].split(1, 1), strict=True)
+                samples += [self._divergence(*pair) for pair in pairs]
+            return HeldOutError.of(torch.cat(samples), self.parallelism)
+
+        errors = error([self.quantized.hidden[place] for place in self._held_out]), error(self.plain.hidden)
+        self.found = errors if errors[1].worst else None
+
+    def _divergence(self, found: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
+        """The mean KL divergence of a sample, (1), from what stands before the head: (sequence, 1, hidden size)."""
+        parts = zip(exact.split(_POSITIONS), found.split(_POSITIONS), strict=True)
+        return torch.cat([kl_divergence(*map(self._logits, part)) for part in parts], 1).mean(1)
+
+    def _logits(self, states: torch.Tensor) -> torch.Tensor:
+        return self.parallelism.tensor.gather(self.runner.logits(states))
 
     def _keep_exact(self, block: Block, layers: Collection["_Layer"]) -> None:
         """Moves the reference through the block, and keeps what enters its layers."""
@@ -247,6 +288,10 @@ _LAST = ("self_attention.linear_proj", "mlp.linear_fc2", "mixer.out_proj")
 def _ended_by(name: str, modules: Mapping[str, torch.nn.Module]) -> torch.nn.Module | None:
     """Returns the module that a layer, by Megatron's name, is the last one of; None where it is not."""
     return modules[name.rpartition(".")[0]] if name.endswith(_LAST) else None
+
+
+# The place of a batch that is not of the calibration streams: what enters layers of it is not kept.
+_ELSEWHERE = -1
 
 
 def _placing(places: Iterable[int], layers: Collection["_Layer"]) -> Iterator[int]:
@@ -421,7 +466,7 @@ class _Layer:
             if self._ended is not None:
                 self._keep(inputs)
         elif self.mode == _SERVE:
-            if self._ended is not None and self.place not in self._entered:
+            if self._ended is not None and self.place != _ELSEWHERE and self.place not in self._entered:
                 self._keep(inputs)
             return self._served(inputs), *args[1:]
         return None

@@ -57,6 +57,7 @@ from nemo_ptq.quantization.state import CalibrationState, check_fits, of_block, 
 from nemo_ptq.quantization.state_header import IN_EXPORT, WEIGHTS_IN_EXPORT, StateHeader, read_header, weights_file
 from nemo_ptq.report.compose import Observations, describe
 from nemo_ptq.report.measure import Measurement, evaluation_batches
+from nemo_ptq.report.metrics import with_rounding
 from nemo_ptq.report.observe import gather_steps, observe, report_of
 from nemo_ptq.report.records import Report
 from nemo_ptq.report.serving import server_warnings
@@ -251,9 +252,11 @@ class _BlockJob:
             check_fits(state, walk.fingerprint.whole())
         counts = quantization.expert_tokens if walk.learner is None else gather_counts(walk.expert_tokens, parallelism)
         self._warn_of_idle_experts(counts)
-        if isinstance(walk.learner, RoundingLearner) and job.quantization.is_max:
-            self._say_what_is_nearest(walk.learner)
-        observations = observe(job, self.samples, walk.measurement.gather(source.shard_map), counts)
+        nearest = self._nearest(walk)
+        self._say_what_max_gains(walk.learner)
+        measured = walk.measurement.gather(source.shard_map)
+        measured = replace(measured, layers=with_rounding(measured.layers, self._keeps_rounded, nearest))
+        observations = observe(job, self.samples, measured, counts)
         observations = replace(observations, mixed_precision=None if choice is None else choice.record)
         if job.export.generate_sample:
             self.reporter.say(f"sample after quantization: {sample(model)}")
@@ -426,15 +429,38 @@ class _BlockJob:
                 "of the other experts of their layer; give more samples, or more varied ones"
             )
 
-    def _say_what_is_nearest(self, learner: RoundingLearner) -> None:
-        """Names the layers for which quality "max" found nothing better; every rank calls it."""
-        everyones = [learner.nearest] * dist.get_world_size()
-        dist.all_gather_object(everyones, learner.nearest)
+    def _nearest(self, walk: JobWalk) -> list[int] | None:
+        """The layers for which quality "max" found nothing better than rounding to nearest; every rank calls it.
+
+        Returns:
+            None where a saved calibration does not tell.
+        """
+        if walk.learner is None and self.job.quantization.is_max:
+            return None
+        everyones = [walk.nearest] * dist.get_world_size()
+        dist.all_gather_object(everyones, walk.nearest)
         layers = sorted({block - 1 for part in everyones for block in part})
         if layers:
             self.reporter.say(
                 f"layers {', '.join(map(str, layers))} are rounded to nearest, which was better on held-out samples"
             )
+        return layers
+
+    def _say_what_max_gains(self, learner: Learner | None) -> None:
+        """Says how near quality "max" has come on the samples that are held out; every rank calls it."""
+        if not (isinstance(learner, RoundingLearner) and learner.is_max):
+            return
+        everyones = [learner.found] * dist.get_world_size()
+        dist.all_gather_object(everyones, learner.found)
+        found = next(filter(None, everyones), None)
+        if found is None:
+            return
+        ours, plain = found
+        line = f"KL divergence on held-out samples: {ours}; rounded to nearest throughout: {plain}"
+        if plain.is_less(ours):
+            self.reporter.warn(f"{line}, which is better: take quantization_config.quality=fast, or more samples")
+        else:
+            self.reporter.say(line)
 
     @property
     def _unpacked(self) -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from nemo_ptq.calibration.fingerprint import Fingerprint
 from nemo_ptq.calibration.observing import State, TokenCounts
 from nemo_ptq.calibration.pipeline import BlockVisitor, Learner, walk
+from nemo_ptq.calibration.rounding_learner import RoundingLearner
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.checkpoint.loading import LoadedModel
@@ -95,6 +96,11 @@ class JobWalk:
         """Tokens that each expert of this rank has seen."""
         return Counter() if self.learner is None else self.learner.counts
 
+    @property
+    def nearest(self) -> list[int]:
+        """Blocks of this rank that quality "max" has rounded to nearest."""
+        return self.learner.nearest if isinstance(self.learner, RoundingLearner) else []
+
     def _streams(self) -> dict[str, Stream]:
         named = {
             **({} if self.learner is None else self.learner.streams),
@@ -120,6 +126,7 @@ class JobWalk:
             "scores": [asdict(score) for score in self.measurement.scores],
             "fingerprint": self.fingerprint.sums,
             "experts": [[*expert, tokens] for expert, tokens in self.expert_tokens.items()],
+            "nearest": self.nearest,
         }
         return Progress(next_block, {**hidden, **_prefixed("state.", self.state)}, notes)
 
@@ -139,6 +146,7 @@ class JobWalk:
         self.fingerprint.sums = dict(progress.notes["fingerprint"])
         if self.learner is not None:
             self.learner.counts.update({(layer, expert): count for layer, expert, count in progress.notes["experts"]})
+        self.nearest.extend(progress.notes["nearest"])
         for index in range(progress.next_block):
             self.exports.skip(index)
         self.reporter.say(f"resuming after {progress.next_block} of {self.model.num_blocks} blocks")

@@ -227,7 +227,7 @@ def waiting_states(model: ModelSpec, quantization: QuantizationConfig, paralleli
 
     With quality "balanced" those of the calibration batches are there twice as well, and what enters each linear layer
     of the block in the unquantized model once; experts' inputs are not kept. With "max" so is the residual stream where
-    a layer writes into it.
+    a layer writes into it, and those that are held out are there a third time.
     """
     batches = Batches.of(quantization, parallelism)
     calibrated = batches.samples * batches.seq_len
@@ -246,7 +246,8 @@ def waiting_states(model: ModelSpec, quantization: QuantizationConfig, paralleli
                 for linears in linears_by_kind(model, parallelism.tp, parallelism.ep)
             ),
         )
-    return ((copies * calibrated + 2 * compared) * width + calibrated * kept) * _BF16
+    held_out = calibrated // 8 if quantization.is_max else 0
+    return ((copies * calibrated + held_out + 2 * compared) * width + calibrated * kept) * _BF16
 
 
 @dataclass(frozen=True)

@@ -87,8 +87,9 @@ def forward_passes(quantization: QuantizationConfig) -> float:
     # The unquantized stream, and the quantized one as far as each of four layers, in sum one and a half, and once more.
     # To choose, the unquantized one goes through each block once more, and some of it for each option of each layer.
     passes = 6 if algorithm_of(quantization).chooses else 4
-    # With "max" also an eighth of the samples through the rounded block, and through one that is rounded to nearest.
-    return passes + 0.25 * quantization.is_max
+    # With "max" also an eighth of the samples through the rounded block, and twice through one that is rounded to
+    # nearest: from what reaches it, and from what would reach it were all blocks rounded so.
+    return passes + 0.375 * quantization.is_max
 
 
 def _rounding_flops(model: ModelSpec, tokens: int, grams: int = 2, inverses: int = 1, roundings: int = 1) -> int:

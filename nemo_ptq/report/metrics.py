@@ -9,8 +9,8 @@ the same at every tensor, pipeline and expert parallelism.
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -170,6 +170,23 @@ def _layer(layer: int, kind: str, sums: LinearSums) -> Layer:
         input_outlier_ratio=sums.inputs.outlier_ratio,
         pre_quant_scale=None if sums.pre_quant_scale is None else quantiles(sums.pre_quant_scale),
     )
+
+
+def with_rounding(layers: Iterable[Layer], by_data: bool, nearest: Collection[int] | None) -> tuple[Layer, ...]:
+    """Says of each quantized layer how its weights are rounded.
+
+    Args:
+        layers: The records.
+        by_data: Whether the job rounds by what the calibration data shows.
+        nearest: Transformer layers that it has rounded to nearest all the same; None where that is not known.
+    """
+
+    def rounding(layer: Layer) -> str | None:
+        if layer.scheme is None or (by_data and nearest is None):
+            return None
+        return "gptq" if by_data and layer.layer not in (nearest or ()) else "nearest"
+
+    return tuple(replace(layer, rounding=rounding(layer)) for layer in layers)
 
 
 def quantiles(values: np.ndarray) -> tuple[float, ...]:

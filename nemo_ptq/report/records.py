@@ -92,6 +92,7 @@ class Layer:
         input_outlier_ratio: Largest magnitude over root mean square of the inputs of the evaluated text, after their
             pre-quantization scale.
         pre_quant_scale: The input channels' pre-quantization scales at :data:`QUANTILES`.
+        rounding: "nearest": each weight to the nearest code; "gptq": by what the calibration data shows.
     """
 
     layer: int
@@ -105,6 +106,7 @@ class Layer:
     input_amax: float | None = None
     input_outlier_ratio: float | None = None
     pre_quant_scale: tuple[float, ...] | None = None
+    rounding: str | None = None
 
 
 QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)

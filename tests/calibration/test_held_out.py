@@ -11,12 +11,13 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from benchmarks.llama import Llama
 from nemo_ptq.calibration.gptq import InverseFactor, Rounded
-from nemo_ptq.calibration.held_out import BlockError, held_out_places, sample_errors
+from nemo_ptq.calibration.held_out import HeldOutError, held_out_places, sample_errors
 from nemo_ptq.calibration.observing import linear_shards
 from nemo_ptq.calibration.residual import residual_of
 from nemo_ptq.calibration.rounders import Int4
 from nemo_ptq.calibration.rounding_learner import RoundingLearner
 from nemo_ptq.calibration.streams import Stream
+from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.export.calibrated import algorithm_scheme
 from nemo_ptq.parallel.ranks import Parallelism, Ranks
@@ -33,10 +34,10 @@ def test_the_error_of_a_sample_is_relative_to_each_token() -> None:
 
 
 def test_the_worst_sample_counts_as_much_as_the_mean() -> None:
-    even, uneven = (BlockError.of(torch.tensor(errors), Parallelism()) for errors in ([0.2, 0.2], [0.0, 0.3]))
+    even, uneven = (HeldOutError.of(torch.tensor(errors), Parallelism()) for errors in ([0.2, 0.2], [0.0, 0.3]))
     assert (even.mean, uneven.mean) == pytest.approx((0.2, 0.15))
     assert even.is_less(uneven) and not uneven.is_less(even)
-    nothing = BlockError.of(torch.zeros(0), Parallelism())
+    nothing = HeldOutError.of(torch.zeros(0), Parallelism())
     assert not nothing.is_less(nothing)
 
 
@@ -95,6 +96,27 @@ def test_the_better_rounding_is_kept(llama: Llama, rounder: Any, batches: int, n
     read = found.codes.float() * found.scale.repeat_interleave(64, 1)
     is_near = float((read - weight).square().sum()) < 0.2 * float(weight.square().sum())
     assert is_near == (rounder is Int4 or bool(nearest))
+    learned.learn(Block(3, -1, {}), True)
+    assert (learned.found is None) == (batches == 1)
+    if learned.found is not None:
+        ours, plain = learned.found
+        # Where each block is rounded to nearest, so is the model.
+        assert (ours == plain) if nearest else ours.is_less(plain)
+
+
+def test_the_model_s_error_is_the_divergence_of_what_the_held_out_samples_come_to(llama: Llama) -> None:
+    learned = learner(llama, Int4(64), 9)
+    with torch.no_grad():
+        for block in llama.blocks:
+            learned.learn(block, False)
+        learned.learn(Block(3, -1, {}), True)
+        exact, found = (
+            llama.logits(stream.hidden[7]).log_softmax(-1) for stream in (learned.reference, learned.quantized)
+        )
+    samples = (exact.exp() * (exact - found)).sum(-1).mean(1)
+    assert learned.found is not None
+    ours = learned.found[0]
+    assert (ours.mean, ours.worst) == pytest.approx((float(samples.mean()), float(samples.max())))
 
 
 def test_layers_that_write_into_the_residual_stream_are_compared_with_it(llama: Llama) -> None:

@@ -26,7 +26,7 @@ from tests.matrix import MIXTURES, carries
         *((family, "max") for family in ("qwen3", "qwen3_moe", "gemma2")),
     ],
 )
-def test_a_job(family: str, quality: str, tmp_path: Path) -> None:
+def test_a_job(family: str, quality: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     source = make_hf(family, tmp_path / "hf")
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"the quick brown fox jumps {number} times over the dog\n" for number in range(40)))
@@ -43,12 +43,16 @@ def test_a_job(family: str, quality: str, tmp_path: Path) -> None:
         evaluation_dataset_size=4,
     )
     ptq(str(source), ExportConfig(str(tmp_path / "out"), export_format=formats), quantization_config=quantization)
+    is_compared = "KL divergence on held-out samples: " in "".join(capsys.readouterr())
+    assert is_compared == (quality == "max")
     expected = logits(source, TOKENS)
     for name in formats:
         directory = tmp_path / "out" / name
         assert [check for check in verify(directory) if not check.ok] == []
         report = json.loads((directory / "ptq" / "report.json").read_text())
         assert report["summary"]["quality"] == quality
+        roundings = {layer["rounding"] for layer in report["layers"]}
+        assert roundings == {"gptq"} if quality == "balanced" else roundings <= {"gptq", "nearest"}
         found = logits(directory, TOKENS)
         size = min(found.shape[-1], expected.shape[-1])
         # Random weights: what counts is that it is the same model, roundings apart.

@@ -9,8 +9,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_ptq.report.metrics import LinearSums, Sums, expert_records, join_shards, layer_records, quantiles
-from nemo_ptq.report.records import ExpertTokens
+from nemo_ptq.report.metrics import (
+    LinearSums,
+    Sums,
+    expert_records,
+    join_shards,
+    layer_records,
+    quantiles,
+    with_rounding,
+)
+from nemo_ptq.report.records import ExpertTokens, Layer
 
 
 def sums(values: np.ndarray, step: float | None = None) -> Sums:
@@ -95,6 +103,18 @@ def test_records_are_sorted_experts_joined_and_copies_left_out() -> None:
     assert experts.pre_quant_scale is not None
     assert experts.pre_quant_scale[0] == 1
     assert experts.pre_quant_scale[-1] == 2
+
+
+def test_quantized_layers_say_how_they_are_rounded() -> None:
+    layers = [Layer(0, "qkv", "FP8"), Layer(1, "qkv", None), Layer(2, "qkv", "FP8")]
+
+    def roundings(by_data: bool, nearest: list[int] | None) -> list[str | None]:
+        return [layer.rounding for layer in with_rounding(layers, by_data, nearest)]
+
+    assert roundings(False, []) == ["nearest", None, "nearest"]
+    assert roundings(True, []) == ["gptq", None, "gptq"]
+    assert roundings(True, [2]) == ["gptq", None, "nearest"]
+    assert roundings(True, None) == [None, None, None]
 
 
 def test_quantiles_go_from_the_least_to_the_largest() -> None:

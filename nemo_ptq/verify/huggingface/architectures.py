@@ -357,6 +357,8 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
     own = {*type(hf)().to_dict(), *type(hf).attribute_map}
     if hasattr(hf, "_sliding_window_pattern"):
         own.add("sliding_window_pattern")
+    if "rope_parameters" in own:  # transformers 5 takes the older name, and does not keep it
+        own.add("rope_theta")
     given = {name: value for name, value in content.items() if value is not None}
     unknown = [name for name in given if name not in own and name not in NOT_COMPUTED and name not in _LOOKED_AT]
     # Files of Gemma 2 have the activation under both names, and transformers reads one.
