@@ -67,7 +67,10 @@ def describe_megatron(path: Path) -> MegatronDescription:
         chosen = choose_class(fields, rows)
         dtypes = {name: str(entry.properties.state[0]) for name, entry in tensors.items()}
         if fields["share_embeddings_and_output_weights"] and OUTPUT in tensors:
-            raise PtqError(f"the embedding is the output layer by the options, and there is a tensor {OUTPUT} as well")
+            raise PtqError(
+                f"the embedding is the output layer as well by the options, and there is a tensor {OUTPUT}: give the "
+                "description of these weights"
+            )
         check_tensors(chosen.spec, dtypes, prefix="")
         check_complete(chosen.spec, tensors, prefix="")
         check_shapes(chosen.spec, {name: entry.size for name, entry in tensors.items()}, prefix="")
