@@ -21,6 +21,7 @@ _NO_WEIGHTS = re.compile(r"_extra_state(/|$)|_quantizer\.|(^|\.)rotary_pos_emb\.
 _TRAINING = re.compile(r"(chained_\d+\.)?optimizer\.|rng_state(/|$)|rerun_state_machine_state(/|$)|param_groups")
 # NeMo's LoRA: adapters beside the layers that it wraps.
 _ADAPTER = re.compile(r"\.(adapters?|to_wrap|lora_[ab])\.|\.adapter_layer\.|\.lora\.", re.IGNORECASE)
+# Halves of a gated layer that are tensors of their own.
 _HALVES = re.compile(r"\.(weight|bias)_[wv]$")
 # Groups of rows that have a name for themselves: halves of a gated layer, and those of a state space.
 _ROWS = re.compile(r"(\.(?:weight|bias))(?:_[wv]|\.(?:z|x|B|C|dt))$")

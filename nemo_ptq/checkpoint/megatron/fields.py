@@ -41,6 +41,7 @@ _READ = frozenset(
         *("untie_embeddings_and_output_weights", "use_rotary_position_embeddings", "vocab_size", "window_size"),
     )
 )
+# Options that are sizes, where they are given.
 _SIZES = (
     *("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size"),
     *("moe_ffn_hidden_size", "moe_router_topk", "seq_length"),
