@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors of a checkpoint its model reads. What else is there would be lost, and is refused."""
+"""Which tensors of a checkpoint its model reads, and of which shapes. What else is there is refused."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from nemo_ptq.checkpoint.index import weights_of
@@ -21,6 +21,8 @@ _NO_WEIGHTS = re.compile(r"_extra_state(/|$)|_quantizer\.|(^|\.)rotary_pos_emb\.
 _TRAINING = re.compile(r"(chained_\d+\.)?optimizer\.|rng_state(/|$)|rerun_state_machine_state(/|$)|param_groups")
 # NeMo's LoRA: adapters beside the layers that it wraps.
 _ADAPTER = re.compile(r"\.(adapters?|to_wrap|lora_[ab])\.|\.adapter_layer\.|\.lora\.", re.IGNORECASE)
+# Halves of a gated layer that are tensors of their own.
+_HALVES = re.compile(r"\.(weight|bias)_[wv]$")
 # Groups of rows that have a name for themselves: halves of a gated layer, and those of a state space.
 _ROWS = re.compile(r"(\.(?:weight|bias))(?:_[wv]|\.(?:z|x|B|C|dt))$")
 
@@ -65,6 +67,74 @@ def check_tensors(model: ModelSpec, dtypes: Mapping[str, str], prefix: str = PRE
         )
 
 
+def check_shapes(model: ModelSpec, shapes: Mapping[str, Sequence[int]], prefix: str = PREFIX) -> None:
+    """Refuses weights that are of another model than the description beside them; of hybrids nothing is known here.
+
+    Args:
+        model: What the description says.
+        shapes: Of the tensors in the weights, by their names, the axes of stacked layers and experts included.
+        prefix: What the names of weights begin with.
+
+    Raises:
+        PtqError: If one has another shape, or is of a layer that the model does not have.
+    """
+    if model.state_space is not None:
+        return
+    expected = dict(_shapes(model))
+    for name in sorted(name for name in shapes if is_weight(name, prefix)):
+        found, key = tuple(shapes[name]), name.removeprefix(prefix)
+        wanted = expected.get(_general(key))
+        if wanted is None:
+            continue
+        if _HALVES.search(key):
+            wanted = (wanted[0] // 2, *wanted[1:])
+        wanted = (
+            *_stacked(key, "decoder.layers.", model.num_layers),
+            *_stacked(key, "experts.experts.", model.num_experts),
+            *wanted,
+        )
+        layer = re.match(r"decoder\.layers\.(\d+)\.", key)
+        if found != wanted or (layer and int(layer[1]) >= model.num_layers):
+            raise PtqError(
+                f"{name} has the shape {list(found)}, and the model that is described, of {model.num_layers} layers, "
+                f"has {list(wanted)} there: give the description of these weights"
+            )
+
+
+def check_complete(model: ModelSpec, names: Iterable[str], prefix: str = PREFIX) -> None:
+    """Refuses weights that lack some that the model has.
+
+    Args:
+        model: What the description says.
+        names: Of the tensors in the weights.
+        prefix: What the names of weights begin with.
+
+    Raises:
+        PtqError: If there are such; the output layer may be the embedding.
+    """
+    found = {_general(name.removeprefix(prefix)) for name in names if is_weight(name, prefix)} | {"output_layer.weight"}
+    if missing := [name for name in dict.fromkeys(_parameters(model)) if name not in found]:
+        raise PtqError(
+            f"the checkpoint has no weights for {len(missing)} parameters of the model that is described, {missing[0]} "
+            "among them: give the description of these weights, or copy the checkpoint again"
+        )
+
+
+def _stacked(key: str, where: str, size: int | None) -> tuple[int, ...]:
+    """The axis of a tensor that holds all layers, or all experts; none where they have tensors of their own."""
+    return (size,) if size and re.search(rf"(^|\.){re.escape(where)}(?=\D)", key) else ()
+
+
+def _shapes(model: ModelSpec) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Yields the parameters of the layers by their general names, with their shapes."""
+    for layer in {id(layer): layer for layer in model.layers}.values():
+        for module in layer.modules:
+            name = f"decoder.layers.*.{re.sub(r'[.][0-9]+[.]', '.*.', module.name)}"
+            yield from ((f"{name}.{parameter}", module.shape) for parameter in module.parameters)
+            if module.has_bias:
+                yield f"{name}.bias", module.shape[:1]
+
+
 def _general(name: str) -> str:
     """Megatron's name of a parameter in a model, with "*" for layers and experts."""
     live = live_name(_ROWS.sub(r"\1", name), "*", "*")
@@ -72,17 +142,9 @@ def _general(name: str) -> str:
 
 
 def _parameters(model: ModelSpec) -> Iterator[str]:
-    yield from ("embedding.word_embeddings.weight", "output_layer.weight")
+    yield from ("embedding.word_embeddings.weight", "output_layer.weight", "decoder.final_layernorm.weight")
+    if model.normalization == "LayerNorm":
+        yield "decoder.final_layernorm.bias"
     if model.position_embedding_type == "learned_absolute":
         yield "embedding.position_embeddings.weight"
-    yield from _of_module("decoder.final_layernorm", model.normalization == "LayerNorm")
-    for layer in {id(layer): layer for layer in model.layers}.values():
-        for module in layer.modules:
-            name = f"decoder.layers.*.{re.sub(r'[.][0-9]+[.]', '.*.', module.name)}"
-            yield from _of_module(name, module.has_bias, module.parameters)
-
-
-def _of_module(name: str, has_bias: bool, parameters: Iterable[str] = ("weight",)) -> Iterable[str]:
-    yield from (f"{name}.{parameter}" for parameter in parameters)
-    if has_bias:
-        yield f"{name}.bias"
+    yield from (name for name, _ in _shapes(model))

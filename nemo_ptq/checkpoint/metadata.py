@@ -13,7 +13,7 @@ from nemo_ptq.checkpoint.adapters.adapter import way_out
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.huggingface.description import describe
 from nemo_ptq.checkpoint.index import read_index
-from nemo_ptq.checkpoint.known_tensors import check_tensors
+from nemo_ptq.checkpoint.known_tensors import check_shapes, check_tensors
 from nemo_ptq.checkpoint.megatron.description import describe_megatron
 from nemo_ptq.checkpoint.megatron.directories import is_megatron
 from nemo_ptq.checkpoint.shards import check_shards, listed
@@ -30,6 +30,7 @@ _WEIGHTS_FILES = ("weights/.metadata", "weights/common.pt", "weights/metadata.js
 _FILES = _CONTEXT_FILES + _WEIGHTS_FILES
 # Characters of a value that a message shows.
 _SHOWN = 40
+_MOST_LOOKED_AT = 100
 
 
 def read_metadata(checkpoint: Path) -> ModelSpec:
@@ -84,7 +85,8 @@ def _check_files(checkpoint: Path) -> None:
         raise ConfigError(
             [
                 f"{name} is not a NeMo 2.0 checkpoint: context/ and weights/ are missing; "
-                f"found {listed(sorted(path.name for path in checkpoint.iterdir()))}"
+                f"found {listed(sorted(path.name for path in checkpoint.iterdir()))}; nor does it have the config.json "
+                f"of a Hugging Face model, or Megatron's iter_XXXXXXX/: {_what_to_give(checkpoint)}"
             ]
         )
     strange = [
@@ -104,6 +106,13 @@ def _check_files(checkpoint: Path) -> None:
         raise ConfigError(
             [f"{name} is incomplete: {listed(missing)} missing; found {listed(found)}; copy or save it again"]
         )
+
+
+def _what_to_give(directory: Path) -> str:
+    """Which directory inside of one that is no checkpoint may be meant: the hub's cache has models in snapshots/."""
+    inside = [path for pattern in ("*/", "snapshots/*/") for path in sorted(directory.glob(pattern))[:_MOST_LOOKED_AT]]
+    found = next((path for path in inside if is_hugging_face(path) or is_megatron(path) or _is_complete(path)), None)
+    return "give the directory of a checkpoint" if found is None else f"give {found}"
 
 
 def is_hugging_face(directory: Path) -> bool:
@@ -229,9 +238,9 @@ def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str,
         raise ConfigError([f"{checkpoint / 'context' / 'model.yaml'}: {error}"]) from error
     try:
         check_numbers(model)
-        check_tensors(
-            model, {name: str(entry.properties.state[0]) for name, entry in tensors.items() if hasattr(entry, "size")}
-        )
+        stored = {name: entry for name, entry in tensors.items() if hasattr(entry, "size")}
+        check_tensors(model, {name: str(entry.properties.state[0]) for name, entry in stored.items()})
+        check_shapes(model, {name: entry.size for name, entry in stored.items()})
     except PtqError as error:
         raise ConfigError([f"nemo_checkpoint={checkpoint}: {error}"]) from error
     return model

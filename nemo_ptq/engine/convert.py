@@ -177,6 +177,8 @@ def _open_model(path: Path, spec: ModelSpec, adapter: PeftAdapter | None) -> _Mo
 
 
 def _write_hugging_face(model: _Model, directory: Path, tokenizer: Any, replaced: bool) -> None:
+    if model.family.hugging_face is None:
+        raise PtqError(f"{model.family.without_hugging_face}: choose --format nemo or megatron")
     by_name = {part.live_name: part for part in model.parts}
     layers = CalibratedLayers(
         lambda name: by_name[name].read() if name in by_name else None,

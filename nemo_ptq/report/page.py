@@ -152,6 +152,8 @@ def _library(report: Report) -> str:
     """What loads the directory, as the Hugging Face hub calls it."""
     if "rank0.safetensors" in report.files:
         return "tensorrt_llm"
+    if "release/common.pt" in report.files:
+        return "megatron-lm"
     return "nemo" if "context/model.yaml" in report.files else "vllm"
 
 

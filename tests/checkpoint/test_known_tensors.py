@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from nemo_ptq.checkpoint.index import read_stored
-from nemo_ptq.checkpoint.known_tensors import check_tensors
+from nemo_ptq.checkpoint.known_tensors import check_complete, check_shapes, check_tensors
 from nemo_ptq.checkpoint.metadata import read_metadata
 from nemo_ptq.errors import PtqError
 from tests.families import FAMILIES, GPT_VARIANTS
@@ -28,6 +28,7 @@ def test_all_weights_of_a_family_are_known(name: str, checkpoint_of: Callable[[s
     model, tensors = read_metadata(checkpoint), stored(checkpoint)
     assert tensors
     check_tensors(model, tensors)
+    check_complete(model, tensors)
     # Every one of them is known by its own name, and by no rule that takes any.
     for tensor in tensors:
         with pytest.raises(PtqError, match="has no place for 1 tensors"):
@@ -89,3 +90,26 @@ def test_a_weight_without_a_place(checkpoint_of: Callable[[str], Path]) -> None:
 def test_types_that_no_weights_have(dtype: str, checkpoint_of: Callable[[str], Path]) -> None:
     with pytest.raises(PtqError, match=f"linear_qkv.weight of {dtype} among them"):
         check_tensors(read_metadata(checkpoint_of("llama2")), {f"{QKV}weight": dtype})
+
+
+def test_weights_of_another_model_are_refused(checkpoint_of: Callable[[str], Path]) -> None:
+    """By their shapes, which every family's own have; a plan knows it before anything is read."""
+    checkpoint = checkpoint_of("llama2")
+    model = read_metadata(checkpoint)
+    shapes = {name: tensor.shape for name, tensor in read_stored(checkpoint).tensors.items()}
+    check_shapes(model, shapes)
+    fc1 = "module.decoder.layers.mlp.linear_fc1.weight"
+    halves = {f"module.decoder.layers.1.mlp.linear_fc1.weight_{half}": (512, 256) for half in "wv"}
+    check_shapes(model, halves)
+    for changed, message in (
+        (replace(model, num_layers=3), "has the shape .*, and the model that is described, of 3 layers, has"),
+        (replace(model, ffn_hidden_size=640), r"has the shape \[2, 1024, 256\], .* has \[2, 1280, 256\] there"),
+        (replace(model, hidden_size=512), "give the description of these weights"),
+        (replace(model, gated_mlp=False), r"has \[2, 512, 256\] there"),
+    ):
+        with pytest.raises(PtqError, match=message):
+            check_shapes(changed, shapes)
+    with pytest.raises(PtqError, match=r"\[512, 256\], and the model that is described, of 1 layers"):
+        check_shapes(replace(model, num_layers=1), halves)
+    with pytest.raises(PtqError, match=r"no weights for 1 parameters of the model that is described, .*fc1"):
+        check_complete(model, shapes.keys() - {fc1})

@@ -186,6 +186,21 @@ def test_arguments_that_are_missing_are_named(tmp_path: Path) -> None:
         read_fields(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        ({"num_layers": "two"}, "has num_layers 'two': it must be a positive whole number"),
+        ({"hidden_size": 256.0}, "has hidden_size '256.0': it must be a positive whole number"),
+        ({"num_attention_heads": 0}, "has num_attention_heads '0'"),
+        ({"normalization": "Norm"}, "has normalization 'Norm': expected LayerNorm or RMSNorm"),
+        ({"window_size": (1, 2, 3)}, r"does not describe a model \(window_size is \(1, 2, 3\)\)"),
+    ],
+)
+def test_what_is_no_size_is_told_by_megatrons_name(changes: dict[str, Any], said: str, tmp_path: Path) -> None:
+    with pytest.raises(PtqError, match=said):
+        read_fields(saved(tmp_path, **changes))
+
+
 def iteration(root: Path, number: int, *names: str) -> Path:
     directory = root / f"iter_{number:07}"
     directory.mkdir(parents=True)

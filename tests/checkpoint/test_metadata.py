@@ -144,6 +144,11 @@ def test_another_directory_is_told_with_what_it_holds(tmp_path: Path) -> None:
     assert (
         "is not a NeMo 2.0 checkpoint: context/ and weights/ are missing; found a, b, c, d, e, f and 2 more" in problem
     )
+    assert problem.endswith("or Megatron's iter_XXXXXXX/: give the directory of a checkpoint")
+    model = tmp_path / "snapshots" / "0a1b2c"
+    model.mkdir(parents=True)
+    (model / "config.json").write_text('{"model_type": "llama"}')
+    assert problem_of(tmp_path).endswith(f"or Megatron's iter_XXXXXXX/: give {model}")
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

@@ -141,8 +141,6 @@ def test_what_stands_there_is_left_alone(checkpoint_of: Callable[[str], Path], t
 
 
 def test_megatron_lm_has_no_gemma(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
-    from nemo_ptq.checkpoint.megatron.writer import megatron_arguments
-    from nemo_ptq.checkpoint.metadata import read_metadata
-
-    with pytest.raises(PtqError, match="Megatron-LM has no arguments for the scaled embedding of Gemma"):
-        megatron_arguments(read_metadata(checkpoint_of("gemma")), None)
+    with pytest.raises(PtqError, match="no arguments for the scaled embedding of Gemma: choose another format"):
+        convert(checkpoint_of("gemma"), tmp_path / "out", "megatron")
+    assert not (tmp_path / "out").exists()

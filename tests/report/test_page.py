@@ -158,7 +158,12 @@ def test_all_files_are_written_and_read_back(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("file", "library"),
-    [("rank0.safetensors", "tensorrt_llm"), ("model.safetensors", "vllm"), ("context/model.yaml", "nemo")],
+    [
+        ("rank0.safetensors", "tensorrt_llm"),
+        ("model.safetensors", "vllm"),
+        ("context/model.yaml", "nemo"),
+        ("release/common.pt", "megatron-lm"),
+    ],
 )
 def test_the_card_names_what_loads_the_directory(file: str, library: str) -> None:
     card = render_card(replace(report(), files={file: {"size": 1, "blake3": "0" * 64}}))

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_ptq.checkpoint.index import read_index
-from nemo_ptq.checkpoint.known_tensors import check_tensors, is_weight
+from nemo_ptq.checkpoint.known_tensors import check_complete, check_shapes, check_tensors, is_weight
 from nemo_ptq.checkpoint.links import links_out_of
 from nemo_ptq.checkpoint.megatron.classes import ChosenClass, choose_class
 from nemo_ptq.checkpoint.megatron.directories import TOKENIZER, iteration_of
@@ -21,6 +21,7 @@ from nemo_ptq.checkpoint.small_files import check_small_files
 from nemo_ptq.errors import PtqError
 
 EMBEDDING = "embedding.word_embeddings.weight"
+OUTPUT = "output_layer.weight"
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,14 @@ def describe_megatron(path: Path) -> MegatronDescription:
     try:
         chosen = choose_class(fields, rows)
         dtypes = {name: str(entry.properties.state[0]) for name, entry in tensors.items()}
+        if fields["share_embeddings_and_output_weights"] and OUTPUT in tensors:
+            raise PtqError(
+                f"the embedding is the output layer as well by the options, and there is a tensor {OUTPUT}: give the "
+                "description of these weights"
+            )
         check_tensors(chosen.spec, dtypes, prefix="")
+        check_complete(chosen.spec, tensors, prefix="")
+        check_shapes(chosen.spec, {name: entry.size for name, entry in tensors.items()}, prefix="")
     except PtqError as error:
         raise PtqError(f"{iteration}: {error}") from error
     tokenizer = iteration / TOKENIZER

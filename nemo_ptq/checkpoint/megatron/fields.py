@@ -41,6 +41,11 @@ _READ = frozenset(
         *("untie_embeddings_and_output_weights", "use_rotary_position_embeddings", "vocab_size", "window_size"),
     )
 )
+# Options that are sizes, where they are given.
+_SIZES = (
+    *("num_layers", "hidden_size", "num_attention_heads", "num_query_groups", "kv_channels", "ffn_hidden_size"),
+    *("moe_ffn_hidden_size", "moe_router_topk", "seq_length"),
+)
 # Options that are true or false, and what Megatron takes where they are not given.
 _SWITCHES = {
     "add_bias_linear": True,
@@ -167,6 +172,12 @@ def _fields(file: Path, options: Mapping[str, Any]) -> Fields:
     for name in _SWITCHES:
         if not isinstance(options.get(name, True), bool):
             raise PtqError(f"{file} has {name} {str(options[name])[:_SHOWN]!r}: it must be true or false")
+    for name in _SIZES:
+        value = options.get(name)
+        if value is not None and (type(value) is not int or value < 1):
+            raise PtqError(f"{file} has {name} {str(value)[:_SHOWN]!r}: it must be a positive whole number")
+    if options["normalization"] not in ("LayerNorm", "RMSNorm"):
+        raise PtqError(f"{file} has normalization {options['normalization']!r}: expected LayerNorm or RMSNorm")
     frequency = options.get("moe_layer_freq", 1)
     in_all_layers = all(one == 1 for one in frequency) if isinstance(frequency, list) else frequency == 1
     if options.get("num_moe_experts") and not in_all_layers:
@@ -213,7 +224,7 @@ def _window(window: Any) -> list[int] | None:
     """The window as NeMo's checkpoints have it, which count the token itself: Megatron counts those before it."""
     if window is None:
         return None
-    before, after = window
+    before, after = window if isinstance(window, list | tuple) and len(window) == 2 else (None, None)
     if type(before) is not int or before < 0 or after != 0:
         raise ValueError(f"window_size is {window!r}")
     return [before + 1, 0]

@@ -15,11 +15,10 @@ from typing import Any
 import fiddle as fdl
 import torch
 
-from nemo_ptq.checkpoint.megatron.description import EMBEDDING, describe_megatron
+from nemo_ptq.checkpoint.megatron.description import EMBEDDING, OUTPUT, describe_megatron
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
 
-_OUTPUT = "output_layer.weight"
 # By NeMo's name, where NeMo's class does not say it itself.
 _ACTIVATIONS = {
     "silu": "torch.nn.functional.silu",
@@ -127,12 +126,12 @@ def _unpadded(parts: Sequence[TensorPart], rows: int) -> list[TensorPart]:
     def cut(part: TensorPart) -> TensorPart:
         return replace(part, shape=(rows, *part.shape[1:]), read=lambda: part.read()[:rows])
 
-    return [cut(part) if part.key in (EMBEDDING, _OUTPUT) and part.shape[0] > rows else part for part in parts]
+    return [cut(part) if part.key in (EMBEDDING, OUTPUT) and part.shape[0] > rows else part for part in parts]
 
 
 def _with_output_layer(parts: Sequence[TensorPart]) -> list[TensorPart]:
     """Has the embedding stand for an output layer that is tied to it, where NeMo's class has one of its own."""
-    if any(part.key == _OUTPUT for part in parts):
+    if any(part.key == OUTPUT for part in parts):
         return list(parts)
     embedding = next(part for part in parts if part.key == EMBEDDING)
-    return [*parts, replace(embedding, key=_OUTPUT)]
+    return [*parts, replace(embedding, key=OUTPUT)]

@@ -97,7 +97,7 @@ def as_megatron_lm_builds(arguments: Namespace, tp: int, pp: int) -> Any:
     return GPTModel(
         config,
         spec,
-        arguments.padded_vocab_size,
+        -(-arguments.padded_vocab_size // tp) * tp,
         arguments.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(),
         post_process=parallel_state.is_pipeline_last_stage(),
