@@ -176,7 +176,7 @@ def test_gemma_computes_what_transformers_reads(tmp_path: Path) -> None:
             {"rope_scaling": {"rope_type": "linear", "factor": 2.0, "attention_factor": 0.7}},
             "scaling with attention_fa",
         ),
-        ({"rope_scaling": {"rope_type": "longrope", "factor": 2.0}}, "'longrope', expected linear, llama3 or a Phi's"),
+        ({"rope_scaling": {**LONGROPE, "factor": 2.0}}, "'longrope', expected linear, llama3 or a Phi's longrope"),
         ({"architectures": ["FalconForCausalLM"]}, "is of architecture FalconForCausalLM, not one of LlamaForCausalLM"),
         ({"hidden_act": "mish"}, "hidden_act 'mish' is not one of"),
         ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling of type 'yarn', expected linear or"),
