@@ -61,7 +61,7 @@ def awq_scales(checkpoint: Path, ep: int) -> dict[str, torch.Tensor]:
     from tests import steps
 
     with steps.loaded(checkpoint, ep=ep) as model:
-        state = steps.learn(model, QuantizationConfig("int4_awq"), counts=Counter()).tensors
+        state = steps.learn(model, QuantizationConfig("int4_awq")).tensors
     return {name: scale for name, scale in state.items() if "layers.0." in name and "linear_fc2.input" in name}
 
 

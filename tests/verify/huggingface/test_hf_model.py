@@ -179,7 +179,7 @@ def test_gemma_computes_what_transformers_reads(tmp_path: Path) -> None:
         ({"rope_scaling": {**LONGROPE, "factor": 2.0}}, "'longrope', expected linear, llama3 or a Phi's longrope"),
         ({"architectures": ["FalconForCausalLM"]}, "is of architecture FalconForCausalLM, not one of LlamaForCausalLM"),
         ({"hidden_act": "mish"}, "hidden_act 'mish' is not one of"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling of type 'yarn', expected linear or"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 2.0}}, "rope_scaling of type 'yarn', expected linear, "),
         ({"quantization_config": {"quant_method": "magic"}}, "quant_method 'magic' is not known"),
         ({"model_type": "nothing"}, "is of no model that transformers knows"),
     ],
