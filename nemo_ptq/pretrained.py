@@ -12,6 +12,8 @@ from nemo_ptq.untrusted import FileError, read_json
 
 # What transformers 5 calls the class that it had called PreTrainedTokenizerFast before.
 OF_TRANSFORMERS_5 = "TokenizersBackend"
+TOKENS_WITHOUT_ROWS = frozenset({"<image_soft_token>"})
+"""Tokens that published models have no row for: Gemma 3 1B and smaller have the tokenizer of those that see images."""
 
 
 def import_transformers() -> Any:

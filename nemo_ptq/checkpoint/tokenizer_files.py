@@ -8,6 +8,7 @@ from typing import Any
 
 from nemo_ptq.checkpoint.huggingface.hf_files import found_in, read_json
 from nemo_ptq.errors import PtqError
+from nemo_ptq.pretrained import TOKENS_WITHOUT_ROWS
 
 # Files of a Hugging Face tokenizer with tokens by name.
 _BY_NAME = ("vocab.json", "added_tokens.json")
@@ -50,7 +51,7 @@ def tokenizer_of(checkpoint: Path, settings: Any = None) -> Path | None:
 
 
 def largest_token(tokenizer: Path) -> tuple[int, str] | None:
-    """Returns the largest token id of a tokenizer, and the token.
+    """Returns the largest token id of a tokenizer that has a row in its model's embedding, and the token.
 
     Args:
         tokenizer: A Hugging Face directory, or a file of sentencepiece's.
@@ -64,7 +65,8 @@ def largest_token(tokenizer: Path) -> tuple[int, str] | None:
     if tokenizer.is_file():
         return max(_of_sentencepiece(tokenizer), default=None)
     try:
-        return max(_of_directory(tokenizer), default=None)
+        tokens = (token for token in _of_directory(tokenizer) if token[1] not in TOKENS_WITHOUT_ROWS)
+        return max(tokens, default=None)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise PtqError(f"the tokenizer in {tokenizer} cannot be read: {error!r}; copy it again") from error
 

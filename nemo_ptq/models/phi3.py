@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeGuard
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hf_settings import check_number, check_size, shown, with_one_spelling
@@ -45,7 +45,7 @@ def _one_spelling(content: Settings) -> dict[str, Any]:
     return settings
 
 
-def _is_longrope(fields: Any) -> bool:
+def _is_longrope(fields: Any) -> TypeGuard[Mapping[str, Any]]:
     return isinstance(fields, Mapping) and fields.get("rope_type", fields.get("type")) == "longrope"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.pretrained import load_pretrained
+from nemo_ptq.pretrained import TOKENS_WITHOUT_ROWS, load_pretrained
 from nemo_ptq.untrusted import FileError, read_yaml
 from nemo_ptq.verify.model_config import Config, RotaryScaling, load_json
 
@@ -121,7 +121,8 @@ def _largest_token(tokenizer: dict[str, Any]) -> int | None:
     elif isinstance(vocabulary, list):  # Unigram models list (token, score) pairs in the order of their ids.
         identifiers += range(len(vocabulary))
     if isinstance(added, list):
-        identifiers += [token.get("id") for token in added if isinstance(token, dict)]
+        tokens = (token for token in added if isinstance(token, dict))
+        identifiers += [token.get("id") for token in tokens if token.get("content") not in TOKENS_WITHOUT_ROWS]
     return max((item for item in identifiers if isinstance(item, int)), default=None)
 
 

@@ -56,6 +56,22 @@ def test_spreading_experts_changes_nothing(
     assert [name for name in alone.names() if not same_bytes(alone.tensor(name), together.tensor(name))] == []
 
 
+def awq_scales(checkpoint: Path, ep: int) -> dict[str, torch.Tensor]:
+    """AWQ's scales of the second layers of the first layer's experts."""
+    from tests import steps
+
+    with steps.loaded(checkpoint, ep=ep) as model:
+        state = steps.learn(model, QuantizationConfig("int4_awq")).tensors
+    return {name: scale for name, scale in state.items() if "layers.0." in name and "linear_fc2.input" in name}
+
+
+def test_an_experts_scale_follows_from_its_own_inputs(checkpoint_of: Callable[[str], Path]) -> None:
+    (alone,) = run_ranks(awq_scales, 1, checkpoint_of("mixtral"), 1)
+    assert len(alone) == EXPERTS and len({scale.sum().item() for scale in alone.values()}) == EXPERTS
+    for spread in run_ranks(awq_scales, 2, checkpoint_of("mixtral"), 2):
+        torch.testing.assert_close(spread, alone, rtol=1e-3, atol=0.0)
+
+
 @pytest.mark.parametrize("layout", [(1, 1, 1), (1, 1, 4), (2, 1, 1), (1, 2, 2)])
 def test_every_token_is_counted_at_its_experts(layout: tuple[int, ...], checkpoint_of: Callable[[str], Path]) -> None:
     tp, pp, ep = layout

@@ -15,6 +15,7 @@ from nemo_ptq.task import ptq
 from nemo_ptq.verify.checks import verify
 from nemo_ptq.verify.forward_pass import logits
 from tests.export.hugging_face import TOKENS, distance, transformers_logits
+from tests.families import TOKENS as TOKENS_OF_TOKENIZER
 from tests.families import make_tokenizer, save_random
 from tests.models.published import DOCUMENT, MODELS, Config, refusal, render, small
 
@@ -22,6 +23,8 @@ BOTH = ("hf", "compressed_tensors")
 FORMATS = {NO_QUANT: ("hf",), "fp8": BOTH, "int4_awq": BOTH}
 # Relative distance from the unquantized model of a token's logits, in the median: random weights are moved far.
 FURTHEST = {NO_QUANT: 1e-4, "fp8": 0.2, "int4_awq": 0.5}
+# Models whose tokenizer has a token more than the embedding has rows, for images.
+TOKEN_WITHOUT_ROW = ("google/gemma-3-270m", "google/gemma-3-1b-it")
 RUNS = [name for name, config in MODELS.items() if refusal(config) is None]
 
 
@@ -51,14 +54,23 @@ def test_jobs_make_the_model_that_transformers_has(name: str, tmp_path: Path) ->
 
     source = tmp_path / "hf"
     config = small(MODELS[name])
+    if name in TOKEN_WITHOUT_ROW:
+        config["vocab_size"] = TOKENS_OF_TOKENIZER
     made = transformers.AutoConfig.for_model(**config)
     save_random(made, source, "bfloat16", zero_centered=config["model_type"].startswith("gemma"))
     make_tokenizer(source)
+    if name in TOKEN_WITHOUT_ROW:
+        tokenizer = transformers.AutoTokenizer.from_pretrained(source)
+        tokenizer.add_tokens([f"<unused{number}>" for number in range(TOKENS_OF_TOKENIZER - len(tokenizer))])
+        tokenizer.add_special_tokens({"additional_special_tokens": ["<image_soft_token>"]})
+        tokenizer.save_pretrained(source)
+        assert len(tokenizer) == TOKENS_OF_TOKENIZER + 1
     (source / "config.json").write_text(json.dumps(config))  # the settings as they were published
     expected, _ = transformers_logits(source)
 
-    for algorithm, formats in FORMATS.items():
-        formats = [form for form in formats if not (algorithm == "int4_awq" and form == "hf" and is_mixture(config))]
+    for algorithm, all_formats in FORMATS.items():
+        has_experts_in_four_bits = algorithm == "int4_awq" and is_mixture(config)
+        formats = [form for form in all_formats if not (form == "hf" and has_experts_in_four_bits)]
         export = ExportConfig(str(tmp_path / algorithm), export_format=formats)
         quantization = QuantizationConfig(
             algorithm,

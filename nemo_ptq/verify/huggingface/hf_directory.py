@@ -17,7 +17,7 @@ from typing import Any
 import torch
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.pretrained import import_transformers, load_pretrained
+from nemo_ptq.pretrained import TOKENS_WITHOUT_ROWS, import_transformers, load_pretrained
 from nemo_ptq.verify.huggingface.architectures import (
     ARCHITECTURES,
     Architecture,
@@ -549,6 +549,6 @@ def tokenizer_problems(directory: HuggingFaceDirectory, text: str = "The quick b
     if tokenizer.decode(tokens).strip() != text:
         problems.append(f"{text!r} becomes {tokenizer.decode(tokens)!r} when encoded and decoded")
     rows = directory.model_config.vocab_size
-    if len(tokenizer) > rows:
+    if len(tokenizer) - len(TOKENS_WITHOUT_ROWS & tokenizer.get_added_vocab().keys()) > rows:
         problems.append(f"the tokenizer has {len(tokenizer)} tokens, the embedding {rows} rows")
     return problems

@@ -74,6 +74,7 @@ def test_the_library_reads_int4_experts(checkpoint_of: Callable[[str], Path], tm
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 @pytest.mark.parametrize("model", ["mixtral", "qwen3_moe"])
 def test_spread_experts_are_the_same(model: str, tmp_path: Path) -> None:
     source = make_hf(model, tmp_path / "hf")

@@ -26,12 +26,12 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def padded(tokenizer: Path, directory: Path) -> Path:
+def padded(tokenizer: Path, directory: Path, **special: Any) -> Path:
     """The tokenizer with a token more, as people add one to pad with."""
     from transformers import AutoTokenizer
 
     longer = AutoTokenizer.from_pretrained(tokenizer)
-    assert longer.add_special_tokens({"pad_token": "[PAD]"}) == 1
+    assert longer.add_special_tokens(special or {"pad_token": "[PAD]"}) == 1
     longer.save_pretrained(directory)
     return directory
 
@@ -76,6 +76,17 @@ def test_a_token_without_a_row(
     assert "tokenizer_path=" in problem
     assert tokens_have_rows(shorter, source, str(tokenizer)) is None
     assert "[PAD]" in str(tokens_have_rows(shorter, tokenizer, str(files)))
+
+
+def test_gemmas_token_for_images_needs_no_row(
+    tokenizer: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    tokens = largest_token(tokenizer)
+    assert tokens is not None
+    longer = padded(tokenizer, tmp_path, additional_special_tokens=["<image_soft_token>"])
+    assert largest_token(longer) == tokens
+    model = replace(read_metadata(checkpoint_of("llama2")), vocab_size=tokens[0] + 1)
+    assert tokens_have_rows(model, longer, str(longer)) is None
 
 
 def test_a_damaged_tokenizer_is_told(tokenizer: Path, checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
