@@ -17,13 +17,13 @@ from typing import Any, get_args, get_type_hints
 from nemo_ptq.calibration.datasets import DATASETS
 from nemo_ptq.checkpoint.allowed_names import read_names
 from nemo_ptq.config import (
-    ALGORITHM_FILES,
     DTYPES,
     KV_CACHE_FORMATS,
     QUALITIES,
     ExportConfig,
     QuantizationConfig,
     Setting,
+    is_algorithm_file,
     read_list,
     read_sources,
 )
@@ -185,8 +185,8 @@ _KINDS: Mapping[str, Kind] = {
     "function": Kind("a function, which only Python can give", callable),
     "names": Kind("dotted names with commas between, such as my_models.MyConfig", _names_code, names_code=True),
     "algorithm": Kind(
-        "one of {names}, or the path of a JSON or YAML file with a ModelOpt config",
-        lambda value: _is_text(value) and (value in SELECTABLE or value.lower().endswith(ALGORITHM_FILES)),
+        "one of {names}, the path of a JSON or YAML file with a ModelOpt config, or the name of a ModelOpt recipe",
+        lambda value: _is_text(value) and (value in SELECTABLE or is_algorithm_file(value)),
         known=SELECTABLE.keys(),
         why_not=_why_no_path,
         meant={"smoothquant": "int8_sq", "int8_smoothquant": "int8_sq", "awq": "int4_awq", "none": "no_quant"},

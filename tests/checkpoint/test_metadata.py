@@ -133,7 +133,8 @@ def test_code_in_the_weights_index_is_not_run(checkpoint: Path, tmp_path: Path) 
 
 def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
     assert problem_of(tmp_path / "nowhere") == (
-        f"nemo_checkpoint={tmp_path}/nowhere does not exist: give the directory that holds context/ and weights/"
+        f"nemo_checkpoint={tmp_path}/nowhere does not exist: give the directory of a NeMo 2.0 checkpoint "
+        "(context/ and weights/) or a Hugging Face model (config.json and weights)"
     )
 
 
@@ -141,9 +142,13 @@ def test_another_directory_is_told_with_what_it_holds(tmp_path: Path) -> None:
     for name in "hgfedcba":
         (tmp_path / name).touch()
     problem = problem_of(tmp_path)
-    assert (
-        "is not a NeMo 2.0 checkpoint: context/ and weights/ are missing; found a, b, c, d, e, f and 2 more" in problem
-    )
+    assert "is not the directory of a NeMo 2.0 checkpoint (context/ and weights/) or a Hugging Face model" in problem
+    assert problem.endswith("found a, b, c, d, e, f and 2 more")
+
+
+def test_a_name_on_the_hub_is_told_how_to_be_a_directory() -> None:
+    assert "; `hf download owner/model --local-dir DIR` gets one of that name" in problem_of(Path("owner/model"))
+    assert "hf download" not in problem_of(Path("here/or/not"))
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
