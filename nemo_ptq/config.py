@@ -232,7 +232,7 @@ class QuantizationConfig:
     )
     quality: Optional[str] = _setting(
         "quality",
-        "how much is computed to lose little: {names}; if not set, balanced where that is available",
+        "how much work goes into losing little accuracy: {names}; if not set, balanced where that is available",
         "--quality",
         default=None,
     )
