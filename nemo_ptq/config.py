@@ -33,6 +33,11 @@ DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "16": "float16", "fp16": "
 """The spellings of a data type, and torch's name for it."""
 
 
+def is_algorithm_file(name: str) -> bool:
+    """Whether an algorithm's name is a path, or that of a recipe of ModelOpt's, whose ending may be left out."""
+    return name.lower().endswith(ALGORITHM_FILES) or "/" in name
+
+
 def is_data_file(name: str) -> bool:
     """Whether a data source's name is the path of a local file rather than the name of a data set."""
     return (
@@ -190,7 +195,7 @@ class QuantizationConfig:
     Attributes:
         algorithm: "fp8", "int8_sq", "int4_awq", "w4a8_awq", "nvfp4"; "fp8_dynamic", "int8_dynamic" or "w4a16_nvfp4",
             which need no data; "auto", which chooses for each layer; or "no_quant" (None means the same); or the path
-            of a JSON or YAML file with a ModelOpt config.
+            of a JSON or YAML file with a ModelOpt config or recipe, or the name of one of the recipes of ModelOpt.
         quality: "fast" takes scales from largest magnitudes, or AWQ's search, and rounds weights to the nearest codes.
             None is "balanced" where that is available, and "fast" elsewhere.
             "balanced" chooses scales and codes together, by how close each layer comes to the unquantized model.
@@ -219,11 +224,15 @@ class QuantizationConfig:
     """
 
     algorithm: Optional[str] = _setting(
-        "algorithm", "{names}, or a JSON or YAML file with a ModelOpt config", "--algorithm", "-algo", default="fp8"
+        "algorithm",
+        "{names}, or a JSON or YAML file with a ModelOpt config, or the name of a ModelOpt recipe",
+        "--algorithm",
+        "-algo",
+        default="fp8",
     )
     quality: Optional[str] = _setting(
         "quality",
-        "how much is computed to lose little: {names}; if not set, balanced where that is available",
+        "how much work goes into losing little accuracy: {names}; if not set, balanced where that is available",
         "--quality",
         default=None,
     )
@@ -299,8 +308,8 @@ class QuantizationConfig:
 
     @property
     def algorithm_file(self) -> Optional[Path]:
-        """The file with a ModelOpt config, where `algorithm` names one."""
-        if self.algorithm is not None and self.algorithm.lower().endswith(ALGORITHM_FILES):
+        """The file with a ModelOpt config, or the name of a recipe of ModelOpt's, where `algorithm` is one."""
+        if self.algorithm is not None and is_algorithm_file(self.algorithm):
             return Path(self.algorithm).expanduser()
         return None
 

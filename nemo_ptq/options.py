@@ -17,13 +17,13 @@ from typing import Any, get_args, get_type_hints
 from nemo_ptq.calibration.datasets import DATASETS
 from nemo_ptq.checkpoint.allowed_names import read_names
 from nemo_ptq.config import (
-    ALGORITHM_FILES,
     DTYPES,
     KV_CACHE_FORMATS,
     QUALITIES,
     ExportConfig,
     QuantizationConfig,
     Setting,
+    is_algorithm_file,
     read_list,
     read_sources,
 )
@@ -186,8 +186,8 @@ _KINDS: Mapping[str, Kind] = {
     "function": Kind("a function, which only Python can give", callable),
     "names": Kind("dotted names with commas between, such as my_models.MyConfig", _names_code, names_code=True),
     "algorithm": Kind(
-        "one of {names}, or the path of a JSON or YAML file with a ModelOpt config",
-        lambda value: _is_text(value) and (value in SELECTABLE or value.lower().endswith(ALGORITHM_FILES)),
+        "one of {names}, the path of a JSON or YAML file with a ModelOpt config, or the name of a ModelOpt recipe",
+        lambda value: _is_text(value) and (value in SELECTABLE or is_algorithm_file(value)),
         known=SELECTABLE.keys(),
         why_not=_why_no_path,
         meant={"smoothquant": "int8_sq", "int8_smoothquant": "int8_sq", "awq": "int4_awq", "none": "no_quant"},
@@ -241,7 +241,11 @@ class Option:
     def describe(self) -> str:
         """What it is for, and its default in parentheses."""
         text = self.kind.with_names(self.help)
-        return text if self.default is None else f"{text} ({str(self.default).lower()})"
+        return text if self.default is None else f"{text} ({_shown(self.default)})"
+
+
+def _shown(default: Any) -> str:
+    return str(default).lower() if isinstance(default, bool) else str(default)
 
 
 def _task_option(kind: str, help: str, *flags: str, default: Any = None) -> Option:
@@ -262,7 +266,7 @@ def _options_of(config: type) -> Mapping[str, Option]:
 TASK_OPTIONS: Mapping[str, Option] = {
     "nemo_checkpoint": _task_option(
         "path",
-        "directory of a NeMo 2.0 checkpoint, or of a Hugging Face model; required",
+        "directory of a NeMo 2.0 checkpoint, a Hugging Face model, or a Megatron checkpoint; required",
         "--nemo_checkpoint",
         "-nc",
         "--model_path",
@@ -296,11 +300,14 @@ TASK_OPTIONS: Mapping[str, Option] = {
         "text", "where figures go: mlflow:http://HOST:PORT, tensorboard:DIR or wandb:PROJECT", "--tracking"
     ),
     "legacy_ckpt": _task_option(
-        "switch", "accept a checkpoint of another Transformer Engine", "--legacy_ckpt", default=False
+        "switch",
+        "accept a checkpoint that another version of Transformer Engine has written",
+        "--legacy_ckpt",
+        default=False,
     ),
     "trust_checkpoint": _task_option(
         "names",
-        "dotted names of functions and classes that the checkpoint may have called beside NeMo's",
+        "dotted names of functions and classes of your own that the checkpoint may use, beside NeMo's",
         "--trust_checkpoint",
     ),
     "plan_only": _task_option(
@@ -308,7 +315,7 @@ TASK_OPTIONS: Mapping[str, Option] = {
     ),
     "plan_device": _task_option(
         "device",
-        "what plan_only takes each rank to run on, as `nemo-ptq plan --device`",
+        "device that plan_only plans for, as `nemo-ptq plan --device`",
         "--plan_device",
         default="H100",
     ),

@@ -118,7 +118,9 @@ def test_a_flag_that_does_not_exist_gets_the_nearest() -> None:
     assert problems == ["--inference_pt is not a flag: did you mean --inference_tp?", "--xyzzy is not a flag"]
     (problem,) = read_flags(["--trust_remote_code"])[1]
     assert "code that a checkpoint brings is never run; leave it out, and give --tokenizer=DIR" in problem
-    assert read_flags(["stray"])[1] == ["stray is not a flag"]
+    assert read_flags(["stray"])[1] == [
+        "stray stands without a flag: write one before it, such as --nemo_checkpoint stray"
+    ]
 
 
 @pytest.mark.parametrize("arguments", [["-ctp"], ["--legacy_ckpt=1"]])

@@ -40,6 +40,7 @@ _SHAREGPT_ROLES = {
     **dict.fromkeys(("gpt", "chatgpt", "assistant", "bot", "model"), "assistant"),
     "system": "system",
     **dict.fromkeys(("tool", "observation", "function_response"), "tool"),
+    "function_call": "assistant",
 }
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -66,12 +67,18 @@ def read_sample(record: Any, where: str, column: str | None = None) -> Sample:
             if written is None:
                 return _sound_text(value, where)
             value = written
-        if isinstance(value, Sequence):
+        if isinstance(value, Sequence) and not isinstance(value, bytes):
             messages = [_message(message, where) for message in value]
             tools = _tools(record.get("tools"), where)
             if isinstance(record.get("system"), str) and record["system"] and name == "conversations":
                 messages.insert(0, {"role": "system", "content": _sound_text(record["system"], where)})
             return Chat(messages, tools) if tools else messages
+    present = [name for name in names if name in record]
+    if present and all(record[name] is None for name in present):
+        return ""  # as tables have it for a row without a text
+    if present:
+        kind = type(record[present[0]]).__name__
+        raise PtqError(f"{where}: {present[0]} is of type {kind}, and must be a text, or a list of messages")
     found = ", ".join(sorted(map(str, record))) or "none"
     if column is not None:
         raise PtqError(f"{where}: has no text and no messages in column {column}; found keys: {found}")
@@ -100,7 +107,13 @@ def _message(message: Any, where: str) -> Message:
                 f"{where}: a message from {message['from']!r} is not known: it must have a text as value, and be from "
                 f"{', '.join(_SHAREGPT_ROLES)}"
             )
-        return {"role": role, "content": _sound_text(message["value"], where)}
+        text = _sound_text(message["value"], where)
+        if str(message["from"]).lower() == "function_call":
+            called = _parsed(text, f"{where}: a message from 'function_call'")
+            calls = called if isinstance(called, list) else [called]
+            calls = [_tool_call({"type": "function", "function": call}, where) for call in calls]
+            return {"role": role, "content": "", "tool_calls": calls}
+        return {"role": role, "content": text}
     role, calls = message.get("role"), message.get("tool_calls") or None
     if calls is None and message.get("function_call"):  # the older form of OpenAI's API
         calls = [{"type": "function", "function": message["function_call"]}]

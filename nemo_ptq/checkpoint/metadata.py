@@ -28,6 +28,10 @@ _DESCRIPTION = "context/model.yaml"
 _CONTEXT_FILES = ("context/io.json", _DESCRIPTION)
 _WEIGHTS_FILES = ("weights/.metadata", "weights/common.pt", "weights/metadata.json")
 _FILES = _CONTEXT_FILES + _WEIGHTS_FILES
+_WANTED = (
+    "a NeMo 2.0 checkpoint (context/ and weights/), a Hugging Face model (config.json and weights) or a checkpoint of "
+    "Megatron's (iter_XXXXXXX/)"
+)
 # Characters of a value that a message shows.
 _SHOWN = 40
 _MOST_LOOKED_AT = 100
@@ -62,10 +66,16 @@ def read_metadata(checkpoint: Path) -> ModelSpec:
     return _describe(checkpoint, read_model_yaml(checkpoint), weights.state_dict_metadata)
 
 
+def _download(checkpoint: Path) -> str:
+    """How to get a model whose name on the hub was given in place of a directory."""
+    is_name = len(checkpoint.parts) == 2 and not checkpoint.is_absolute() and not checkpoint.parts[0].startswith(".")
+    return f"; `hf download {checkpoint} --local-dir DIR` gets one of that name from the hub" if is_name else ""
+
+
 def _check_files(checkpoint: Path) -> None:
     name = f"nemo_checkpoint={checkpoint}"
     if not checkpoint.exists():
-        raise ConfigError([f"{name} does not exist: give the directory that holds context/ and weights/"])
+        raise ConfigError([f"{name} does not exist: give the directory of {_WANTED}{_download(checkpoint)}"])
     if checkpoint.suffix == ".nemo" or (checkpoint / "model_config.yaml").is_file():
         raise ConfigError(
             [
@@ -74,7 +84,7 @@ def _check_files(checkpoint: Path) -> None:
             ]
         )
     if not checkpoint.is_dir():
-        raise ConfigError([f"{name} is a file: give the directory that holds context/ and weights/"])
+        raise ConfigError([f"{name} is a file: give the directory of {_WANTED}"])
     if checkpoint.name in ("context", "weights") and _is_complete(checkpoint.parent):
         raise ConfigError([f"{name} is one half of a checkpoint: give {checkpoint.parent}"])
     if not (checkpoint / "context").is_dir() and not (checkpoint / "weights").is_dir():
@@ -84,9 +94,8 @@ def _check_files(checkpoint: Path) -> None:
             raise ConfigError([f"{name}: config.json names no model_type, as that of a Hugging Face model does"])
         raise ConfigError(
             [
-                f"{name} is not a NeMo 2.0 checkpoint: context/ and weights/ are missing; "
-                f"found {listed(sorted(path.name for path in checkpoint.iterdir()))}; nor does it have the config.json "
-                f"of a Hugging Face model, or Megatron's iter_XXXXXXX/: {_what_to_give(checkpoint)}"
+                f"{name} is not the directory of {_WANTED}; "
+                f"found {listed(sorted(path.name for path in checkpoint.iterdir()))}: {_what_to_give(checkpoint)}"
             ]
         )
     strange = [

@@ -5,7 +5,7 @@
 import os
 from pathlib import Path
 
-from nemo_ptq.untrusted import check_regular, read_json
+from nemo_ptq.untrusted import FileError, check_regular, read_json
 
 _DOCUMENTS = (
     "added_tokens.json",
@@ -23,10 +23,10 @@ def check_small_files(directory: Path) -> None:
         directory: A Hugging Face directory, or one with the tokenizer of a NeMo checkpoint.
 
     Raises:
-        FileError: If one that is there is no regular file, or does not hold the JSON that its name promises.
+        FileError: If one that is there is no regular file, or does not hold a JSON object where its name promises one.
     """
     for name in _DOCUMENTS:
         if os.path.lexists(file := directory / name):
             check_regular(file)
-            if file.suffix == ".json":
-                read_json(file, finite=False)
+            if file.suffix == ".json" and not isinstance(content := read_json(file, finite=False), dict):
+                raise FileError(file, f"holds a {type(content).__name__}, expected a JSON object")

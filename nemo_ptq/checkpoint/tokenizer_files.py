@@ -13,16 +13,20 @@ from nemo_ptq.pretrained import TOKENS_WITHOUT_ROWS
 # Files of a Hugging Face tokenizer with tokens by name.
 _BY_NAME = ("vocab.json", "added_tokens.json")
 _SENTENCEPIECE = "tokenizer.model"
+_VOCABULARIES = ("tokenizer.json", _SENTENCEPIECE, "vocab.json", "vocab.txt", "spiece.model")
 # Of tekken and of tiktoken, which transformers reads where the model's own code does it, or not at all.
 _OTHER_TOKENIZERS = ("tekken.json", "*.tiktoken", "tokenizer.model*")
 
 
 def tokenizer_problem(directory: Path) -> str | None:
     """Says in one line why a Hugging Face directory has no tokenizer that can be loaded; None where it may have one."""
-    if (directory / "tokenizer_config.json").is_file():
+    if not (directory / "tokenizer_config.json").is_file():  # transformers would make one up, with other tokens
+        lacks = "no tokenizer_config.json"
+    elif not any((directory / name).is_file() for name in _VOCABULARIES):
+        lacks = "no tokenizer.json, and no other vocabulary"
+    else:
         return None
-    # transformers would make one up, with other tokens.
-    return f"{directory} has no tokenizer_config.json: {tokenizer_way_out(directory)}; {found_in(directory)}"
+    return f"{directory} has {lacks}: {tokenizer_way_out(directory)}; {found_in(directory)}"
 
 
 def tokenizer_way_out(directory: Path) -> str:

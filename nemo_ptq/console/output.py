@@ -23,6 +23,9 @@ def written_output() -> Iterator[None]:
     Raises:
         PtqError: If there is no room for it. What is left is dropped, so that Python does not try again when it ends.
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # as Python has them where they are closed
+            setattr(sys, name, open(os.devnull, "w"))  # noqa: SIM115
     try:
         try:
             yield

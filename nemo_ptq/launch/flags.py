@@ -111,7 +111,7 @@ def _flag_values(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     given, unknown = parser.parse_known_args(arguments)
     names = [name for flag in FLAGS for name in flag.names]
     problems = [
-        _NEMOS_FLAGS.get(argument) or f"{argument} is not a flag{did_you_mean(argument.partition('=')[0], names)}"
+        _NEMOS_FLAGS.get(argument) or _not_a_flag(argument, names)
         # What follows an unknown flag may be its value.
         for argument in [word for word in unknown if word.startswith("-")] or unknown
     ]
@@ -120,6 +120,12 @@ def _flag_values(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
         for option, value in vars(given).items()
     }
     return values, problems
+
+
+def _not_a_flag(argument: str, names: Sequence[str]) -> str:
+    if not argument.startswith("-"):
+        return f"{argument} stands without a flag: write one before it, such as --nemo_checkpoint {argument}"
+    return f"{argument} is not a flag{did_you_mean(argument.partition('=')[0], names)}"
 
 
 def _with_path(values: dict[str, Any]) -> dict[str, Any]:

@@ -238,7 +238,7 @@ def _files(job: Job) -> dict[str, Path]:
         if not job.metadata.is_quantized:  # which holds its own
             files["calibration_state"] = job.calibration_state
         return files
-    if job.quantization.algorithm_file:
+    if job.quantization.algorithm_file and job.quantization.algorithm_file.exists():  # else a recipe of ModelOpt's
         files["quantization_config.algorithm"] = Path(os.path.abspath(job.quantization.algorithm_file))
     data = job.quantization.data_files
     for file in data:

@@ -78,6 +78,21 @@ _ROTARY = ("rope_theta", "partial_rotary_factor")
 _LONGEST_VALUE = 60
 
 
+def check_tokens(content: Mapping[str, Any]) -> None:
+    """Checks which tokens a config.json says are special: servers stop at them.
+
+    Raises:
+        PtqError: If one is not a number.
+    """
+    for name in ("bos_token_id", "eos_token_id", "pad_token_id"):
+        given = content.get(name)
+        numbers = given if isinstance(given, list) and given else [given]
+        if given is not None and not all(type(number) is int for number in numbers):
+            raise PtqError(
+                f"config.json has {name} {shown(given)}: it must be a token's number, a list of them, or null"
+            )
+
+
 def with_one_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a config.json with one name for each.
 
@@ -97,8 +112,8 @@ def with_one_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
         local, new = new.get("sliding_attention"), new["full_attention"]
         if not isinstance(new, Mapping) or not isinstance(local, Mapping) or _rotary(local).keys() != {"rope_type"}:
             raise PtqError(
-                f"config.json has rope_parameters {shown(content['rope_parameters'])}: those of layers with a window "
-                "must have a rope_theta alone"
+                f"config.json has rope_parameters {shown(content['rope_parameters'])}, by kind of layer: there must be "
+                "full_attention, and sliding_attention with a rope_theta and no scaling"
             )
         base, given = local.get("rope_theta"), settings.get("rope_local_base_freq")
         if None not in (base, given) and base != given:

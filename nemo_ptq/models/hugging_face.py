@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.models.hf_settings import check_known, check_number, check_size, shown, with_one_spelling
+from nemo_ptq.models.hf_settings import check_known, check_number, check_size, check_tokens, shown, with_one_spelling
 from nemo_ptq.models.mapping import EMBEDDING, OUTPUT, QKV, WeightRule
 from nemo_ptq.models.spec import NUMBER_LIMITS
 
@@ -129,6 +129,7 @@ class HuggingFaceClass:
         Raises:
             PtqError: If a setting is missing, is not known, or has a value that NeMo's class or no model can have.
         """
+        check_tokens(content)
         given = self._with_own_names(with_one_spelling(self.one_spelling(content)))
         settings = {**self.defaults, **given}
         missing = sorted({*self.fields.values(), *self.aliases.values()} - settings.keys())

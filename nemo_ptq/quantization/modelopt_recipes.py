@@ -27,13 +27,13 @@ def find_recipe(name: Path) -> Path:
     """Returns the file of that name: the user's own, or else the one of ModelOpt's recipes.
 
     Args:
-        name: A path, or the name of a recipe such as "general/ptq/fp8_default-kv_fp8.yaml". Where there is neither,
-            it is returned as it is.
+        name: A path, or the name of a recipe such as "general/ptq/fp8_default-kv_fp8", with or without ".yaml".
+            Where there is neither, it is returned as it is.
     """
     if name.exists() or name.is_absolute() or (library := _library()) is None:
         return name
-    found = library / name
-    return found if found.is_file() else name
+    found = (library / f"{name}{ending}" for ending in _ENDINGS)
+    return next((file for file in found if file.is_file()), name)
 
 
 def read_recipe(file: Path) -> Any:

@@ -88,10 +88,7 @@ def test_a_file_is_read_as_far_as_it_is_used(tmp_path: Path) -> None:
             '{"content": "a", "id": 1}',
             'line 3: needs a "text" string or a "messages" list of role and content; found keys: content, id' + ANOTHER,
         ),
-        (
-            '{"text": 5}',
-            'line 3: needs a "text" string or a "messages" list of role and content; found keys: text' + ANOTHER,
-        ),
+        ('{"text": 5}', "line 3: text is of type int, and must be a text, or a list of messages"),
         (
             '{"messages": [{"role": "user"}]}',
             "line 3: a message needs role and content; found keys: role",
@@ -100,7 +97,8 @@ def test_a_file_is_read_as_far_as_it_is_used(tmp_path: Path) -> None:
         (
             '{"conversations": [{"from": "nobody", "value": "a"}]}',
             "line 3: a message from 'nobody' is not known: it must have a text as value, and be from human, user, "
-            "prompter, gpt, chatgpt, assistant, bot, model, system, tool, observation, function_response",
+            "prompter, gpt, chatgpt, assistant, bot, model, system, tool, observation, function_response, "
+            "function_call",
         ),
         (
             '{"text": "a \\ud83d b"}',
@@ -205,7 +203,7 @@ def test_parquet_has_a_sample_in_each_row(tmp_path: Path) -> None:
 def test_a_column_is_named(tmp_path: Path) -> None:
     file = write_parquet(tmp_path / "data.parquet", text=["title"], body=["the text"], size=[3])
     assert list(read_text_file(file, "body")) == ["the text"]
-    with pytest.raises(PtqError, match=r"row 1: has no text and no messages in column size; found keys: body, size"):
+    with pytest.raises(PtqError, match="row 1: size is of type int, and must be a text"):
         list(read_text_file(file, "size"))
     with pytest.raises(PtqError, match=r"a \.txt file has no columns; leave column out"):
         list(read_text_file(write(tmp_path / "data.txt", "one"), "body"))
@@ -229,6 +227,29 @@ def test_sharegpt_conversations_are_chats(tmp_path: Path) -> None:
     assert read_one(tmp_path, {"conversations": CHAT}) == CHAT
     capitals = [{"from": turn["from"].upper(), "value": turn["value"]} for turn in turns]
     assert read_one(tmp_path, {"conversations": capitals}) == CHAT
+
+
+def test_sharegpt_conversations_call_tools(tmp_path: Path) -> None:
+    turns = [
+        {"from": "human", "value": "How warm is it?"},
+        {"from": "function_call", "value": '{"name": "weather", "arguments": {"city": "Bonn"}}'},
+        {"from": "observation", "value": "21"},
+        {"from": "gpt", "value": "21 degrees."},
+    ]
+    (tmp_path / "a.jsonl").write_text(json.dumps({"conversations": turns}))
+    (messages,) = read_text_file(str(tmp_path / "a.jsonl"))
+    assert [message["role"] for message in messages] == ["user", "assistant", "tool", "assistant"]
+    call = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Bonn"}}}
+    assert messages[1] == {"role": "assistant", "content": "", "tool_calls": [call]}
+    turns[1]["value"] = "weather()"
+    (tmp_path / "a.jsonl").write_text(json.dumps({"conversations": turns}))
+    with pytest.raises(PtqError, match=r"line 1: a message from 'function_call': not JSON"):
+        list(read_text_file(str(tmp_path / "a.jsonl")))
+
+
+def test_rows_without_a_text_are_empty_samples(tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": null}\n{"text": "some"}\n{"text": null, "messages": null}\n')
+    assert list(read_text_file(str(tmp_path / "a.jsonl"))) == ["", "some", ""]
 
 
 def test_chats_written_as_json_into_a_column_are_chats(tmp_path: Path) -> None:

@@ -133,7 +133,9 @@ def test_code_in_the_weights_index_is_not_run(checkpoint: Path, tmp_path: Path) 
 
 def test_a_path_that_does_not_exist_is_named(tmp_path: Path) -> None:
     assert problem_of(tmp_path / "nowhere") == (
-        f"nemo_checkpoint={tmp_path}/nowhere does not exist: give the directory that holds context/ and weights/"
+        f"nemo_checkpoint={tmp_path}/nowhere does not exist: give the directory of a NeMo 2.0 checkpoint "
+        "(context/ and weights/), a Hugging Face model (config.json and weights) or a checkpoint of Megatron's "
+        "(iter_XXXXXXX/)"
     )
 
 
@@ -141,14 +143,17 @@ def test_another_directory_is_told_with_what_it_holds(tmp_path: Path) -> None:
     for name in "hgfedcba":
         (tmp_path / name).touch()
     problem = problem_of(tmp_path)
-    assert (
-        "is not a NeMo 2.0 checkpoint: context/ and weights/ are missing; found a, b, c, d, e, f and 2 more" in problem
-    )
-    assert problem.endswith("or Megatron's iter_XXXXXXX/: give the directory of a checkpoint")
+    assert "is not the directory of a NeMo 2.0 checkpoint (context/ and weights/), a Hugging Face model" in problem
+    assert problem.endswith("; found a, b, c, d, e, f and 2 more: give the directory of a checkpoint")
     model = tmp_path / "snapshots" / "0a1b2c"
     model.mkdir(parents=True)
     (model / "config.json").write_text('{"model_type": "llama"}')
-    assert problem_of(tmp_path).endswith(f"or Megatron's iter_XXXXXXX/: give {model}")
+    assert problem_of(tmp_path).endswith(f": give {model}")
+
+
+def test_a_name_on_the_hub_is_told_how_to_be_a_directory() -> None:
+    assert "; `hf download owner/model --local-dir DIR` gets one of that name" in problem_of(Path("owner/model"))
+    assert "hf download" not in problem_of(Path("here/or/not"))
 
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))

@@ -16,6 +16,10 @@ def cut(file: Path) -> None:
     file.write_text('{"eos_tok')
 
 
+def list_instead(file: Path) -> None:
+    file.write_text("[]")
+
+
 def pipe(file: Path) -> None:
     os.mkfifo(file)
 
@@ -24,7 +28,7 @@ def link(file: Path) -> None:
     file.symlink_to("nowhere")
 
 
-@pytest.mark.parametrize("damage", [cut, pipe, Path.mkdir, link])
+@pytest.mark.parametrize("damage", [cut, list_instead, pipe, Path.mkdir, link])
 @pytest.mark.parametrize("name", ["generation_config.json", "special_tokens_map.json", "tokenizer_config.json"])
 def test_a_damaged_file_is_named(name: str, damage: Callable[[Path], object], tmp_path: Path) -> None:
     check_small_files(tmp_path)

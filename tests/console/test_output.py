@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
+from nemo_ptq.console.output import written_output
 from nemo_ptq.console.reporter import Reporter
 
 COMMAND = "from nemo_ptq.cli.app import main; main()"
@@ -32,6 +33,13 @@ def test_a_reader_that_has_seen_enough(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", COMMAND, "recipes"], stdout=write, stderr=subprocess.PIPE, text=True)
     os.close(write)
     assert done.stderr == ""
+
+
+def test_output_that_is_closed_is_not_missed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", None)  # as Python has it after `>&-`
+    with written_output():
+        print("nobody reads this")
+        Console().print("nor this")
 
 
 def test_a_job_goes_on_without_its_log(capsys: pytest.CaptureFixture[str]) -> None:

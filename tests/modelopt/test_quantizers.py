@@ -262,10 +262,13 @@ def test_modelopts_former_format_is_understood(checkpoint_of: Callable[[str], Pa
 @pytest.mark.parametrize(
     ("config", "problem"),
     [
-        (INT8_WEIGHTS_ONLY, "weight-only int8 lacks the activation scales that its readers require"),
+        (INT8_WEIGHTS_ONLY, "with weights of num_bits 8, axis 0 and inputs of 16 bits, by algorithm max, which is not"),
         ({"quant_cfg": [{"cfg": {}, "enable": True, "name": "*"}]}, "is not a ModelOpt config that can be exported: "),
-        ({"quant_cfg": [{"quantizer_name": "*", "cfg": {"num_bits": -3}}]}, "not a ModelOpt configuration: "),
-        (CUSTOM_FP8 | {"algoritm": "max"}, "not a ModelOpt configuration: "),
+        (
+            {"quant_cfg": [{"quantizer_name": "*", "cfg": {"num_bits": -3}}]},
+            "it quantizes the output of decoder.layers.0.",
+        ),
+        (CUSTOM_FP8 | {"algoritm": "max"}, "the key 'algoritm', which ModelOpt does not know: did you mean algorithm?"),
         ({"algorithm": "max"}, "is not a ModelOpt config"),
     ],
 )

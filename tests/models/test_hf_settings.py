@@ -126,7 +126,9 @@ def test_two_rotary_embeddings_in_the_new_spelling() -> None:
     expected = hf_class.nemo_arguments(hf_class.read(old))
     assert expected[2]["rotary_base"] == (3e4, 5e5) and expected[2]["rope_scaling_factor"] == 8.0
     assert hf_class.nemo_arguments(hf_class.read(new)) == expected
-    with pytest.raises(PtqError, match="those of layers with a window must have a rope_theta alone"):
+    with pytest.raises(
+        PtqError, match="there must be full_attention, and sliding_attention with a rope_theta and no scaling"
+    ):
         hf_class.read({**new, "rope_parameters": {**new["rope_parameters"], "sliding_attention": scaling}})
 
 
@@ -320,6 +322,15 @@ def test_a_window_is_a_size_or_null(family: str, value: Any) -> None:
         return
     with pytest.raises(PtqError, match=f"has sliding_window {value!r}, which is no size: it must be a positive whole"):
         hf_class.nemo_arguments(hf_class.read(config))
+
+
+@pytest.mark.parametrize("value", ["</s>", ["</s>"], True, 2.0, [], {"id": 2}])
+def test_special_tokens_are_numbers(value: Any) -> None:
+    config = config_of("llama2")
+    with pytest.raises(PtqError, match=r"has eos_token_id .*: it must be a token's number, a list of them, or null"):
+        class_of(config).read({**config, "eos_token_id": value})
+    for allowed in (None, 2, [2, 7]):
+        class_of(config).read({**config, "eos_token_id": allowed, "pad_token_id": -1})
 
 
 def test_a_window_does_not_shorten_the_sequences() -> None:

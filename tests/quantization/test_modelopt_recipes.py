@@ -45,15 +45,24 @@ def as_text(node: Any) -> Any:
 
 def read_by_modelopt() -> tuple[dict[str, Any], set[str], dict[str, set[str]]]:
     """Every recipe and preset that ModelOpt itself can read; what quantizers and methods can be set to."""
-    from modelopt.recipe import load_recipe
+    from modelopt.torch.opt.config import ModeloptBaseConfig
     from modelopt.torch.opt.config_loader import BUILTIN_CONFIG_ROOT, load_config
     from modelopt.torch.quantization import config as classes
+
+    class Recipe(ModeloptBaseConfig):
+        """As ModelOpt's class of them, whose module takes long to import."""
+
+        metadata: dict[str, str]
+        quantize: classes.QuantizeConfig
 
     root, found = Path(str(BUILTIN_CONFIG_ROOT)), {}
     for file in sorted(root.rglob("*/ptq/**/*.yaml")):
         is_preset = "presets" in file.parts
         try:
-            read = load_config(file, schema_type=classes.QuantizeConfig) if is_preset else load_recipe(file).quantize
+            if is_preset:
+                read = load_config(file, schema_type=classes.QuantizeConfig)
+            else:
+                read = load_config(file, schema_type=Recipe).quantize
         except Exception:  # parts of recipes
             continue
         found[str(file.relative_to(root))] = as_text(read.model_dump(exclude_unset=True))

@@ -15,7 +15,7 @@ from nemo_ptq.models.spec import ModelSpec
 def data_is_readable(
     calibration_dataset: str, calibration_dataset_size: int, evaluation_dataset_size: int, forward_loop: Any
 ) -> str | None:
-    """Each sample of a local file that would be used is one."""
+    """Each sample of a local data file that will be read is a text or a chat."""
     if forward_loop is not None:
         return None
     sources, samples = read_sources(calibration_dataset), calibration_dataset_size + evaluation_dataset_size

@@ -14,7 +14,7 @@ from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
 
 
 def family_has_class(model: ModelSpec, family: Family, formats: Sequence[str]) -> str | None:
-    """A Hugging Face directory is for a family that has a class there."""
+    """A format that is a Hugging Face directory is for a family that transformers has a class for."""
     asked = _hugging_face(formats)
     if asked and family.without_hugging_face:
         return (
@@ -40,7 +40,7 @@ def kv_cache_has_layers(
     enable_kv_cache: bool | None,
     kv_cache_only: bool = False,
 ) -> str | None:
-    """In a Hugging Face directory the scales of a KV cache belong to k_proj and v_proj."""
+    """A quantized KV cache in a Hugging Face directory needs layers k_proj and v_proj for its scales."""
     asked = _hugging_face(formats)
     wanted = QuantizationConfig(algorithm, enable_kv_cache=enable_kv_cache, kv_cache_only=kv_cache_only)
     quantizes = kv_cache_is_quantized(wanted, decoder)
@@ -77,7 +77,7 @@ def experts_have_a_format(
 
 
 def formats_carry_algorithm(algorithm: str | None, formats: Sequence[str]) -> str | None:
-    """Every format asked for can hold what the algorithm makes."""
+    """Every export format can hold what the algorithm makes."""
     scheme = algorithm_of(QuantizationConfig(algorithm)).scheme
     for format in formats:
         if reason := FORMATS[format].refused.get(scheme or NO_QUANT):
@@ -112,7 +112,7 @@ def server_loads_it(
 
 
 def nemo_is_stored_in_bfloat16(formats: Sequence[str], dtype: Any) -> str | None:
-    """What NeMo trains on is the model as it was calibrated."""
+    """Format nemo holds the model in bfloat16, as it was calibrated."""
     for name in formats:
         if FORMATS[name].only_dtype not in (None, DTYPES[str(dtype)]):
             return (
@@ -123,7 +123,7 @@ def nemo_is_stored_in_bfloat16(formats: Sequence[str], dtype: Any) -> str | None
 
 
 def compressed_tensors_folds_again(formats: Sequence[str], model: ModelSpec) -> str | None:
-    """Its pre-quantization scales are folded into weights that no such scale was multiplied into before."""
+    """compressed_tensors folds pre-quantization scales into weights that have none in them yet."""
     for name in formats:
         if model.is_quantized and FORMATS[name].adapts_state:
             return (
@@ -134,7 +134,7 @@ def compressed_tensors_folds_again(formats: Sequence[str], model: ModelSpec) -> 
 
 
 def formats_have_parallelism(formats: Sequence[str], inference_tp: int, inference_pp: int) -> str | None:
-    """A parallelism of the files is for a format whose files are cut for it."""
+    """inference_tp and inference_pp are for a format whose files are cut for them."""
     if any(FORMATS[format].has_parallelism for format in formats):
         return None
     given = {"inference_tp": inference_tp, "inference_pp": inference_pp}

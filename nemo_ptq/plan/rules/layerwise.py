@@ -38,7 +38,7 @@ def layerwise_is_possible(
 
 
 def leftover_is_wanted(path: Any, resume: bool) -> str | None:
-    """What an earlier run has finished is continued, or was removed."""
+    """What an unfinished run has left is continued (export_config.resume), or was removed."""
     output = Path(path).expanduser().absolute()
     leftover = find_leftover(output)
     if leftover is None or resume or owner_of(output) is not None:  # which goes on with it

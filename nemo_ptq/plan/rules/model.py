@@ -27,7 +27,7 @@ _WITHOUT_LONG_ROPE: Mapping[str, str] = {
 
 
 def family_is_supported(model: ModelSpec, decoder_type: str | None) -> str | None:
-    """The model's family has a decoder type, or the user gave one."""
+    """The model's family has a decoder type, or export_config.decoder_type gives one."""
     try:
         family_of_model(model, decoder_type)
     except PtqError as error:
@@ -36,7 +36,7 @@ def family_is_supported(model: ModelSpec, decoder_type: str | None) -> str | Non
 
 
 def adapter_fits(checkpoint: Any, model: ModelSpec, adapter: Any) -> str | None:
-    """The adapter is a LoRA of a model such as the checkpoint's."""
+    """The adapter, if there is one, is a LoRA for this model."""
     if adapter is None:
         return None
     path = Path(checkpoint).expanduser()

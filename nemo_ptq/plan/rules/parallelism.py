@@ -128,7 +128,7 @@ def ranks_are_enough(
 
 
 def devices_match(world_size: int | None, devices: int | None, num_nodes: int | None) -> str | None:
-    """What the user says of devices and nodes is what the launcher started."""
+    """The numbers of devices and nodes, if given, are what the launcher starts."""
     if world_size is None or (devices is None and num_nodes is None):
         return None
     if devices is None or num_nodes is None:

@@ -25,7 +25,7 @@ _NAMES_SHOWN = 3
 
 
 def checkpoint_is_named(nemo_checkpoint: Any, model_path: Any, calibration_state: Any) -> str | None:
-    """One of the two names of the checkpoint is given, or both agree; a saved calibration knows its own."""
+    """The checkpoint is named; a saved calibration names its own."""
     if nemo_checkpoint is None and model_path is None and calibration_state is None:
         return "nemo_checkpoint is missing: name the directory of a NeMo 2.0 checkpoint"
     if None not in (nemo_checkpoint, model_path) and str(nemo_checkpoint) != str(model_path):
@@ -34,7 +34,7 @@ def checkpoint_is_named(nemo_checkpoint: Any, model_path: Any, calibration_state
 
 
 def checkpoint_is_self_contained(checkpoint: Any, model: ModelSpec) -> str | None:
-    """No link leads out of the checkpoint from where the export copies files."""
+    """No symbolic link among the files that the export copies leads out of the checkpoint."""
     link = next(links_out_of(Path(checkpoint).expanduser()), None)
     if link is None:
         return None
@@ -45,7 +45,7 @@ def checkpoint_is_self_contained(checkpoint: Any, model: ModelSpec) -> str | Non
 
 
 def tokenizer_exists(tokenizer_path: Any) -> str | None:
-    """A tokenizer given as a path is there, with its files; one given by its name is in the cache or on the hub."""
+    """What tokenizer_path names is a complete tokenizer here, or a model in the cache or on the hub."""
     if tokenizer_path is None:
         return None
     path = Path(str(tokenizer_path)).expanduser()
@@ -61,12 +61,12 @@ def tokenizer_exists(tokenizer_path: Any) -> str | None:
 
 
 def tracker_is_known(tracking: str | None) -> str | None:
-    """The tracker is one that we have, and its package is installed."""
+    """The tracker is one of those that are known, and its package is installed."""
     return None if tracking is None else check_address(tracking)
 
 
 def output_can_be_renamed(path: Any) -> str | None:
-    """The directory is one that can be put in its place by a rename."""
+    """The output directory can be put in its place by one rename."""
     problem = place_problem(Path(path).expanduser().absolute())
     return None if problem is None else f"export_config.path={path} {problem}"
 
@@ -83,7 +83,7 @@ def output_is_apart(path: Any, checkpoint: Any) -> str | None:
 
 
 def output_is_not_in_use(path: Any) -> str | None:
-    """No other job makes the directory."""
+    """No other job is writing the output directory."""
     if not read_launch().is_first:
         return None  # rank 0 of this very job may have begun
     owner = owner_of(Path(path).expanduser().absolute())
@@ -95,7 +95,7 @@ def output_is_not_in_use(path: Any) -> str | None:
 
 
 def output_is_free(path: Any, overwrite: bool) -> str | None:
-    """Nothing stands at the path, or an earlier export does, with nothing else in it, and may be replaced."""
+    """The output path is free, or holds an earlier export and nothing else, which may be replaced."""
     output = Path(path).expanduser().absolute()
     if not os.path.lexists(output) or place_problem(output) is not None:
         return None
@@ -114,7 +114,7 @@ def output_is_free(path: Any, overwrite: bool) -> str | None:
 
 
 def output_is_writable(path: Any) -> str | None:
-    """The nearest directory above the path that exists can be written."""
+    """The directory that the output goes into can be written to."""
     output = Path(path).expanduser().absolute()
     parent = next(directory for directory in (*output.parents, output) if os.path.exists(directory))
     if not parent.is_dir():

@@ -18,7 +18,7 @@ from nemo_ptq.untrusted import FileError
 
 
 def algorithm_file_is_config(algorithm: str | None, calibration_state: Any = None) -> str | None:
-    """A file given as algorithm holds a ModelOpt config; a saved calibration has read it already."""
+    """The algorithm file holds a ModelOpt configuration or recipe that can be exported."""
     file = QuantizationConfig(algorithm).algorithm_file
     if file is None or calibration_state is not None:
         return None
@@ -39,7 +39,7 @@ def algorithm_file_fits_model(
     model: ModelSpec,
     calibration_state: Any = None,
 ) -> str | None:
-    """A file given as algorithm quantizes layers that there are, as some format can hold them."""
+    """The algorithm file quantizes layers that this model has, in ways that can be exported."""
     config = _config_of(algorithm, calibration_state)
     if config is None:
         return None
@@ -72,7 +72,7 @@ def algorithm_file_fits_formats(
     unquantized: frozenset[str] = frozenset(),
     calibration_state: Any = None,
 ) -> str | None:
-    """Every format asked for can hold what a file given as algorithm makes."""
+    """Every export format can hold what the algorithm file quantizes."""
     config = _config_of(algorithm, calibration_state)
     if config is None:
         return None

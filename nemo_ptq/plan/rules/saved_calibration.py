@@ -103,7 +103,7 @@ def rounded_weights_are_there(header: StateHeader, calibration_state: Any) -> st
 
 
 def state_leaves_no_data_to_run(calibration_state: Any, forward_loop: Any) -> str | None:
-    """A saved calibration needs no loop over data."""
+    """A saved calibration is exported without a forward_loop."""
     if calibration_state is not None and forward_loop is not None:
         return "calibration_state and forward_loop: with a saved calibration nothing is calibrated; give one of them"
     return None

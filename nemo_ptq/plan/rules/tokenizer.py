@@ -13,7 +13,7 @@ from nemo_ptq.models.spec import ModelSpec
 
 
 def tokenizer_is_given(model: ModelSpec, checkpoint: Any, tokenizer_path: Any) -> str | None:
-    """A checkpoint without a tokenizer in it, as Megatron-LM's are, or with that of another machine, comes with one."""
+    """The checkpoint has a complete tokenizer on this machine, or tokenizer_path names one."""
     path = Path(checkpoint).expanduser()
     if is_hugging_face(path):
         return tokenizer_problem(path)

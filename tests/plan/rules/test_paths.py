@@ -42,6 +42,8 @@ def test_a_directory_of_a_tokenizer_is_complete(tmp_path: Path) -> None:
     assert tokenizer_exists(None) is None
     expect(tokenizer_exists(tmp_path), f"tokenizer_path={tmp_path} is not complete: {tmp_path} has no tokenizer_config")
     (tmp_path / "tokenizer_config.json").write_text("{}")
+    expect(tokenizer_exists(tmp_path), "has no tokenizer.json, and no other vocabulary")
+    (tmp_path / "tokenizer.model").touch()
     assert tokenizer_exists(tmp_path) is None
 
 

@@ -3,6 +3,7 @@
 """A tokenizer that is longer than the vocabulary is found before a job starts, with the ways out."""
 
 import json
+import re
 import shutil
 from collections.abc import Callable
 from dataclasses import replace
@@ -124,8 +125,12 @@ def test_a_hugging_face_directory_has_a_tokenizer_of_its_own(
     source = make_hf("llama2", tmp_path / "model")
     model = read_metadata(source)
     assert tokenizer_is_given(model, source, None) is None
-    (source / "tokenizer_config.json").unlink()
-    problem = tokenizer_is_given(model, source, None)
-    assert problem is not None and f"{source} has no tokenizer_config.json: give it the tokenizer's files" in problem
-    with pytest.raises(PtqError, match=r"has no tokenizer_config\.json: give it the tokenizer's files"):
-        load_tokenizer(source)  # as the job does
+    for file, lacks in (
+        ("tokenizer.json", "has no tokenizer.json, and no other vocabulary: give it the tokenizer's files"),
+        ("tokenizer_config.json", "has no tokenizer_config.json: give it the tokenizer's files"),
+    ):
+        (source / file).unlink()
+        problem = tokenizer_is_given(model, source, None)
+        assert problem is not None and problem.startswith(f"{source} {lacks}")
+        with pytest.raises(PtqError, match=re.escape(lacks)):
+            load_tokenizer(source)  # as the job does
