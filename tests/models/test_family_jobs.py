@@ -26,7 +26,7 @@ from tests.matrix import MIXTURES, carries
         *((family, "max") for family in ("qwen3", "qwen3_moe", "gemma2")),
     ],
 )
-def test_a_job(family: str, quality: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_job(family: str, quality: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     source = make_hf(family, tmp_path / "hf")
     texts = tmp_path / "texts.txt"
     texts.write_text("".join(f"the quick brown fox jumps {number} times over the dog\n" for number in range(40)))
@@ -43,7 +43,7 @@ def test_a_job(family: str, quality: str, tmp_path: Path, capsys: pytest.Capture
         evaluation_dataset_size=4,
     )
     ptq(str(source), ExportConfig(str(tmp_path / "out"), export_format=formats), quantization_config=quantization)
-    is_compared = "KL divergence on held-out samples: " in "".join(capsys.readouterr())
+    is_compared = "KL divergence on held-out samples: " in "".join(capfd.readouterr())
     assert is_compared == (quality == "max")
     expected = logits(source, TOKENS)
     for name in formats:
