@@ -157,12 +157,12 @@ def has_cache(name: str, state: State) -> bool:
     return f"{name}.k_bmm_quantizer.amax" in state
 
 
-def round_cache(module: torch.nn.Module, name: str, state: State) -> Any:
+def round_cache(module: torch.nn.Module, name: str, state: State, qformat: str) -> Any:
     """Has an attention compute with keys and values as a quantized cache gives them back; returns the hook's handle."""
     key_amax, value_amax = (state[f"{name}.{kind}_bmm_quantizer.amax"] for kind in "kv")
 
     def round_them(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         query, key, value, *rest = args
-        return query, rounded_cache(key, key_amax), rounded_cache(value, value_amax), *rest
+        return query, rounded_cache(key, key_amax, qformat), rounded_cache(value, value_amax, qformat), *rest
 
     return module.register_forward_pre_hook(round_them)

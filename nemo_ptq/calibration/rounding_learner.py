@@ -52,6 +52,7 @@ from nemo_ptq.calibration.rounders import Rounder
 from nemo_ptq.calibration.statistics import Moments, PairedMoments
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block
+from nemo_ptq.config import FP8_CACHE
 from nemo_ptq.parallel.ranks import Parallelism, Ranks
 from nemo_ptq.quantization.activations import rounded_activation
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
@@ -76,6 +77,7 @@ class RoundingLearner:
         quantizes_kv_cache: Whether keys and values are calibrated as well.
         is_max: Whether layers that write into the residual stream make up for what it lacks, and each block is compared
             with one that is rounded to nearest on batches that are held out: quality "max".
+        cache_format: What keys and values are rounded to then.
         counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`.
         rounded: This rank's shards of the weights of the block that was learned last, by the layers' names.
         nearest: Blocks of this rank in which rounding to nearest was better on the batches that are held out.
@@ -90,6 +92,7 @@ class RoundingLearner:
     foldable: Foldable
     quantizes_kv_cache: bool
     is_max: bool = False
+    cache_format: str = FP8_CACHE
     counts: TokenCounts = field(default_factory=Counter)
     rounded: dict[str, RoundedWeight] = field(default_factory=dict)
     nearest: list[int] = field(default_factory=list)
@@ -135,7 +138,7 @@ class RoundingLearner:
                     self.rounded[name] = self._round(layer)
                 for name, module in block.modules.items():
                     if has_cache(name, found):
-                        stack.callback(round_cache(module, name, found).remove)
+                        stack.callback(round_cache(module, name, found, self.cache_format).remove)
             if self.is_max:
                 self._keep_better(block, layers)
             self.runner.advance(block, self.quantized)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from nemo_ptq.config import FP8_CACHE, NVFP4_CACHE
 from nemo_ptq.quantization.rounding import scale_of
 from nemo_ptq.quantization.schemes import Scheme
 from nemo_ptq.verify import dequantize as dq
@@ -20,6 +21,8 @@ _ROUND_TOKENS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "FP8_PER_CHANNEL_PER_TOKEN": dq.fake_quantize_fp8_tokens,
     "INT8_PER_CHANNEL_PER_TOKEN": dq.fake_quantize_int8_tokens,
 }
+_ROUND_CACHE = {FP8_CACHE: dq.fake_quantize_fp8, NVFP4_CACHE: dq.fake_quantize_nvfp4}
+# Of NVFP4 as well: a server without a scale for the queries rounds these to FP8 with that of the keys.
 _FP8_MAX = 448.0
 
 
@@ -37,12 +40,13 @@ def rounded_activation(values: torch.Tensor, amax: torch.Tensor | None, scheme: 
     return _ROUND[str(scheme.quant_algo)](values.float(), scale).to(values.dtype)
 
 
-def rounded_cache(values: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
-    """Rounds keys or values to FP8 as a quantized KV cache does, and returns them in their own data type.
+def rounded_cache(values: torch.Tensor, amax: torch.Tensor, qformat: str) -> torch.Tensor:
+    """Rounds keys or values as a quantized KV cache does, and returns them in their own data type.
 
     Args:
-        values: Any shape.
+        values: (..., head size), in NVFP4 a multiple of 16.
         amax: Their calibrated largest magnitude, one element.
+        qformat: One of :data:`~nemo_ptq.config.KV_CACHE_FORMATS`.
     """
     scale = scale_of(amax.to(values.device), _FP8_MAX).reshape(())
-    return dq.fake_quantize_fp8(values.float(), scale).to(values.dtype)
+    return _ROUND_CACHE[qformat](values.float(), scale).to(values.dtype)
