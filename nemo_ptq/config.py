@@ -22,7 +22,9 @@ ALGORITHM_FILES = (".json", ".yaml", ".yml")
 FAST, BALANCED, MAX = "fast", "balanced", "max"
 QUALITIES = (FAST, BALANCED, MAX)
 """What `quality` can be, the quickest first."""
-KV_CACHE_FORMATS = ("fp8",)
+FP8_CACHE, NVFP4_CACHE = "fp8", "nvfp4"
+KV_CACHE_FORMATS = (FP8_CACHE, NVFP4_CACHE)
+"""What `kv_cache_qformat` can be."""
 DATA_FILES = (".jsonl", ".json", ".txt", ".parquet")
 COMPRESSED_FILES = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar")
 # Endings of what people give as data and is not read, so that it is not taken for a name.
@@ -205,7 +207,7 @@ class QuantizationConfig:
             to the weights. None is 0.8; with quality "balanced" or "max" it is then chosen for each layer.
         enable_kv_cache: Quantize the KV cache. None leaves it to the algorithm and the model: on for fp8, except on
             decoder type "gpt"; off otherwise.
-        kv_cache_qformat: Format of a quantized KV cache: "fp8".
+        kv_cache_qformat: Format of a quantized KV cache: "fp8", or in export format "hf" "nvfp4".
         kv_cache_only: Quantize the KV cache and no weights, which stay in 16 bits.
         exclude: Linear layers that stay unquantized: patterns of Megatron's or Hugging Face's names ("*down_proj*"),
             numbers of transformer layers ("0"), the "first2" or the "last1" of them.
@@ -253,7 +255,7 @@ class QuantizationConfig:
         default=None,
     )
     kv_cache_qformat: str = _setting(
-        "KV cache format", "format of a quantized KV cache", "--kv_cache_qformat", default="fp8"
+        "KV cache format", "format of a quantized KV cache: {names}", "--kv_cache_qformat", default=FP8_CACHE
     )
     kv_cache_only: bool = _setting(
         "switch",

@@ -7,9 +7,9 @@ from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 
-from nemo_ptq.config import NO_QUANT
+from nemo_ptq.config import NO_QUANT, NVFP4_CACHE
 from nemo_ptq.export.formats import FORMATS
-from nemo_ptq.export.servers import LOADS, SERVERS, UNKNOWN, Answer, Export, Server, answer
+from nemo_ptq.export.servers import LOADS, SERVERS, UNKNOWN, Answer, Export, Server, answer, answers
 from nemo_ptq.models.registry import Family, families
 from nemo_ptq.quantization.algorithms import SELECTABLE
 
@@ -107,6 +107,14 @@ def _name(family: str, which: list[Export], exports: list[Export]) -> str:
     return family + (_TIED if tied else "") + cached
 
 
+def _nvfp4_caches() -> list[str]:
+    """What is said of a KV cache in NVFP4, which export format hf alone has."""
+    export = Export("hf", "nvfp4", "Llama", kv_cache=True, cache_format=NVFP4_CACHE)
+    lines = ["## A KV cache in NVFP4", "", "`kv_cache_qformat=nvfp4` goes into `hf`; the tables above are of FP8.", ""]
+    lines += ["| server | | |", "|---|---|---|"]
+    return lines + [f"| {found.label} | {_said(found)} | {found.note} |" for found in answers(export)]
+
+
 def render() -> str:
     """Returns the document."""
     every = list(cells())
@@ -127,6 +135,7 @@ def render() -> str:
             if any(row):
                 lines.append(f"| {algorithm} | " + " | ".join(row) + " |")
         lines += ["", *(f"{index}. {note[0].upper()}{note[1:]}." for index, note in enumerate(notes, 1)), ""]
+    lines += _nvfp4_caches()
     return "\n".join(lines).rstrip("\n") + "\n"
 
 

@@ -157,7 +157,7 @@ def has_cache(name: str, state: State) -> bool:
     return f"{name}.k_bmm_quantizer.amax" in state
 
 
-def round_cache(module: torch.nn.Module, name: str, state: State, device: torch.device) -> Any:
+def round_cache(module: torch.nn.Module, name: str, state: State, qformat: str, device: torch.device) -> Any:
     """Has an attention on a device compute with keys and values as a quantized cache gives them back.
 
     Returns:
@@ -167,6 +167,6 @@ def round_cache(module: torch.nn.Module, name: str, state: State, device: torch.
 
     def round_them(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         query, key, value, *rest = args
-        return query, rounded_cache(key, key_amax), rounded_cache(value, value_amax), *rest
+        return query, rounded_cache(key, key_amax, qformat), rounded_cache(value, value_amax, qformat), *rest
 
     return module.register_forward_pre_hook(round_them)

@@ -54,6 +54,7 @@ from nemo_ptq.calibration.rounders import Rounder
 from nemo_ptq.calibration.statistics import Moments, PairedMoments
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block
+from nemo_ptq.config import FP8_CACHE
 from nemo_ptq.parallel.ranks import Parallelism, Ranks
 from nemo_ptq.quantization.activations import rounded_activation
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
@@ -82,6 +83,7 @@ class RoundingLearner:
         quantizes_kv_cache: Whether keys and values are calibrated as well.
         is_max: Whether layers that write into the residual stream make up for what it lacks, and each block is compared
             with one that is rounded to nearest on batches that are held out: quality "max".
+        cache_format: What keys and values are rounded to then.
         counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`.
         rounded: This rank's shards of the weights of the block that was learned last, by the layers' names.
         nearest: Blocks of this rank in which rounding to nearest was better on the batches that are held out.
@@ -99,6 +101,7 @@ class RoundingLearner:
     foldable: Foldable
     quantizes_kv_cache: bool
     is_max: bool = False
+    cache_format: str = FP8_CACHE
     counts: TokenCounts = field(default_factory=Counter)
     rounded: dict[str, RoundedWeight] = field(default_factory=dict)
     nearest: list[int] = field(default_factory=list)
@@ -155,7 +158,7 @@ class RoundingLearner:
                     self.rounded[name] = self._round(layer)
                 for name, module in block.modules.items():
                     if has_cache(name, found):
-                        stack.callback(round_cache(module, name, found, self.runner.device).remove)
+                        stack.callback(round_cache(module, name, found, self.cache_format, self.runner.device).remove)
                         for layer in stage.values():  # these saw what follows from keys and values as they were
                             layer.forget()
             if self.is_max:
@@ -287,7 +290,7 @@ _LAST = ("self_attention.linear_proj", "mlp.linear_fc2", "mixer.out_proj")
 
 def _ended_by(name: str, modules: Mapping[str, torch.nn.Module]) -> torch.nn.Module | None:
     """Returns the module that a layer, by Megatron's name, is the last one of; None where it is not."""
-    return modules[name.rpartition(".")[0]] if name.endswith(_LAST) else None
+    return modules.get(name.rpartition(".")[0]) if name.endswith(_LAST) else None
 
 
 # The place of a batch that is not of the calibration streams: what enters layers of it is not kept.

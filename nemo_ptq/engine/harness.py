@@ -14,8 +14,8 @@ import torch
 from lm_eval import simple_evaluate
 from lm_eval.api.instance import Instance
 from lm_eval.api.model import TemplateLM
-from lm_eval.config.evaluate_config import EvaluatorConfig
 from lm_eval.models.utils import normalize_gen_kwargs, postprocess_generated_text
+from lm_eval.tasks import TaskManager
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
 from nemo_ptq.console.reporter import Reporter
@@ -30,6 +30,10 @@ from nemo_ptq.verify.model_config import ModelConfig
 _WINDOW = 128
 # Tokens that are generated before the text is searched for the end.
 _STRIDE = 16
+
+_TASK_FILES = (".yaml", ".yml")
+# For the standard errors of figures that are no means.
+_RESAMPLES = 1000
 
 # Context and continuation, as token ids.
 Pair = tuple[list[int], list[int]]
@@ -180,8 +184,14 @@ def run_tasks(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tokenizer = load_tokenizer(directory)
     reporter = reporter or Reporter(False)
-    found = _results(Reader(directory, tokenizer, device, reporter), tasks, limit)
-    truth = {} if baseline is None else _results(Reader(baseline, tokenizer, device, reporter), tasks, limit)["results"]
+    # To read what the harness has by name takes it long.
+    manager = TaskManager(include_defaults=not all(task.endswith(_TASK_FILES) for task in tasks))
+    found, *others = (
+        _results(Reader(model, tokenizer, device, reporter), tasks, manager, limit)
+        for model in (directory, baseline)
+        if model is not None
+    )
+    truth = others[0]["results"] if others else {}
     figures = []
     for task, results in found["results"].items():
         counts = found.get("n-samples", {}).get(task, {})
@@ -205,11 +215,16 @@ def run_tasks(
     return figures
 
 
-def _results(model: Reader, tasks: Sequence[str], limit: int | None) -> dict[str, Any]:
-    config = EvaluatorConfig(tasks=list(tasks))
+def _results(model: Reader, tasks: Sequence[str], manager: TaskManager, limit: int | None) -> dict[str, Any]:
     try:
-        manager = config.process_tasks()
-        found = simple_evaluate(model=model, tasks=config.tasks, task_manager=manager, limit=limit, log_samples=False)
+        found = simple_evaluate(
+            model=model,
+            tasks=list(tasks),
+            task_manager=manager,
+            limit=limit,
+            bootstrap_iters=_RESAMPLES,
+            log_samples=False,
+        )
     except PtqError:
         raise
     except Exception as error:  # a task is code and data of anybody's, and raises what it likes

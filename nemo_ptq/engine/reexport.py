@@ -165,6 +165,7 @@ def _open(job: Job, calibration: CalibrationState, context: Context, parts: Sequ
         tokenizer_is_replaced=False,
         checkpoint=job.checkpoint,
         settings=job.export,
+        cache_format=job.quantization.kv_cache_qformat,
     )
 
 

@@ -225,7 +225,15 @@ class _BlockJob:
                 runner,
                 learner,
                 exports,
-                Measurement(model, runner, source.layers, reference, quantized, job.export.generate_sample),
+                Measurement(
+                    model,
+                    runner,
+                    source.layers,
+                    reference,
+                    quantized,
+                    job.export.generate_sample,
+                    job.quantization.kv_cache_qformat,
+                ),
                 Fingerprint(parallelism.tensor.rank),
                 Journal(
                     self._staging.journal,
@@ -335,6 +343,7 @@ class _BlockJob:
             tokenizer_is_replaced=self.job.tokenizer_path is not None,
             checkpoint=self.job.checkpoint,
             settings=self.job.export,
+            cache_format=self.job.quantization.kv_cache_qformat,
         )
 
     def _identity(self) -> dict[str, Any]:
@@ -392,6 +401,7 @@ class _BlockJob:
             lambda name, scale: foldable_scale(name, scale, shape, job.quantizes_kv_cache),
             job.quantizes_kv_cache,
             job.quantization.is_max,
+            job.quantization.kv_cache_qformat,
         )
 
     def _rounders(self, quantization: Quantization, choice: Choice | None) -> dict[str, Rounder]:

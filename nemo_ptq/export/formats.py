@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from nemo_ptq.config import NO_QUANT
+from nemo_ptq.config import FP8_CACHE, KV_CACHE_FORMATS, NO_QUANT
 from nemo_ptq.errors import PtqError
 from nemo_ptq.plugins import locate
 
@@ -46,6 +46,7 @@ class Format:
         refused: Schemes of algorithms that it cannot carry, with the reason and what to do instead.
         without_kv_cache_alone: Why it cannot carry a quantized KV cache without quantized weights, and what to do
             instead; None where it can.
+        cache_formats: What a KV cache can be quantized to in it.
         experts: Schemes that it carries for a mixture of experts.
         only_dtype: The data type that unquantized tensors must have, by torch's name; None if the user may choose.
         folder: Directory of its weights, where it holds the whole model.
@@ -66,6 +67,7 @@ class Format:
     model_writer: str | None = None
     refused: Mapping[str, str] = field(default_factory=dict)
     without_kv_cache_alone: str | None = None
+    cache_formats: tuple[str, ...] = (FP8_CACHE,)
     experts: tuple[str, ...] = ("fp8",)
     only_dtype: str | None = None
     folder: str = ""
@@ -168,6 +170,7 @@ _BUILT_IN = (
             "int8_dynamic": "ModelOpt's unified checkpoint has no such INT8; use export_format=compressed_tensors",
         },
         without_kv_cache_alone="its readers want quantized weights; use export_format=compressed_tensors or trtllm",
+        cache_formats=KV_CACHE_FORMATS,
         experts=("fp8", "nvfp4", "w4a16_nvfp4"),
         mixes_schemes=True,
         mixes=("fp8", "nvfp4"),

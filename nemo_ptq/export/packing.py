@@ -244,7 +244,7 @@ def pack_state_space(
 
 
 def kv_cache_scales(key: torch.Tensor, value: torch.Tensor, clamp: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the dequantization scales of an FP8 KV cache, float32 (1,) each.
+    """Returns the dequantization scales of an FP8 KV cache, and the global ones of an NVFP4 one, float32 (1,) each.
 
     Args:
         key: Largest magnitude of the keys, one element.

@@ -9,7 +9,7 @@ docs/servers.md are made from it. Imports nothing heavy: the command line reads 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from nemo_ptq.config import AUTO, NO_QUANT
+from nemo_ptq.config import AUTO, FP8_CACHE, NO_QUANT, NVFP4_CACHE
 
 LOADS, REFUSED, UNKNOWN = "loads", "refused", "unknown"
 """What a server does with an export."""
@@ -53,6 +53,7 @@ class Fact:
         versions: Of the server.
         kv_cache: Whether the KV cache is quantized.
         tied_embeddings: Whether the output layer is the embedding.
+        cache_format: What a quantized KV cache is in. None fits FP8, and where the server refuses the export any other.
         note: What a user should know of it.
     """
 
@@ -65,6 +66,7 @@ class Fact:
     versions: tuple[str, ...] | None = None
     kv_cache: bool | None = None
     tied_embeddings: bool | None = None
+    cache_format: str | None = None
     note: str = ""
 
 
@@ -78,6 +80,7 @@ class Export:
         family: Name of the model's family.
         kv_cache: Whether the KV cache is quantized.
         tied_embeddings: Whether the output layer is the embedding.
+        cache_format: What the KV cache is in, where it is quantized.
     """
 
     format: str
@@ -85,6 +88,7 @@ class Export:
     family: str
     kv_cache: bool = False
     tied_embeddings: bool = False
+    cache_format: str = FP8_CACHE
 
 
 @dataclass(frozen=True)
@@ -174,6 +178,7 @@ _TIED_NOTE = (
 )
 _RAN_ON_A_GPU = ("Llama", "Mistral", "Qwen 2", "Qwen 3", "Phi 3", "Gemma", "Gemma 2")
 _W4A8_NOTE = "on Hopper GPUs alone, with awq_block_size=128; its kernel rounds the scales of the blocks to FP8"
+_NVFP4_CACHE_NOTE = "an NVFP4 KV cache needs FlashInfer, and heads of 64 elements a Blackwell GPU of the data centre"
 _MIXTRAL_NOTE = (
     "it takes this model's experts for unquantized, since it looks for other names; use vLLM 0.32, or export_format=hf"
 )
@@ -351,6 +356,17 @@ _VLLM = (
     Fact("vllm", LOADS, READ, None, (AUTO,), (*_SERVED_FAMILIES, *_HYBRIDS)),
     Fact("vllm", LOADS, READ, _COMPRESSED, ("w4a8_awq",), _HYBRIDS, note=_W4A8_NOTE),
     Fact("vllm", LOADS, READ, None, _EVERY, _HYBRIDS),
+    Fact(
+        "vllm",
+        LOADS,
+        READ,
+        _HF,
+        families=(*_SERVED_FAMILIES, *_HYBRIDS),
+        versions=("0.32",),
+        kv_cache=True,
+        cache_format=NVFP4_CACHE,
+        note=_NVFP4_CACHE_NOTE,
+    ),
 )
 _TENSORRT_LLM = (
     Fact("tensorrt_llm", REFUSED, READ, families=("Gemma", "StarCoder"), note="it has no class for such models"),
@@ -490,6 +506,10 @@ def _fits(fact: Fact, version: str, export: Export) -> bool:
     )
     fits = all(values is None or value in values for values, value in wanted)
     fits = fits and fact.kv_cache in (None, export.kv_cache)
+    if export.kv_cache and export.cache_format != FP8_CACHE and fact.outcome != REFUSED:
+        fits = fits and fact.cache_format == export.cache_format
+    else:
+        fits = fits and fact.cache_format in (None, export.cache_format)
     return fits and fact.tied_embeddings in (None, export.tied_embeddings)
 
 

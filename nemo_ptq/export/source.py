@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.config import ExportConfig
+from nemo_ptq.config import FP8_CACHE, ExportConfig
 from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.layout import Layout
 from nemo_ptq.export.packing import Packed
@@ -40,6 +40,7 @@ class Source:
         tokenizer_is_replaced: Whether that is another than the checkpoint's own.
         checkpoint: The NeMo checkpoint that it was loaded from.
         settings: What the user asked for.
+        cache_format: What the KV cache is quantized to, where it is.
     """
 
     layers: CalibratedLayers
@@ -55,6 +56,7 @@ class Source:
     tokenizer_is_replaced: bool
     checkpoint: Path
     settings: ExportConfig
+    cache_format: str = FP8_CACHE
 
     @property
     def dtype(self) -> torch.dtype:

@@ -9,7 +9,7 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
-from nemo_ptq.config import CUSTOM, FAST, ExportConfig, QuantizationConfig
+from nemo_ptq.config import CUSTOM, FAST, FP8_CACHE, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.export.servers import Export, answers
 from nemo_ptq.models.registry import Family, family_of
@@ -25,7 +25,7 @@ from nemo_ptq.plan.rules.exclusions import (
     excluded_layers_exist,
     kv_cache_alone_is_possible,
 )
-from nemo_ptq.plan.rules.format_limits import experts_have_a_format, server_loads_it
+from nemo_ptq.plan.rules.format_limits import experts_have_a_format, kv_cache_has_a_format, server_loads_it
 from nemo_ptq.plan.rules.gathering import with_quality
 from nemo_ptq.plan.rules.layerwise import layerwise_is_possible
 from nemo_ptq.plan.rules.mixed_precision import (
@@ -81,6 +81,7 @@ _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     choice_is_rounded_balanced: lambda model, quantization: False,
     bits_are_reachable: lambda model, quantization: algorithm_of(quantization).chooses,
     quality_is_available: lambda model, quantization: quantization.is_balanced,
+    kv_cache_has_a_format: lambda model, quantization: quantization.kv_cache_qformat != FP8_CACHE,
     kv_cache_has_algorithm: lambda model, quantization: bool(quantization.enable_kv_cache),
     loop_has_something_to_calibrate: lambda model, quantization: False,
     layerwise_is_possible: lambda model, quantization: bool(quantization.layerwise),
@@ -388,7 +389,14 @@ def _servers(
 ) -> Iterator[ServerLine]:
     kv_cache = kv_cache_is_quantized(quantization, decoder)
     for format in export.formats:
-        one = Export(format, quantization.algorithm_name, family.name, kv_cache, model.tied_embeddings)
+        one = Export(
+            format,
+            quantization.algorithm_name,
+            family.name,
+            kv_cache,
+            model.tied_embeddings,
+            quantization.kv_cache_qformat,
+        )
         for found in answers(one):
             yield ServerLine(format, found.label, found.outcome, found.known_by, found.note)
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 
+from nemo_ptq.config import FP8_CACHE, NVFP4_CACHE
 from nemo_ptq.quantization.kernels import has_kernels
 from nemo_ptq.quantization.rounding import scale_of
 from nemo_ptq.quantization.schemes import Scheme
@@ -21,6 +22,8 @@ _ROUND_TOKENS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "FP8_PER_CHANNEL_PER_TOKEN": dq.fake_quantize_fp8_tokens,
     "INT8_PER_CHANNEL_PER_TOKEN": dq.fake_quantize_int8_tokens,
 }
+_ROUND_CACHE = {FP8_CACHE: dq.fake_quantize_fp8, NVFP4_CACHE: dq.fake_quantize_nvfp4}
+# Of NVFP4 as well: a server without a scale for the queries rounds these to FP8 with that of the keys.
 _FP8_MAX = 448.0
 
 
@@ -42,16 +45,17 @@ def rounded_activation(values: torch.Tensor, amax: torch.Tensor | None, scheme: 
     return _ROUND[str(scheme.quant_algo)](values.float(), scale).to(values.dtype)
 
 
-def rounded_cache(values: torch.Tensor, amax: torch.Tensor) -> torch.Tensor:
-    """Rounds keys or values to FP8 as a quantized KV cache does, and returns them in their own data type.
+def rounded_cache(values: torch.Tensor, amax: torch.Tensor, qformat: str) -> torch.Tensor:
+    """Rounds keys or values as a quantized KV cache does, and returns them in their own data type.
 
     Args:
-        values: Any shape.
+        values: (..., head size), in NVFP4 a multiple of 16.
         amax: Their calibrated largest magnitude, one element.
+        qformat: One of :data:`~nemo_ptq.config.KV_CACHE_FORMATS`.
     """
     scale = scale_of(amax.to(values.device), _FP8_MAX).reshape(())
-    if has_kernels(values):
+    if qformat == FP8_CACHE and has_kernels(values):
         from nemo_ptq.quantization import grid_kernels
 
         return grid_kernels.rounded_activation(values, scale, "FP8")
-    return dq.fake_quantize_fp8(values.float(), scale).to(values.dtype)
+    return _ROUND_CACHE[qformat](values.float(), scale).to(values.dtype)

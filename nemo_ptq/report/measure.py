@@ -22,6 +22,7 @@ from nemo_ptq.calibration.tokens import make_batches, tokenize
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.checkpoint.parts import is_linear
+from nemo_ptq.config import FP8_CACHE
 from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.module_tensors import Linear
 from nemo_ptq.export.shard_map import ShardMap
@@ -147,6 +148,7 @@ class Measurement:
         reference: Evaluation batches on their way through the checkpoint's weights; None measures weights alone.
         quantized: The same batches on their way through the calibrated layers.
         keep: Leave the blocks simulated, for a sample of text.
+        cache_format: What keys and values are rounded to where the KV cache is quantized.
         sums: Of each linear layer of this rank.
         scores: Of each document, on the last stage.
     """
@@ -157,6 +159,7 @@ class Measurement:
     reference: Stream | None
     quantized: Stream | None
     keep: bool = False
+    cache_format: str = FP8_CACHE
     sums: dict[str, LinearSums] = field(default_factory=dict)
     scores: list[DocumentScore] = field(default_factory=list)
 
@@ -186,7 +189,7 @@ class Measurement:
             return
         device = self.runner.device
         attentions = {name: module for name, module in block.modules.items() if has_cache(name, state)}
-        caches = [round_cache(module, name, state, device) for name, module in attentions.items()]
+        caches = [round_cache(module, name, state, self.cache_format, device) for name, module in attentions.items()]
         if self.quantized is not None:
             self.runner.advance(block, self.quantized)
         for name, probe in probes.items():

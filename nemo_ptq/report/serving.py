@@ -16,7 +16,10 @@ def export_of(job: Job, format: str) -> Export:
     """Returns one of a job's exports, as far as a server cares."""
     family = family_of(job.metadata.config_class.rpartition(".")[2], job.export.decoder_type)
     tied = job.metadata.tied_embeddings
-    return Export(format, job.quantization.algorithm_name, family.name, job.quantizes_kv_cache, tied)
+    quantization = job.quantization
+    return Export(
+        format, quantization.algorithm_name, family.name, job.quantizes_kv_cache, tied, quantization.kv_cache_qformat
+    )
 
 
 def serving_of(job: Job, format: str) -> tuple[Serving, ...]:

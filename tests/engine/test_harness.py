@@ -58,8 +58,8 @@ def write_tasks(directory: Path, documents: list[dict[str, Any]]) -> list[str]:
 
 def test_figures_are_those_that_transformers_gives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     lm_eval = pytest.importorskip("lm_eval")
-    from lm_eval.config.evaluate_config import EvaluatorConfig
     from lm_eval.models.huggingface import HFLM
+    from lm_eval.tasks import TaskManager
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     from nemo_ptq.engine.harness import run_tasks
@@ -78,10 +78,9 @@ def test_figures_are_those_that_transformers_gives(tmp_path: Path, monkeypatch: 
         for number, (question, text) in enumerate(zip(questions, continued, strict=True))
     ]
     files = write_tasks(tmp_path, documents)
-    config = EvaluatorConfig(tasks=files)
-    manager = config.process_tasks()
+    manager = TaskManager(include_defaults=False)
     theirs = HFLM(pretrained=str(directory), dtype="float32", device="cpu", batch_size=1)
-    expected = lm_eval.simple_evaluate(model=theirs, tasks=config.tasks, task_manager=manager, limit=4)["results"]
+    expected = lm_eval.simple_evaluate(model=theirs, tasks=files, task_manager=manager, limit=4)["results"]
     figures = run_tasks(directory, directory, files, limit=4)
     assert {(figure.task, figure.metric) for figure in figures} == {
         *(("choice", "acc"), ("generation", "exact_match")),
@@ -93,12 +92,8 @@ def test_figures_are_those_that_transformers_gives(tmp_path: Path, monkeypatch: 
         assert figure.shots == (1 if figure.task == "choice" else 0)
         assert figure.higher_is_better is (figure.task != "rolling")
     assert {figure.value for figure in figures if figure.task == "generation"} == {1.0}
-    for tasks, said in (
-        (["no_such_task"], "--tasks no_such_task could not be run .*Tasks not found: no_such_task"),
-        ([str(tmp_path / "missing.yaml")], "could not be run"),
-    ):
-        with pytest.raises(PtqError, match=said):
-            run_tasks(directory, None, tasks, limit=1)
+    with pytest.raises(PtqError, match=r"--tasks .*missing.yaml could not be run \(.*`lm-eval ls tasks` lists what"):
+        run_tasks(directory, None, [str(tmp_path / "missing.yaml")], limit=1)
 
 
 def refusal(*words: Any) -> str:

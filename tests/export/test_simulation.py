@@ -100,10 +100,24 @@ def test_inputs_are_multiplied_with_the_pre_quantization_scale() -> None:
 
 def test_a_cache_is_rounded_to_fp8() -> None:
     values = inputs()
-    found = rounded_cache(values, values.abs().max().reshape(1))
+    found = rounded_cache(values, values.abs().max().reshape(1), "fp8")
     assert found.dtype == torch.bfloat16
     assert 28 < sqnr(values, found) < 36
     codes = (found.float() / (values.abs().max().float() / 448)).to(torch.float8_e4m3fn)
     assert len(codes.view(torch.uint8).unique()) < 256
-    cut = rounded_cache(values, torch.tensor([1.0]))
+    cut = rounded_cache(values, torch.tensor([1.0]), "fp8")
     assert float(cut.abs().max()) == 1.0
+
+
+def test_a_cache_is_rounded_to_nvfp4() -> None:
+    """As ModelOpt's tensors are, with the scale that servers are given: the largest magnitude over 448."""
+    from modelopt.torch.quantization.qtensor import NVFP4QTensor
+
+    values = inputs()
+    amax = values.abs().max().reshape(1).float()
+    found = rounded_cache(values, amax, "nvfp4")
+    packed, scale, scale_2 = NVFP4QTensor.quantize(values.float(), 16, weights_scaling_factor_2=amax / 448)
+    expected = packed.dequantize(torch.float32, scale=scale, double_scale=scale_2, block_sizes={-1: 16})
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, expected.bfloat16())
+    assert 18 < sqnr(values, found) < 22

@@ -29,7 +29,8 @@ def modelopts_presets() -> tuple[dict[str, Any], dict[str, Any]]:
         "fp8_dynamic": mtq.FP8_PER_CHANNEL_PER_TOKEN_CFG,
         "w4a16_nvfp4": mtq.W4A16_NVFP4_CFG,
     }
-    return as_json(presets), {"fp8": as_json(mtq.FP8_KV_CFG)["quant_cfg"]}
+    caches = {"fp8": mtq.FP8_KV_CFG, "nvfp4": mtq.NVFP4_KV_CFG}
+    return as_json(presets), {name: as_json(config)["quant_cfg"] for name, config in caches.items()}
 
 
 def method(config: dict[str, Any]) -> str:

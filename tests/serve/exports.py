@@ -213,7 +213,7 @@ def _export(directory: Path, cells: Sequence[Cell]) -> None:
             Path(algorithm).write_text(json.dumps(_MIXTURE), encoding="utf-8")
         elif algorithm == AUTO:
             settings = {"effective_bits": 6.0} | settings
-        if cell.model != DEMO:
+        if cell.model != DEMO and algorithm != AUTO:
             settings["quality"] = FAST
         quantization = QuantizationConfig(
             algorithm,

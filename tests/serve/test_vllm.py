@@ -14,6 +14,7 @@ import subprocess
 import time
 import urllib.request
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -102,10 +103,23 @@ def test_it_refuses_what_the_table_says(cell: Cell, answers: dict[str, dict[str,
     assert "ModelOpt currently only supports" in answers[cell.path]["error"]
 
 
-@pytest.fixture
-def served(exports: Path, tmp_path: Path) -> Iterator[str]:
-    """The address of a server that the model card's own command has started."""
-    directory = exports / DEMO / "int4_awq" / "compressed_tensors"
+@dataclass(frozen=True)
+class Served:
+    """A running server.
+
+    Attributes:
+        address: Where it answers.
+        path: The export that it serves, below the directory of all.
+    """
+
+    address: str
+    path: str
+
+
+@pytest.fixture(params=[f"{DEMO}/{NO_QUANT}/hf", f"{DEMO}/int4_awq/compressed_tensors"])
+def served(exports: Path, tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
+    """A server of an export in each format that it has CPU kernels for, started by the model card's own command."""
+    directory = exports / request.param
     commands = {found.server: found.commands for found in read_report(directory / REPORT).servers}
     ((command,),) = (its for server, its in commands.items() if server.startswith("vLLM") and its)
     assert command.startswith("vllm serve ")
@@ -122,7 +136,7 @@ def served(exports: Path, tmp_path: Path) -> Iterator[str]:
         "PATH": f"{PYTHON.parent}:{os.environ['PATH']}",
         "PYTHONPATH": str(metadata.parents[1]),
     }
-    options = f" --host 127.0.0.1 --port {port} --enforce-eager --max-model-len 256 --served-model-name demo"
+    options = f" --host 127.0.0.1 --port {port} --enforce-eager --max-model-len 256"
     log = tmp_path / "server.log"
     with log.open("w") as output:
         process = subprocess.Popen(
@@ -134,7 +148,7 @@ def served(exports: Path, tmp_path: Path) -> Iterator[str]:
             while not _is_up(address):
                 assert process.poll() is None and time.monotonic() < deadline, log.read_text()[-3000:]
                 time.sleep(1)
-            yield address
+            yield Served(address, request.param)
         finally:
             process.terminate()
             process.wait(60)
@@ -148,11 +162,26 @@ def _is_up(address: str) -> bool:
         return False
 
 
-def test_the_model_cards_command_serves_over_http(served: str) -> None:
-    body = {"model": "demo", "prompt": "def add(a, b):", "max_tokens": 8, "temperature": 0, "logprobs": 0}
-    request = urllib.request.Request(
-        f"{served}/v1/completions", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
-    with urllib.request.urlopen(request, timeout=120) as response:
-        (choice,) = json.load(response)["choices"]
-    assert len(choice["logprobs"]["tokens"]) == 8 and re.search(r"\S", choice["text"])
+_CLIENT = """
+import json, sys
+from openai import OpenAI
+
+address, prompt = sys.argv[1], json.loads(sys.argv[2])
+client = OpenAI(base_url=f"{address}/v1", api_key="none")
+(model,) = client.models.list().data
+settings = {"model": model.id, "temperature": 0, "logprobs": 0}
+scored = client.completions.create(prompt=prompt, max_tokens=1, echo=True, **settings).choices[0]
+continued = client.completions.create(prompt="def add(a, b):", max_tokens=8, **settings).choices[0]
+print(json.dumps([scored.logprobs.token_logprobs[1 : len(prompt)], continued.text]))
+"""
+
+
+def test_the_model_cards_command_serves_an_openai_client(served: Served, exports: Path) -> None:
+    requests = json.loads((exports / "requests.json").read_text(encoding="utf-8"))
+    (asked,) = (request for request in requests if request["directory"] == served.path)
+    command = [str(PYTHON), "-c", _CLIENT, served.address, json.dumps(asked["tokens"][0])]
+    answer = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert answer.returncode == 0, answer.stderr[-2000:]
+    log_probs, text = json.loads(answer.stdout)
+    assert mean_difference([log_probs], asked["log_probs"][:1]) < 0.04  # in bfloat16
+    assert re.search(r"\S", text)

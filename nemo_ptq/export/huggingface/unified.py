@@ -60,6 +60,7 @@ FIELDS: dict[str | None, tuple[Field, ...]] = {
 MIXED_PRECISION = "MIXED_PRECISION"
 """The format's name of several algorithms in one model."""
 KV_FIELDS = {rows: Field(f"{rows}_scale", torch.float32, lambda o, i, g: (), None, None) for rows in ("k", "v")}
+_FP8_SCHEME = {"dynamic": False, "num_bits": 8, "type": "float"}
 # The format's name of what the packing calls otherwise.
 _RENAMED = {
     "weights_scaling_factor": "weight_scale",
@@ -107,11 +108,15 @@ def _as_stored(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.reshape(()) if tensor.numel() == 1 else tensor
 
 
-def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
+def quantization_config(layout: HuggingFaceLayout, cache_format: str) -> dict[str, Any] | None:
     """Returns hf_quant_config.json, or None for an unquantized model.
 
     Its producer is ModelOpt, whose format it is and whose arithmetic made the numbers: readers look for that name.
     Layers that are quantized in several ways are listed, each with its own.
+
+    Args:
+        layout: The files.
+        cache_format: What the KV cache is quantized to, where it is.
     """
     layers = layout.quantized()
     if not layers:
@@ -123,7 +128,7 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
         "producer": {"name": "modelopt", "version": version("nvidia-modelopt")},
         "quantization": {
             "quant_algo": MIXED_PRECISION if is_mixed else first.quant_algo,
-            "kv_cache_quant_algo": "FP8" if layout.kv_cache else None,
+            "kv_cache_quant_algo": cache_format.upper() if layout.kv_cache else None,
             **({"quantized_layers": each} if is_mixed else first.quantization_keys),
             "exclude_modules": layout.unquantized(embeddings=True),
         },
@@ -147,8 +152,8 @@ def in_config_json(quantization: dict[str, Any]) -> dict[str, Any]:
     elif details["quant_algo"] == MIXED_PRECISION:
         found["quantized_layers"] = details["quantized_layers"]
     found |= {"ignore": details["exclude_modules"], "quant_algo": details["quant_algo"]}
-    if details["kv_cache_quant_algo"]:
-        found["kv_cache_scheme"] = {"dynamic": False, "num_bits": 8, "type": "float"}
+    if cache := details["kv_cache_quant_algo"]:
+        found["kv_cache_scheme"] = _FP8_SCHEME if cache == "FP8" else cache
     return {**found, "producer": quantization["producer"], "quant_method": "modelopt"}
 
 
@@ -172,7 +177,7 @@ def unified_export(source: Source) -> PackedExport:
         source.dtype,
         stored_vocab_size(source),
     )
-    quantization = quantization_config(layout)
+    quantization = quantization_config(layout, source.cache_format)
 
     def write_documents(directory: Path) -> None:
         config = model_config(source, hf_class)

@@ -67,6 +67,7 @@ RULES: tuple[Rule, ...] = (
     mixed_precision.bits_are_reachable,
     layerwise.layerwise_is_possible,
     format_limits.kv_cache_has_layers,
+    format_limits.kv_cache_has_a_format,
     saved_calibration.model_is_quantized_once,
     saved_calibration.state_is_of_the_model,
     saved_calibration.state_is_as_it_was_made,

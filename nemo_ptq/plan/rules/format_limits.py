@@ -5,12 +5,15 @@
 from collections.abc import Sequence
 from typing import Any
 
-from nemo_ptq.config import DTYPES, NO_QUANT, QuantizationConfig
+from nemo_ptq.config import DTYPES, FP8_CACHE, NO_QUANT, QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.servers import LOADS, REFUSED, SERVERS, Export, answer
 from nemo_ptq.models.registry import Family
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.quantization.algorithms import algorithm_of, kv_cache_is_quantized
+
+# Elements of a head that share a scale in an NVFP4 KV cache.
+_NVFP4_BLOCK = 16
 
 
 def family_has_class(model: ModelSpec, family: Family, formats: Sequence[str]) -> str | None:
@@ -49,6 +52,36 @@ def kv_cache_has_layers(
         return (
             f"the KV cache is quantized with export_format={asked[0]}: {family.name} has one layer for queries, keys "
             f"and values, and the format no place for its scales; {way_out}, or use export_format=trtllm"
+        )
+    return None
+
+
+def kv_cache_has_a_format(
+    kv_cache_qformat: str,
+    formats: Sequence[str],
+    algorithm: str | None,
+    decoder: str,
+    model: ModelSpec,
+    enable_kv_cache: bool | None,
+    kv_cache_only: bool = False,
+) -> str | None:
+    """Few servers have a KV cache in NVFP4, which takes its blocks from the heads."""
+    wanted = QuantizationConfig(algorithm, enable_kv_cache=enable_kv_cache, kv_cache_only=kv_cache_only)
+    option = f"quantization_config.kv_cache_qformat={kv_cache_qformat}"
+    if kv_cache_qformat == FP8_CACHE:
+        return None
+    if not kv_cache_is_quantized(wanted, decoder):
+        return f"{option}, and the KV cache is not quantized: set quantization_config.enable_kv_cache=true"
+    for name in formats:
+        if kv_cache_qformat not in FORMATS[name].cache_formats:
+            return (
+                f"{option} does not go into export_format={name}, whose readers have FP8 KV caches alone; "
+                "use export_format=hf, or kv_cache_qformat=fp8"
+            )
+    if model.head_size % _NVFP4_BLOCK:
+        return (
+            f"{option} has blocks of {_NVFP4_BLOCK} of the elements of a head, of which the model has "
+            f"{model.head_size}; use kv_cache_qformat=fp8"
         )
     return None
 
@@ -93,6 +126,7 @@ def server_loads_it(
     family: Family,
     decoder: str,
     enable_kv_cache: bool | None,
+    kv_cache_qformat: str = FP8_CACHE,
 ) -> str | None:
     """The server that the export is for loads it, in its newest version that something is known of."""
     if server is None:
@@ -100,7 +134,9 @@ def server_loads_it(
     quantization, asked = QuantizationConfig(algorithm, enable_kv_cache=enable_kv_cache), SERVERS[server]
     kv_cache = kv_cache_is_quantized(quantization, decoder)
     for format in formats:
-        export = Export(format, quantization.algorithm_name, family.name, kv_cache, model.tied_embeddings)
+        export = Export(
+            format, quantization.algorithm_name, family.name, kv_cache, model.tied_embeddings, kv_cache_qformat
+        )
         found = answer(asked, asked.versions[-1], export)
         if found.outcome != LOADS:
             why = f"refuses it: {found.note}" if found.outcome == REFUSED else "is not known to load it"

@@ -108,6 +108,7 @@ class Quantization:
         excluded: Patterns of the names of linear layers that are not quantized.
         kv_cache: Gives the name of the scale that belongs to a k_proj or v_proj, None where no KV cache is quantized.
         kv_spec: What such a scale is.
+        kv_algorithm: What the KV cache is rounded to: "FP8" or "NVFP4".
     """
 
     algorithm: str
@@ -115,6 +116,7 @@ class Quantization:
     excluded: tuple[str, ...]
     kv_cache: Callable[[str], str] | None
     kv_spec: Spec
+    kv_algorithm: str = "FP8"
 
     def way_of(self, module: str) -> Way | None:
         """How a linear layer is quantized, None where it is not."""
@@ -299,6 +301,10 @@ class HuggingFaceDirectory:
         }
 
 
+# What config.json says of a quantized KV cache, by what hf_quant_config.json says.
+_MODELOPT_CACHES = {None: None, "FP8": {"dynamic": False, "num_bits": 8, "type": "float"}, "NVFP4": "NVFP4"}
+
+
 def _modelopt(content: dict[str, Any], document: dict[str, Any]) -> Quantization:
     details = document.get("quantization")
     if not isinstance(details, dict) or document.get("producer", {}).get("name") != "modelopt":
@@ -311,8 +317,9 @@ def _modelopt(content: dict[str, Any], document: dict[str, Any]) -> Quantization
     if details.get("quantized_layers") != content.get("quantized_layers"):
         raise PtqError("quantized_layers of hf_quant_config.json are not those of config.json")
     kv_cache = details.get("kv_cache_quant_algo")
-    if (kv_cache == "FP8") != ("kv_cache_scheme" in content) or kv_cache not in (None, "FP8"):
-        raise PtqError(f"kv_cache_quant_algo is {kv_cache!r}, kv_cache_scheme {content.get('kv_cache_scheme')!r}")
+    scheme = content.get("kv_cache_scheme")
+    if kv_cache not in _MODELOPT_CACHES or scheme != _MODELOPT_CACHES[kv_cache]:
+        raise PtqError(f"kv_cache_quant_algo is {kv_cache!r}, kv_cache_scheme {scheme!r}")
     layers = details.get("quantized_layers") if algorithm == _MIXED else {"*": details}
     if not isinstance(layers, dict) or not layers:
         raise PtqError(f"hf_quant_config.json: quantized_layers is {layers!r}, expected an object of layers")
@@ -322,6 +329,7 @@ def _modelopt(content: dict[str, Any], document: dict[str, Any]) -> Quantization
         tuple(content["ignore"]),
         (lambda name: f"{name}.{name[-6]}_scale") if kv_cache else None,
         ("F32", ()),
+        str(kv_cache),
     )
 
 

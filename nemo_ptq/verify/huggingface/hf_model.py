@@ -15,6 +15,8 @@ from nemo_ptq.verify.huggingface.hf_directory import HuggingFaceDirectory
 from nemo_ptq.verify.linear import Stack, StoredLinear, Tensors, stored_linear
 from nemo_ptq.verify.model_config import ModelConfig
 
+_CACHES = {"FP8": dq.fake_quantize_fp8, "NVFP4": dq.fake_quantize_nvfp4}
+
 
 @dataclass(frozen=True)
 class HuggingFaceWeights:
@@ -67,7 +69,10 @@ class HuggingFaceWeights:
                 f"{self.directory.path}: the scales of a KV cache belong to k_proj and v_proj, and it has none"
             )
         key, value = (
-            partial(dq.fake_quantize_fp8, scale=self.directory.tensor(quantization.kv_cache(module)).to(device))
+            partial(
+                _CACHES[quantization.kv_algorithm],
+                scale=self.directory.tensor(quantization.kv_cache(module)).to(device),
+            )
             for module in modules[1:]
         )
         return key, value

@@ -14,7 +14,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from nemo_ptq.config import NO_QUANT
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
+from nemo_ptq.report.records import read_report
+from nemo_ptq.report.write import REPORT
 from nemo_ptq.verify.checks import verify
 from tests.export.hugging_face import distance, export_cells, transformers_logits
 from tests.families import FAMILIES, VOCAB
@@ -68,7 +70,9 @@ def _experts_of(config: Any) -> int:
     return getattr(config, "num_local_experts", None) or config.num_experts
 
 
-def modelopt_export(source: Path, state: dict[str, torch.Tensor], algorithm: str, kv: bool, output: Path) -> None:
+def modelopt_export(
+    source: Path, state: dict[str, torch.Tensor], algorithm: str, kv: bool, output: Path, qformat: str = "fp8"
+) -> None:
     """ModelOpt's own export of the Hugging Face model, quantized with what our calibration has found.
 
     Megatron's fused layers have one weight range; ModelOpt unifies it itself, but for FP8.
@@ -83,7 +87,7 @@ def modelopt_export(source: Path, state: dict[str, torch.Tensor], algorithm: str
     from nemo_ptq.models.registry import class_of_architecture
 
     model = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16)
-    config = modelopt_config(QuantizationConfig(algorithm, enable_kv_cache=kv), "llama")
+    config = modelopt_config(QuantizationConfig(algorithm, enable_kv_cache=kv, kv_cache_qformat=qformat), "llama")
     mtq.quantize(model, {**config, "algorithm": None})
     groups = {}
     for template, names in class_of_architecture(type(model).__name__).module_names().items():
@@ -166,6 +170,35 @@ def test_every_tensor_is_modelopts_own(
     assert left["architectures"] == right["architectures"] and left.get("vocab_size") == right.get("vocab_size")
     outcome = "equal, but for gains" if gains_differ else "equal"
     record(record_property, "hf", model=model, algorithm=algorithm, outcome=outcome)
+
+
+def export_with_cache(checkpoint: Path, directory: Path, qformat: str) -> None:
+    """Exports to ``directory / qformat``, with the quality that jobs have unless told otherwise."""
+    from tests import steps
+
+    quantization = QuantizationConfig("fp8", kv_cache_qformat=qformat, quality="balanced")
+    steps.run_job(steps.job_of(checkpoint, quantization, directory / qformat, formats="hf"))
+
+
+def test_a_kv_cache_in_nvfp4_is_modelopts_own(checkpoint_of: CHECKPOINT_OF, tmp_path: Path) -> None:
+    checkpoint = checkpoint_of("llama31")
+    run_ranks(export_with_cache, 1, checkpoint, tmp_path, "nvfp4")
+    ours, theirs = tmp_path / "nvfp4", tmp_path / "modelopt"
+    assert [check for check in verify(ours) if not check.ok] == []
+    state = load_file(ours / "ptq" / "calibration.safetensors")
+    source = checkpoint.with_name("llama31.hf")
+    run_ranks(modelopt_export, 1, source, state, "fp8", True, theirs, "nvfp4")
+    scales = [name for name in load_file(theirs / "model.safetensors") if name.endswith((".k_scale", ".v_scale"))]
+    found, expected = (load_file(path / "model.safetensors") for path in (ours, theirs))
+    assert len(scales) == 4 and found.keys() == expected.keys()
+    assert all(same(found[name], expected[name]) for name in scales)
+    assert read(ours / "hf_quant_config.json") == read(theirs / "hf_quant_config.json")
+    ours_said, theirs_said = (read(path / "config.json")["quantization_config"] for path in (ours, theirs))
+    assert ours_said == theirs_said
+    report = read_report(ours / REPORT)
+    assert report.summary.kv_cache == "nvfp4"
+    (vllm,) = (found for found in report.servers if found.server == "vLLM 0.32")
+    assert (vllm.outcome, vllm.known_by) == ("loads", "read in its source")
 
 
 def same(left: torch.Tensor, right: torch.Tensor) -> bool:

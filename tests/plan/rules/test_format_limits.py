@@ -13,6 +13,7 @@ from nemo_ptq.plan.rules.format_limits import (
     family_has_class,
     formats_carry_algorithm,
     formats_have_parallelism,
+    kv_cache_has_a_format,
     kv_cache_has_layers,
     server_loads_it,
 )
@@ -129,3 +130,29 @@ def test_the_server_that_an_export_is_for_loads_it(
 ) -> None:
     family = family_of("Llama3Config8B")
     expect(server_loads_it(server, (format,), algorithm, LLAMA_8B, family, "llama", None), message)
+
+
+@pytest.mark.parametrize(
+    ("formats", "algorithm", "enabled", "head_size", "message"),
+    [
+        (("hf",), "fp8", None, 128, None),
+        (("hf",), "nvfp4", True, 128, None),
+        (
+            ("hf",),
+            "nvfp4",
+            None,
+            128,
+            "and the KV cache is not quantized: set quantization_config.enable_kv_cache",
+        ),
+        (("hf", "trtllm"), "fp8", None, 128, "does not go into export_format=trtllm, whose readers have FP8 KV caches"),
+        (("compressed_tensors",), "fp8", None, 128, "does not go into export_format=compressed_tensors"),
+        (("nemo",), "fp8", None, 128, "does not go into export_format=nemo"),
+        (("hf",), "fp8", None, 72, "has blocks of 16 of the elements of a head, of which the model has 72"),
+    ],
+)
+def test_a_kv_cache_in_nvfp4(
+    formats: tuple[str, ...], algorithm: str, enabled: bool | None, head_size: int, message: str | None
+) -> None:
+    model = replace(LLAMA_8B, head_size=head_size)
+    expect(kv_cache_has_a_format("nvfp4", formats, algorithm, "llama", model, enabled), message)
+    assert kv_cache_has_a_format("fp8", formats, algorithm, "llama", model, enabled) is None
