@@ -125,8 +125,7 @@ def _jobs() -> list[Result]:
 #   compressed_tensors  tests/export/huggingface/test_compressed_tensors.py: "distance" of transformers' logits;
 #                       and test_compressed_formats.py: the same of the reader's from transformers'
 #   nemo                tests/export/nemo/test_nemo_writer.py: what is "equal" after the checkpoint is restored
-#   megatron            tests/export/megatron/test_megatron_writer.py: "distance" of the logits of what megatron-core
-#                       restores
+#   megatron            no test records any yet
 KINDS: Mapping[str, list[Result]] = {
     "trtllm": _jobs(),
     "modelopt": _of_format("trtllm"),
@@ -255,13 +254,9 @@ and the checkpoint that is made straight from the Hugging Face directory, where 
 """
 
 _MEGATRON = """
-A number is the largest distance between the logits of a model that megatron-core builds from the arguments in
-`common.pt`, and that it and ModelOpt's `restore_sharded_modelopt_state` restore from the files, and those of the model
-that ModelOpt has calibrated: in the median over tokens, relative to the logits' norm, in bfloat16. Calibrated at TP 1,
-restored at TP 1, TP 2 and PP 2; int8_sq, int4_awq and w4a8_awq at TP 1 and PP 2. The tiny models of Llama 3.1 and 3.2
-scale their rotary embedding as Megatron-LM cannot, and are refused; Llama 2 and 3 stand for the row. NVFP4's files
-passed `nemo-ptq verify`; its logits take a GPU. GPT and Nemotron, whose norms are stored minus one, megatron-core
-builds with Transformer Engine alone.
+No cell was run for this document: `tests/export/megatron/test_megatron_writer.py` restores Llama 3 in FP8 with
+megatron-core and ModelOpt. The tiny models of Llama 3.1 and 3.2 scale their rotary embedding as Megatron-LM cannot, and
+are refused; Llama 2 and 3 stand for the row.
 """
 
 

@@ -13,7 +13,7 @@ from nemo_ptq.checkpoint.adapters.adapter import way_out
 from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.huggingface.description import describe
 from nemo_ptq.checkpoint.index import read_index
-from nemo_ptq.checkpoint.known_tensors import check_shapes, check_tensors
+from nemo_ptq.checkpoint.known_tensors import check_tensors
 from nemo_ptq.checkpoint.megatron.description import describe_megatron
 from nemo_ptq.checkpoint.megatron.directories import is_megatron
 from nemo_ptq.checkpoint.shards import check_shards, listed
@@ -247,9 +247,9 @@ def _describe(checkpoint: Path, config: Mapping[str, Any], tensors: Mapping[str,
         raise ConfigError([f"{checkpoint / 'context' / 'model.yaml'}: {error}"]) from error
     try:
         check_numbers(model)
-        stored = {name: entry for name, entry in tensors.items() if hasattr(entry, "size")}
-        check_tensors(model, {name: str(entry.properties.state[0]) for name, entry in stored.items()})
-        check_shapes(model, {name: entry.size for name, entry in stored.items()})
+        check_tensors(
+            model, {name: str(entry.properties.state[0]) for name, entry in tensors.items() if hasattr(entry, "size")}
+        )
     except PtqError as error:
         raise ConfigError([f"nemo_checkpoint={checkpoint}: {error}"]) from error
     return model
