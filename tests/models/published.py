@@ -345,7 +345,7 @@ def render() -> str:
     names = {family.hugging_face.architecture: family.name for family in families() if family.hugging_face is not None}
     names["LlamaForCausalLM"] = "Llama"
     runs = [
-        f"| `{name}` | `{MODELS[name]['architectures'][0]}` | {names[MODELS[name]['architectures'][0]]} |"
+        f"| {_name(name)} | `{MODELS[name]['architectures'][0]}` | {names[MODELS[name]['architectures'][0]]} |"
         for name, why in outcomes.items()
         if why is None
     ]
