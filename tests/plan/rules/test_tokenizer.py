@@ -127,7 +127,9 @@ def test_a_hugging_face_directory_has_a_tokenizer_of_its_own(tmp_path: Path) -> 
 def test_a_nemo_checkpoint_has_the_whole_tokenizer(tmp_path: Path) -> None:
     tokenizer = tmp_path / "context" / "nemo_tokenizer"
     tokenizer.mkdir(parents=True)
-    (tmp_path / "context" / "model.yaml").write_text("tokenizer: {pretrained_model_name: nemo_tokenizer}\n")
+    (tmp_path / "context" / "model.yaml").write_text(
+        "_target_: a.Model\nconfig: {_target_: a.Config}\ntokenizer: {pretrained_model_name: nemo_tokenizer}\n"
+    )
     problem = tokenizer_is_given(LLAMA_8B, tmp_path, None)
     assert problem is not None and problem.startswith(f"{tokenizer} has no tokenizer_config.json")
     assert tokenizer_is_given(LLAMA_8B, tmp_path, "another") is None
