@@ -110,9 +110,9 @@ def _message(message: Any, where: str) -> Message:
         text = _sound_text(message["value"], where)
         if str(message["from"]).lower() == "function_call":
             called = _parsed(text, f"{where}: a message from 'function_call'")
-            calls = called if isinstance(called, list) else [called]
-            calls = [_tool_call({"type": "function", "function": call}, where) for call in calls]
-            return {"role": role, "content": "", "tool_calls": calls}
+            functions = called if isinstance(called, list) else [called]
+            made = [_tool_call({"type": "function", "function": function}, where) for function in functions]
+            return {"role": role, "content": "", "tool_calls": made}
         return {"role": role, "content": text}
     role, calls = message.get("role"), message.get("tool_calls") or None
     if calls is None and message.get("function_call"):  # the older form of OpenAI's API

@@ -60,7 +60,6 @@ _INT8_ROWS, _INT8 = {"num_bits": 8, "axis": 0}, {"num_bits": 8}
 DEFAULT = {"num_bits": 8, "axis": None}
 """What ModelOpt sets the quantizers of weights and inputs to where a configuration sets nothing."""
 
-
 Settings = tuple[Mapping[str, Any], ...]
 """What a quantizer is set to: several of them where one follows the other."""
 
@@ -295,6 +294,8 @@ def _one_spelling(stage: Mapping[str, Any]) -> dict[str, Any]:
     found = {
         key: value for key, value in stage.items() if key not in _HARMLESS and value is not None and value is not False
     }
+    if stage.get("fake_quant") is False:  # which rounds for good
+        found["fake_quant"] = False
     bits, kind = found.get("num_bits", 8), found.pop("type", "static")
     found["num_bits"] = tuple(bits) if isinstance(bits, list | tuple) else bits
     if isinstance(blocks := found.pop("block_sizes", None), Mapping):

@@ -68,7 +68,8 @@ def quantized_by(config: ModelOptConfig, model: ModelSpec) -> Quantized:
             file's name.
     """
     numbered = numbered_pattern([entry.pattern for entry in config.entries]) is not None
-    table, schemes, corrections = hugging_face_table(model), {}, {}
+    table, schemes = hugging_face_table(model), {}
+    corrections: dict[str, Settings] = {}
     alike: dict[str, tuple[dict[str, Settings], list[str]]] = {}
     for linear in linear_layers(model):
         kind_of_layer = linear if numbered else _NUMBER.sub(".*.", linear)

@@ -64,10 +64,10 @@ def _read(file: Path, importing: tuple[Path, ...]) -> Any:
     if len(documents) > 2:
         raise PtqError(f"{file} has {len(documents)} YAML documents, and must have one, or two with imports first")
     head, body = documents[0] if documents else None, documents[-1] if documents else None
-    imports = head.get("imports") if isinstance(head, Mapping) else None
+    settings = dict(head) if isinstance(head, Mapping) else {}
+    imports = settings.pop("imports", None)
     if isinstance(body, Mapping):
-        body = {**(head if len(documents) == 2 else {}), **body}
-        body.pop("imports", None)
+        body = {**settings, **{key: value for key, value in body.items() if key != "imports"}}
     if not isinstance(imports, Mapping | None):
         raise PtqError(f"{file} has imports {imports!r}, which must be an object of names and files")
     chain = (*importing, file.resolve())

@@ -381,7 +381,7 @@ DAMAGE = {
     "no weights": (_remove("model.safetensors"), r"has no weights .*found there: .*config\.json"),
     "a part is missing": (_split, r"lacks model-00002-of-\d+\.safetensors, .*found there: .*model-00001-of-"),
     "truncated": (_truncate, r"model\.safetensors cannot be read as tensors"),
-    "no tokenizer": (_remove("tokenizer.json"), r"no tokenizer that can be loaded .*found there: "),
+    "no tokenizer": (_remove("tokenizer.json"), r"no tokenizer\.json, and no other vocabulary: .*found there: "),
     "a tensor is missing": (
         _change_tensors(lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight")),
         r"lack 1 tensors, model\.layers\.1\.mlp\.up_proj\.weight among them",

@@ -211,7 +211,11 @@ def test_containers_must_see_every_file(
     sound: list[str], tmp_path: Path, launched: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "tokenizer").mkdir()
-    (tmp_path / "own.json").write_text('{"quant_cfg": [{"quantizer_name": "*", "enable": false}], "algorithm": "max"}')
+    for file in ("tokenizer_config.json", "tokenizer.json"):
+        (tmp_path / "tokenizer" / file).write_text('{"model": {"vocab": {}}}')
+    fp8 = {"num_bits": [4, 3]}
+    quantizers = {"default": {"enable": False}, "*weight_quantizer": fp8, "*input_quantizer": fp8}
+    (tmp_path / "own.json").write_text(json.dumps({"quant_cfg": quantizers, "algorithm": "max"}))
     (tmp_path / "data.txt").write_text("some text\n")
     options = {
         "tokenizer_path": tmp_path / "tokenizer",

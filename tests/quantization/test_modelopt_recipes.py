@@ -257,6 +257,8 @@ def test_methods(algorithm: str, problem: str | None, tmp_path: Path) -> None:
             "the KV cache of some layers only",
         ),
         (FP8 + of("*weight_quantizer", "cfg: {num_bits: e4m3, unsigned: true}"), 1, "unsigned True"),
+        (FP8 + of("*weight_quantizer", "cfg: {num_bits: e4m3, fake_quant: false}"), 1, "fake_quant False"),
+        (FP8 + of("*weight_quantizer", "cfg: {num_bits: e4m3, fake_quant: true, narrow_range: true}"), 1, None),
         (
             FP8 + of("*weight_quantizer", "enable: false"),
             1,

@@ -54,10 +54,10 @@ def algorithm_file_fits_model(
     if not found.schemes:
         return f"{option} quantizes no linear layer of this model: its patterns are for others; use another one"
     patterns += [entry["quantizer_name"] for entry in found.further]
-    if calibration_pp > 1 and (pattern := numbered_pattern(patterns)):
+    if calibration_pp > 1 and (numbered := numbered_pattern(patterns)):
         return (
-            f"{option} names a layer by its number ({pattern}), and ModelOpt counts layers in each pipeline stage: use "
-            "calibration_pp=1, or quantization_config.exclude for layers that stay unquantized"
+            f"{option} names a layer by its number ({numbered}), and ModelOpt counts layers in each pipeline stage: "
+            "use calibration_pp=1, or quantization_config.exclude for layers that stay unquantized"
         )
     if found.caches and enable_kv_cache is False:
         return f"{option} quantizes the KV cache, and quantization_config.enable_kv_cache=false: leave out one of both"

@@ -28,6 +28,8 @@ def tokenizer_is_given(model: ModelSpec, checkpoint: Any, tokenizer_path: Any) -
     if not (path / "context" / "model.yaml").is_file():
         return None
     settings = read_model_yaml(path)["tokenizer"] or {}
+    if (own := tokenizer_of(path, settings)) is not None:
+        return tokenizer_problem(own) if own.is_dir() else None
     name = str(settings.get("pretrained_model_name") or settings.get("model_path") or "")
     if not Path(name).is_absolute() or Path(name).exists():
         return None

@@ -18,6 +18,7 @@ from nemo_ptq.checkpoint.tokenizer_files import largest_token
 from nemo_ptq.errors import PtqError
 from nemo_ptq.plan.rules.tokenizer import tokenizer_is_given, tokens_have_rows
 from tests.families import make_hf, make_tokenizer
+from tests.plan.models import LLAMA_8B
 
 
 @pytest.fixture(scope="module")
@@ -119,9 +120,7 @@ def test_a_tokenizer_of_another_machine_is_told(checkpoint_of: Callable[[str], P
     assert tokenizer_is_given(model, checkpoint, None) is None  # may be on the hub
 
 
-def test_a_hugging_face_directory_has_a_tokenizer_of_its_own(
-    tmp_path: Path,
-) -> None:
+def test_a_hugging_face_directory_has_a_tokenizer_of_its_own(tmp_path: Path) -> None:
     source = make_hf("llama2", tmp_path / "model")
     model = read_metadata(source)
     assert tokenizer_is_given(model, source, None) is None
@@ -134,3 +133,17 @@ def test_a_hugging_face_directory_has_a_tokenizer_of_its_own(
         assert problem is not None and problem.startswith(f"{source} {lacks}")
         with pytest.raises(PtqError, match=re.escape(lacks)):
             load_tokenizer(source)  # as the job does
+
+
+def test_a_nemo_checkpoint_has_the_whole_tokenizer(tmp_path: Path) -> None:
+    tokenizer = tmp_path / "context" / "nemo_tokenizer"
+    tokenizer.mkdir(parents=True)
+    (tmp_path / "context" / "model.yaml").write_text(
+        "_target_: a.Model\nconfig: {_target_: a.Config}\ntokenizer: {pretrained_model_name: nemo_tokenizer}\n"
+    )
+    problem = tokenizer_is_given(LLAMA_8B, tmp_path, None)
+    assert problem is not None and problem.startswith(f"{tokenizer} has no tokenizer_config.json")
+    assert tokenizer_is_given(LLAMA_8B, tmp_path, "another") is None
+    for file in ("tokenizer_config.json", "tokenizer.json"):
+        (tokenizer / file).touch()
+    assert tokenizer_is_given(LLAMA_8B, tmp_path, None) is None
