@@ -11,7 +11,7 @@ from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.export.calibrated import algorithm_scheme, weight_amax
 from nemo_ptq.export.module_tensors import Linear
 from nemo_ptq.export.simulation import rounded_input, rounded_weight, scaled_input
-from nemo_ptq.quantization.activations import rounded_cache
+from nemo_ptq.quantization.activations import cache_scale, rounded_cache
 
 # The share of the noise in the signal, in dB: about 6 for each bit, less where few weights share a scale.
 SQNR = {
@@ -100,10 +100,10 @@ def test_inputs_are_multiplied_with_the_pre_quantization_scale() -> None:
 
 def test_a_cache_is_rounded_to_fp8() -> None:
     values = inputs()
-    found = rounded_cache(values, values.abs().max().reshape(1))
+    found = rounded_cache(values, cache_scale(values.abs().max().reshape(1)))
     assert found.dtype == torch.bfloat16
     assert 28 < sqnr(values, found) < 36
     codes = (found.float() / (values.abs().max().float() / 448)).to(torch.float8_e4m3fn)
     assert len(codes.view(torch.uint8).unique()) < 256
-    cut = rounded_cache(values, torch.tensor([1.0]))
+    cut = rounded_cache(values, cache_scale(torch.tensor([1.0])))
     assert float(cut.abs().max()) == 1.0
