@@ -66,14 +66,12 @@ class Rounded:
         scale: Its scales as they are stored: float32 (1) of FP8, (out) of INT8, (out, groups) of INT4, or
             float8_e4m3fn (out, blocks) of NVFP4.
         weight: float32 (out, in): what a reader of codes and scales computes with.
-        error: float32 (out): tr(D (H + damping) D^T) of each row.
         scale_2: float32 (1), of NVFP4 and W4A8: see :class:`~nemo_ptq.quantization.rounded_weight.RoundedWeight`.
     """
 
     codes: torch.Tensor
     scale: torch.Tensor
     weight: torch.Tensor
-    error: torch.Tensor
     scale_2: torch.Tensor | None = None
 
 
@@ -269,9 +267,7 @@ def round_columns(
 _RoundColumns = Callable[[slice, torch.Tensor], torch.Tensor]
 
 
-def _round(
-    weight: torch.Tensor, factor: InverseFactor, round_some: _RoundColumns, at_once: int
-) -> tuple[torch.Tensor, torch.Tensor]:
+def _round(weight: torch.Tensor, factor: InverseFactor, round_some: _RoundColumns, at_once: int) -> torch.Tensor:
     """Rounds a weight.
 
     Args:
@@ -281,7 +277,7 @@ def _round(
         at_once: How many; on a GPU all of a block.
 
     Returns:
-        The rounded weight, float32 (out, in), and the error of each row, float32 (out).
+        float32 (out, in).
     """
     size = weight.shape[1]
     if has_kernels(weight):
@@ -293,19 +289,18 @@ def _round(
         )
     # Whole rows are gathered, of transposed copies: single elements would take a GPU several times as long.
     columns = weight.float().T.contiguous()[factor.order]
-    total = torch.zeros(weight.shape[0], device=weight.device)
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
-        errors = torch.empty_like(columns[start:stop])
+        errors = []
         for first in range(start, stop, at_once):
-            last = min(first + at_once, stop)
-            here = slice(first, last)
-            found = round_some(here, columns[here])
-            errors[first - start : last - start] = found
-            _correct(columns[last:stop], factor.upper[here, last:stop], found)
-        _correct(columns[stop:], factor.upper[start:stop, stop:], errors)
-        total += errors.square().sum(0)
-    return columns[factor.order.argsort()].T.contiguous(), total
+            here = slice(first, min(first + at_once, stop))
+            errors.append(round_some(here, columns[here]))
+            if here.stop < stop:
+                _correct(columns[here.stop : stop], factor.upper[here, here.stop : stop], errors[-1])
+        if stop < size:
+            together = errors[0] if len(errors) == 1 else torch.cat(errors)
+            _correct(columns[stop:], factor.upper[start:stop, stop:], together)
+    return columns[factor.order.argsort()].T.contiguous()
 
 
 def _correct(columns: torch.Tensor, upper: torch.Tensor, errors: torch.Tensor) -> None:
@@ -335,8 +330,8 @@ def round_fp8(weight: torch.Tensor, factor: InverseFactor, scale: torch.Tensor) 
         scale: float32, one element; of the whole tensor, all shards of it.
     """
     scale = scale.reshape(1)
-    rounded, error = _round(weight, factor, _by_steps(factor, FP8, lambda _: scale[None]), _TILE)
-    return Rounded(to_fp8(rounded, scale), scale, rounded, error)
+    rounded = _round(weight, factor, _by_steps(factor, FP8, lambda _: scale[None]), _TILE)
+    return Rounded(to_fp8(rounded, scale), scale, rounded)
 
 
 def round_int8(weight: torch.Tensor, factor: InverseFactor, scale: torch.Tensor) -> Rounded:
@@ -347,8 +342,8 @@ def round_int8(weight: torch.Tensor, factor: InverseFactor, scale: torch.Tensor)
         factor: Of the Gram matrix of the inputs, smoothed likewise: :func:`smoothed`.
         scale: float32 (out).
     """
-    rounded, error = _round(weight, factor, _by_steps(factor, INT8, lambda _: scale[None]), _TILE)
-    return Rounded(to_int8(rounded, scale), scale, rounded, error)
+    rounded = _round(weight, factor, _by_steps(factor, INT8, lambda _: scale[None]), _TILE)
+    return Rounded(to_int8(rounded, scale), scale, rounded)
 
 
 def round_int4(
@@ -368,11 +363,11 @@ def round_int4(
     groups = factor.order // group_size
     by_group = scale.T.contiguous()
     by_steps = _by_steps(factor, INT4, lambda here: by_group[groups[here]], fp8_scale)
-    rounded, error = _round(weight, factor, by_steps, _TILE)
+    rounded = _round(weight, factor, by_steps, _TILE)
     codes = int4_codes(rounded, scale)
     if fp8_scale is not None:
         rounded = FP8.nearest(rounded / fp8_scale) * fp8_scale
-    return Rounded(codes, scale, rounded, error, fp8_scale)
+    return Rounded(codes, scale, rounded, fp8_scale)
 
 
 def round_nvfp4(weight: torch.Tensor, factor: InverseFactor, scale_2: torch.Tensor, block_size: int = 16) -> Rounded:
@@ -396,9 +391,9 @@ def round_nvfp4(weight: torch.Tensor, factor: InverseFactor, scale_2: torch.Tens
         scales[:, here.start // block_size : here.stop // block_size] = chosen.T
         return errors
 
-    rounded, error = _round(weight, factor, round_blocks, block_size)
+    rounded = _round(weight, factor, round_blocks, block_size)
     scale = scales.to(torch.float8_e4m3fn)
-    return Rounded(fp4_codes(rounded, scale, scale_2.reshape(())), scale, rounded, error, scale_2)
+    return Rounded(fp4_codes(rounded, scale, scale_2.reshape(())), scale, rounded, scale_2)
 
 
 def _round_nvfp4_columns(

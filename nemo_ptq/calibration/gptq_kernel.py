@@ -7,6 +7,7 @@ Imported where the weights are on a GPU, which is where torch brings Triton with
 """
 
 from collections.abc import Mapping
+from functools import cache
 
 import torch
 import triton
@@ -120,13 +121,19 @@ def _round_columns(  # type: ignore[no-untyped-def]
         tl.debug_barrier()
 
 
+@cache
+def _ends(grid: Grid) -> tuple[float, float]:
+    lowest, highest = grid.nearest(torch.tensor([-1e9, 1e9])).tolist()
+    return lowest, highest
+
+
 def round_columns(
     columns: torch.Tensor, upper: torch.Tensor, step: torch.Tensor, grid: Grid, fp8_scale: torch.Tensor | None = None
 ) -> torch.Tensor:
     """As :func:`nemo_ptq.calibration.gptq.round_columns`, of tensors on a GPU."""
     step = step.expand(*columns.shape)
     errors = torch.empty_like(columns, memory_format=torch.contiguous_format)
-    lowest, highest = (float(grid.nearest(torch.tensor(end))) for end in (-1e9, 1e9))
+    lowest, highest = _ends(grid)
     num_columns, num_rows = columns.shape
     with torch.cuda.device_of(columns):
         _round_columns[(triton.cdiv(num_rows, _ROWS),)](

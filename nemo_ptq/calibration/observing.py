@@ -14,7 +14,7 @@ from nemo_ptq.calibration.statistics import Amax
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.checkpoint.parts import is_linear, shares_inputs
 from nemo_ptq.parallel.ranks import Parallelism, Ranks
-from nemo_ptq.quantization.activations import rounded_cache
+from nemo_ptq.quantization.activations import cache_scale, rounded_cache
 
 # Tokens by (layer, expert), both counted through the whole model.
 TokenCounts = Counter[tuple[int, int]]
@@ -163,10 +163,10 @@ def round_cache(module: torch.nn.Module, name: str, state: State, qformat: str, 
     Returns:
         The hook's handle.
     """
-    key_amax, value_amax = (state[f"{name}.{kind}_bmm_quantizer.amax"].to(device) for kind in "kv")
+    key_scale, value_scale = (cache_scale(state[f"{name}.{kind}_bmm_quantizer.amax"]).to(device) for kind in "kv")
 
     def round_them(_: torch.nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
         query, key, value, *rest = args
-        return query, rounded_cache(key, key_amax, qformat), rounded_cache(value, value_amax, qformat), *rest
+        return query, rounded_cache(key, key_scale, qformat), rounded_cache(value, value_scale, qformat), *rest
 
     return module.register_forward_pre_hook(round_them)

@@ -56,7 +56,7 @@ from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.config import FP8_CACHE
 from nemo_ptq.parallel.ranks import Parallelism, Ranks
-from nemo_ptq.quantization.activations import rounded_activation
+from nemo_ptq.quantization.activations import activation_scale, rounded_by_scale
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.schemes import Scheme
 from nemo_ptq.verify.evaluate import kl_divergence
@@ -160,7 +160,7 @@ class RoundingLearner:
                     if has_cache(name, found):
                         stack.callback(round_cache(module, name, found, self.cache_format, self.runner.device).remove)
                         for layer in stage.values():  # these saw what follows from keys and values as they were
-                            layer.forget()
+                            layer.forget(range(len(self.quantized.tokens)))
             if self.is_max:
                 self._keep_better(block, layers)
             for place in _placing(range(len(self.quantized.hidden)), layers.values()):
@@ -179,16 +179,18 @@ class RoundingLearner:
         for name, layer in layers.items():
             rounder = self.rounders[layer.linear.name]
             self.rounded[name] = self._serve(layer, round_shard(layer.linear, layer.smoothed(), None, rounder))
-            layer.forget()
+            layer.forget(self._held_out)
             layer.place = _ELSEWHERE
         self.runner.advance(block, self.plain)
         if self._held_out_error(block, layers.values()).is_less(found):
             self.nearest.append(block.index)
+            for layer in layers.values():
+                layer.forget(range(len(self.quantized.tokens)))
             return
         self.rounded.update(learned)
         for name, layer in layers.items():
             layer.replace_weight(weights[name])
-            layer.forget()
+            layer.forget(self._held_out)
 
     def _held_out_error(self, block: Block, layers: Collection["_Layer"]) -> HeldOutError:
         errors = [torch.zeros(0, device=self.runner.device)]
@@ -382,14 +384,14 @@ class _Layer:
         self._entered: dict[int, torch.Tensor] = {}
         self.place = 0
         self._held_out: Collection[int] = ()
-        self._amax: torch.Tensor | None = None
         self._scale: torch.Tensor | None = None
+        self._input_scale: torch.Tensor | None = None
         self._scheme: Scheme | None = None
         self._hook = module.register_forward_pre_hook(self._enter)
         self._ended = ended
         if ended is not None:
             self._compute_all = ended.forward
-            ended.forward = self._compute  # type: ignore[method-assign]
+            ended.forward = self._compute
 
     def compare(self, held_out: Collection[int] = ()) -> None:
         """Compares from now on what enters with what is kept.
@@ -416,7 +418,8 @@ class _Layer:
             state.get(f"{self.linear.name}.input_quantizer.{entry}") for entry in ("amax", "pre_quant_scale")
         )
         self.mode, self._scheme = _SERVE, scheme
-        self._amax = None if amax is None else amax.to(self.linear.weight.device)
+        if amax is not None:
+            self._input_scale = activation_scale(amax, scheme).to(self.linear.weight.device)
         if scale is not None:
             scale = scale.to(self.linear.weight.device)
             local = self.linear.input_ranks.shard(scale)
@@ -434,14 +437,15 @@ class _Layer:
         """Computes with another weight, which is multiplied with scaled inputs."""
         self._set_weight(torch.nn.Parameter(weight.to(self._weight.dtype), requires_grad=False))
 
-    def forget(self) -> None:
-        """Forgets what has entered it: what comes before it has changed since."""
-        self._entered.clear()
+    def forget(self, places: Iterable[int]) -> None:
+        """Forgets what has entered it of some batches: what comes before it has changed since."""
+        for place in places:
+            self._entered.pop(place, None)
 
     def restore(self) -> None:
         """Leaves the layer as it was."""
         self._hook.remove()
-        self.forget()
+        self._entered.clear()
         if self._ended is not None:
             del self._ended.forward
         if self._residual is not None:
@@ -492,10 +496,10 @@ class _Layer:
     def _served(self, inputs: torch.Tensor) -> torch.Tensor:
         """What a server multiplies the weight with."""
         scaled = inputs if self._scale is None else inputs * self._scale
-        if self._amax is None:
+        if self._input_scale is None:
             return scaled
         assert self._scheme is not None
-        return rounded_activation(scaled, self._amax, self._scheme)
+        return rounded_by_scale(scaled, self._input_scale, self._scheme)
 
 
 def _is_of_expert(name: str) -> bool:

@@ -84,9 +84,9 @@ def forward_passes(quantization: QuantizationConfig) -> float:
     """Returns how often the calibration data goes through each block: see calibration/rounding_learner.py."""
     if not quantization.is_balanced:
         return 1
-    # The unquantized stream, and the quantized one as far as each of four layers, in sum one and a half, and once more.
-    # To choose, the unquantized one goes through each block once more, and some of it for each option of each layer.
-    passes = 6 if algorithm_of(quantization).chooses else 4
+    # The unquantized stream, and the quantized one in parts, in sum about one and a half. To choose, the unquantized
+    # one goes through each block once more, and some of it for each option of each layer.
+    passes = 4.5 if algorithm_of(quantization).chooses else 2.5
     # With "max" also an eighth of the samples through the rounded block, and twice through one that is rounded to
     # nearest: from what reaches it, and from what would reach it were all blocks rounded so.
     return passes + 0.375 * quantization.is_max

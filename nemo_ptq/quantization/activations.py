@@ -37,7 +37,16 @@ def rounded_activation(values: torch.Tensor, amax: torch.Tensor | None, scheme: 
     """
     if amax is None:
         return _ROUND_TOKENS[str(scheme.quant_algo)](values.float()).to(values.dtype)
-    scale = scale_of(amax, scheme.largest_input).reshape(())
+    return rounded_by_scale(values, activation_scale(amax, scheme), scheme)
+
+
+def activation_scale(amax: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """Returns the scale of a layer's input, float32 (), for its calibrated largest magnitude."""
+    return scale_of(amax, scheme.largest_input).reshape(())
+
+
+def rounded_by_scale(values: torch.Tensor, scale: torch.Tensor, scheme: Scheme) -> torch.Tensor:
+    """As :func:`rounded_activation`, of a scheme with static inputs, whose scale is known."""
     if has_kernels(values):
         from nemo_ptq.quantization import grid_kernels
 
@@ -45,15 +54,19 @@ def rounded_activation(values: torch.Tensor, amax: torch.Tensor | None, scheme: 
     return _ROUND[str(scheme.quant_algo)](values.float(), scale).to(values.dtype)
 
 
-def rounded_cache(values: torch.Tensor, amax: torch.Tensor, qformat: str) -> torch.Tensor:
+def cache_scale(amax: torch.Tensor) -> torch.Tensor:
+    """Returns the scale of keys or values in a quantized cache, float32 (), for their calibrated largest magnitude."""
+    return scale_of(amax, _FP8_MAX).reshape(())
+
+
+def rounded_cache(values: torch.Tensor, scale: torch.Tensor, qformat: str) -> torch.Tensor:
     """Rounds keys or values as a quantized KV cache does, and returns them in their own data type.
 
     Args:
         values: (..., head size), in NVFP4 a multiple of 16.
-        amax: Their calibrated largest magnitude, one element.
+        scale: From :func:`cache_scale`.
         qformat: One of :data:`~nemo_ptq.config.KV_CACHE_FORMATS`.
     """
-    scale = scale_of(amax.to(values.device), _FP8_MAX).reshape(())
     if qformat == FP8_CACHE and has_kernels(values):
         from nemo_ptq.quantization import grid_kernels
 

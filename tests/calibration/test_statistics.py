@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from nemo_ptq.calibration import statistics
 from nemo_ptq.calibration.statistics import (
     Amax,
     ChannelAmax,
@@ -15,6 +16,8 @@ from nemo_ptq.calibration.statistics import (
     Moments,
     PairedMoments,
     add_product,
+    add_upper_half,
+    mirror_upper_half,
     product,
 )
 from nemo_ptq.parallel.ranks import ALONE, Ranks
@@ -153,3 +156,14 @@ def test_a_single_batch_is_both() -> None:
     channels.merge(ALONE, ALONE, shares_inputs=False)
     assert torch.equal(channels.value, channels.held_out)
     assert len(channels.sample) == 250
+
+
+def test_half_of_a_gram_matrix_tells_the_rest(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "_ROWS_OF_HALF", 4)
+    inputs = torch.cat(batches())
+    gram = torch.zeros(FEATURES, FEATURES)
+    for part in inputs.split(3):
+        add_upper_half(gram, part)
+    assert not gram[4:, :4].any()
+    mirror_upper_half(gram)
+    assert torch.equal(gram, inputs.float().T @ inputs.float())

@@ -11,7 +11,7 @@ from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.export.calibrated import algorithm_scheme, weight_amax
 from nemo_ptq.export.module_tensors import Linear
 from nemo_ptq.export.simulation import rounded_input, rounded_weight, scaled_input
-from nemo_ptq.quantization.activations import rounded_cache
+from nemo_ptq.quantization.activations import cache_scale, rounded_cache
 
 # The share of the noise in the signal, in dB: about 6 for each bit, less where few weights share a scale.
 SQNR = {
@@ -100,12 +100,12 @@ def test_inputs_are_multiplied_with_the_pre_quantization_scale() -> None:
 
 def test_a_cache_is_rounded_to_fp8() -> None:
     values = inputs()
-    found = rounded_cache(values, values.abs().max().reshape(1), "fp8")
+    found = rounded_cache(values, cache_scale(values.abs().max().reshape(1)), "fp8")
     assert found.dtype == torch.bfloat16
     assert 28 < sqnr(values, found) < 36
     codes = (found.float() / (values.abs().max().float() / 448)).to(torch.float8_e4m3fn)
     assert len(codes.view(torch.uint8).unique()) < 256
-    cut = rounded_cache(values, torch.tensor([1.0]), "fp8")
+    cut = rounded_cache(values, cache_scale(torch.tensor([1.0])), "fp8")
     assert float(cut.abs().max()) == 1.0
 
 
@@ -115,7 +115,7 @@ def test_a_cache_is_rounded_to_nvfp4() -> None:
 
     values = inputs()
     amax = values.abs().max().reshape(1).float()
-    found = rounded_cache(values, amax, "nvfp4")
+    found = rounded_cache(values, cache_scale(amax), "nvfp4")
     packed, scale, scale_2 = NVFP4QTensor.quantize(values.float(), 16, weights_scaling_factor_2=amax / 448)
     expected = packed.dequantize(torch.float32, scale=scale, double_scale=scale_2, block_sizes={-1: 16})
     assert found.dtype == torch.bfloat16

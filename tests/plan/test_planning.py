@@ -230,7 +230,7 @@ def test_the_task_names_its_device(demo: Demo) -> None:
 
 
 @pytest.mark.parametrize("algorithm", ["fp8", "int4_awq"])
-def test_quality_balanced_is_four_passes_two_streams_the_inputs_of_a_block_and_the_rounded_weights(
+def test_quality_balanced_is_some_passes_two_streams_the_inputs_of_a_block_and_the_rounded_weights(
     algorithm: str,
 ) -> None:
     fast, balanced = (make_plan(LLAMA_8B, QuantizationConfig(algorithm, quality=q)) for q in ("fast", "balanced"))
