@@ -367,7 +367,7 @@ _VLLM = (
     Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("fp8_dynamic",), (*_LLAMAS, *_EXPERTS), ("0.32",), kv_cache=False),
     Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("int8_dynamic",), ("Qwen 3 MoE",), ("0.32",), kv_cache=False),
     Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("w4a8_awq",), _LLAMAS, ("0.32",), kv_cache=False, note=_W4A8_NOTE),
-    Fact("vllm", LOADS, EMULATED, _COMPRESSED, (AUTO,), ("Llama",), ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, EMULATED, None, (AUTO,), ("Llama",), ("0.32",), kv_cache=False),
     Fact("vllm", LOADS, READ, _COMPRESSED, ("w4a8_awq",), _SERVED_DENSE, note=_W4A8_NOTE),
     Fact("vllm", LOADS, READ, None, _EVERY, _SERVED_FAMILIES),
     Fact("vllm", REFUSED, READ, _COMPRESSED, (AUTO,), ("Mixtral",), ("0.24",), note=_MIXTRAL_NOTE),
