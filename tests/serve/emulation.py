@@ -216,7 +216,12 @@ def emulate() -> None:
     CompressedTensorsConfig._is_fp8_w4a8_sm90 = staticmethod(CompressedTensorsConfig._is_fp8_w4a8)
     compressed_tensors_w4a8_fp8.choose_mp_linear_kernel = lambda config: _W4A8
     every = classmethod(lambda cls: [torch.bfloat16, torch.half, torch.float32])
-    for config in (modelopt.ModelOptFp8Config, modelopt.ModelOptNvFp4Config, CompressedTensorsConfig):
+    for config in (
+        modelopt.ModelOptFp8Config,
+        modelopt.ModelOptNvFp4Config,
+        modelopt.ModelOptMixedPrecisionConfig,
+        CompressedTensorsConfig,
+    ):
         config.get_supported_act_dtypes = every
     chosen = lambda *arguments, **named: (None, _Experts)  # noqa: E731
     for module in (modelopt, fp8_experts):

@@ -154,8 +154,8 @@ class Cell:
         """Whether vLLM's CPU build has the kernels."""
         if self.algorithm == NO_QUANT:
             return True
-        is_dense = self.model not in EXPERTS
-        return is_dense and (self.algorithm, self.format) in _CPU_KERNELS
+        has_kernel = (self.algorithm, self.format) in _CPU_KERNELS
+        return has_kernel and (self.model not in EXPERTS or self.algorithm == "int4_awq")
 
 
 def _cells() -> Iterator[Cell]:
@@ -184,6 +184,8 @@ CELLS: Sequence[Cell] = tuple(_cells())
 
 def _is_asked_on_a_cpu(cell: Cell) -> bool:
     """Whether `make test-serve` has the time for it: of what a GPU is asked, it leaves out what is most alike."""
+    if cell.variant == "int4":  # INT4 has no emulation, and the CPU's kernels no FP8 beside it
+        return False
     if cell.model == DEMO or cell.variant or cell.algorithm == AUTO or cell.kv_cache:
         return True
     if cell.algorithm in ("int8_dynamic", "fp8_dynamic", "w4a16_nvfp4"):
