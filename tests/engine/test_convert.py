@@ -141,6 +141,6 @@ def test_what_stands_there_is_left_alone(checkpoint_of: Callable[[str], Path], t
 
 
 def test_megatron_lm_has_no_gemma(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
-    with pytest.raises(PtqError, match="no arguments for the scaled embedding of Gemma: choose another format"):
+    with pytest.raises(PtqError, match=r"no arguments for the scaled embedding of Gemma, .*: choose another format"):
         convert(checkpoint_of("gemma"), tmp_path / "out", "megatron")
     assert not (tmp_path / "out").exists()
