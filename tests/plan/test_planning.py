@@ -249,7 +249,7 @@ def test_quality_balanced_is_some_passes_two_streams_the_inputs_of_a_block_and_t
 def test_quality_max_is_the_residual_streams_and_an_eighth_of_the_samples_once_more_beyond_balanced() -> None:
     balanced, best = (make_plan(LLAMA_8B, QuantizationConfig("int4_awq", quality=q)) for q in ("balanced", "max"))
     assert best.ok and best.quality == "max"
-    assert balanced.flops < best.flops < 1.12 * balanced.flops
+    assert balanced.flops < best.flops < 1.15 * balanced.flops
     before, after = step_of(balanced, "calibrate"), step_of(best, "calibrate")
     # What the outputs of proj and fc2 are added to, and one sample in eight on its way through a third model.
     assert after.states - before.states == (2 * 512 + 64) * 128 * 2 * LLAMA_8B.hidden_size
