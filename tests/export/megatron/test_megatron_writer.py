@@ -4,12 +4,13 @@
 
 import shutil
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import torch
 
 from nemo_ptq.config import QuantizationConfig
@@ -19,12 +20,19 @@ from tests.families import TOKENS as VOCABULARY
 from tests.ranks import run_ranks
 
 TOKENS = torch.randint(0, VOCABULARY, (2, 24), generator=torch.Generator().manual_seed(5))
-# Of logits in bfloat16, which each parallelism adds up in an order of its own; as for format nemo.
-MOST = 0.1
+# Of logits in bfloat16, which Megatron's attention and each parallelism add up in an order of their own: that sends
+# activations to other codes. The scales themselves must be equal.
+MOST = {"w4a8_awq": 0.15}
+
+
+def scales_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What the quantizers of a model scale with, by name."""
+    ends = ("._amax", "._pre_quant_scale")
+    return {name: values.float().cpu() for name, values in module.state_dict().items() if name.endswith(ends)}
 
 
 def export(checkpoint: Path, algorithms: Sequence[str], directory: Path) -> dict[str, Any]:
-    """Exports a model with several algorithms; returns the logits that ModelOpt's own calibration gives it."""
+    """Exports a model with several algorithms; returns the logits and scales that ModelOpt's own calibration gives."""
     from nemo_ptq.checkpoint.loading import load_model
     from nemo_ptq.parallel.process_groups import process_groups
     from tests import steps
@@ -37,7 +45,7 @@ def export(checkpoint: Path, algorithms: Sequence[str], directory: Path) -> dict
         with process_groups(steps.read_launch(), steps.CPU):
             model = load_model(checkpoint, steps.CPU)
             steps.calibrate(model, quantization)
-            found[algorithm] = steps.logits(model, TOKENS)
+            found[algorithm] = steps.logits(model, TOKENS), scales_of(model.module)
     return found
 
 
@@ -119,7 +127,7 @@ def on_the_cpu() -> Iterator[None]:
 
 
 def restored(root: Path, tp: int, pp: int, algorithms: Sequence[str]) -> dict[str, Any]:
-    """Does what Megatron-LM's load_modelopt_state and load_modelopt_checkpoint do; returns the logits."""
+    """Does what Megatron-LM's load_modelopt_state and load_modelopt_checkpoint do; returns logits and scales."""
     from megatron.core import dist_checkpointing
     from modelopt.torch.opt.plugins.mcore_dist_checkpointing import restore_sharded_modelopt_state
 
@@ -138,7 +146,7 @@ def restored(root: Path, tp: int, pp: int, algorithms: Sequence[str]) -> dict[st
             restore_sharded_modelopt_state([model], release)
             model.load_state_dict(dist_checkpointing.load(model.sharded_state_dict(), str(release)), strict=False)
             whole = SimpleNamespace(module=model.eval(), vocab_size=arguments.padded_vocab_size)
-            found[algorithm] = steps.logits(whole, TOKENS)
+            found[algorithm] = steps.logits(whole, TOKENS), scales_of(model)
     return found
 
 
@@ -147,17 +155,41 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     return ((found - expected).norm(dim=-1) / expected.norm(dim=-1)).median().item()
 
 
-def test_megatron_restores_the_calibrated_model(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
-    (expected,) = run_ranks(export, 1, checkpoint_of("llama3"), ["fp8"], tmp_path, timeout=600)
-    exported = tmp_path / "fp8"
-    assert [check for check in verify(exported, load_tokenizer=True) if not check.ok] == []
+@pytest.mark.parametrize(
+    ("algorithm", "layouts"),
+    [
+        ("fp8", [(1, 1), (2, 1), (1, 2)]),
+        # Scales of rows and blocks want the tensor parallelism that wrote them.
+        *(pytest.param(name, [(1, 1), (1, 2)], marks=pytest.mark.slow) for name in ("int8_sq", "int4_awq", "w4a8_awq")),
+    ],
+)
+def test_megatron_restores_the_calibrated_model(
+    algorithm: str, layouts: Sequence[tuple[int, int]], checkpoint_of: Callable[[str], Path], tmp_path: Path
+) -> None:
+    (exported,) = run_ranks(export, 1, checkpoint_of("llama3"), [algorithm], tmp_path, timeout=600)
+    logits, scales = exported[algorithm]
+    assert [check for check in verify(tmp_path / algorithm, load_tokenizer=True) if not check.ok] == []
+    most = MOST.get(algorithm, 0.1)
     # The reader that shares nothing with the writer computes in float32.
-    assert distance(reader_logits(exported, TOKENS), expected["fp8"]) < MOST
-    for tp, pp in ((1, 1), (2, 1), (1, 2)):
-        *_, found = run_ranks(restored, tp * pp, tmp_path, tp, pp, ["fp8"], timeout=600)
-        assert distance(found["fp8"], expected["fp8"]) < MOST, (tp, pp)
-    (exported / "release" / "modelopt_state" / "common.pt").unlink()
-    shutil.rmtree(exported / "release" / "tokenizer")
-    failed = {check.name: check.detail for check in verify(exported) if not check.ok}
+    assert distance(reader_logits(tmp_path / algorithm, TOKENS), logits) < most
+    for tp, pp in layouts:
+        ranks = run_ranks(restored, tp * pp, tmp_path, tp, pp, [algorithm], timeout=600)
+        found = [each[algorithm][1] for each in ranks]
+        assert sum(map(len, found)) == tp * len(scales)
+        if pp == 1:  # a later stage counts its layers from 0
+            assert all(same_scales(each, scales) for each in found), (tp, pp)
+        assert distance(ranks[-1][algorithm][0], logits) < most, (tp, pp)
+
+
+def same_scales(found: Mapping[str, torch.Tensor], expected: Mapping[str, torch.Tensor]) -> bool:
+    return found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in found)
+
+
+def test_verify_knows_what_is_missing(checkpoint_of: Callable[[str], Path], tmp_path: Path) -> None:
+    run_ranks(export, 1, checkpoint_of("llama3"), ["fp8"], tmp_path, timeout=600)
+    release = tmp_path / "fp8" / "release"
+    (release / "modelopt_state" / "common.pt").unlink()
+    shutil.rmtree(release / "tokenizer")
+    failed = {check.name: check.detail for check in verify(tmp_path / "fp8") if not check.ok}
     assert failed.keys() >= {"files", "modelopt_state"}
     assert failed["modelopt_state"].startswith("release/modelopt_state/common.pt is missing")
