@@ -84,7 +84,9 @@ def test_any_data_set_of_the_hub_gives_samples(monkeypatch: pytest.MonkeyPatch) 
         ("owner/name", "en", {"split": "validation", "streaming": True}),
         ("owner/name", None, {"split": "train", "streaming": True}),
     ]
-    with pytest.raises(PtqError, match="owner/name:train, row 3: has no text and no messages in column body"):
+    with pytest.raises(
+        PtqError, match="owner/name:train, row 3: body is of type int, and must be a text, or a list of messages"
+    ):
         read_samples("owner/name,column=body", 3)
 
 

@@ -33,7 +33,8 @@ def measured(
 
 
 def figures(layer: Layer) -> list[float]:
-    return [value for value in astuple(layer)[3:-1] if value is not None] + list(layer.pre_quant_scale or ())
+    numbers = [value for value in astuple(layer) if isinstance(value, float)]
+    return numbers + list(layer.pre_quant_scale or ())
 
 
 def assert_same(ours: tuple[Layer, ...], theirs: tuple[Layer, ...]) -> None:

@@ -32,7 +32,7 @@ PLAIN: dict[str, Any] = {
         ({"algorithm": "my.yaml"}, "use one of the built-in algorithms"),
         ({"forward_loop": print}, "leave out forward_loop and give calibration_dataset"),
         ({"model": replace(LLAMA_8B, is_quantized=True)}, "give the checkpoint as it was before"),
-        ({"formats": ("trtllm", "nemo")}, 'leave "nemo" out of export_config.export_format'),
+        ({"formats": ("trtllm", "nemo")}, "leave it out of export_config.export_format"),
     ],
 )
 def test_what_needs_the_whole_model_is_refused_layer_wise(asked: dict[str, Any], fix: str | None) -> None:
