@@ -260,8 +260,8 @@ median over tokens, relative to the logits' norm. Activations that fall to anoth
 int4_awq, which does not round them. The restored scales equal those of the calibration. The KV cache is unquantized.
 
 Not run are families whose layers megatron-core builds with Transformer Engine alone, and NVFP4, which ModelOpt
-simulates on GPUs. The tiny models of Llama 3.1 and 3.2 scale their rotary embedding as Megatron-LM cannot, and are refused;
-Llama 2 and 3 stand for the row.
+simulates on GPUs. The tiny models of Llama 3.1 and 3.2 scale their rotary embedding as Megatron-LM cannot, and are
+refused; Llama 2 and 3 stand for the row.
 """
 
 
