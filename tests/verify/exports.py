@@ -117,8 +117,9 @@ def whole(stack: Stack) -> Linear:
 
 def gains(exported: Weights, other: Weights) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
     """Gains of another format's norms, and what of the trtllm directory they are but for rounding."""
+    before_mlp = "pre_feedforward_layernorm" if exported.config.post_norms else "post_layernorm"
     for layer in range(exported.config.num_hidden_layers):
-        for norm, linear in zip(NORMS, ("attention.qkv", "mlp.fc"), strict=True):
+        for norm, linear in (("input_layernorm", "attention.qkv"), (before_mlp, "mlp.fc")):
             prefix = f"transformer.layers.{layer}."
             found, gain = (weights.tensor(f"{prefix}{norm}.weight").float() for weights in (other, exported))
             if exported.config.moe is None or linear != "mlp.fc":
