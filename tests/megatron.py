@@ -125,7 +125,10 @@ def write_megatron_lm(
         common = {"args": arguments, "checkpoint_version": 3.0, "iteration": 12}
         if as_core_019:
             common = {"common_state": ShardedObject("common_state", common, (1,), (0,), dist.get_rank())}
-        sharded = {"model": model.module.sharded_state_dict(prefix=""), "optimizer": {"exp_avg": moment}}
+        weights = model.module.sharded_state_dict(prefix="")
+        if not arguments.untie_embeddings_and_output_weights:  # NeMo's StarCoder has the embedding twice
+            weights.pop("output_layer.weight", None)
+        sharded = {"model": weights, "optimizer": {"exp_avg": moment}}
         dist_checkpointing.save({**common, **sharded}, str(directory), InTurn())
         if steps.is_first():
             if as_core_019:

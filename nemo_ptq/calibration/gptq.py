@@ -160,23 +160,29 @@ _PRODUCED_AT_ONCE = 2048
 
 def _times_upper(matrix: torch.Tensor, upper: torch.Tensor) -> torch.Tensor:
     """Multiplies (m, n) with an upper triangular (n, n)."""
-    ends = range(_PRODUCED_AT_ONCE, upper.shape[1] + _PRODUCED_AT_ONCE, _PRODUCED_AT_ONCE)
-    parts = [matrix[:, :end] @ upper[:end, end - _PRODUCED_AT_ONCE : end] for end in ends]
-    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+    product = torch.empty_like(matrix)
+    for start in range(0, upper.shape[1], _PRODUCED_AT_ONCE):
+        stop = min(start + _PRODUCED_AT_ONCE, upper.shape[1])
+        product[:, start:stop] = matrix[:, :stop] @ upper[:stop, start:stop]
+    return product
 
 
 def _upper_times(upper: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
     """Multiplies an upper triangular (n, n) with (n, m)."""
-    starts = range(0, len(upper), _PRODUCED_AT_ONCE)
-    parts = [upper[start : start + _PRODUCED_AT_ONCE, start:] @ matrix[start:] for start in starts]
-    return torch.cat(parts) if len(parts) > 1 else parts[0]
+    product = torch.empty_like(matrix, memory_format=torch.contiguous_format)
+    for start in range(0, len(upper), _PRODUCED_AT_ONCE):
+        stop = min(start + _PRODUCED_AT_ONCE, len(upper))
+        product[start:stop] = upper[start:stop, start:] @ matrix[start:]
+    return product
 
 
 def _times_lower(matrix: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
     """Multiplies (m, n) with a lower triangular (n, n)."""
-    starts = range(0, lower.shape[1], _PRODUCED_AT_ONCE)
-    parts = [matrix[:, start:] @ lower[start:, start : start + _PRODUCED_AT_ONCE] for start in starts]
-    return torch.cat(parts, 1) if len(parts) > 1 else parts[0]
+    product = torch.empty_like(matrix)
+    for start in range(0, lower.shape[1], _PRODUCED_AT_ONCE):
+        stop = min(start + _PRODUCED_AT_ONCE, lower.shape[1])
+        product[:, start:stop] = matrix[:, start:] @ lower[start:, start:stop]
+    return product
 
 
 def unit_factor(size: int, device: torch.device) -> InverseFactor:
