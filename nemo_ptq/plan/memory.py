@@ -23,7 +23,7 @@ _STREAM_COPIES = 3
 # Text that the models are compared on: see report/measure.py.
 _MOST_LOGITS, _COMPARED_BATCH, COMPARED_SEQ_LEN = 1 << 28, 4, 256
 # Positions whose distributions are compared at a time, and float32 copies of them: see verify/evaluate.py.
-_SCORED_AT_ONCE, _SCORING_COPIES = 128, 6
+_SCORED_AT_ONCE, _SCORING_COPIES = 128, 10
 # Values that verify looks at together, and the wider types that it looks at them in: see verify/trtllm/values.py.
 _VERIFY_CHUNK = (1 << 22) * 16
 # What torch needs to round a weight and read its codes back, in bytes for each element of a piece, beside the result.
@@ -143,11 +143,14 @@ def _search_bytes(linear: Linear, on_gpu: bool) -> int:
 
 
 def _observing_bytes(linear: Linear, tokens: int, on_gpu: bool) -> int:
-    """What adding a batch to a Gram matrix needs: the input, its magnitudes, that of all ranks, and the product."""
+    """What adding a batch to a Gram matrix needs: the input, its magnitudes and that of all ranks.
+
+    On a CPU also these in float32, and the product; a GPU adds it where it belongs.
+    """
     local, whole = tokens * linear.columns, tokens * linear.whole_columns
     gathered = whole * _BF16 if linear.columns < linear.whole_columns else 0
-    float32 = 0 if on_gpu else (local + whole) * _FP32
-    return 2 * local * _BF16 + gathered + float32 + linear.columns * linear.whole_columns * _FP32
+    on_cpu = 0 if on_gpu else (local + whole + linear.columns * linear.whole_columns) * _FP32
+    return 2 * local * _BF16 + gathered + on_cpu
 
 
 def _awq_bytes(
@@ -328,7 +331,10 @@ class _Rank:
         each = _FP32 + (_BF16 if self.algorithm.smooths else 0)
         held, most = 0, 0
         for linear in (self.linears[1], self.linears[0], *self.linears[2:]):
-            own = linear.weights * each + min(linear.weights, _PIECE) * rounding
+            piece = min(linear.weights, _PIECE)
+            # A CPU's system gives the result its memory as it is written, when the copies of a piece are gone.
+            result = linear.weights if self.on_gpu else linear.weights - piece
+            own = max(result * each + piece * rounding, linear.weights * each)
             most = max(most, held + (linear.count - 1) * linear.weights * kept + own)
             held += linear.weights * linear.count * kept
         return most
