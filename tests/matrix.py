@@ -63,7 +63,7 @@ ROWS = (
     Row("Qwen 2, 2.5", "0.5B to 72B", "qwen2", ("qwen2",)),
     Row("Qwen 3", "0.6B to 32B", "qwen3", ("qwen3",)),
     Row("Qwen 3 MoE", "30B-A3B, 235B-A22B", "qwen3_moe", ("qwen3_moe",)),
-    Row("Phi 3, 4", "3.8B (4k), 14B", "llama", ("phi3",)),
+    Row("Phi 3, 4", "3.8B, 14B", "llama", ("phi3",)),
     Row("Gemma 2", "2B, 9B, 27B", "gemma2", ("gemma2",)),
     Row("Gemma 3 (text)", "1B; 4B, 12B, 27B", "gemma3", ("gemma3",)),
 )
