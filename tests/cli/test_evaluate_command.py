@@ -59,8 +59,10 @@ def test_the_jobs_figures_are_those_of_its_files(algorithm: str, demo: Demo, exp
     assert found["held_out"] is True
     assert job.quality is not None
     assert (job.quality.documents, job.quality.tokens) == (found["documents"], found["tokens"])
+    # What bfloat16 changes of an activation lets it fall to another of FP4's few codes.
+    near = 1.5e-2 if algorithm == "nvfp4" else 3e-3
     for name in ("perplexity", "baseline_perplexity", "recovery"):
-        assert getattr(job.quality, name).value == pytest.approx(found[name]["value"], rel=3e-3)
+        assert getattr(job.quality, name).value == pytest.approx(found[name]["value"], rel=near)
     assert job.quality.top1_agreement is not None
     assert job.quality.top1_agreement.value == pytest.approx(found["top1_agreement"]["value"], abs=0.03)
     # The report has the files' figures now, in all of its documents, and the directory is as sound as before.
