@@ -59,10 +59,7 @@ from nemo_ptq.parallel.ranks import Parallelism, Ranks
 from nemo_ptq.quantization.activations import activation_scale, rounded_by_scale
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.schemes import Scheme
-from nemo_ptq.verify.evaluate import kl_divergence
-
-# Positions whose next-token distributions are in memory at a time: vocabularies are large.
-_POSITIONS = 128
+from nemo_ptq.verify.evaluate import POSITIONS_AT_ONCE, kl_divergence
 
 # Gives the pre-quantization scale that every format can hold, of a layer by name and the scale that it would like best.
 Foldable = Callable[[str, torch.Tensor], torch.Tensor]
@@ -214,7 +211,7 @@ class RoundingLearner:
 
     def _divergence(self, found: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
         """The mean KL divergence of a sample, (1), from what stands before the head: (sequence, 1, hidden size)."""
-        parts = zip(exact.split(_POSITIONS), found.split(_POSITIONS), strict=True)
+        parts = zip(exact.split(POSITIONS_AT_ONCE), found.split(POSITIONS_AT_ONCE), strict=True)
         return torch.cat([kl_divergence(*map(self._logits, part)) for part in parts], 1).mean(1)
 
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
@@ -291,7 +288,7 @@ _LAST = ("self_attention.linear_proj", "mlp.linear_fc2", "mixer.out_proj")
 
 
 def _ended_by(name: str, modules: Mapping[str, torch.nn.Module]) -> torch.nn.Module | None:
-    """Returns the module that a layer, by Megatron's name, is the last one of; None where it is not."""
+    """Returns the module of a block that a layer, by Megatron's name, is the last one of; None where there is none."""
     return modules.get(name.rpartition(".")[0]) if name.endswith(_LAST) else None
 
 

@@ -22,12 +22,10 @@ from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.engine.documents import load_tokenizer
 from nemo_ptq.errors import PtqError
 from nemo_ptq.report.records import TaskFigure
-from nemo_ptq.verify.evaluate import continue_greedily, document_groups
+from nemo_ptq.verify.evaluate import POSITIONS_AT_ONCE, continue_greedily, document_groups
 from nemo_ptq.verify.forward_pass import CPU, FinalStates, open_model, run_layers
 from nemo_ptq.verify.model_config import ModelConfig
 
-# Positions whose next-token distributions are in memory at a time.
-_WINDOW = 128
 # Tokens that are generated before the text is searched for the end.
 _STRIDE = 16
 
@@ -150,7 +148,7 @@ def _score(states: FinalStates, index: int, length: int, continuation: Sequence[
     wanted = torch.tensor(continuation[-length:])
     start = length - len(wanted)
     total, is_first = 0.0, True
-    for part, cut in zip(wanted.split(_WINDOW), range(start, length, _WINDOW), strict=True):
+    for part, cut in zip(wanted.split(POSITIONS_AT_ONCE), range(start, length, POSITIONS_AT_ONCE), strict=True):
         found = states.logits(index, slice(cut, cut + len(part)))[0].log_softmax(-1).cpu()
         total += found.gather(-1, part[:, None]).double().sum().item()
         is_first = is_first and torch.equal(found.argmax(-1), part)

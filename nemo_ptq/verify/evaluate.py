@@ -21,8 +21,8 @@ from nemo_ptq.verify.manifest import MANIFEST
 from nemo_ptq.verify.model_config import ModelConfig, load_json
 from nemo_ptq.verify.weights import Weights
 
-# Positions whose next-token distributions are in memory at a time.
-_WINDOW = 128
+POSITIONS_AT_ONCE = 128
+"""Positions whose next-token distributions are in memory at a time: vocabularies are large."""
 # What a model and its baseline have in common, whatever their formats; vocabularies may be padded.
 _SIZES = (
     *("decoder", "num_hidden_layers", "hidden_size", "num_attention_heads", "num_key_value_heads", "head_size"),
@@ -108,7 +108,10 @@ def _windows(tokens: torch.Tensor) -> list[slice]:
 
     The last position of a window predicts the first token of the next one.
     """
-    return [slice(start, start + _WINDOW + 1) for start in range(0, max(tokens.shape[1] - 1, 1), _WINDOW)]
+    return [
+        slice(start, start + POSITIONS_AT_ONCE + 1)
+        for start in range(0, max(tokens.shape[1] - 1, 1), POSITIONS_AT_ONCE)
+    ]
 
 
 def _add(scores: Iterable[DocumentScore]) -> DocumentScore:

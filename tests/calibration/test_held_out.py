@@ -15,7 +15,7 @@ from nemo_ptq.calibration.held_out import HeldOutError, held_out_places, sample_
 from nemo_ptq.calibration.observing import linear_shards
 from nemo_ptq.calibration.residual import residual_of
 from nemo_ptq.calibration.rounders import Int4
-from nemo_ptq.calibration.rounding_learner import RoundingLearner
+from nemo_ptq.calibration.rounding_learner import _ELSEWHERE, RoundingLearner, _Layer
 from nemo_ptq.calibration.streams import Stream
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.config import QuantizationConfig
@@ -102,6 +102,41 @@ def test_the_better_rounding_is_kept(llama: Llama, rounder: Any, batches: int, n
         ours, plain = learned.found
         # Where each block is rounded to nearest, so is the model.
         assert (ours == plain) if nearest else ours.is_less(plain)
+
+
+class Mlp(torch.nn.Module):
+    """A module whose last layer is a linear one, and which counts how often it computes what comes before."""
+
+    def __init__(self, last: torch.nn.Module) -> None:
+        super().__init__()
+        self.last, self.times = last, 0
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        self.times += 1
+        found: torch.Tensor = self.last(states.relu())[0]
+        return found
+
+
+def test_what_has_entered_a_layer_is_kept_of_the_calibration_batches_alone(llama: Llama) -> None:
+    block, name = llama.blocks[1], "decoder.layers.0.mlp.linear_fc2"
+    module, linear = block.modules[name], linear_shards(block, Parallelism())[name]
+    mlp = Mlp(module)
+    layer = _Layer(module, linear, llama, ended=mlp)
+    layer.serve({}, algorithm_scheme(QuantizationConfig("int4_awq", awq_block_size=64)))
+    states = torch.randn(3, 5, 128, generator=torch.Generator().manual_seed(2))
+    expected = [states[index].relu() @ linear.weight.T for index in range(3)]
+    with torch.no_grad():
+        for place, times in ((0, 1), (_ELSEWHERE, 2), (_ELSEWHERE, 3)):
+            layer.place = place
+            torch.testing.assert_close(mlp(states[times - 1]), expected[times - 1])
+            assert mlp.times == times
+        layer.place = 0  # which is known, whatever is given
+        torch.testing.assert_close(mlp(states[2])[0], expected[0])
+        assert mlp.times == 3
+        layer.forget([0])
+        torch.testing.assert_close(mlp(states[2]), expected[2])
+    layer.restore()
+    assert "forward" not in vars(mlp)
 
 
 def test_the_model_s_error_is_the_divergence_of_what_the_held_out_samples_come_to(llama: Llama) -> None:

@@ -110,7 +110,7 @@ def test_windows_and_groups_change_nothing(pristine: Pristine, monkeypatch: pyte
             stream_logits(model.path, documents), stream_logits(other.path, documents), documents, strict=True
         )
     ]
-    monkeypatch.setattr("nemo_ptq.verify.evaluate._WINDOW", 7)
+    monkeypatch.setattr("nemo_ptq.verify.evaluate.POSITIONS_AT_ONCE", 7)
     monkeypatch.setattr("nemo_ptq.verify.evaluate._MOST_STATES", 30 * model.config.hidden_size)
     seen: list[int] = []
     found = evaluate(other, model, documents, follow=seen.append)

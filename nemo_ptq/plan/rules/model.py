@@ -49,14 +49,9 @@ def adapter_fits(checkpoint: Any, model: ModelSpec, adapter: Any) -> str | None:
 
 def state_spaces_have_a_format(model: ModelSpec, family: Family, formats: Sequence[str]) -> str | None:
     """Layers with a state space go into Hugging Face directories: nothing else that reads them is known."""
-    for name in formats:
-        if model.state_space is not None and not FORMATS[name].is_hugging_face:
-            reason = _WITHOUT_STATE_SPACES.get(name, "it has no place for state spaces")
-            return (
-                f"export_config.export_format={name} is not for {family.name}: {reason}; use export_format=hf or "
-                "compressed_tensors"
-            )
-    return None
+    if model.state_space is None:
+        return None
+    return _only_hugging_face(family.name, formats, _WITHOUT_STATE_SPACES, "it has no place for state spaces")
 
 
 def state_spaces_are_calibrated_here(
@@ -72,12 +67,17 @@ def state_spaces_are_calibrated_here(
 
 def long_rope_has_a_format(model: ModelSpec, formats: Sequence[str]) -> str | None:
     """Rotary embeddings that are stretched by longrope go into Hugging Face directories."""
+    if model.long_rope is None:
+        return None
+    return _only_hugging_face("models with longrope", formats, _WITHOUT_LONG_ROPE, "it has no place for the factors")
+
+
+def _only_hugging_face(models: str, formats: Sequence[str], reasons: Mapping[str, str], otherwise: str) -> str | None:
     for name in formats:
-        if model.long_rope is not None and not FORMATS[name].is_hugging_face:
-            reason = _WITHOUT_LONG_ROPE.get(name, "it has no place for the factors")
+        if not FORMATS[name].is_hugging_face:
             return (
-                f"export_config.export_format={name} is not for models with longrope: {reason}; use export_format=hf "
-                "or compressed_tensors"
+                f"export_config.export_format={name} is not for {models}: {reasons.get(name, otherwise)}; use "
+                "export_format=hf or compressed_tensors"
             )
     return None
 
