@@ -56,7 +56,7 @@ def test_a_name_is_taken_once() -> None:
 def documented() -> dict[str, dict[str, str]]:
     """The first table of docs/formats.md: rows by name, each with its text for every format."""
     text = (Path(__file__).parents[2] / "docs" / "formats.md").read_text(encoding="utf-8")
-    table = text[text.index("\n| |") : text.index("\n\nWhat cannot go")].strip().splitlines()
+    table = text[text.index("\n| |") : text.index("\n\nWhat a format cannot hold")].strip().splitlines()
     head, _, *rows = [[cell.strip(" `") for cell in line.strip("|").split("|")] for line in table]
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
 

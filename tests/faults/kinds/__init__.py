@@ -32,16 +32,16 @@ class Kind:
 
 
 KINDS = (
-    Kind(damage.nemo_file, "a file of a NeMo checkpoint is damaged, missing, or no file", 150),
+    Kind(damage.nemo_file, "a file of a NeMo checkpoint is damaged, missing, or not a regular file", 150),
     Kind(damage.hugging_face_file, "the same with a Hugging Face directory", 100),
-    Kind(damage.setting, "config.json has a value that is none", 100),
+    Kind(damage.setting, "config.json has an invalid value", 100),
     Kind(damage.export_file, "a file of an export is damaged: `nemo-ptq verify`", 200),
     Kind(damage.saved_calibration, "a saved calibration is damaged: `nemo-ptq export`", 80),
     Kind(hostile.code_in_context, "a NeMo context names code to call", 60),
     Kind(hostile.pickled_code, "a pickle of a checkpoint holds code", 40),
-    Kind(hostile.data_set, "a data set is none", 60),
-    Kind(commands.argument, "an option has a value that is none", 60),
-    Kind(commands.console, "the terminal is full, closed or knows ASCII alone", 20),
+    Kind(hostile.data_set, "a data set is invalid", 60),
+    Kind(commands.argument, "an option has an invalid value", 60),
+    Kind(commands.console, "the terminal is full, closed or limited to ASCII", 20),
     Kind(processes.killed_job, "kill -9 of a job, resident and layer-wise; another run goes on", 60),
     Kind(processes.interrupted_job, "SIGINT or SIGTERM to a job", 40),
     Kind(processes.interrupted_launch, "SIGINT, SIGTERM or SIGKILL to a launcher of one or two ranks", 20),

@@ -112,7 +112,7 @@ _GOOD = (
 
 
 def data_set(lab: Lab, place: Path, random: Random) -> Verdict:
-    """Calibration data that is none, or that has oddities which are no faults."""
+    """Invalid calibration data, or data with harmless oddities."""
     output, data = place / "out", place / f"data.{random.choice(('jsonl', 'json', 'txt'))}"
     kind = random.random()
     if kind < 0.2:
