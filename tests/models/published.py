@@ -368,14 +368,14 @@ def _cell(message: str) -> str:
 
 _TEXT = """# Models people use
 
-Some of the text models that are downloaded most, and what a job makes of them. The family says which rows of
-[the support matrix](support_matrix.md) are theirs. Other models of these classes work as well, if their config.json has
+Some of the most downloaded text models, and whether a job quantizes them. The family names a model's rows in
+[the support matrix](support_matrix.md). Other models of these classes work as well, if their config.json has
 settings of the same kind.
 
-`python -m tests.models.published` writes this page from the models' settings, sizes apart.
-`tests/models/test_published.py` (`make test-slow`) makes each model small, with random weights, plans a job, runs it,
-and compares the logits of what comes out with those of transformers' own class. The models themselves were not run, and
-their settings were written down by hand: `nemo-ptq plan` tells what becomes of the one that you have.
+`python -m tests.models.published` writes this page from the models' settings, except for their sizes.
+`tests/models/test_published.py` (`make test-slow`) builds each model small, with random weights, plans a job, runs it,
+and compares the export's logits with those of transformers' own class. The models themselves were not run, and
+their settings were copied by hand; `nemo-ptq plan` says whether your copy can be quantized.
 
 | model | class | family |
 |---|---|---|
@@ -383,13 +383,13 @@ their settings were written down by hand: `nemo-ptq plan` tells what becomes of 
 
 ## Refused
 
-Before anything starts, by `nemo-ptq plan` as well as by a job, with this line:
+`nemo-ptq plan` and jobs refuse these models before anything starts, with this message:
 
-| model | what is said |
+| model | message |
 |---|---|
 {refused}
 
-A family that is missing can be [added in one file](contributing.md), also from outside the package.
+A missing family can be [added in one file](contributing.md), inside or outside the package.
 """
 
 
