@@ -3,12 +3,12 @@
 """Pickles read as data: none of the names in them is imported, nothing is called. Needs no torch."""
 
 import io
-import pickle
 from pathlib import Path
 from typing import IO, Any
-from zipfile import BadZipFile, ZipFile
+from zipfile import BadZipFile
 
 from nemo_ptq.untrusted import FileError, open_file
+from nemo_ptq.untrusted_pickles import DataUnpickler, load_saved, size
 
 # The options and counters of a training job have some kilobytes.
 _MOST_BYTES = 2**27
@@ -25,7 +25,7 @@ class Record:
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
-            self.__dict__.update(state)
+            self.__dict__ = state  # not a copy: a pickle can name one large state many times
         else:
             self.state = state
 
@@ -52,14 +52,14 @@ class TorchName(str):
         return Record()
 
 
-class InertUnpickler(pickle.Unpickler):
+class InertUnpickler(DataUnpickler):
     """Reads a pickle's data and imports none of the names in it, so that a hostile checkpoint can run no code."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns what stands for a name."""
         if module == "torch":
             # A data type is a name alone, a size a call.
-            return tuple if name == "Size" else TorchName(name)
+            return size if name == "Size" else TorchName(name)
         return Record
 
     def persistent_load(self, pid: Any) -> Record:
@@ -88,13 +88,8 @@ def read_saved(path: Path, start: int = 0, length: int | None = None) -> Any:
     with open_file(path) as whole:
         try:
             file = whole if length is None else _part(path, whole, start, length)
-            with ZipFile(file) as archive:
-                entry = next(info for info in archive.infolist() if info.filename.endswith("/data.pkl"))
-                if entry.file_size > _MOST_BYTES:
-                    raise FileError(path, f"has a pickle of more than {_MOST_BYTES} bytes")
-                content = archive.read(entry)
-            return InertUnpickler(io.BytesIO(content)).load()
-        except (BadZipFile, StopIteration) as error:
+            return load_saved(file, InertUnpickler)
+        except BadZipFile as error:
             raise FileError(path, "cannot be read: it is not a file of torch.save") from error
         except FileError:
             raise

@@ -25,6 +25,7 @@ from nemo_ptq.checkpoint.known_tensors import is_weight, prefix_of
 from nemo_ptq.checkpoint.parts import TensorPart, check_finite
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import open_unbuffered
+from nemo_ptq.untrusted_pickles import check_saved
 
 # The records with the bytes of tensors.
 _STORAGE = re.compile(r"/data/\d+$")
@@ -213,7 +214,8 @@ def read_chunk(weights: Path, chunk: Chunk) -> Any:
     try:
         with open_unbuffered(weights / chunk.file) as file:
             window = io.BufferedReader(_Window(file, chunk.start, chunk.length))
-            storages = _check_records(window)
+            records = check_saved(window, chunk.length)
+            storages = _check_records(window, records)
             window.seek(0)
             value = torch.load(window, map_location="cpu", weights_only=True)
             if isinstance(value, torch.Tensor):
@@ -227,7 +229,7 @@ def read_chunk(weights: Path, chunk: Chunk) -> Any:
         ) from error
 
 
-def _check_records(file: IO[bytes]) -> list[ZipInfo]:
+def _check_records(file: IO[bytes], records: Sequence[ZipInfo]) -> list[ZipInfo]:
     """Compares the records of a zip archive that torch has written with their CRC-32, which torch does not look at.
 
     Returns:
@@ -236,11 +238,10 @@ def _check_records(file: IO[bytes]) -> list[ZipInfo]:
     Raises:
         BadZipFile: If a record differs.
     """
+    if not any(record.CRC for record in records):
+        return []  # written after torch.serialization.set_crc32_options(False)
+    storages = [record for record in records if _STORAGE.search(record.filename)]
     with ZipFile(file) as archive:
-        records = archive.infolist()
-        if not any(record.CRC for record in records):
-            return []  # written after torch.serialization.set_crc32_options(False)
-        storages = [record for record in records if _STORAGE.search(record.filename)]
         for record in records:
             if record not in storages:
                 archive.read(record)

@@ -26,6 +26,7 @@ from torch.distributed.checkpoint.planner import (
 
 from nemo_ptq.checkpoint.known_tensors import PREFIX
 from nemo_ptq.checkpoint.parts import TensorPart
+from nemo_ptq.console.quiet import import_nemo
 from nemo_ptq.models.state_space import StateSpace
 from nemo_ptq.parallel.attributes import replaced
 from nemo_ptq.parallel.megatron import CheckpointingConfig, ShardedObject, save_config
@@ -106,6 +107,7 @@ def write_context(directory: Path, model: Any) -> None:
         model: Fiddle config of a NeMo GPTModel with `config` and `tokenizer`. A tokenizer directory that it names is
             copied next to io.json and named relative to it.
     """
+    import_nemo()
     import fiddle as fdl
     from nemo.collections.llm.gpt.model import ssm
     from nemo.lightning import MegatronStrategy, Trainer

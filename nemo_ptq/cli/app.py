@@ -25,17 +25,16 @@ from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.plugins import load_plugins
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-for command in (doctor, recipes, runs, import_hf, convert, export, verify, evaluate):
-    app.command()(command)
-# What looks like an option may be a misspelt argument: our own checks say so.
+# What looks like an option of these may be a misspelt argument: our own checks say so.
 _JOB_COMMANDS = (plan, run, sweep)
-for job_command in _JOB_COMMANDS:
-    app.command(context_settings=SETTINGS)(job_command)
+# In the order of their use, which the help has.
+for command in (plan, run, verify, evaluate, export, convert, import_hf, sweep, recipes, runs, doctor):
+    app.command(context_settings=SETTINGS if command in _JOB_COMMANDS else None)(command)
 
 
 @app.callback()
 def nemo_ptq(context: typer.Context) -> None:
-    """Post-training quantization of NeMo checkpoints."""
+    """Post-training quantization of NeMo, Megatron and Hugging Face checkpoints."""
     load_plugins()
     commands: dict[str, typer.core.TyperCommand] = getattr(context.command, "commands", {})
     for command in _JOB_COMMANDS:

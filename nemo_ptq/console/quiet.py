@@ -28,6 +28,12 @@ def quiet_imports() -> Iterator[None]:
             logging.disable(disabled)
 
 
+def import_nemo() -> None:
+    """Imports NeMo's models in silence; what is imported from NeMo afterwards says nothing more."""
+    with quiet_imports():
+        import nemo.collections.llm  # noqa: F401
+
+
 @contextmanager
 def quiet_prints() -> Iterator[Callable[[Callable[[T], R]], Callable[[T], R]]]:
     """Silences what a library prints on every rank.

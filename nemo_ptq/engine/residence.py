@@ -39,9 +39,9 @@ def is_layerwise(job: Job, device: torch.device, reporter: Reporter) -> bool:
     if asked is None:
         need = f"with all weights in memory a rank needs {needed / 2**30:.1f} GiB"
         reporter.say(
-            f"layer-wise: {need}, more than it may fill, so one block of them is in memory at a time"
+            f"layer-wise: {need}, more than is free, so it holds one block of weights at a time"
             if any(everyones)
-            else f"resident: {need}, which fit"
+            else f"resident: {need}, which fits"
         )
     return any(everyones)
 

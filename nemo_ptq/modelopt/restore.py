@@ -9,7 +9,7 @@ puts there. Files are therefore read by :mod:`nemo_ptq.checkpoint.torch_dist`, w
 import io
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import modelopt.torch.opt as mto
 import torch
@@ -27,6 +27,7 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.modelopt.quantizers import compute_weight_amax
 from nemo_ptq.quantization.state_header import IN_EXPORT, read_header
 from nemo_ptq.untrusted import open_file
+from nemo_ptq.untrusted_pickles import check_saved
 
 _EXTRA_STATE = "_extra_state"
 
@@ -68,13 +69,15 @@ def _common_state(directory: Path) -> Any:
         return _plain(opened, file)
 
 
-def _plain(content: Any, source: object) -> Any:
+def _plain(content: IO[bytes], source: object) -> Any:
     """Reads what ``torch.save`` has written, without calling anything but what torch and ModelOpt declare as safe.
 
     Raises:
         PtqError: If there is something else in it.
     """
     try:
+        check_saved(content, content.seek(0, io.SEEK_END))
+        content.seek(0)
         return torch.load(content, map_location="cpu", weights_only=True)
     except Exception as error:  # damaged bytes raise whatever they like
         reason = str(error).partition("\n")[0]

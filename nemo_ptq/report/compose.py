@@ -155,7 +155,7 @@ def conclude(report: Report) -> tuple[str, bool]:
     if summary.passed is None:
         why = report.missing.get("quality")
         return (f"{word}: {why}" if why else word), False
-    line = f"{word}: recovery {summary.recovery:.4f}, and at least {summary.required_recovery:g} is wanted"
+    line = f"{word}: recovery {summary.recovery:.4f}, at least {summary.required_recovery:g} required"
     if not is_bad:
         return line, False
     if not report.findings:

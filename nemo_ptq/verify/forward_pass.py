@@ -16,6 +16,7 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.huggingface.hf_directory import is_hugging_face
 from nemo_ptq.verify.huggingface.hf_model import open_hugging_face
 from nemo_ptq.verify.linear import Stack, Tensors, dequantized
+from nemo_ptq.verify.manifest import exports_below
 from nemo_ptq.verify.model_config import Hybrid, ModelConfig
 from nemo_ptq.verify.nemo.megatron_model import is_megatron, open_megatron
 from nemo_ptq.verify.nemo.nemo_checks import is_nemo
@@ -377,12 +378,20 @@ def open_model(directory: Path | str) -> Weights:
         weights = open_nemo(path)
     elif is_megatron(path):
         weights = open_megatron(path)
+    elif not (path / "config.json").exists():
+        raise PtqError(_without_model(path))
     else:
         return _open_qnemo(path)
     problems = _activation_problems(weights.config)
     if problems:
         raise PtqError(f"{path} cannot be run: {problems[0]}")
     return weights
+
+
+def _without_model(path: Path) -> str:
+    if exports := exports_below(path):
+        return f"{path} is not an export itself: give one of those in it, {', '.join(map(str, exports))}"
+    return f"{path} holds no model: give an exported directory or a checkpoint"
 
 
 def _open_qnemo(path: Path) -> Weights:

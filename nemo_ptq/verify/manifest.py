@@ -3,6 +3,7 @@
 """ptq/manifest.json against the files that are there."""
 
 import hashlib
+import os
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -45,6 +46,13 @@ class Entry:
         return bool(digest.hexdigest() == self.checksum)
 
 
+def exports_below(directory: Path) -> list[Path]:
+    """Returns the subdirectories that are exports, as a job with several formats has them; none if it is one itself."""
+    if (directory / MANIFEST).exists() or not directory.is_dir():
+        return []
+    return sorted(path for path in directory.iterdir() if (path / MANIFEST).is_file())
+
+
 def read_manifest(directory: Path) -> dict[str, Entry]:
     """Reads the manifest's files by their relative paths.
 
@@ -52,6 +60,8 @@ def read_manifest(directory: Path) -> dict[str, Entry]:
         PtqError: It is missing or malformed, or has been changed: its own checksum is that of its bytes with zeros in
             the checksum's place.
     """
+    if not os.path.lexists(directory / MANIFEST):
+        raise PtqError(f"{MANIFEST} is missing: this is not an export of nemo_ptq, or was not copied whole")
     raw = load_json(directory / MANIFEST)
     version = raw.get("version")
     if not isinstance(version, int) or version not in _CHECKSUMS:

@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import FileError, check_regular
+from nemo_ptq.untrusted_pickles import check_saved_file
 
 # The data types of the files that are verified, as safetensors spells them.
 _DTYPES = {
@@ -146,9 +147,10 @@ class TorchFile:
     @property
     def _tensors(self) -> dict[str, torch.Tensor]:
         try:
-            tensors = torch.load(check_regular(self.path), map_location="cpu", mmap=True, weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise PtqError(f"{self.path.name}: not readable as tensors: {str(error).splitlines()[0]}") from error
+            tensors = torch.load(check_saved_file(self.path), map_location="cpu", mmap=True, weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, FileError) as error:
+            reason = error.reason if isinstance(error, FileError) else str(error).partition("\n")[0]
+            raise PtqError(f"{self.path.name}: not readable as tensors: {reason}") from error
         if not isinstance(tensors, dict):
             raise PtqError(f"{self.path.name} does not hold tensors by name")
         return tensors

@@ -133,6 +133,27 @@ def test_the_gate(demo: Demo, exported: Callable[[str], Path]) -> None:
         run_command(*words, "--min-recovery", "1.5", "--sample", 0)
 
 
+def test_a_gate_that_nothing_can_miss_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PtqError, match="--min-recovery nan is not a finite number"):
+        run_command(tmp_path, "--baseline", tmp_path, "--min-recovery", "nan")
+
+
+def test_one_of_several_exports_must_be_named(tmp_path: Path) -> None:
+    for name in ("hf", "trtllm"):
+        (tmp_path / name / "ptq").mkdir(parents=True)
+        (tmp_path / name / "ptq" / "manifest.json").write_text("{}")
+    with pytest.raises(PtqError, match=f"{tmp_path} is not an export itself: give one of those in it, {tmp_path}/hf, "):
+        run_command(tmp_path)
+    with pytest.raises(PtqError, match=f"{tmp_path}/hf holds no model: give an exported directory or a checkpoint"):
+        run_command(tmp_path / "hf")
+    ended = CliRunner().invoke(app, ["verify", str(tmp_path)])
+    assert ended.exit_code == 1
+    assert [line.split(": ")[0] for line in ended.stdout.splitlines() if "manifest:" in line] == [
+        "FAIL  hf",
+        "FAIL  trtllm",
+    ]
+
+
 def test_without_a_baseline_there_is_a_perplexity(demo: Demo, exported: Callable[[str], Path]) -> None:
     words = (exported("fp8"), "--text", demo.heldout, "--documents", 2, "--seq-len", 64)
     before = (exported("fp8") / REPORT).read_bytes()

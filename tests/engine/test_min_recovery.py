@@ -62,7 +62,7 @@ def test_below_it_nothing_is_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     output = tmp_path / "out"
     error, _ = end(job_of(output, min_recovery=0.9), monkeypatch, measured)
     assert error is not None
-    assert error.startswith("export_config.min_recovery=0.9: fail: recovery 0.8000, and at least 0.9 is wanted; fc2 of")
+    assert error.startswith("export_config.min_recovery=0.9: fail: recovery 0.8000, at least 0.9 required; fc2 of")
     assert error.endswith(f"{output} was not made; export_config.keep_failed=true makes it all the same")
     assert list(tmp_path.iterdir()) == []
 
@@ -144,5 +144,5 @@ def test_what_is_lost_decides(demo: Demo, tmp_path: Path) -> None:
 
     error, said = passed
     assert error is None
-    assert said[-1].startswith("pass: recovery 0.") and said[-1].endswith("and at least 0.1 is wanted")
+    assert said[-1].startswith("pass: recovery 0.") and said[-1].endswith("at least 0.1 required")
     assert [path.name for path in tmp_path.iterdir() if path.is_dir()] and (Path(lenient) / REPORT).exists()

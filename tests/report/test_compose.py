@@ -13,7 +13,7 @@ from tests.report.examples import quality, report, unquantized
 
 def test_a_pass() -> None:
     line, is_bad = conclude(with_quality(report(), quality(0.97)))
-    assert (line, is_bad) == ("pass: recovery 0.9700, and at least 0.95 is wanted", False)
+    assert (line, is_bad) == ("pass: recovery 0.9700, at least 0.95 required", False)
 
 
 def test_a_fail_says_what_to_try() -> None:
@@ -22,7 +22,7 @@ def test_a_fail_says_what_to_try() -> None:
     assert is_bad
     finding = failed.findings[0]
     assert line == (
-        f"fail: recovery 0.8000, and at least 0.95 is wanted; fc2 of layer 2: {finding.problem}; try {finding.advice}"
+        f"fail: recovery 0.8000, at least 0.95 required; fc2 of layer 2: {finding.problem}; try {finding.advice}"
     )
     line, is_bad = conclude(replace(failed, findings=()))
     assert is_bad and line.endswith("or quantization_config.exclude for the layers that the report shows to lose most")

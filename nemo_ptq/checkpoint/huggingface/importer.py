@@ -25,6 +25,7 @@ from nemo_ptq.checkpoint.model_fields import ModelFields
 from nemo_ptq.checkpoint.parts import WeightsSize
 from nemo_ptq.checkpoint.staging import atomic_directory, place_problem, reserved
 from nemo_ptq.checkpoint.tokenizers import Tokenizer, with_nemos_special_tokens
+from nemo_ptq.console.quiet import import_nemo
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import WITHOUT_LONG_ROPE
 
@@ -188,6 +189,7 @@ def _nemo_arguments(model: HuggingFaceDescription, tokens: int) -> tuple[dict[st
 
 def _nemo_model(model: HuggingFaceDescription, arguments: dict[str, Any], tokenizer: str) -> Any:
     """The fiddle config of NeMo's model, which imports NeMo."""
+    import_nemo()
     import fiddle as fdl
     from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
 

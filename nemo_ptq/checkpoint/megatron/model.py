@@ -18,6 +18,7 @@ import torch
 from nemo_ptq.checkpoint.megatron.description import EMBEDDING, OUTPUT, describe_megatron
 from nemo_ptq.checkpoint.parts import TensorPart, WeightsSize
 from nemo_ptq.checkpoint.torch_dist import checkpoint_parts
+from nemo_ptq.console.quiet import import_nemo
 
 # By NeMo's name, where NeMo's class does not say it itself.
 _ACTIVATIONS = {
@@ -97,6 +98,7 @@ class MegatronModel:
             write_context(directory, self._model_config(files))
 
     def _model_config(self, tokenizer: Path | None) -> fdl.Config:
+        import_nemo()
         from nemo.collections.common.tokenizers.huggingface.auto_tokenizer import AutoTokenizer
 
         chosen, dtype = self._described.chosen, getattr(torch, self._described.dtype)

@@ -23,7 +23,7 @@ def convert(
         Optional[Path], typer.Option(help="LoRA adapter of NeMo's or PEFT's, merged into the weights.")
     ] = None,
 ) -> None:
-    """Convert a checkpoint, unquantized and layer by layer; what was written is compared with what was read."""
+    """Convert a checkpoint to another kind, unquantized, and compare each tensor with the one it was made from."""
     from nemo_ptq.console.reporter import Reporter
     from nemo_ptq.engine.convert import convert as run
 

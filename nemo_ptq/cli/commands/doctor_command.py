@@ -14,7 +14,7 @@ def doctor(
     directory: Annotated[Path, typer.Argument(metavar="[DIR]", help="Where exports are to go.")] = Path("."),
     as_json: Annotated[bool, typer.Option("--json", help="Print the findings as JSON.")] = False,
 ) -> None:
-    """Tell what works here, and how to fix what does not; exit status 1 if jobs cannot run."""
+    """Check this machine, and say how to fix what does not work; exit status 1 if jobs cannot run."""
     from nemo_ptq.cli.doctor import examine
 
     findings = examine(directory)

@@ -45,14 +45,15 @@ def export(
         Optional[Path], typer.Option(help="The LoRA adapter that was merged, if it is no longer where it was.")
     ] = None,
     trust_checkpoint: Annotated[
-        Optional[str], typer.Option(help="Names of code that the checkpoint may have called beside NeMo's: a.b,c.d.")
+        Optional[str],
+        typer.Option(help="Your own code that the checkpoint may call in addition to NeMo's: a.b,c.d."),
     ] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace an export at OUT.")] = False,
 ) -> None:
-    """Make another export (format, parallelism, data type) from a saved calibration, without calibrating.
+    """Write another export (format, parallelism, data type) from a saved calibration.
 
-    One process holds the model. Where that is too much, give calibration_state=STATE_OR_DIR to `nemo llm ptq` or to
-    the script, with as many ranks as it takes.
+    One process reads the checkpoint layer by layer. Formats nemo and megatron need the whole model in memory: if that
+    is too much, give calibration_state=STATE_OR_DIR to a job on several ranks.
     """
     from nemo_ptq.config import ExportConfig
     from nemo_ptq.console.quiet import transformers_without_torch

@@ -15,7 +15,7 @@ def import_hf(
     output: Annotated[Path, typer.Argument(metavar="OUT", help="NeMo checkpoint to make.")],
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the NeMo checkpoint at OUT.")] = False,
 ) -> None:
-    """Make a NeMo 2.0 checkpoint from a Hugging Face directory, on a CPU and without running code from it."""
+    """Convert a Hugging Face directory to a NeMo 2.0 checkpoint, on a CPU and without running code from it."""
     from nemo_ptq.checkpoint.huggingface.importer import import_hf as run
 
     typer.echo(f"Wrote {printable(run(str(source), str(output), overwrite))}")

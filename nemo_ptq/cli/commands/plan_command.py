@@ -36,7 +36,7 @@ def plan(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
-    """Say what a job will need, without starting it: memory, file sizes, time, and the rules that it must keep.
+    """Show what a job will need, without starting it: memory, file sizes, time, and whether it keeps every rule.
 
     Reads the checkpoint's metadata only. Exit status 1 if the job does not fit or breaks a rule, 2 if its
     arguments or the checkpoint cannot be read.

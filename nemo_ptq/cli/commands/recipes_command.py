@@ -12,7 +12,7 @@ from nemo_ptq.launch.recipes import read_recipe, recipe_file, recipe_names
 def recipes(
     name: Annotated[Optional[str], typer.Argument(metavar="[NAME]", help="Recipe to show.")] = None,
 ) -> None:
-    """List the recipes, or show one: its YAML can be kept, changed, and given to `nemo llm ptq --yaml`."""
+    """List the recipes, or print one: its YAML can be changed and given to `nemo llm ptq --yaml`."""
     if name is not None:
         typer.echo(recipe_file(name).read_text(), nl=False)
         return

@@ -22,7 +22,7 @@ def run(
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="With run.executor=slurm: return once submitted.")] = False,
 ) -> None:
-    """Quantize a checkpoint and export it: the task, arguments and recipes of `nemo llm ptq`, started sooner.
+    """Quantize a checkpoint and export it. Takes the arguments and recipes of `nemo llm ptq`, and starts faster.
 
     It runs here, or with run.executor=... as a NeMo-Run experiment. Under torchrun or srun, each process is a rank.
     """

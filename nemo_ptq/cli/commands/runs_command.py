@@ -16,7 +16,7 @@ def runs(
     as_json: Annotated[bool, typer.Option("--json", help="Print the whole records as JSON.")] = False,
     last: Annotated[int, typer.Option(help="How many to show, the latest last; 0 shows all.")] = 20,
 ) -> None:
-    """List past runs: those of NeMo-Run's experiments, and those that were launched directly."""
+    """List past runs, launched through NeMo-Run or directly."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text

@@ -22,13 +22,13 @@ def sweep(
         Optional[str], typer.Option(help="Sweep over the recipes of a model, e.g. llama3_8b, each with its settings.")
     ] = None,
     algorithms: Annotated[
-        Optional[str], typer.Option(help="Which ones, with commas between. [default: fp8,int8_sq,int4_awq]")
+        Optional[str], typer.Option(help="Algorithms, separated by commas. [default: fp8,int8_sq,int4_awq]")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="With run.executor=slurm: return once submitted.")] = False,
 ) -> None:
-    """Run several algorithms over one checkpoint as one NeMo-Run experiment, and compare them.
+    """Run several algorithms on one checkpoint as a NeMo-Run experiment, and compare them.
 
-    export_config.path is the directory in which each has its own; the comparison is left there too.
+    Each export goes into its own subdirectory of export_config.path, and the comparison beside them.
     """
     from nemo_ptq.launch.sweep import DEFAULT_ALGORITHMS, read_outcome, recipes_of, run_sweep
 

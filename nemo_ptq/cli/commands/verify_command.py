@@ -3,7 +3,7 @@
 """`nemo-ptq verify`: the checks of an exported directory, one line for each."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Annotated
 
@@ -18,12 +18,20 @@ def verify(
     directory: Annotated[Path, typer.Argument(metavar="DIR", help="Exported directory.")],
     as_json: Annotated[bool, typer.Option("--json", help="Print the checks as JSON.")] = False,
 ) -> None:
-    """Check an exported directory as its readers would read it; exit status 1 if a check fails."""
+    """Check an exported directory as its readers would read it; exit status 1 if a check fails.
+
+    If DIR is not an export itself, the exports in its subdirectories are checked, such as those of several formats.
+    """
     from nemo_ptq.console.quiet import transformers_without_torch
     from nemo_ptq.verify.checks import verify as run
+    from nemo_ptq.verify.manifest import exports_below
 
     transformers_without_torch()
-    checks = run(directory, load_tokenizer=True)
+    checks = [
+        replace(check, name=f"{export.name}: {check.name}")
+        for export in exports_below(directory)
+        for check in run(export, load_tokenizer=True)
+    ] or run(directory, load_tokenizer=True)
     if as_json:
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:

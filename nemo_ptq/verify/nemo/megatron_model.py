@@ -8,13 +8,14 @@ Weights have the names that NeMo has for them, but for what those begin with. Op
 import io
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
-from zipfile import BadZipFile, ZipFile
+from typing import Any
+from zipfile import BadZipFile
 
 import torch
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import open_file, read_text, read_yaml
+from nemo_ptq.untrusted_pickles import load_saved
 from nemo_ptq.verify.nemo.nemo_model import NemoWeights, read_model
 from nemo_ptq.verify.nemo.sharded_tensors import PlainUnpickler, ShardedTensors
 
@@ -151,9 +152,10 @@ def _read_arguments(iteration: Path) -> Mapping[str, Any]:
     try:
         if file.is_file():
             with open_file(file) as opened:
-                common = _unpickled(opened)
+                common = load_saved(opened, PlainUnpickler)
         else:
-            (common,) = _unpickled(io.BytesIO(ShardedTensors(iteration, iteration).stored_bytes(_COMMON)))
+            content = ShardedTensors(iteration, iteration).stored_bytes(_COMMON)
+            (common,) = load_saved(io.BytesIO(content), PlainUnpickler)
         return vars(common["args"])
     except PtqError:
         raise
@@ -161,9 +163,3 @@ def _read_arguments(iteration: Path) -> Mapping[str, Any]:
         raise PtqError(f"{iteration} holds no arguments of Megatron-LM") from error
     except Exception as error:  # a damaged pickle raises whatever it likes
         raise PtqError(f"the arguments in {iteration} cannot be read: {error!r}"[:200]) from error
-
-
-def _unpickled(file: IO[bytes]) -> Any:
-    with ZipFile(file) as archive:
-        (name,) = [name for name in archive.namelist() if name.endswith("/data.pkl")]
-        return PlainUnpickler(io.BytesIO(archive.read(name))).load()

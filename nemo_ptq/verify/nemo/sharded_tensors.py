@@ -7,7 +7,6 @@ boxes that it was saved in, and for each box the file, the first byte and the le
 """
 
 import io
-import pickle
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -19,6 +18,7 @@ import torch
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import FileError, inside, open_file, read_json_object
+from nemo_ptq.untrusted_pickles import DataUnpickler, check_saved, size
 
 _BACKEND = "torch_dist"
 _STATE = "._extra_state"
@@ -35,18 +35,18 @@ class _Plain:
 
     def __setstate__(self, state: Any) -> None:
         if isinstance(state, dict):
-            vars(self).update(state)
+            self.__dict__ = state  # not a copy: a pickle can name one large state many times
         else:
             self.stored = state
 
 
-class PlainUnpickler(pickle.Unpickler):
+class PlainUnpickler(DataUnpickler):
     """Imports nothing: sizes become tuples, data types themselves, and every other class :class:`_Plain`."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Returns what stands for a name."""
         if (module, name) == ("torch", "Size"):
-            return tuple
+            return size
         value = getattr(torch, name, None) if module == "torch" else None
         return value if isinstance(value, torch.dtype) else _Plain
 
@@ -199,7 +199,7 @@ class ShardedTensors:
         if content is None or not len(content):
             return {}
         try:
-            return torch.load(io.BytesIO(content.numpy().tobytes()), weights_only=True)
+            return _loaded(content.numpy().tobytes())
         except Exception as error:
             raise PtqError(f"{name} cannot be read: {error}") from error
 
@@ -224,6 +224,12 @@ class ShardedTensors:
         try:
             with open_file(path) as file:
                 file.seek(piece.first_byte)
-                return torch.load(io.BytesIO(file.read(piece.length)), map_location="cpu", weights_only=True)
+                return _loaded(file.read(piece.length))
         except Exception as error:  # damaged bytes raise whatever they like
             raise PtqError(f"{path}: {piece.name} cannot be read: {error}") from error
+
+
+def _loaded(content: bytes) -> Any:
+    """What ``torch.save`` has written."""
+    check_saved(io.BytesIO(content), len(content))
+    return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
