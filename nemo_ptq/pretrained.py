@@ -36,7 +36,7 @@ def load_pretrained(directory: Path, use_fast: bool = True) -> Any:
         use_fast: Whether a fast class is taken where the directory names the slow one.
 
     Raises:
-        Exception: Whatever transformers raises of files that are missing or damaged.
+        Exception: Whatever transformers raises for files that are missing or damaged.
     """
     transformers = import_transformers()
     settings = tokenizer_settings(directory)
@@ -52,7 +52,10 @@ def load_pretrained(directory: Path, use_fast: bool = True) -> Any:
         tokenizer_class = getattr(transformers, fast, None)
         if isinstance(tokenizer_class, type) and issubclass(tokenizer_class, transformers.PreTrainedTokenizerFast):
             return getattr(transformers, fast).from_pretrained(directory, **further)
-    return transformers.AutoTokenizer.from_pretrained(directory, use_fast=use_fast, trust_remote_code=False, **further)
+    found = transformers.AutoTokenizer.from_pretrained(directory, use_fast=use_fast, trust_remote_code=False, **further)
+    if not isinstance(found, transformers.PreTrainedTokenizerBase):  # transformers makes other things of base classes
+        raise ValueError(f"tokenizer_class {name} is no tokenizer")
+    return found
 
 
 def tokenizer_settings(directory: Path) -> dict[str, Any]:

@@ -15,6 +15,8 @@ from nemo_ptq.untrusted import FileError, open_file, parse_json
 # How a file compressed with gzip begins.
 _GZIP = b"\x1f\x8b"
 _LIST_ENDING = "; for a list of objects, name the file .json"
+# What is in memory at once: a line, and a whole .json file.
+_MOST_CHARACTERS, _MOST_BYTES = 1 << 27, 1 << 30
 # Rows of a parquet file that are made into objects at a time.
 _PARQUET_ROWS = 64
 
@@ -65,7 +67,12 @@ def _not_utf8(source: Path, error: UnicodeDecodeError) -> str:
 def _lines(source: Path) -> Iterator[tuple[int, str]]:
     # A byte order mark is not of the first text.
     with io.TextIOWrapper(open_file(source), encoding="utf-8-sig") as file:
-        for number, line in enumerate(file, start=1):
+        for number, line in enumerate(iter(lambda: file.readline(_MOST_CHARACTERS + 1), ""), start=1):
+            if len(line) > _MOST_CHARACTERS:
+                raise PtqError(
+                    f"calibration_dataset={source}, line {number}: has more than the {_MOST_CHARACTERS} characters "
+                    "of the longest line; put one sample on each line"
+                )
             if line.strip():
                 yield number, line.rstrip("\n")
 
@@ -94,7 +101,13 @@ def _read_jsonl(source: Path, column: str | None) -> Iterator[Sample]:
 def _read_json(source: Path, column: str | None) -> Iterator[Sample]:
     try:
         with open_file(source) as file:
-            records = parse_json(file.read().decode("utf-8-sig"), finite=False)
+            content = file.read(_MOST_BYTES + 1)
+        if len(content) > _MOST_BYTES:
+            raise PtqError(
+                f"calibration_dataset={source}: has more than the {_MOST_BYTES} bytes of a file that is read whole; "
+                "write one object on each line, and name the file .jsonl"
+            )
+        records = parse_json(content.decode("utf-8-sig"), finite=False)
     except json.JSONDecodeError as error:
         raise PtqError(
             f"calibration_dataset={source}, line {error.lineno}: not JSON ({error.msg}, column {error.colno}); "

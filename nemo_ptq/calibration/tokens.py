@@ -11,10 +11,13 @@ import torch
 
 from nemo_ptq.calibration.chats import Chat, Message, Sample, plain_text, with_system_in_first_turn
 from nemo_ptq.errors import PtqError
+from nemo_ptq.limits import limited
 
 # Characters that are tokenized for each token wanted, and tokens beyond those wanted that must then have come: so far
 # from where a text is cut, its tokens are those of the whole text.
 _CHARACTERS, _MARGIN = 16, 64
+# What a chat template may take for one chat; those of published models take milliseconds.
+_TEMPLATE_SECONDS, _TEMPLATE_BYTES = 10, 1 << 30
 Encode = Callable[[str], Sequence[int]]
 
 
@@ -90,10 +93,18 @@ def _rendered(inner: Any, chat: Chat) -> str:
     """
 
     def apply(messages: Sequence[Message]) -> str:
-        return inner.apply_chat_template(list(messages), tools=chat.tools, tokenize=False)
+        # A template is a program of the checkpoint's, in a sandbox without limits.
+        with limited(_TEMPLATE_SECONDS, _TEMPLATE_BYTES):
+            return inner.apply_chat_template(list(messages), tools=chat.tools, tokenize=False)
 
+    roles = ", ".join(str(message.get("role")) for message in chat.messages)
     try:
         return apply(chat.messages)
+    except (TimeoutError, MemoryError) as error:
+        raise PtqError(
+            f"the tokenizer's chat template takes more than {_TEMPLATE_SECONDS} s or {_TEMPLATE_BYTES >> 30} GiB for a "
+            f"chat of {roles}: give texts instead, or tokenizer_path= with a tokenizer that you trust"
+        ) from error
     # Templates raise errors of their own, and fail at what they do not expect.
     except Exception as error:
         merged = with_system_in_first_turn(chat.messages)
@@ -101,7 +112,6 @@ def _rendered(inner: Any, chat: Chat) -> str:
             with suppress(Exception):
                 return apply(merged)
         reason = " ".join(str(error).split())
-        roles = ", ".join(str(message.get("role")) for message in chat.messages)
         raise PtqError(
             f"the tokenizer's chat template refuses a chat of {roles} ({reason}): take it out of the data, give it the "
             "turns that the template wants, or give texts instead"

@@ -110,9 +110,11 @@ def _calibration_samples(directory: Path, count: int) -> tuple[str, list[Sample]
     try:
         arguments = load_json(directory / MANIFEST)["arguments"]
         dataset, used = (arguments["quantization_config"][f"calibration_dataset{end}"] for end in ("", "_size"))
+        if not isinstance(dataset, str) or not isinstance(used, int):
+            raise PtqError("its manifest names no data set")
         if arguments.get("forward_loop") is not None:
             raise PtqError("the calibration loop was the user's own")
         calibrated, others = split_samples(dataset, read_samples(dataset, used + count), used)
-    except (PtqError, KeyError, TypeError) as error:
+    except (PtqError, KeyError, TypeError, ValueError) as error:
         raise PtqError(f"name documents with --text: {directory} does not lead to any ({error})") from error
     return dataset, list(others or calibrated)[:count], bool(others)

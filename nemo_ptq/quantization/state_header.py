@@ -108,6 +108,24 @@ def weights_file(state: Path) -> Path:
     return state.with_suffix(".weights.safetensors")
 
 
+def _check_types(content: Mapping[str, Any]) -> None:
+    """Raises where an entry of a header cannot be what it is called: much is looked up in these."""
+    defaults = asdict(QuantizationConfig())
+    expected = {
+        **dict.fromkeys(("checkpoint", "weights", "decoder"), str),
+        **dict.fromkeys(("model", "quantization", "modelopt_config", "producer"), dict),
+    }
+    found = [(name, content[name], kind) for name, kind in expected.items()]
+    found += [
+        (f"quantization.{name}", value, type(defaults[name]))
+        for name, value in content["quantization"].items()
+        if defaults.get(name) is not None
+    ]
+    for name, value, kind in found:
+        if not isinstance(value, kind):
+            raise TypeError(f"its {name} is of type {type(value).__name__}, not {kind.__name__}")
+
+
 def read_header(path: Path) -> StateHeader:
     """Reads the header of a calibration state.
 
@@ -137,6 +155,7 @@ def read_header(path: Path) -> StateHeader:
         choice = content.setdefault("choice", {})
         if not isinstance(choice, dict) or not all(isinstance(name, str) for name in choice.values()):
             raise TypeError("its choice is no object of names")
+        _check_types(content)
         content["quantization"] = QuantizationConfig(**{"quality": FAST, **_with_home(content["quantization"])})
         return StateHeader(**_with_home(content))
     except (TypeError, ValueError, AttributeError, KeyError) as error:

@@ -16,6 +16,8 @@ from nemo_ptq.verify.intervals import Interval
 
 VERSION = 1
 """Of the schema. A key's meaning changes only together with this number; new keys may come without."""
+# Of a list in a report from outside, all of which is drawn: the largest models have some hundred layers.
+_MOST_ENTRIES = 20_000
 
 
 @dataclass(frozen=True)
@@ -280,6 +282,8 @@ def read_report(file: Path) -> Report:
         raw = read_json(file)
         if raw["version"] != VERSION:
             raise PtqError(f"{file}: version is {raw['version']!r}, this nemo_ptq reads version {VERSION}")
+        if (longest := _longest_list(raw)) > _MOST_ENTRIES:
+            raise PtqError(f"{file} has a list of {longest} entries, and no report has more than {_MOST_ENTRIES}")
         return Report(
             **raw
             | {
@@ -298,6 +302,11 @@ def read_report(file: Path) -> Report:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise PtqError(f"{file} is no report of nemo_ptq: {error}") from error
+
+
+def _longest_list(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max([len(value) if isinstance(value, list) else 0, *map(_longest_list, inner)])
 
 
 def _mixed_precision(raw: dict[str, Any] | None) -> MixedPrecision | None:

@@ -372,6 +372,18 @@ def open_model(directory: Path | str) -> Weights:
         PtqError: The directory is none of these, or breaks a rule that the computation depends on.
     """
     path = Path(directory)
+    try:
+        return _open(path)
+    except PtqError:
+        raise
+    except Exception as error:  # descriptions from anywhere can break any assumption
+        reason = f"{type(error).__name__}: {error}"
+        raise PtqError(
+            f"{path} does not describe a model that can be run ({reason}): copy or export it again"
+        ) from error
+
+
+def _open(path: Path) -> Weights:
     if is_hugging_face(path):
         weights: Weights = open_hugging_face(path)
     elif is_nemo(path):

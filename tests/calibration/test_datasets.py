@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nemo_ptq.calibration import hub
+from nemo_ptq.calibration import hub, tokens
 from nemo_ptq.calibration.chats import Chat, Sample
 from nemo_ptq.calibration.datasets import ON_HUB, check_available, interleaved, read_samples, split_samples
 from nemo_ptq.calibration.tokens import (
@@ -315,6 +315,22 @@ def test_templates_get_tools_and_say_what_they_refuse(tmp_path: Path) -> None:
         "(no system here): take it out of the data, give it the turns that the template wants, or give texts instead"
     )
     assert tokenize(tokenizer, [], 8) == []
+
+
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}",
+        "{{ 'a' * 3000000000 }}",
+        "{{ '%3000000000d' % 1 }}",
+    ],
+)
+def test_a_template_without_end_is_ended(template: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tokens, "_TEMPLATE_SECONDS", 0.2)
+    tokenizer = load(make_hugging_face(tmp_path, adds_bos=False))
+    tokenizer.tokenizer.chat_template = template
+    with pytest.raises(PtqError, match=r"chat template takes more than 0\.2 s or 1 GiB for a chat of user, "):
+        tokenize(tokenizer, CHAT, 8)
 
 
 def test_tokens_have_rows() -> None:

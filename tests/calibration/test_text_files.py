@@ -12,6 +12,7 @@ import pyarrow
 import pytest
 from pyarrow import parquet
 
+from nemo_ptq.calibration import text_files
 from nemo_ptq.calibration.chats import Chat
 from nemo_ptq.calibration.text_files import read_text_file
 from nemo_ptq.config import is_data_file
@@ -142,6 +143,25 @@ def test_a_wrong_line_is_named(tmp_path: Path, line: str, problem: str) -> None:
 )
 def test_a_wrong_json_file_is_explained(tmp_path: Path, text: str, problem: str) -> None:
     path = write(tmp_path / "data.json", text)
+    with pytest.raises(PtqError) as caught:
+        list(read_text_file(path))
+    assert str(caught.value).startswith(f"calibration_dataset={path}{problem}")
+
+
+@pytest.mark.parametrize(
+    ("name", "problem"),
+    [
+        ("a.txt", ", line 2: has more than the 64 characters"),
+        ("a.jsonl", ", line 2: has more than the 64 characters"),
+        ("a.json", ": has more than the 64 bytes"),
+    ],
+)
+def test_what_does_not_fit_into_memory_is_not_read(
+    tmp_path: Path, name: str, problem: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(text_files, "_MOST_CHARACTERS", 64)
+    monkeypatch.setattr(text_files, "_MOST_BYTES", 64)
+    path = write(tmp_path / name, '{"text": "one"}\n' + "x" * 65 + "\n")
     with pytest.raises(PtqError) as caught:
         list(read_text_file(path))
     assert str(caught.value).startswith(f"calibration_dataset={path}{problem}")

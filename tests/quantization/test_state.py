@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from nemo_ptq.config import NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.plan.rules import check_job
-from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader
+from nemo_ptq.quantization.state_header import IN_EXPORT, StateHeader, read_header
 from tests.matrix import quick_first
 from tests.modelopt.test_quantizers import CUSTOM_FP8, LEGACY_AWQ, write_config
 from tests.ranks import run_ranks
@@ -220,6 +220,29 @@ def test_the_fingerprint_is_of_the_weights_and_not_of_the_layout(checkpoint_of: 
         for print_ in prints
     }
     assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "value", "reason"),
+    [
+        (("checkpoint",), 7, "its checkpoint is of type int, not str"),
+        (("model",), None, "its model is of type NoneType, not dict"),
+        (("modelopt_config",), [], "its modelopt_config is of type list, not dict"),
+        (("quantization", "algorithm"), {}, "its quantization.algorithm is of type dict, not str"),
+    ],
+)
+def test_a_header_of_other_types_is_refused(path: tuple[str, ...], value: Any, reason: str, tmp_path: Path) -> None:
+    header = StateHeader("/ckpt", "", {}, "llama", QuantizationConfig(), {}, {})
+    ((key, text),) = header.to_metadata().items()
+    content = json.loads(text)
+    place = content
+    for name in path[:-1]:
+        place = place[name]
+    place[path[-1]] = value
+    file = tmp_path / "state.safetensors"
+    save_file({"x": torch.zeros(1)}, file, {key: json.dumps(content)})
+    with pytest.raises(ConfigError, match=f"is of another nemo_ptq .{reason}"):
+        read_header(file)
 
 
 def test_a_header_says_what_was_computed_and_is_as_before_with_quality_fast() -> None:

@@ -3,6 +3,7 @@
 """The page, the picture and the card of a report: what they say, and that a browser shows it."""
 
 import io
+import json
 import re
 import shutil
 import subprocess
@@ -17,6 +18,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from nemo_ptq.errors import PtqError
 from nemo_ptq.report.compose import with_quality
 from nemo_ptq.report.page import grouped, headline, render_card, render_page, render_png
 from nemo_ptq.report.records import ExpertTokens, Report, read_report, to_json
@@ -154,6 +156,14 @@ def test_all_files_are_written_and_read_back(tmp_path: Path) -> None:
     assert to_json(found) == to_json(example)
     assert found.quality == example.quality
     assert found.summary == example.summary
+
+
+def test_a_report_that_nothing_could_draw_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "report.json"
+    content = json.loads(to_json(report()))
+    file.write_text(json.dumps({**content, "layers": content["layers"][:1] * 20_001}))
+    with pytest.raises(PtqError, match=r"report.json has a list of 20001 entries"):
+        read_report(file)
 
 
 @pytest.mark.parametrize(

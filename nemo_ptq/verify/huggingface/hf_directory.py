@@ -226,7 +226,8 @@ class HuggingFaceDirectory:
         Raises:
             PtqError: If it is not one of :data:`~nemo_ptq.verify.huggingface.architectures.ARCHITECTURES`.
         """
-        name = str((self.config.get("architectures") or ["(none given)"])[0])
+        given = self.config.get("architectures")
+        name = str(given[0]) if isinstance(given, list) and given else f"{given!r}"
         if name not in ARCHITECTURES:
             raise PtqError(f"{self.path} is of architecture {name}, not one of {', '.join(ARCHITECTURES)}")
         return ARCHITECTURES[name]
@@ -260,6 +261,7 @@ class HuggingFaceDirectory:
         content = self.config.get("quantization_config")
         if content is None:
             return None
+        content = _object(content, "config.json: quantization_config")
         if content.get("quant_method") == "modelopt":
             return _modelopt(content, load_json(self.path / "hf_quant_config.json"))
         if content.get("quant_method") == "compressed-tensors":
@@ -306,9 +308,10 @@ _MODELOPT_CACHES = {None: None, "FP8": {"dynamic": False, "num_bits": 8, "type":
 
 
 def _modelopt(content: dict[str, Any], document: dict[str, Any]) -> Quantization:
-    details = document.get("quantization")
-    if not isinstance(details, dict) or document.get("producer", {}).get("name") != "modelopt":
-        raise PtqError("hf_quant_config.json: needs the producer modelopt and an object quantization")
+    details = _object(document.get("quantization"), "hf_quant_config.json: quantization")
+    producer = _object(document.get("producer"), "hf_quant_config.json: producer").get("name")
+    if producer != "modelopt":
+        raise PtqError(f"hf_quant_config.json: the producer is {producer!r}, expected 'modelopt'")
     algorithm = str(details.get("quant_algo"))
     if algorithm != content.get("quant_algo") or algorithm not in (*_MODELOPT, _MIXED):
         raise PtqError(f"quant_algo is {algorithm!r}, in config.json {content.get('quant_algo')!r}")
@@ -318,19 +321,24 @@ def _modelopt(content: dict[str, Any], document: dict[str, Any]) -> Quantization
         raise PtqError("quantized_layers of hf_quant_config.json are not those of config.json")
     kv_cache = details.get("kv_cache_quant_algo")
     scheme = content.get("kv_cache_scheme")
-    if kv_cache not in _MODELOPT_CACHES or scheme != _MODELOPT_CACHES[kv_cache]:
+    if kv_cache not in [*_MODELOPT_CACHES] or scheme != _MODELOPT_CACHES[kv_cache]:
         raise PtqError(f"kv_cache_quant_algo is {kv_cache!r}, kv_cache_scheme {scheme!r}")
     layers = details.get("quantized_layers") if algorithm == _MIXED else {"*": details}
-    if not isinstance(layers, dict) or not layers:
-        raise PtqError(f"hf_quant_config.json: quantized_layers is {layers!r}, expected an object of layers")
+    layers = _object(layers, "hf_quant_config.json: quantized_layers")
     return Quantization(
         algorithm,
-        tuple((name, _modelopt_way(its)) for name, its in layers.items()),
+        tuple((name, _modelopt_way(_object(its, f"hf_quant_config.json: {name}"))) for name, its in layers.items()),
         tuple(content["ignore"]),
         (lambda name: f"{name}.{name[-6]}_scale") if kv_cache else None,
         ("F32", ()),
         str(kv_cache),
     )
+
+
+def _object(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, dict) or not value:
+        raise PtqError(f"{where} is {value!r}, expected an object")
+    return value
 
 
 def _modelopt_way(details: dict[str, Any]) -> Way:
@@ -450,7 +458,7 @@ def _compressed(content: dict[str, Any]) -> Quantization:
         raise PtqError(f"config.json: config_groups must be {'several groups' if is_mixed else 'one group'}")
     ways: list[tuple[str, Way]] = []
     for group in groups.values():
-        targets = group.get("targets")
+        targets = _object(group, "config.json: a group of config_groups").get("targets")
         if not group.get("weights") or (not isinstance(targets, list) if is_mixed else targets != ["Linear"]):
             raise PtqError("config.json: the group must describe the weights of Linear")
         way = _compressed_way(str(group.get("format")) if is_mixed else kind, group)
@@ -465,7 +473,8 @@ def _compressed(content: dict[str, Any]) -> Quantization:
 
 
 def _compressed_way(kind: str, group: dict[str, Any]) -> Way:
-    weights, inputs = group["weights"], group.get("input_activations")
+    weights = _object(group["weights"], "config.json: weights of a group")
+    inputs = group.get("input_activations") and _object(group["input_activations"], "config.json: input_activations")
     if not all(part.get("symmetric") is True for part in (weights, inputs) if part):
         raise PtqError("config.json: weights and input_activations must be symmetric")
     said = _arguments(weights), (_arguments(inputs), inputs.get("dynamic")) if inputs else None

@@ -12,7 +12,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from nemo_ptq.errors import PtqError
 from nemo_ptq.verify.checks import verify
+from nemo_ptq.verify.forward_pass import open_model
 from tests.export.hugging_face import export_cells
 from tests.ranks import run_ranks
 
@@ -106,9 +108,31 @@ def test_the_two_documents_of_the_unified_format_agree(exports: dict[str, Path],
     edit(directory / "hf_quant_config.json", lambda content: content["quantization"].update(exclude_modules=[]))
     assert "exclude_modules" in failed(directory)["config.json"]
     edit(directory / "hf_quant_config.json", lambda content: content["producer"].update(name="me"))
-    assert "producer modelopt" in failed(directory)["config.json"]
+    assert "the producer is 'me', expected 'modelopt'" in failed(directory)["config.json"]
     (directory / "hf_quant_config.json").unlink()
     assert "hf_quant_config.json" in failed(directory)["config.json"]
+
+
+NO_DESCRIPTIONS: dict[str, Callable[[dict[str, Any]], object]] = {
+    "is of architecture 'x', not one of": lambda c: c.update(architectures="x"),
+    "config.json: quantization_config is 'x', expected an object": lambda c: c.update(quantization_config="x"),
+    "config.json: a group of config_groups is [], expected an object": lambda c: quantization(c).update(
+        config_groups={"group_0": []}
+    ),
+    "config.json: weights of a group is [1], expected an object": lambda c: quantization(c)["config_groups"][
+        "group_0"
+    ].update(weights=[1]),
+    "does not describe a model that can be run (TypeError: unhashable": lambda c: c.update(hidden_act=["silu"]),
+}
+
+
+@pytest.mark.parametrize("said", NO_DESCRIPTIONS)
+def test_what_describes_no_model_is_refused_in_a_line(said: str, exports: dict[str, Path], tmp_path: Path) -> None:
+    directory = Path(shutil.copytree(exports["compressed_tensors"], tmp_path / "out"))
+    edit(directory / "config.json", NO_DESCRIPTIONS[said])
+    with pytest.raises(PtqError) as caught:
+        open_model(directory)
+    assert said in str(caught.value)
 
 
 def test_a_stray_file_and_a_lost_tokenizer(exports: dict[str, Path], tmp_path: Path) -> None:
