@@ -27,10 +27,8 @@ class Leftover:
 
     @property
     def ways_on(self) -> str:
-        """Says how the run is continued, and how it is removed."""
-        return (
-            f"the same command with export_config.resume=true goes on from there, and `rm -r {self.root}` removes them"
-        )
+        """Says how to continue the run, and how to remove it."""
+        return f"repeat the command with export_config.resume=true to continue, or remove them with `rm -r {self.root}`"
 
     def in_the_way_of(self, path: object) -> str:
         """Says to a run that does not continue it that it is there.
@@ -38,7 +36,7 @@ class Leftover:
         Args:
             path: The run's `export_config.path`, as the user gave it.
         """
-        return f"export_config.path={path}: an earlier run has finished {self.blocks} blocks of it: {self.ways_on}"
+        return f"export_config.path={path}: an earlier run has finished {self.blocks} blocks: {self.ways_on}"
 
 
 def finished_blocks(root: Path) -> int:

@@ -76,7 +76,7 @@ def headline(summary: Summary) -> str:
         return "Exported unquantized: nothing is lost, and nothing is saved."
     size = f"{summary.compression:.2f} times smaller" if summary.compression > 1 else "no smaller"
     if summary.recovery is None or summary.perplexity is None:
-        return f"{size[0].upper()}{size[1:]}. How much worse was not measured."
+        return f"{size[0].upper()}{size[1:]}. Quality was not measured."
     change = 100 * (1 / summary.recovery - 1)
     if abs(change) < 0.005:
         return f"{size[0].upper()}{size[1:]}, with the perplexity of the unquantized model."

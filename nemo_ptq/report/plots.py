@@ -506,7 +506,7 @@ def summary_png(report: Report, bad: Callable[[Layer, str], bool]) -> bytes:
             )
         if summary.top1_agreement is not None and summary.kl_divergence is not None:
             tiles.append(
-                (f"{100 * summary.top1_agreement:.1f} %", f"same first token; KL {summary.kl_divergence:.4f} nats")
+                (f"{100 * summary.top1_agreement:.1f} %", f"top-1 agreement; KL {summary.kl_divergence:.4f} nats")
             )
         for index, (value, label) in enumerate(tiles):
             x = 0.05 + 0.31 * index

@@ -374,7 +374,7 @@ def test_a_job_that_was_killed_leaves_what_can_be_continued(
     with pytest.raises(SystemExit):
         execute(*sound, "run.executor=torchrun")
     assert len(list(tmp_path.iterdir())) == left
-    assert ("3 finished blocks are kept: the same command" in capsys.readouterr().err) == bool(blocks)
+    assert ("3 finished blocks are kept: repeat the command" in capsys.readouterr().err) == bool(blocks)
 
 
 def test_plan_only_prints_the_plan_and_starts_nothing(

@@ -54,8 +54,8 @@ def test_an_earlier_run_is_continued_or_removed_by_hand(tmp_path: Path) -> None:
     (staging.journal / PROGRESS).write_text(json.dumps({"next_block": 7}))
     assert finished_blocks(staging.root) == 7
     problem = leftover_is_wanted(str(output), False)
-    expect(problem, "an earlier run has finished 7 blocks of it: the same command with export_config.resume=true")
-    expect(problem, f"`rm -r {staging.root}` removes them")
+    expect(problem, "an earlier run has finished 7 blocks: repeat the command with export_config.resume=true")
+    expect(problem, f"or remove them with `rm -r {staging.root}`")
     assert leftover_is_wanted(str(output), True) is None
     with reserved(output):  # it still runs, and another rule says so
         assert leftover_is_wanted(str(output), False) is None
