@@ -15,14 +15,14 @@ class VerificationError(PtqError):
 
 
 class RecoveryError(PtqError):
-    """A quantized model that loses more than the user allows."""
+    """A quantized model whose recovery is below the user's limit."""
 
 
 class JobFailed(PtqError):
-    """A job that was started has ended, and not well.
+    """A job that was started has failed.
 
     Args:
-        message: What is said.
+        message: The message.
         ended_by: Number of the signal that has ended the command, and the job with it; None for none.
     """
 
@@ -47,7 +47,7 @@ def did_you_mean(name: str, known: Mapping[str, str] | Iterable[str]) -> str:
     """Suggests the known name closest to `name`: ": did you mean X?", or nothing where none is close.
 
     Args:
-        name: What the user wrote.
+        name: The user's spelling.
         known: Names that exist; of a mapping, its keys are compared and its values suggested.
     """
     suggestions = known if isinstance(known, Mapping) else {candidate: candidate for candidate in known}

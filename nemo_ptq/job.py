@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""A job whose arguments have been checked: what the engine runs."""
+"""A job whose arguments have been checked, as the engine runs it."""
 
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -17,7 +17,7 @@ from nemo_ptq.quantization.excluded import unquantized_layers
 
 
 def _lasting(settings: dict[str, Any]) -> dict[str, Any]:
-    """Leaves out what shows in no export: whether the run was continued, and what it was checked for."""
+    """Leaves out settings that do not change an export: whether the run is continued, and the server it is for."""
     return {name: value for name, value in settings.items() if name not in ("resume", "server")}
 
 
@@ -27,7 +27,7 @@ class Job:
 
     Attributes:
         checkpoint: The NeMo 2.0 checkpoint or Hugging Face directory, absolute.
-        metadata: What its files say about the model.
+        metadata: The model, as the checkpoint's files describe it.
         output: The directory to make, absolute. With `export.overwrite` it may exist.
         quantization: How to quantize and calibrate.
         export: What to export.
@@ -42,10 +42,10 @@ class Job:
         adapter: A LoRA adapter that is merged into the checkpoint's weights as they are read, absolute; None for none.
         calibration_state: File of a calibration to use in place of calibrating, or of the one that a quantized
             checkpoint was made with; `quantization` is then what it was made with.
-        legacy_ckpt: Whether the checkpoint may come from another Transformer Engine.
+        legacy_ckpt: Whether the checkpoint may come from another version of Transformer Engine.
         trust_checkpoint: Names of code that the checkpoint may have called, with commas between; see
             :func:`nemo_ptq.checkpoint.allowed_names.read_names`.
-        fast_because: Why the quality is "fast", where the user leaves it open and it is.
+        fast_because: Why the quality is "fast" if the user has not set it.
         tracking: Where the figures go, beside the record of the run: `mlflow:URL`, `tensorboard:DIR`, `wandb:PROJECT`.
     """
 

@@ -21,8 +21,8 @@ def limited(seconds: float, more_bytes: int) -> Iterator[None]:
     gets; in others there is none.
 
     Args:
-        seconds: How long it may take.
-        more_bytes: How much it may allocate beyond what the process has.
+        seconds: Time that it may take.
+        more_bytes: Memory that it may allocate beyond what the process has.
 
     Raises:
         TimeoutError: If it takes longer.

@@ -33,7 +33,7 @@ def load_pretrained(directory: Path, use_fast: bool = True) -> Any:
 
     Args:
         directory: The tokenizer's files.
-        use_fast: Whether a fast class is taken where the directory names the slow one.
+        use_fast: Whether to load the fast class if the directory names the slow one.
 
     Raises:
         Exception: Whatever transformers raises for files that are missing or damaged.
@@ -59,7 +59,7 @@ def load_pretrained(directory: Path, use_fast: bool = True) -> Any:
 
 
 def tokenizer_settings(directory: Path) -> dict[str, Any]:
-    """What tokenizer_config.json says; nothing where there is none that can be read."""
+    """The content of tokenizer_config.json; empty if it cannot be read."""
     try:
         settings = read_json(directory / "tokenizer_config.json", finite=False)
     except FileError:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Imports of large packages without what they would bring along and nobody here uses."""
+"""Imports of large packages without the parts that nothing here uses."""
 
 import sys
 from collections.abc import Iterator, Mapping
@@ -11,12 +11,12 @@ from typing import Any
 
 @contextmanager
 def stand_ins(modules: Mapping[str, Mapping[str, Any] | None]) -> Iterator[None]:
-    """Puts others in the place of modules that are imported in a ``with`` block.
+    """Replaces modules that are imported within a ``with`` block by empty or small ones.
 
-    Afterwards they can be imported as they are. Those that have been imported before stay.
+    Afterwards the real ones can be imported. Modules that were imported before are not replaced.
 
     Args:
-        modules: By dotted name, what the other one has in it; None where the import is to fail.
+        modules: Attributes of the replacement, by dotted name; None makes the import fail.
     """
     added: dict[str, Any] = {}
     for name, content in modules.items():

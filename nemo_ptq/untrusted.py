@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files from outside, read as data: regular files only, of bounded size and depth. Knows no format but JSON and YAML.
 
-Opening one never waits (a pipe would), parsing one runs nothing that it names, and whatever is wrong with one is said
-in a line.
+Opening a file never waits (a pipe would), parsing it runs nothing that it names, and every problem is reported in one
+line.
 """
 
 import io
@@ -35,7 +35,7 @@ class FileError(PtqError):
 
     Args:
         path: The file.
-        reason: What is wrong with it, to follow its name.
+        reason: What is wrong with it; the message is the path and this.
     """
 
     def __init__(self, path: Path, reason: str) -> None:
@@ -47,7 +47,7 @@ def open_file(path: Path) -> io.BufferedReader:
     """Opens a regular file for reading, without waiting where it is something else.
 
     Raises:
-        FileError: If it cannot be opened, or is no regular file.
+        FileError: If it cannot be opened, or is not a regular file.
     """
     return io.BufferedReader(open_unbuffered(path))
 
@@ -56,7 +56,7 @@ def open_unbuffered(path: Path) -> io.FileIO:
     """Does what :func:`open_file` does, for readers of large pieces.
 
     Raises:
-        FileError: If it cannot be opened, or is no regular file.
+        FileError: If it cannot be opened, or is not a regular file.
     """
     try:
         # Without O_NONBLOCK the opening of a pipe waits for somebody to write into it.
@@ -86,7 +86,7 @@ def read_text(path: Path, most: int = _MOST_BYTES) -> str:
 
     Args:
         path: The file.
-        most: Bytes that it may have.
+        most: Maximum size in bytes.
 
     Raises:
         FileError: If it cannot be read, is larger, or is not UTF-8.
@@ -206,7 +206,7 @@ def read_yaml_documents(path: Path) -> list[Any]:
 
 
 def _check_yaml(text: str) -> None:
-    """Looks for what would take the parser or a reader of the data too long."""
+    """Refuses documents that would take the parser or a reader of the data too long."""
     sizes: dict[str, int] = {}
     # Name and values so far of each collection that is open.
     open_collections: list[tuple[str | None, int]] = [(None, 0)]

@@ -159,7 +159,7 @@ def check_saved(file: IO[bytes], length: int) -> list[ZipInfo]:
 
     Args:
         file: The archive.
-        length: Its bytes.
+        length: Size of the archive in bytes.
 
     Returns:
         The archive's records.
@@ -201,7 +201,7 @@ def load_saved(file: IO[bytes], unpickler: type[DataUnpickler]) -> Any:
 
     Args:
         file: The archive.
-        unpickler: What reads the pickle.
+        unpickler: Class that reads the pickle.
 
     Raises:
         BadZipFile: If it is no such archive.

@@ -20,7 +20,7 @@ _PAUSE = 0.05  # seconds
 
 
 class _Ended(SystemExit):
-    """What a signal raises."""
+    """Raised by a signal."""
 
 
 def _say(number: int) -> None:
@@ -32,7 +32,7 @@ def end_at_once(speaks: bool = True) -> None:
     """Has signals end this process from now on, for a command's entry point.
 
     Args:
-        speaks: Whether this process says so. Of several ranks their launcher does.
+        speaks: Whether this process prints a line. With several ranks their launcher does.
     """
 
     def end(number: int, frame: FrameType | None) -> NoReturn:

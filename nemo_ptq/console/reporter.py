@@ -21,7 +21,7 @@ class Reporter:
     """Prints steps and progress for one process; every rank but the first stays silent.
 
     Args:
-        enabled: Whether this process speaks.
+        enabled: Whether this process prints anything.
         console: Where to; standard output unless a test says otherwise. Rich turns colours and live bars off by
             itself when the output is not a terminal or ``NO_COLOR`` is set.
     """
@@ -84,9 +84,9 @@ class Reporter:
         """Follows a long step.
 
         Args:
-            name: What is going on.
-            total: How many units make the whole.
-            unit: What is counted.
+            name: Name of the step.
+            total: Total number of units.
+            unit: Name of the unit.
         """
         if self.enabled and self._console.is_terminal:
             columns = (

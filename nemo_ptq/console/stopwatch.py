@@ -20,8 +20,8 @@ class Step:
     """One step of a job.
 
     Attributes:
-        name: What was done.
-        seconds: How long it took.
+        name: Name of the step.
+        seconds: Duration.
         peak_memory_bytes: The most memory that was in use at a time: allocated by torch on a rank with a GPU, resident
             in main memory on one without.
     """
@@ -36,7 +36,7 @@ class Stopwatch:
     """Measures steps, one after the other.
 
     Attributes:
-        steps: What has been measured so far; a step that failed is not among them.
+        steps: The steps measured so far; a failed step is not among them.
     """
 
     steps: list[Step] = field(default_factory=list)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""From any checkpoint to any other, unquantized: layer by layer, in one process, without building a model.
+"""Converts checkpoints to another kind, unquantized: layer by layer, in one process, without building a model.
 
-What was written is read again, and every tensor compared with the one that it was made of.
+The output is read back, and every tensor compared with the one it was made from.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -50,8 +50,8 @@ class _Model:
     """A model to be converted.
 
     Attributes:
-        path: Where it comes from.
-        spec: What it is.
+        path: The checkpoint.
+        spec: The model's description.
         config: NeMo's configuration of it, as attributes.
         parts: Every part of every tensor, under Megatron's names.
         has_vocab_size: Whether the configuration names the vocabulary's size.
@@ -90,15 +90,15 @@ def convert(
     Args:
         source: A NeMo 2.0 checkpoint, a Hugging Face directory, or a checkpoint of Megatron-LM or Megatron-Bridge.
         output: Directory to make. It appears whole or not at all.
-        name: What to make: one of :data:`TARGETS`.
+        name: The kind of checkpoint to make, one of :data:`TARGETS`.
         tokenizer: Hugging Face directory with the tokenizer, in place of the checkpoint's own.
-        reporter: Follows it.
+        reporter: Shows progress.
         adapter: A LoRA adapter that is merged into the weights; None for none.
 
     Raises:
-        PtqError: If the source or the adapter cannot be read, the output has no place for what it holds, or something
-            stands there.
-        VerificationError: If what was written is not what was read.
+        PtqError: If the source or the adapter cannot be read, the output's kind cannot hold the model, or the output
+            exists.
+        VerificationError: If a tensor of the output differs from the source's.
     """
     if name not in TARGETS:
         raise PtqError(f"--format {name} is not known: choose one of {', '.join(TARGETS)}")
@@ -236,13 +236,13 @@ def _read_megatron(directory: Path) -> Sequence[TensorPart]:
 
 @dataclass(frozen=True)
 class _Target:
-    """What a checkpoint can be made into.
+    """A kind of checkpoint that others can be converted to.
 
     Attributes:
-        write: Writes a model into a directory, with Hugging Face's tokenizer, and is told whether that is another than
-            the checkpoint's own.
+        write: Writes a model into a directory, given Hugging Face's tokenizer and whether that replaces the
+            checkpoint's own.
         read: Returns every part of every tensor of what was written.
-        needs_tokenizer: Whether there is none of it without a tokenizer.
+        needs_tokenizer: Whether it must have a tokenizer.
     """
 
     write: Callable[[_Model, Path, Any, bool], None]
@@ -255,11 +255,11 @@ TARGETS: Mapping[str, _Target] = {
     "nemo": _Target(_write_nemo, checkpoint_parts),
     "megatron": _Target(_write_megatron, _read_megatron, needs_tokenizer=False),
 }
-"""What a checkpoint can be made into, by the names of ``--format``."""
+"""The kinds of checkpoints that others can be converted to, by the names of ``--format``."""
 
 
 def _check_same(model: _Model, written: Sequence[TensorPart]) -> int:
-    """Compares what was written with what was read, and returns how many tensors that were.
+    """Compares the written tensors with those of the model, and returns their number.
 
     Raises:
         VerificationError: If one is missing, or differs.

@@ -32,7 +32,7 @@ class Documents:
     Attributes:
         tokens: int64 (1, length) each, of two tokens or more.
         source: The data set or file that they come from.
-        held_out: Whether the model was not calibrated on them; None where nobody knows.
+        held_out: Whether the job did not calibrate on them; None if unknown.
         decode: Makes text of token ids.
     """
 

@@ -1,10 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a calibrated Megatron model makes of text: perplexity and samples, across tensor and pipeline parallelism."""
+"""Perplexity and samples of text of a Megatron model, across tensor and pipeline parallelism."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -13,16 +12,14 @@ import torch.nn.functional as F
 
 from nemo_ptq.calibration.forward import forward_batches, whole_logits
 from nemo_ptq.calibration.tokens import tokenize
-from nemo_ptq.checkpoint.loading import LoadedModel, load_model
-from nemo_ptq.parallel.environment import Launch
+from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.parallel.megatron import parallel_state
-from nemo_ptq.parallel.process_groups import pick_device, process_groups
 
 _SAMPLE_PROMPT = "Born in north-east France, Soyer trained as a"
 
 
 def _from_last_stage(values: torch.Tensor) -> torch.Tensor:
-    """Gives all stages what the last one has computed."""
+    """Sends values that the last stage has computed to all stages."""
     if parallel_state.get_pipeline_model_parallel_world_size() > 1:
         dist.broadcast(
             values,
@@ -57,25 +54,6 @@ def perplexity(model: LoadedModel, batches: Iterable[torch.Tensor]) -> float:
     return math.exp(loss / count)
 
 
-def checkpoint_logits(checkpoint: Path, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
-    """Runs an unquantized NeMo checkpoint over tokens, in this process.
-
-    Args:
-        checkpoint: The NeMo 2.0 checkpoint.
-        batches: int64 (batch, sequence) each.
-
-    Yields:
-        float32 (batch, sequence, vocabulary) for each batch, on the CPU.
-    """
-    launch = Launch(rank=0, world_size=1, local_rank=0)
-    device = pick_device(launch)
-    with process_groups(launch, device):
-        model = load_model(checkpoint, device)
-        for logits in forward_batches(model.module, batches):
-            assert logits is not None
-            yield whole_logits(model, logits).cpu()
-
-
 @torch.no_grad()
 def generate(model: LoadedModel, prompt: Sequence[int], count: int = 30) -> list[int]:
     """Continues a prompt greedily; every rank of the model calls it and gets the same tokens.
@@ -83,7 +61,7 @@ def generate(model: LoadedModel, prompt: Sequence[int], count: int = 30) -> list
     Args:
         model: A model, with quantizers or without.
         prompt: Token ids.
-        count: How many tokens to add.
+        count: Number of tokens to add.
     """
     device = next(model.module.parameters()).device
     tokens = torch.tensor([list(prompt)], dtype=torch.int64, device=device)
@@ -102,11 +80,11 @@ def sample(model: LoadedModel) -> str:
 
 
 def text_of(tokenizer: Any, tokens: Iterable[int]) -> str:
-    """Returns the text of tokens, without those that have none, such as the rows that pad an embedding.
+    """Returns the text of tokens, without tokens that have none, such as the padding rows of an embedding.
 
     Args:
         tokenizer: NeMo's tokenizer.
-        tokens: Their ids.
+        tokens: Token ids.
     """
     return tokenizer.ids_to_text([token for token in tokens if _has_text(tokenizer, token)])
 

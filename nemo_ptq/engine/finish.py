@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""From written files to a finished directory: its report, its manifest, its verification, and then its name."""
+"""Completes an export: report, manifest, verification, and then its name."""
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -38,19 +38,19 @@ def finish(
     """Completes the directories of a job's formats where they were staged, verifies them, and gives them their name.
 
     Args:
-        job: What was asked for.
-        staging: Where it was written.
-        checksums: For each format.
-        report_of: Gives the report of one format, of its directory, which holds everything else but the manifest.
-        reporter: Hears of the verification.
+        job: The job.
+        staging: The job's staging directory.
+        checksums: Known checksums, by format.
+        report_of: Returns the report of one format, given its directory, which is complete but for report and manifest.
+        reporter: Told of the verification.
 
     Returns:
         The report of the first format: what was measured is the same for all.
 
     Raises:
-        VerificationError: If what was written does not verify.
-        RecoveryError: If the model loses more than the user allows, and is not to be kept.
-        PtqError: If something else stands at the output now.
+        VerificationError: If the files do not pass verification.
+        RecoveryError: If the recovery is below the user's limit, and the model is not to be kept.
+        PtqError: If the output has been changed by somebody else.
     """
     reports = []
     for name, directory in job.directories(staging.files).items():
@@ -67,15 +67,15 @@ def finish(
 
 
 def say_conclusion(job: Job, report: Report | None, reporter: Reporter) -> None:
-    """Says at the end of a job what its report says.
+    """Prints the verdict of a job's report.
 
     Args:
-        job: What was asked for.
-        report: Its report; None on any other rank than the first.
-        reporter: Says it.
+        job: The job.
+        report: The job's report; None on all ranks but the first.
+        reporter: Prints it.
 
     Raises:
-        RecoveryError: If the model loses more than the user allows; its directory is there.
+        RecoveryError: If the recovery is below the user's limit; the directory is kept.
     """
     if report is None:
         return
@@ -87,7 +87,7 @@ def say_conclusion(job: Job, report: Report | None, reporter: Reporter) -> None:
 
 
 def _shortfall(job: Job, report: Report) -> str | None:
-    """Says by how much a model misses what the user asks of it; None where it does not."""
+    """Returns why a model misses the recovery that the user requires; None if it does not."""
     if job.export.min_recovery is None or report.summary.passed:
         return None
     if report.summary.recovery is None:
@@ -97,7 +97,7 @@ def _shortfall(job: Job, report: Report) -> str | None:
 
 
 def _about(name: str, job: Job) -> dict[str, Any]:
-    """What the manifest says beside the files."""
+    """Entries of the manifest other than the files."""
     return {"format": name, "producer": producer(), "arguments": job.arguments}
 
 
@@ -121,10 +121,10 @@ def calibration_kept(job: Job, state: CalibrationState | None, export: Path, rep
     killed leaves them as well.
 
     Args:
-        job: What was asked for.
-        state: Its calibration, None where nothing is quantized; one without entries is not kept.
-        export: The directory of one of its formats, where rounded weights lie.
-        reporter: Hears where it is kept, if it is; of any other rank than the first it keeps nothing.
+        job: The job.
+        state: The calibration; None if nothing is quantized. One without entries is not kept.
+        export: The directory of one of the job's formats, which holds the rounded weights.
+        reporter: Told where it is kept. Only the first rank keeps it.
     """
     if not reporter.enabled or state is None or not state.tensors or job.calibration_state is not None:
         yield

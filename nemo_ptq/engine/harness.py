@@ -42,9 +42,9 @@ class Reader(TemplateLM):
 
     Args:
         directory: An exported directory in any format, or a checkpoint.
-        tokenizer: Of :func:`nemo_ptq.engine.documents.load_tokenizer`.
-        device: Where to compute.
-        reporter: Told of the progress.
+        tokenizer: From :func:`nemo_ptq.engine.documents.load_tokenizer`.
+        device: Device to compute on.
+        reporter: Shows progress.
 
     Raises:
         PtqError: If the directory cannot be run.
@@ -63,13 +63,13 @@ class Reader(TemplateLM):
 
     @property
     def eot_token_id(self) -> int:
-        """The token that ends a text; that which begins one where the tokenizer has no other."""
+        """The token that ends a text, or the one that begins it if the tokenizer has no other."""
         end = None if self._inner is None else self._inner.eos_token_id
         return self.prefix_token_id if end is None else end
 
     @property
     def prefix_token_id(self) -> int:
-        """The token before a text that has no context: that which begins one, or else ends it."""
+        """The token before a text without context: the one that begins a text, or else the one that ends it."""
         if self._inner is None:
             return self._texts.bos_id
         found = self._inner.bos_token_id
@@ -169,15 +169,15 @@ def run_tasks(
         directory: An exported directory in any format.
         baseline: The unquantized model, which gets the directory's tokenizer; None for none.
         tasks: Names of the harness's tasks and groups, and paths of .yaml files with tasks of the user's own.
-        limit: How many documents of each task at most; None takes all.
-        device: Where to compute.
-        reporter: Told of the progress.
+        limit: Number of documents of each task to run; None runs all.
+        device: Device to compute on.
+        reporter: Shows progress.
 
     Returns:
         The figures, those of one task after each other.
 
     Raises:
-        PtqError: If there is no such task, its data cannot be had, or it needs what the reader does not do.
+        PtqError: If a task is unknown, its data is not available, or it needs something that the reader does not do.
     """
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     tokenizer = load_tokenizer(directory)

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""How far a job has come, in its staging directory, so that a killed or failed one can be continued.
+"""A job's progress, in its staging directory, so that a killed or failed job can be continued.
 
-Between two blocks every rank writes what it needs to go on: the hidden states of its streams, the calibration state so
-far, and what it has measured. The packed blocks are in the staged files already. A journal is written no more often
+Between two blocks every rank writes what it needs to continue: the hidden states of its streams, the calibration state
+so far, and its measurements. The packed blocks are in the staged files already. A journal is written no more often
 than costs one part in twenty of the walk's time.
 """
 
@@ -31,12 +31,12 @@ _PATIENCE, _LEAST_SECONDS = 20.0, 2.0
 
 @dataclass(frozen=True)
 class Progress:
-    """What one rank needs to continue.
+    """Progress of one rank.
 
     Attributes:
         next_block: The first block that is not finished.
-        tensors: By name; read, they are on the CPU.
-        notes: What JSON can hold.
+        tensors: Tensors by name; on the CPU when read back.
+        notes: Further values, as JSON.
     """
 
     next_block: int
@@ -61,9 +61,9 @@ class Journal:
     """The journal of one job on one rank; all ranks call its methods together.
 
     Args:
-        directory: Where it is; made when the job begins.
-        identity: What must be the same for a run to be continued, by the name that the user knows it by.
-        enabled: Whether anything is written.
+        directory: The journal's directory, which :meth:`begin` makes.
+        identity: Values that must be the same when the run is continued, by the names that the user knows.
+        enabled: Whether to write anything.
     """
 
     def __init__(self, directory: Path, identity: Mapping[str, Any], enabled: bool = True) -> None:
@@ -73,10 +73,10 @@ class Journal:
         self._last, self._cost = time.monotonic(), 0.0
 
     def check(self) -> None:
-        """Refuses an earlier run that this one cannot go on from, before any file of it is touched.
+        """Refuses an earlier run that cannot be continued, before any of its files is touched.
 
         Raises:
-            PtqError: If it was of other arguments, data or versions, or cannot be read.
+            PtqError: If its arguments, data or versions differ, or it cannot be read.
         """
         try:
             self._check(json.loads((self._directory / PROGRESS).read_text())["identity"])
@@ -92,10 +92,10 @@ class Journal:
         dist.barrier()
 
     def read(self) -> Progress:
-        """Reads how far an earlier run has come.
+        """Reads the progress of an earlier run.
 
         Raises:
-            PtqError: If it was of other arguments, data or versions, or its files are damaged.
+            PtqError: If its arguments, data or versions differ, or its files are damaged.
         """
         try:
             content = json.loads((self._directory / PROGRESS).read_text())
@@ -123,14 +123,14 @@ class Journal:
             )
 
     def is_due(self) -> bool:
-        """Whether the journal is to be written now: rank 0 decides."""
+        """Whether to write the journal now; rank 0 decides."""
         waited = time.monotonic() - self._last
         answer = [self._enabled and waited >= max(_LEAST_SECONDS, _PATIENCE * self._cost)]
         dist.broadcast_object_list(answer, src=0)
         return answer[0]
 
     def write(self, progress: Progress) -> None:
-        """Writes how far this run has come; what was written before is replaced when all ranks are done."""
+        """Writes this run's progress; the previous journal is replaced once all ranks are done."""
         start = time.monotonic()
         file = self._file(self._generation + 1)
         specs = [TensorSpec(name, value.dtype, tuple(value.shape)) for name, value in progress.tensors.items()]

@@ -24,19 +24,19 @@ from nemo_ptq.quantization.state import CalibrationState, load_state
 
 @dataclass(frozen=True)
 class Quantization:
-    """How this rank's layers are quantized, as far as it is known before the walk.
+    """How this rank's layers are quantized, as far as known before the walk.
 
     Attributes:
-        schemes: Of each quantized linear layer.
+        schemes: Scheme of each quantized linear layer.
         caches: Core attention modules whose KV cache is quantized.
-        given: The calibration state's entries, where there is one already; None where the walk calibrates.
-        saved: The state that is written with the export, where there is one already.
-        weight_amaxes: Those that do not follow from the weights.
-        is_smoothed: Whether the checkpoint's weights are divided by the pre-quantization scales already.
-        expert_tokens: Calibration tokens by (layer, expert), where they are known already.
-        fixed_by: The algorithm that has computed weight amaxes from data, if one has.
-        is_resumable: Whether a walk with it can be continued in another process.
-        is_new: Whether its calibration state is put together by the walk.
+        given: Entries of an existing calibration state; None if the walk calibrates.
+        saved: An existing state, to be written with the export.
+        weight_amaxes: Weight amaxes that do not follow from the weights.
+        is_smoothed: Whether the checkpoint's weights are already divided by the pre-quantization scales.
+        expert_tokens: Calibration tokens by (layer, expert), if already known.
+        fixed_by: The algorithm that computed weight amaxes from data, if any.
+        is_resumable: Whether another process can continue the walk.
+        is_new: Whether the walk makes the calibration state.
     """
 
     schemes: Mapping[str, Scheme]
@@ -52,12 +52,12 @@ class Quantization:
 
 
 def by_algorithm(job: Job, model: LoadedModel, choice: Mapping[str, str]) -> Quantization:
-    """How one of our own algorithms quantizes a model; where there is a calibration state, as that says.
+    """How one of our algorithms, or an existing calibration state, quantizes a model.
 
     Args:
-        job: What was asked for.
+        job: The job.
         model: This rank's part of the model.
-        choice: Name of the algorithm of each linear layer, where one was chosen for each; otherwise empty.
+        choice: Name of the algorithm chosen for each linear layer; empty if all have the same.
     """
     if job.quantization.algorithm_name == NO_QUANT:
         return Quantization({}, given={})
@@ -75,17 +75,17 @@ def by_algorithm(job: Job, model: LoadedModel, choice: Mapping[str, str]) -> Qua
 def by_modelopt(
     job: Job, samples: JobSamples, device: torch.device, directories: Mapping[str, Path], reporter: Reporter
 ) -> Quantization | None:
-    """Has ModelOpt calibrate what the block pipeline does not; every rank calls it.
+    """Calibrates with ModelOpt what the block pipeline cannot; every rank calls it.
 
     Args:
-        job: What was asked for.
-        samples: Its text.
-        device: Where this rank computes.
-        directories: Where to write each of the formats that hold the whole model with its quantizers.
-        reporter: Follows it.
+        job: The job.
+        samples: The job's text.
+        device: This rank's device.
+        directories: Directory of each format that holds the whole model with its quantizers.
+        reporter: Shows progress.
 
     Returns:
-        None where the block pipeline calibrates.
+        None if the block pipeline calibrates.
     """
     if not (job.metadata.is_quantized or job.forward_loop is not None or job.is_custom):
         return None

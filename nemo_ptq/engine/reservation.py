@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""A job owns its output from the first step to the last: no other one writes there, and a failed one tidies up."""
+"""A job owns its output from its first step to its last: no other job writes there, and a failed job tidies up."""
 
 import sys
 from collections.abc import Iterator
@@ -20,13 +20,13 @@ from nemo_ptq.plan.rules.paths import output_can_be_renamed, output_is_free
 def reserve(job: Job, reporter: Reporter, resumes: bool = False) -> Iterator[Staging]:
     """Reserves a job's output, and gives it a staging directory, during a ``with`` block in one process.
 
-    Where the block fails, what it has finished is left for another run to go on from, unless the result is not wanted;
-    the rest is removed.
+    If the block fails, its finished blocks are kept for another run to continue, unless the result was rejected; the
+    rest is removed.
 
     Args:
-        job: What was asked for.
-        reporter: Hears of what is left.
-        resumes: Whether the job can go on from what an earlier run has left.
+        job: The job.
+        reporter: Told what is left behind.
+        resumes: Whether the job may continue an earlier run.
 
     Raises:
         PtqError: If another process makes the output, or something is in the way that was not when the job was checked.

@@ -16,13 +16,13 @@ from nemo_ptq.plan.sharding import Parallelism
 def is_layerwise(job: Job, device: torch.device, reporter: Reporter) -> bool:
     """Decides whether one block of weights is in memory at a time; every rank calls it.
 
-    That is what the user says. Where nothing is said, the job is layer-wise as soon as one rank lacks the memory for
-    all of its weights, and says so.
+    The user's setting decides. If there is none, the job is layer-wise as soon as one rank lacks the memory for all of
+    its weights, and says so.
 
     Args:
-        job: What was asked for.
-        device: Where this rank computes.
-        reporter: Is told the decision.
+        job: The job.
+        device: This rank's device.
+        reporter: Told the decision.
     """
     asked = job.quantization.layerwise
     whole = whole_model_needs(
@@ -47,7 +47,7 @@ def is_layerwise(job: Job, device: torch.device, reporter: Reporter) -> bool:
 
 
 def _resident_bytes(job: Job, device: torch.device) -> int:
-    """What a rank would hold at most with all of its weights in memory, as `nemo-ptq plan` counts it."""
+    """The peak memory of a rank that keeps all of its weights, as `nemo-ptq plan` counts it, in bytes."""
     reads_text = job.calibration_state is None and not job.metadata.is_quantized
     steps = worst_memory(
         job.metadata,

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The job on one rank: a walk through the model's blocks that calibrates, exports and measures, then verification.
 
-What was planned is in the :class:`~nemo_ptq.job.Job`.
+The plan is in the :class:`~nemo_ptq.job.Job`.
 """
 
 import shutil
@@ -74,8 +74,8 @@ def run_job(job: Job) -> None:
     """Runs a job on this rank; all ranks of the job call it.
 
     Raises:
-        PtqError: If the data or the calibrated model do not allow the export, what was written does not verify, or the
-            model loses more than the user allows.
+        PtqError: If the data or the calibrated model do not allow the export, the files do not pass verification, or
+            the recovery is below the user's limit.
     """
     quiet_libraries()
     launch = read_launch()
@@ -116,15 +116,15 @@ def _class_name(model: LoadedModel) -> str:
 
 
 class _BlockJob:
-    """A job while it runs.
+    """One run of a job on this rank.
 
     Args:
-        job: What was asked for.
-        samples: Its text.
-        device: Where this rank computes.
-        reporter: Follows it.
-        staging: Where it writes.
-        resumes: Whether it goes on from the finished blocks that are there.
+        job: The job.
+        samples: The job's text.
+        device: This rank's device.
+        reporter: Shows progress.
+        staging: The job's staging directory.
+        resumes: Whether it continues from finished blocks of an earlier run.
     """
 
     def __init__(
@@ -180,12 +180,12 @@ class _BlockJob:
 
     @property
     def _dtype(self) -> torch.dtype:
-        """In which weights are held: algorithms take bfloat16, and what is not quantized is rounded once."""
+        """Data type of weights in memory: bfloat16 for algorithms, the export's type if nothing is quantized."""
         is_quantized = self.job.quantization.algorithm_name != NO_QUANT
         return torch.bfloat16 if is_quantized else getattr(torch, self.job.export.torch_dtype_name)
 
     def _prepare(self) -> None:
-        """Makes the directories that are written to; of an earlier run the files with packed blocks alone are left."""
+        """Makes the directories to write to; of an earlier run only the files with packed blocks are left."""
         for name, directory in self.directories.items():
             rounded = directory / WEIGHTS_IN_EXPORT
             if self._keeps_rounded:
@@ -292,7 +292,7 @@ class _BlockJob:
     def _rounded(
         self, model: LoadedModel, quantization: Quantization, learner: Learner | None
     ) -> Callable[[str], RoundedWeight | None]:
-        """What gives the rounded weights of this rank, where the job has such."""
+        """Returns a function that looks up a layer's rounded weight, None if the job keeps none."""
         if isinstance(learner, RoundingLearner):
             return learner.rounded.get
         if not self._keeps_rounded or self.job.calibration_state is None:
@@ -347,7 +347,7 @@ class _BlockJob:
         )
 
     def _identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued."""
+        """Values that must be the same when the run is continued."""
         job = self.job
         arguments = flattened(job.arguments)
         return {
@@ -368,7 +368,7 @@ class _BlockJob:
         return self._calibration_batches
 
     def _choice(self, model: LoadedModel, runner: BlockRunner, layerwise: bool) -> Choice | None:
-        """What each layer is quantized with, where that is chosen; every rank calls it."""
+        """The algorithm chosen for each layer, None if all have the same; every rank calls it."""
         job, directory = self.job, self._staging.journal
         if not algorithm_of(job.quantization).chooses:
             return None
@@ -405,7 +405,7 @@ class _BlockJob:
         )
 
     def _rounders(self, quantization: Quantization, choice: Choice | None) -> dict[str, Rounder]:
-        """What rounds each quantized layer."""
+        """The rounder of each quantized layer."""
         job = self.job
         if choice is None:
             return dict.fromkeys(quantization.schemes, rounder_for(job.quantization, job.decoder))
@@ -457,7 +457,7 @@ class _BlockJob:
         return layers
 
     def _say_what_max_gains(self, learner: Learner | None) -> None:
-        """Says how near quality "max" has come on the samples that are held out; every rank calls it."""
+        """Prints how close quality "max" comes to the unquantized model on held-out samples; every rank calls it."""
         if not (isinstance(learner, RoundingLearner) and learner.is_max):
             return
         everyones = [learner.found] * dist.get_world_size()

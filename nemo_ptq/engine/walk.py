@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""One job's walk through the blocks of its model: what walks along, and how a walk that was cut short goes on."""
+"""One job's walk through the blocks of its model: its visitors, and how an interrupted walk is continued."""
 
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ WALK_STEPS = ("load", "calibrate", "export", "measure")
 
 
 class _Timed:
-    """A visitor whose visits are a part of a step."""
+    """Counts a visitor's time as a part of a step."""
 
     def __init__(self, step: str, visitor: BlockVisitor, reporter: Reporter) -> None:
         self._step, self._visitor, self._reporter = step, visitor, reporter
@@ -45,13 +45,13 @@ class JobWalk:
     Attributes:
         model: This rank's part of the model.
         runner: Computes its blocks.
-        learner: Calibrates them; None where there is a calibration already.
+        learner: Calibrates them; None if there is a calibration already.
         exports: Writes the formats.
         measurement: Measures what quantization changes.
         fingerprint: Sums up the weights.
-        journal: Keeps how far the walk has come.
-        reporter: Follows it.
-        state: What was decided of this rank's blocks so far.
+        journal: Records the walk's progress.
+        reporter: Shows progress.
+        state: Calibration state of this rank's blocks so far.
     """
 
     model: LoadedModel
@@ -69,8 +69,8 @@ class JobWalk:
 
         Args:
             drop: Free the weights of each block when the walk leaves it.
-            given: Returns the calibration state of a block, by its place, where there is one already.
-            resume: Go on where an earlier run was cut short.
+            given: Returns the existing calibration state of a block, by its index; None if there is none.
+            resume: Continue where an earlier run was interrupted.
         """
         start = self._resume() if resume else 0
         self.journal.begin()
@@ -131,7 +131,7 @@ class JobWalk:
         return Progress(next_block, {**hidden, **_prefixed("state.", self.state)}, notes)
 
     def _resume(self) -> int:
-        """Takes over what an earlier run has left; returns the first block that it has not finished."""
+        """Restores an earlier run's progress; returns the first block that is not finished."""
         progress = self.journal.read()
         for name, stream in self._streams().items():
             places = sum(key.startswith(f"{name}.") for key in progress.tensors)

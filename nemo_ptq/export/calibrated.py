@@ -33,7 +33,7 @@ def layer_schemes(
     """Returns the scheme of each quantized layer.
 
     Args:
-        quantization: What the user asked for.
+        quantization: The user's settings.
         choice: Name of the algorithm of each layer, where one was chosen for each; otherwise empty.
         linears: The layers.
     """
@@ -43,7 +43,7 @@ def layer_schemes(
 
 
 def smoothed(weight: torch.Tensor, pre_quant_scale: torch.Tensor) -> torch.Tensor:
-    """Divides a weight by the scale that its input is multiplied with.
+    """Divides a weight by the scale that its input is multiplied by.
 
     Args:
         weight: (out, in).
@@ -76,10 +76,10 @@ class CalibratedLayers:
         state: Entries of the calibration state, of whole layers; more may come while blocks are calibrated.
         schemes: How each quantized layer is stored.
         zero_centered_norms: Whether gains of norms are stored minus one.
-        is_smoothed: Whether the weights are divided by their pre-quantization scales already.
+        is_smoothed: Whether the weights are already divided by their pre-quantization scales.
         tensor: The ranks that share dense layers.
         expert_tensor: The ranks that share an expert.
-        weight_amaxes: Those that do not follow from this rank's weight alone.
+        weight_amaxes: Weight amaxes that do not follow from this rank's weight alone.
         rounded: Returns what this rank's shard of a weight was rounded to, by the layer's name; None where that follows
             from the weight.
     """
@@ -138,7 +138,7 @@ class CalibratedLayers:
         return key, value
 
     def pre_quant_scale(self, name: str) -> torch.Tensor | None:
-        """Returns what the input of a linear layer is multiplied with: (local in), or None."""
+        """Returns the pre-quantization scale of a linear layer's input: (local in), or None."""
         weight = self.read(f"{name}.weight")
         scale = None if weight is None else self._local(name, "pre_quant_scale", weight)
         return None if scale is None or weight is None else scale.to(weight.dtype)

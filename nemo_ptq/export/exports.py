@@ -27,9 +27,9 @@ class _Format:
     """One format of a job.
 
     Attributes:
-        record: What it is.
+        record: The format's record.
         layers: The calibrated layers as the format can hold them.
-        export: What it is made of.
+        export: Its layout, packing and documents.
         writer: Writes its files.
     """
 
@@ -47,9 +47,9 @@ class Exports:
     Args:
         source: The model; the state of each block is added to its layers as the walk comes by.
         directories: An existing directory for each format; those that are not packed are left alone.
-        amax_floor: What activation amaxes are at least.
-        fixed_by: The algorithm that has computed weight amaxes from data, if one has: they hold for its own
-            pre-quantization scales only.
+        amax_floor: Lower bound of activation amaxes; None for none.
+        fixed_by: The algorithm that computed weight amaxes from data, if any: they are valid only for its own
+            pre-quantization scales.
         resume: Continue the files that are in the directories.
         rounded_file: The file to write with the rounded weights, where layers have them and no file does yet.
 
@@ -117,12 +117,12 @@ class Exports:
         format.layers.agree_on_weights(linears)
 
     def skip(self, index: int) -> None:
-        """Takes a block for written: an earlier process has done it."""
+        """Skips a block that an earlier process has written."""
         for writer in self._writers:
             writer.skip(index)
 
     def sync(self) -> None:
-        """Has the operating system put what is written on the disk."""
+        """Flushes the written data to the disk."""
         for writer in self._writers:
             writer.sync()
 

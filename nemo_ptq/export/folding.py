@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Pre-quantization scales folded into what comes before, for readers that know none.
+"""Pre-quantization scales folded into the preceding module, for readers without such scales.
 
 SmoothQuant and AWQ divide a weight by a scale of each input channel and multiply the input with it. A reader that only
 multiplies quantized tensors gets the same where the layer before produces the scaled input itself:
@@ -72,7 +72,7 @@ def foldable(
     Args:
         state: Entries of one or more whole layers.
         shape: The model.
-        amax_floor: What an activation amax is at least.
+        amax_floor: Lower bound of activation amaxes; None for none.
     """
     tensors = dict(state)
     for name, scale in state.items():
@@ -119,7 +119,7 @@ def foldable_scale(module: str, scale: torch.Tensor, shape: ModelSpec, quantizes
 
 
 def norm_factor(norm: str, state: Mapping[str, torch.Tensor], shape: ModelSpec) -> torch.Tensor | None:
-    """Returns what the output of a norm is multiplied with: float32 (hidden size), or None.
+    """Returns the factor that a norm's output is multiplied by: float32 (hidden size), or None.
 
     Args:
         norm: Megatron's name of it, or of any other module.
@@ -132,14 +132,14 @@ def norm_factor(norm: str, state: Mapping[str, torch.Tensor], shape: ModelSpec) 
 def row_factor(
     linear: str, state: Mapping[str, torch.Tensor], shape: ModelSpec, rank: int, ranks: int
 ) -> torch.Tensor | None:
-    """Returns what the output rows of this rank's shard of a linear layer are multiplied with.
+    """Returns the factors that the output rows of this rank's shard of a linear layer are multiplied by.
 
     Args:
         linear: Megatron's name of the layer.
         state: Entries of a :func:`foldable` calibration.
         shape: The model.
         rank: This tensor-parallel rank.
-        ranks: How many there are.
+        ranks: Number of tensor-parallel ranks.
 
     Returns:
         float32 (local out-features), in Megatron's order; None where nothing changes.

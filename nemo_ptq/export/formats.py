@@ -32,8 +32,8 @@ class Format:
     """An export format.
 
     Attributes:
-        name: What users call it.
-        summary: What it is, in a few words.
+        name: Name in options.
+        summary: Description in a few words.
         packed_export: Dotted path of what makes a :class:`~nemo_ptq.export.source.PackedExport` of a
             :class:`~nemo_ptq.export.source.Source`; None where it is not made of packed tensors, block by block.
         model_check: Dotted path of what refuses a model with a PtqError, called with its shape, its family and NeMo's
@@ -46,7 +46,7 @@ class Format:
         refused: Schemes of algorithms that it cannot carry, with the reason and what to do instead.
         without_kv_cache_alone: Why it cannot carry a quantized KV cache without quantized weights, and what to do
             instead; None where it can.
-        cache_formats: What a KV cache can be quantized to in it.
+        cache_formats: Formats that a KV cache can be quantized to in it.
         experts: Schemes that it carries for a mixture of experts.
         only_dtype: The data type that unquantized tensors must have, by torch's name; None if the user may choose.
         folder: Directory of its weights, where it holds the whole model.
@@ -115,7 +115,7 @@ class Format:
 
         Args:
             model: This rank's part of it, with ModelOpt's quantizers.
-            job: What it is exported for.
+            job: The job that exports it.
             directory: An existing directory that all ranks see.
 
         Returns:
@@ -132,7 +132,7 @@ class Format:
         Args:
             state: Entries of one or more whole layers.
             shape: The model.
-            amax_floor: What an activation amax is at least.
+            amax_floor: Lower bound of activation amaxes; None for none.
         """
         return state if self.state_adapter is None else locate(self.state_adapter)(state, shape, amax_floor)
 

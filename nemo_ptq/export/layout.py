@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a layout table is made of: the tensors of a format's files, and where their rows come from.
+"""The elements of a layout table: the tensors of a format's files, and where their rows come from.
 
 Everything here is arithmetic on names and sizes. A :class:`Part` is a tensor of the whole model, as one Megatron module
 yields it; a :class:`FileTensor` is made of pieces of parts, each of them a :class:`Placement`. Cutting along tensor and
@@ -23,9 +23,9 @@ class Part:
     """A tensor of the whole model.
 
     Attributes:
-        module: Megatron's name of the module it comes from, layers counted through the whole model.
+        module: Megatron's name of the module that it comes from, layers counted through the whole model.
         rows: Which of the module's output rows: "" for all, "q", "k", "v", or "gate" and "up".
-        field: What it is: "weight", "bias", "weights_scaling_factor", ...
+        field: "weight", "bias", "weights_scaling_factor", ...
         shape: Shape of the whole.
         axis: Dimension along which Megatron's tensor parallelism shards it, None where every rank has all of it.
     """
@@ -42,7 +42,7 @@ class Placement:
     """A piece of a part, and its place in a tensor of a file.
 
     Attributes:
-        part: Where it comes from.
+        part: The part that the piece is cut from.
         axis: Dimension of the part along which the piece is cut.
         start: First index along ``axis``.
         stop: Index after the last.
@@ -58,13 +58,13 @@ class Placement:
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor of a rank file. What no placement covers is zero.
+    """A tensor of a rank file. Elements that no placement covers are zero.
 
     Attributes:
-        name: Its name in the file.
-        dtype: Its data type.
-        shape: Its shape.
-        placements: What it is made of.
+        name: Name in the file.
+        dtype: Data type.
+        shape: Shape.
+        placements: The pieces that it is made of.
     """
 
     name: str

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a job that was cut short has left beside its output, and how it is continued or removed. Needs no torch."""
+"""What an interrupted job has left beside its output, and how to continue or remove it. Needs no torch."""
 
 import json
 import shutil
@@ -15,11 +15,11 @@ PROGRESS = "progress.json"
 
 @dataclass(frozen=True)
 class Leftover:
-    """What can be continued of an earlier run.
+    """An earlier run that can be continued.
 
     Attributes:
-        root: Its staging directory.
-        blocks: How many blocks need not be done again.
+        root: The run's staging directory.
+        blocks: Number of finished blocks.
     """
 
     root: Path

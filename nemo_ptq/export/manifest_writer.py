@@ -55,7 +55,7 @@ def file_entries(directory: Path, checksums: Mapping[str, str]) -> dict[str, dic
 
     Args:
         directory: The directory.
-        checksums: Of files that have been read already, by relative path; the others are read now.
+        checksums: Known checksums by relative path; other files are read now.
     """
     entries = {}
     for path in sorted(directory.rglob("*")):
@@ -71,7 +71,7 @@ def write_manifest(directory: Path, checksums: Mapping[str, str], about: Mapping
     Its own checksum is a SHA-256, under "sha256": that of the manifest with zeros in the place of it.
 
     Args:
-        directory: The directory, complete but for the manifest.
+        directory: The directory, complete except for the manifest.
         checksums: As in :func:`file_entries`.
         about: Free-form entries: versions, arguments.
     """

@@ -22,8 +22,8 @@ class LayerGroup:
     """Linear layers of one transformer layer that are quantized alike: one of them, or all experts'.
 
     Attributes:
-        linears: Their names of Megatron's, in the whole model.
-        weights: How many weights they have.
+        linears: Megatron's names of the layers, in the whole model.
+        weights: Number of their weights.
         options: Names of the algorithms to choose from; the last is "no_quant".
     """
 
@@ -54,7 +54,7 @@ def layer_groups(
     """Returns what "auto" chooses for, in the model's order.
 
     Args:
-        quantization: What the user asked for.
+        quantization: The user's settings.
         model: The model.
         formats: The export formats.
         calibration_tp: Tensor parallelism of the calibration, which cuts the blocks that share a scale.

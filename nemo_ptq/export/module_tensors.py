@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What an export needs to know of a model's layers, wherever they come from: plain records of tensors."""
+"""A model's layers as exports see them, wherever they come from: plain records of tensors."""
 
 from dataclasses import dataclass
 
@@ -23,8 +23,8 @@ class Linear:
         weight_amax_2: The largest magnitude of the weight once more, where the scheme rounds it twice.
         input_amax: Largest magnitude of the input, one element; None where inputs are not rounded, or each token by its
             own.
-        pre_quant_scale: (in), what the input is multiplied with, or None.
-        rounded: What the weight was rounded to, where that does not follow from weight and amax.
+        pre_quant_scale: (in), factors that the input is multiplied by, or None.
+        rounded: The rounded weight, if it does not follow from weight and amax.
     """
 
     weight: torch.Tensor
@@ -54,7 +54,7 @@ class Plain:
     Attributes:
         weight: Any shape.
         bias: (out), or None.
-        offset: What the weight lacks: 1 for the gain of a norm that is kept minus one.
+        offset: To be added to the weight: 1 for the gain of a norm that is stored minus one.
     """
 
     weight: torch.Tensor

@@ -31,7 +31,7 @@ def write_context(checkpoint: Path, directory: Path, tokenizer: Any, replaced: b
         checkpoint: The NeMo 2.0 checkpoint, the Hugging Face directory, or Megatron-LM's checkpoint.
         directory: The ``nemo_context`` directory to make.
         tokenizer: NeMo's tokenizer, as it was used, or what has the same ``tokenizer`` of Hugging Face's.
-        replaced: Whether it is another than the checkpoint's own.
+        replaced: Whether it replaces the checkpoint's own.
 
     Raises:
         PtqError: If the tokenizer's files cannot be saved.

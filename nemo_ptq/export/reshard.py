@@ -30,7 +30,7 @@ class Transfer:
 
     Attributes:
         rank: Who holds it.
-        part: What it is cut from.
+        part: The part that it is cut from.
         axis: Dimension of the cut.
         start: First index, counted from the beginning of the rank's own shard.
         stop: Index after the last.

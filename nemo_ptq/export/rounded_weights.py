@@ -53,7 +53,7 @@ class RoundedLayout:
     Attributes:
         shape: The model.
         schemes: Scheme of each quantized linear layer.
-        files: Its name.
+        files: Name of the file.
     """
 
     shape: ModelSpec
@@ -161,9 +161,9 @@ def place_in_all(given: Path | None, directories: Mapping[str, Path], files: Map
     """Puts the rounded weights beside the calibration state of every directory.
 
     Args:
-        given: Those of an earlier export; None where the first directory has them already.
-        directories: Of each format.
-        files: Those of each format that this rank has written: the rounded weights are added.
+        given: The file of an earlier export; None if the first directory has it already.
+        directories: Directory of each format.
+        files: This rank's files of each format, to which the rounded weights are added.
     """
     first, *others = (directory / WEIGHTS_IN_EXPORT for directory in directories.values())
     if given is not None:

@@ -35,9 +35,9 @@ class TensorSpec:
     """A tensor that a file will hold.
 
     Attributes:
-        name: Its name.
-        dtype: Its data type.
-        shape: Its shape.
+        name: Name in the file.
+        dtype: Data type.
+        shape: Shape.
     """
 
     name: str
@@ -84,7 +84,7 @@ class SafetensorsStream:
         """Begins to write one tensor.
 
         Args:
-            name: Its name.
+            name: The tensor's name.
             tensor: On the CPU, with the dtype and shape that were announced. It must stay as it is until :meth:`wait`.
 
         Raises:

@@ -6,7 +6,7 @@
 their amaxes are tensors like any other.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -69,18 +69,29 @@ def _without_padding(entry: Any, prefix: str, vocab_size: int) -> Any:
     )
 
 
-def write_sharded_model(model: LoadedModel, directory: Path, prefix: str, common: Mapping[str, Any]) -> list[Path]:
+def write_sharded_model(
+    model: LoadedModel,
+    directory: Path,
+    prefix: str,
+    common: Mapping[str, Any],
+    write_documents: Callable[[], None],
+) -> list[Path]:
     """Writes a model; every rank calls it.
 
     Args:
-        model: This rank's part of the model, with its quantizers; what is stored has its data type.
-        directory: An existing directory that all ranks see.
-        prefix: What the tensors' names begin with in the files.
-        common: What stands beside them, in ``common.pt``.
+        model: This rank's part of the model, with its quantizers; tensors are stored in its data type.
+        directory: Directory to make, in one that exists and that all ranks see.
+        prefix: Prefix of the tensors' names in the files.
+        common: Content of ``common.pt``.
+        write_documents: Writes the rest of the checkpoint; rank 0 calls it.
 
     Returns:
         The files that this rank has written.
     """
+    if dist.get_rank() == 0:
+        directory.mkdir()
+        write_documents()
+    dist.barrier()
     sharded = model.module.sharded_state_dict(prefix=prefix)
     with torch.no_grad():
         whole = {key: _without_padding(entry, prefix, model.vocab_size) for key, entry in sharded.items()}

@@ -30,17 +30,17 @@ class Source:
         layers: This rank's.
         rank: This rank.
         tensor_rank: Its tensor-parallel rank.
-        tensor_ranks: How many of those there are.
+        tensor_ranks: Number of tensor-parallel ranks.
         shard_map: Which rank holds what, and how it is quantized.
         shape: The model's sizes.
         family: The model's family.
         config: Settings of NeMo's, as attributes.
         has_vocab_size: Whether the checkpoint's configuration names its vocabulary's size.
         tokenizer: NeMo's tokenizer, or what has the same ``tokenizer`` of Hugging Face's.
-        tokenizer_is_replaced: Whether that is another than the checkpoint's own.
+        tokenizer_is_replaced: Whether it replaces the checkpoint's own.
         checkpoint: The NeMo checkpoint that it was loaded from.
-        settings: What the user asked for.
-        cache_format: What the KV cache is quantized to, where it is.
+        settings: The user's settings.
+        cache_format: Format of a quantized KV cache.
     """
 
     layers: CalibratedLayers
@@ -69,7 +69,7 @@ class PackedExport:
     """A directory of packed tensors in one format, before anything of it is written.
 
     Attributes:
-        layout: Its files with tensors.
+        layout: Layout of its files with tensors.
         pack: Packs this rank's shard of a module, by Megatron's name in the whole model.
         write_documents: Writes everything else into the directory; rank 0 calls it.
     """

@@ -16,7 +16,6 @@ import torch
 from nemo_ptq.calibration.observing import TokenCounts
 from nemo_ptq.checkpoint.loading import LoadedModel, load_model
 from nemo_ptq.checkpoint.metadata import read_metadata
-from nemo_ptq.config import CUSTOM
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.calibrated import WeightAmaxes
 from nemo_ptq.export.formats import FORMATS, schemes_problem
@@ -53,12 +52,6 @@ class Calibrated:
     is_smoothed: bool = False
     expert_tokens: TokenCounts = field(default_factory=TokenCounts)
     fixed_by: str | None = None
-
-
-def needs_modelopt(job: Job) -> bool:
-    """Whether a job is calibrated by ModelOpt rather than by the block pipeline."""
-    is_custom = job.quantization.algorithm_name == CUSTOM
-    return job.metadata.is_quantized or job.forward_loop is not None or is_custom
 
 
 def calibrate_with_modelopt(

@@ -16,10 +16,10 @@ class Launch:
     Example: the third of four ranks, second on its node: ``Launch(rank=2, world_size=4, local_rank=1)``.
 
     Attributes:
-        rank: Its number among all processes of the job.
-        world_size: How many there are.
-        local_rank: Its number among those on its node.
-        launcher: What started it: "torchrun", "srun", or None.
+        rank: Number of this process among all of the job.
+        world_size: Number of processes of the job.
+        local_rank: Number of this process among those on its node.
+        launcher: "torchrun", "srun", or None if started without a launcher.
     """
 
     rank: int
@@ -34,9 +34,9 @@ class Launch:
 
 
 def read_launch(environment: Mapping[str, str] = os.environ) -> Launch:
-    """Finds this process's place from the variables of torchrun, then of Slurm, else takes it to be alone.
+    """Reads this process's place from torchrun's variables, or Slurm's; without either the process is alone.
 
-    Slurm gives a batch script the variables of a task as well. It is none: srun starts these, and numbers its step.
+    Slurm sets a task's variables in a batch script too, which is no task: only srun sets the number of a step.
 
     Args:
         environment: Environment variables.

@@ -26,7 +26,7 @@ def free_memory(device: torch.device) -> int:
 
 
 def _machine() -> int:
-    """What the kernel could give to new processes without swapping."""
+    """Bytes that the kernel could give to new processes without swapping."""
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             return int(line.split()[1]) * 1024
@@ -34,7 +34,7 @@ def _machine() -> int:
 
 
 def _cgroup() -> list[int]:
-    """What the limit of this process's control group leaves, where there is one."""
+    """Bytes left below the memory limit of this process's control group; empty if there is none."""
     try:
         group = Path("/proc/self/cgroup").read_text().strip().rpartition(":")[2].lstrip("/")
         directory = Path("/sys/fs/cgroup", group)
@@ -45,7 +45,7 @@ def _cgroup() -> list[int]:
 
 
 def _process() -> int:
-    """What this process's own limits leave of address space and of private memory (``ulimit -v``, ``ulimit -d``)."""
+    """Bytes left below this process's limits of address space and private memory (``ulimit -v``, ``ulimit -d``)."""
     # In pages: all that is mapped, and the sixth figure of what is private and writable.
     figures = [int(pages) * os.sysconf("SC_PAGE_SIZE") for pages in Path("/proc/self/statm").read_text().split()]
     used = {resource.RLIMIT_AS: figures[0], resource.RLIMIT_DATA: figures[5]}

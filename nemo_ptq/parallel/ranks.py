@@ -19,8 +19,8 @@ class Ranks:
 
     Attributes:
         rank: This one's place among them.
-        size: How many there are.
-        group: Their process group; None where this rank is alone.
+        size: Number of ranks.
+        group: Their process group; None if this rank is alone.
     """
 
     rank: int = 0
@@ -66,7 +66,7 @@ class Parallelism:
         data: Ranks that hold the same dense layers; those of ``expert`` are among them, and read the same samples.
         expert_data: Ranks that hold the same experts, and read other samples.
         stage: This rank's pipeline stage.
-        stages: How many there are.
+        stages: Number of pipeline stages.
         previous: Global rank of the stage before, that has the same place in it.
         following: Global rank of the stage after.
     """
@@ -88,11 +88,6 @@ class Parallelism:
     def holding(self, name: str) -> Ranks:
         """Returns the ranks that hold the same shard of a layer, by Megatron's name of it or of its weight."""
         return self.expert_data if ".local_experts." in name else self.data
-
-    @property
-    def is_last_stage(self) -> bool:
-        """Whether this rank computes the logits."""
-        return self.stage == self.stages - 1
 
 
 def this_rank() -> Parallelism:

@@ -16,7 +16,7 @@ def findings_of(
     Args:
         layers: All layers.
         algorithm: Our name of the algorithm.
-        moves_weights: Whether weights were moved away from those of the checkpoint for the sake of the outputs, as
+        moves_weights: Whether weights were moved away from the checkpoint's to improve the outputs, as
             quality "balanced" does: their own error then says nothing.
         moves_outputs: Whether outputs were moved away as well, to make up for the layers before, as "max" does.
     """

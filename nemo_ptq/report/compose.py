@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""From what a job has measured to its report."""
+"""Composes the report of a job from its measurements."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -26,14 +26,14 @@ _GENERAL_ADVICE = (
 
 @dataclass(frozen=True)
 class Observations:
-    """What a job has seen of its model, beside the files.
+    """Measurements of a job, apart from its files.
 
     Attributes:
         layers: Each linear layer.
         quality: Quantized against unquantized.
         missing: Why figures are missing, by "quality" or "activations".
         expert_tokens: Calibration tokens by (layer, expert).
-        mixed_precision: What was chosen for the layers, where each was chosen for.
+        mixed_precision: The choice for the layers, with algorithm "auto".
     """
 
     layers: tuple[Layer, ...] = ()
@@ -45,12 +45,12 @@ class Observations:
 
 @dataclass(frozen=True)
 class Sizes:
-    """How much a model takes.
+    """Sizes of a model and its export.
 
     Attributes:
-        parameters: Of the whole model.
-        checkpoint_bytes: Its weights in the checkpoint.
-        export_bytes: The exported files, but those of ptq/ and nemo_context/.
+        parameters: Parameters of the whole model.
+        checkpoint_bytes: Size of the model's weights in the checkpoint.
+        export_bytes: Size of the exported files, without ptq/ and nemo_context/.
     """
 
     parameters: int
@@ -68,17 +68,17 @@ def compose(
     world_size: int,
     servers: Sequence[Serving] = (),
 ) -> Report:
-    """Puts the report of a job together.
+    """Composes the report of a job.
 
     Args:
-        job: What was asked for.
-        observations: What was measured.
-        sizes: How much was read and written.
-        steps: What it took.
-        versions: Of the packages that did it.
+        job: The job.
+        observations: The measurements.
+        sizes: Sizes of the checkpoint and the export.
+        steps: Time and memory of each step.
+        versions: Versions of the packages.
         files: Size and BLAKE3 of the files written so far, by relative path.
-        world_size: How many processes shared the work.
-        servers: What servers do with the directory.
+        world_size: Number of processes.
+        servers: What each server does with the directory.
     """
     algorithm = algorithm_of(job.quantization)
     summary = Summary(
@@ -123,7 +123,7 @@ def quality_of(
         scores: One for each document, at least one.
         source: "job" or "evaluate".
         text: Data set or file of the documents.
-        held_out: Whether they were not calibrated on; None where nobody knows.
+        held_out: Whether the job did not calibrate on them; None if unknown.
         has_baseline: Whether there was a model to compare with.
     """
     found = summarize(scores)

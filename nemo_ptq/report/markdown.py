@@ -14,7 +14,7 @@ def code(text: object, in_table: bool = False) -> str:
     r"""Returns a code span.
 
     Args:
-        text: What stands in it.
+        text: The content.
         in_table: Whether it is in a table's cell, which a bar would end.
 
     Example:

@@ -41,7 +41,7 @@ _SEQ_LEN = 256
 
 @dataclass(frozen=True)
 class Measured:
-    """What the job has measured; the same on every rank.
+    """Measurements of a job, on rank 0.
 
     Attributes:
         layers: Each linear layer.
@@ -70,7 +70,7 @@ class SimulatedLinear:
 
     Args:
         module: The layer; its weight is replaced.
-        linear: What it was calibrated to.
+        linear: The calibrated layer.
         rounded: float32 (out, in): the weight that the server multiplies with.
     """
 
@@ -148,9 +148,9 @@ class Measurement:
         reference: Evaluation batches on their way through the checkpoint's weights; None measures weights alone.
         quantized: The same batches on their way through the calibrated layers.
         keep: Leave the blocks simulated, for a sample of text.
-        cache_format: What keys and values are rounded to where the KV cache is quantized.
-        sums: Of each linear layer of this rank.
-        scores: Of each document, on the last stage.
+        cache_format: Format that keys and values of a quantized KV cache are rounded to.
+        sums: Sums of each linear layer of this rank.
+        scores: Score of each document, on the last stage.
     """
 
     model: LoadedModel

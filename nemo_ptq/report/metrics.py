@@ -23,7 +23,7 @@ class Sums:
     """Of one tensor, or of a part of it.
 
     Attributes:
-        count: Its elements.
+        count: Number of elements.
         signal: Sum of their squares.
         noise: Sum of squares of what quantization changed; None where nothing is quantized.
         amax: Largest magnitude.

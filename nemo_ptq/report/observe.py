@@ -37,7 +37,7 @@ def observe(job: Job, samples: "JobSamples", measured: "Measured", expert_tokens
     """Says what was measured, and of what was not, why.
 
     Args:
-        job: What was asked for.
+        job: The job.
         samples: The text of the job.
         measured: What was measured on the evaluation's part of it.
         expert_tokens: Calibration tokens by (layer, expert).
@@ -87,12 +87,12 @@ def report_of(
     """Returns the report of one format's directory, which holds everything else but the manifest.
 
     Args:
-        size: What the whole model takes in the checkpoint.
-        job: What was asked for.
-        observations: What was measured.
-        steps: What it took so far.
+        size: Size of the whole model in the checkpoint.
+        job: The job.
+        observations: The measurements.
+        steps: Time and memory of the steps so far.
         format: The format.
-        directory: Where its files are.
+        directory: Directory of its files.
         checksums: Checksums of files that have been read already, by relative path.
     """
     files = file_entries(directory, checksums)

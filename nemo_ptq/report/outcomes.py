@@ -12,16 +12,16 @@ class Outcome:
     """One algorithm of a sweep.
 
     Attributes:
-        algorithm: Its name.
+        algorithm: Name of the algorithm.
         path: The exported directory.
         failure: Why there is none.
         export_bytes: Size of its weights and scales.
         compression: Size of the checkpoint's weights over that.
-        perplexity: Of the quantized model; None where it was not measured, as below.
+        perplexity: Perplexity of the quantized model; None if not measured, as below.
         recovery: Perplexity of the unquantized model over that.
         kl_divergence: Against the unquantized model, in nats per token.
         seconds: All steps together.
-        peak_memory_bytes: Of the step and the rank that needed most.
+        peak_memory_bytes: Peak memory of the step and the rank that needed most.
     """
 
     algorithm: str

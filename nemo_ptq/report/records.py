@@ -27,11 +27,11 @@ class Quality:
     Attributes:
         source: "job": from the calibrated Megatron model; "evaluate": from the exported files.
         text: Data set or file that the documents come from.
-        held_out: Whether these documents were not calibrated on; None where nobody knows.
-        documents: How many.
+        held_out: Whether the job did not calibrate on these documents; None if unknown.
+        documents: Number of documents.
         tokens: Predictions over all of them.
-        perplexity: Of the quantized model.
-        baseline_perplexity: Of the unquantized model; None where only the quantized one was run.
+        perplexity: Perplexity of the quantized model.
+        baseline_perplexity: Perplexity of the unquantized model; None if only the quantized one was run.
         recovery: baseline_perplexity / perplexity: 1 is lossless.
         kl_divergence: KL(unquantized || quantized) in nats per token.
         top1_agreement: Share of predictions, 0 to 1, in which both models rank the same token first.
@@ -59,8 +59,8 @@ class TaskFigure:
         value: The figure of the quantized model.
         standard_error: Its standard error; None where the harness gives none.
         baseline: The same figure of the unquantized model; None where that was not run.
-        documents: How many documents of the task.
-        shots: How many solved examples stand before each.
+        documents: Number of documents of the task.
+        shots: Number of solved examples before each.
         higher_is_better: Whether a larger figure is better; None where the task does not say.
     """
 
@@ -128,12 +128,12 @@ class Finding:
     """A layer that stands out, and what to try.
 
     Attributes:
-        layer: Its index.
+        layer: Index of the layer.
         kind: As in :class:`Layer`.
         figure: The field that is out of bounds.
-        value: That field's value.
-        limit: What it should keep.
-        problem: What is wrong, in words.
+        value: Value of that field.
+        limit: Lower bound of the value.
+        problem: The problem, in words.
         advice: What to try.
     """
 
@@ -164,12 +164,12 @@ class MixedPrecision:
 
 @dataclass(frozen=True)
 class Summary:
-    """The figures that one looks at first.
+    """The most important figures.
 
     Attributes:
         model: NeMo's config class, such as "Llama31Config8B".
         checkpoint: Path of the unquantized checkpoint.
-        parameters: Of the whole model.
+        parameters: Parameters of the whole model.
         layers: Transformer layers.
         algorithm: Our name of the algorithm.
         kv_cache: Format of the KV cache, such as "fp8"; None where it is not quantized.
@@ -184,7 +184,7 @@ class Summary:
         required_recovery: The least recovery that passes for this algorithm; None where there is no such limit.
         passed: False where the recovery is too small, True where it suffices, None where it was not measured. A
             directory that does not pass its verification never appears, whatever its recovery.
-        quality: How much was computed to lose little: "fast", "balanced" or "max".
+        quality: "fast", "balanced" or "max".
     """
 
     model: str
@@ -213,8 +213,8 @@ class Serving:
     Attributes:
         server: The server and its version.
         outcome: "loads", "refused" or "unknown".
-        known_by: How that is known; empty where it is not.
-        note: What a user should know of it.
+        known_by: How that is known; empty if it is not.
+        note: A note for the user.
         commands: Shell commands that serve the directory; none where it is not the newest version that is known, does
             not load it, or has no command.
     """
@@ -240,13 +240,13 @@ class Report:
         steps: Time and memory; each the largest of any rank.
         command: A command line that repeats the run; None where arguments came from Python only.
         arguments: All arguments of the task, nested as its configs are.
-        versions: Of the packages that did it.
+        versions: Versions of the packages.
         files: Size and BLAKE3 of every other file of the directory but the manifest, by relative path.
-        version: Of this schema.
-        servers: What servers that read the directory's format do with it.
+        version: Version of this schema.
+        servers: What each server that reads the format does with the directory.
         mixed_precision: What was chosen for the layers; None where they are quantized alike, or the calibration is that
             of a file.
-        tasks: What `nemo-ptq evaluate --tasks` has found.
+        tasks: Results of `nemo-ptq evaluate --tasks`.
     """
 
     summary: Summary

@@ -24,8 +24,8 @@ def render_sweep(checkpoint: str, outcomes: Sequence[Outcome], directory: Path) 
     """Writes the HTML page.
 
     Args:
-        checkpoint: What was quantized.
-        outcomes: Of each algorithm.
+        checkpoint: The quantized checkpoint.
+        outcomes: Outcome of each algorithm.
         directory: Where the page will be: it links to the reports below.
     """
     done = [outcome for outcome in outcomes if outcome.failure is None]

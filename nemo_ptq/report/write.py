@@ -19,7 +19,7 @@ def write_report(directory: Path, report: Report) -> None:
 
     Args:
         directory: The exported directory.
-        report: What to write.
+        report: The report.
     """
     # Imports matplotlib: only the rank that writes waits for it.
     from nemo_ptq.report.page import render_card, render_page, render_png

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""How good a quantized model is: perplexity, and divergence from the model it was made of, with confidence intervals.
+"""Quality of a quantized model: perplexity, and divergence from the unquantized model, with confidence intervals.
 
 Documents are the unit of resampling: tokens of one document are far from independent, documents nearly are.
 """
@@ -53,11 +53,11 @@ class DocumentScore:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What the comparison of two models on the same documents says.
+    """Comparison of two models on the same documents.
 
     Attributes:
-        perplexity: Of the model.
-        baseline_perplexity: Of the baseline.
+        perplexity: Perplexity of the model.
+        baseline_perplexity: Perplexity of the baseline.
         recovery: Perplexity of the baseline over that of the model.
         kl_divergence: Nats per token.
         top1_agreement: Share of predictions, between 0 and 1.
@@ -203,7 +203,7 @@ def evaluate(
         model: The model that is judged.
         baseline: What it is compared with.
         documents: int64 (batch, seq) tokens each.
-        device: Where to compute.
+        device: Device to compute on.
         follow: Called after each layer of each group of documents, with the tokens that went through it.
 
     Returns:
@@ -244,7 +244,7 @@ def perplexity(directory: Path | str, documents: Sequence[torch.Tensor], device:
     Args:
         directory: As :func:`~nemo_ptq.verify.forward_pass.open_model` takes it.
         documents: int64 (seq,) or (batch, seq) tokens each, at least one of them with two tokens in a row.
-        device: Where to compute.
+        device: Device to compute on.
 
     Raises:
         PtqError: Nothing to predict, or as in :func:`nemo_ptq.verify.forward_pass.stream_logits`.
@@ -269,7 +269,7 @@ def continue_greedily(
         model: The model.
         prompt: int64 (seq,).
         draft: int64 (count,): a first guess, such as another model's continuation. It changes the time, not the result.
-        device: Where to compute.
+        device: Device to compute on.
 
     Returns:
         int64 (count,).

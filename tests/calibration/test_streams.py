@@ -49,7 +49,7 @@ def over_stages(checkpoint: Path) -> torch.Tensor | None:
     with steps.loaded(checkpoint, 1, 2) as model:
         runner = BlockRunner(model.module, steps.CPU, model.parallelism, steps.CPU)
         stream = Stream(steps.random_batches())
-        if model.parallelism.is_last_stage:
+        if model.parallelism.stage == 1:
             runner.receive(stream)
             for block in model.blocks[:-1]:
                 runner.advance(block, stream)

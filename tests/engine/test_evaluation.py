@@ -96,26 +96,3 @@ def test_a_sample_goes_without_tokens_that_have_no_text(tmp_path: Path) -> None:
             tokenizer.ids_to_text([*tokens, padding])
         assert text_of(tokenizer, [*tokens[:2], padding, *tokens[2:], padding]) == "def add(a, b)"
     assert text_of(Sentencepiece(), [1, 7, 0, 2]) == "ba<mask>"
-
-
-def logits_of_checkpoint(checkpoint: Path) -> tuple[bool, bool]:
-    """Whether the logits are those of the loaded model, and whether the process groups are closed afterwards."""
-    from unittest.mock import patch
-
-    import torch.distributed as dist
-
-    from nemo_ptq.calibration.forward import forward_batches
-    from nemo_ptq.engine.evaluation import checkpoint_logits
-    from tests import steps
-
-    with patch.object(torch.cuda, "is_available", lambda: False):
-        found = list(checkpoint_logits(checkpoint, BATCHES))
-    closed = not dist.is_initialized()
-    with steps.loaded(checkpoint) as model:
-        outputs = forward_batches(model.module, BATCHES)
-        expected = [output[..., : model.vocab_size].float() for output in outputs if output is not None]
-    return all(map(torch.equal, found, expected)) and len(found) == len(expected), closed
-
-
-def test_a_checkpoint_can_be_run_by_itself(checkpoint_of: Callable[[str], Path]) -> None:
-    assert run_ranks(logits_of_checkpoint, 1, checkpoint_of("gemma")) == [(True, True)]

@@ -4,7 +4,7 @@
 
 import torch
 
-from nemo_ptq.parallel.ranks import ALONE, Parallelism, Ranks
+from nemo_ptq.parallel.ranks import ALONE, Ranks
 from tests.ranks import run_ranks
 
 VALUES = torch.tensor([[1.0, 5.0, -3.0, 2.0], [4.0, 2.0, -7.0, 2.0]])
@@ -42,11 +42,6 @@ def test_together_they_have_one_result() -> None:
         assert torch.equal(found["rows"], torch.cat([VALUES[:, ::2], VALUES[:, 1::2]], dim=1))
         assert torch.equal(found["shard"], VALUES[:, 2 * rank : 2 * rank + 2])
         assert torch.equal(found["first"], VALUES[rank : rank + 1])
-
-
-def test_the_last_stage_computes_the_logits() -> None:
-    assert Parallelism().is_last_stage
-    assert [Parallelism(stage=stage, stages=3).is_last_stage for stage in range(3)] == [False, False, True]
 
 
 def place(tp: int, pp: int, ep: int) -> tuple[tuple[int, int], ...]:

@@ -27,7 +27,6 @@ _HARMLESS = (
     *("lora_dropout", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core", "runtime_config"),
     *("eva_config", "qalora_group_size"),
 )
-_LEAVES_OUT = ("layers_to_transform", "exclude_modules")
 _NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "bias": ("none",),
     # Others change the model's own weights as training starts, so that the saved matrices belong to other ones.

@@ -20,7 +20,6 @@ from nemo_ptq.models.spec import ModelSpec, check_numbers, spec_of
 
 # By norm, activation, whether the MLP has a gate, and whether linear layers have biases.
 _LLAMA_LIKE = ("RMSNorm", "silu", True, False)
-_GEMMA_LIKE = ("RMSNorm", "gelu", True, False)
 _NEMOTRON_LIKE = ("LayerNorm", "squared_relu", False, False)
 _STARCODER_LIKE = ("LayerNorm", "gelu", False, True)
 # Classes whose norms are stored minus one.

@@ -5,10 +5,9 @@
 Megatron-LM's own scripts train it on, or export it: it is a release, with the model's arguments in ``common.pt``.
 """
 
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch.distributed as dist
 
 from nemo_ptq.checkpoint.loading import LoadedModel
 from nemo_ptq.checkpoint.megatron.arguments import unknown_to_megatron
@@ -37,16 +36,12 @@ def write_megatron_lm(model: LoadedModel, job: Job, directory: Path) -> list[Pat
     """Writes the root of a checkpoint with one release; every rank calls it.
 
     Args:
-        model: This rank's part of the model, with its quantizers; what is stored has its data type.
-        job: What it is exported for.
+        model: This rank's part of the model, with its quantizers; tensors are stored in its data type.
+        job: The job that exports it.
         directory: An existing directory that all ranks see.
 
     Returns:
         The files that this rank has written.
     """
-    release = directory / RELEASE
-    if dist.get_rank() == 0:
-        release.mkdir()
-        write_beside(directory, transformers_tokenizer(model.tokenizer))
-    dist.barrier()
-    return write_sharded_model(model, release, "", common_state(model.spec, model.config))
+    write_documents = partial(write_beside, directory, transformers_tokenizer(model.tokenizer))
+    return write_sharded_model(model, directory / RELEASE, "", common_state(model.spec, model.config), write_documents)

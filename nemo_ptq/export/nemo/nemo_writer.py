@@ -5,9 +5,8 @@
 NeMo resumes from it for quantization-aware training.
 """
 
+from functools import partial
 from pathlib import Path
-
-import torch.distributed as dist
 
 from nemo_ptq.checkpoint.known_tensors import PREFIX
 from nemo_ptq.checkpoint.loading import LoadedModel
@@ -21,16 +20,13 @@ def write_nemo(model: LoadedModel, job: Job, directory: Path) -> list[Path]:
     """Writes ``context/`` and ``weights/`` of a NeMo 2.0 checkpoint; every rank calls it.
 
     Args:
-        model: This rank's part of the model, with its quantizers; what is stored has its data type.
-        job: What it is exported for.
+        model: This rank's part of the model, with its quantizers; tensors are stored in its data type.
+        job: The job that exports it.
         directory: An existing directory that all ranks see.
 
     Returns:
         The files that this rank has written.
     """
-    weights = directory / "weights"
-    if dist.get_rank() == 0:
-        weights.mkdir()
-        write_context(job.checkpoint, directory / "context", model.tokenizer, job.tokenizer_path is not None)
-    dist.barrier()
-    return write_sharded_model(model, weights, PREFIX, COMMON_STATE)
+    is_replaced = job.tokenizer_path is not None
+    write_documents = partial(write_context, job.checkpoint, directory / "context", model.tokenizer, is_replaced)
+    return write_sharded_model(model, directory / "weights", PREFIX, COMMON_STATE, write_documents)

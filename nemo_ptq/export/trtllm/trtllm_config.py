@@ -11,7 +11,6 @@ from nemo_ptq.models.registry import ARCHITECTURES, Family, unknown_to_reader
 from nemo_ptq.models.spec import GemmaAttention, ModelSpec
 from nemo_ptq.quantization.schemes import the_scheme
 
-_POSITIONS = {"rope": "rope_gpt_neox"}
 _GATED_ACTIVATIONS = {"gelu": "geglu", "silu": "swiglu"}
 
 
