@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What works on this machine, found in a few seconds: nothing that is looked at is imported.
+"""Checks of this machine that take seconds, since none of the packages is imported.
 
-Each examination is a small function that returns findings. Where something is not as it should be, the finding has
-the command that fixes it.
+Each check is a small function that returns findings. A finding of something that does not work has the command that
+fixes it.
 """
 
 import os
@@ -42,14 +42,14 @@ _PATIENCE = 5.0
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that was looked at.
+    """The result of one check.
 
     Attributes:
-        name: What it is.
-        ok: Whether it works; None where it is absent and nothing is wrong with that.
-        detail: What was found.
+        name: Name of the thing checked.
+        ok: Whether it works; None if it is absent and not needed.
+        detail: Details for the user.
         fix: The command that fixes it, where it does not work.
-        needed: Whether jobs cannot do without it.
+        needed: Whether jobs need it.
     """
 
     name: str
@@ -60,10 +60,10 @@ class Finding:
 
 
 def examine(directory: Path) -> list[Finding]:
-    """Looks at everything.
+    """Runs all checks.
 
     Args:
-        directory: Where exports are to go.
+        directory: Directory for exports.
     """
     examinations: Sequence[Callable[[], Iterator[Finding]]] = (
         _python,
@@ -102,7 +102,7 @@ def _packages() -> Iterator[Finding]:
         ok = found is not None and (specifier is None or specifier.contains(found, prereleases=True))
         note = "" if found and found.partition("+")[0] == tested else f" (tested: {tested})"
         yield Finding(name, ok, f"{found or 'not installed'}{note}", f"pip install '{name}=={tested}'", needed=True)
-    # The others are worth a line only where they are wrong.
+    # The other packages get a line only if they are wrong.
     for name, specifier in bounds.items():
         found = _version(name)
         if found is None or not specifier.contains(found, prereleases=True):

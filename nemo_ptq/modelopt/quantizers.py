@@ -40,7 +40,7 @@ def modelopt_config(quantization: QuantizationConfig, decoder: str, model: Model
     """Returns the ModelOpt configuration of a job.
 
     Args:
-        quantization: What the user asked for; ``algorithm`` is one of our names, or that of a file with a ModelOpt
+        quantization: The user's settings; ``algorithm`` is one of our names, or that of a file with a ModelOpt
             configuration or recipe.
         decoder: Decoder type of the model, e.g. "llama".
         model: The model, whose layers a file may call by Hugging Face's names.
@@ -170,7 +170,7 @@ def calibrate(
 
     Args:
         module: This rank's part of the model, unquantized.
-        quantization: What the user asked for.
+        quantization: The user's settings.
         decoder: Decoder type of the model.
         forward_loop: Runs the calibration data through the module it is given.
         unquantized: Linear layers that are left alone, by their names in the whole model.

@@ -61,7 +61,7 @@ def restore_quantizers(module: GPTModel, checkpoint: Path) -> None:
 
 
 def _common_state(directory: Path) -> Any:
-    """What ModelOpt has done to the model as a whole."""
+    """ModelOpt's state of the whole model."""
     file = directory / "common.pt"
     if not file.is_file():
         raise PtqError(f"{file} is missing: copy the checkpoint again, or calibrate the model that it was made from")

@@ -82,7 +82,7 @@ def gather_state(module: GPTModel, header: StateHeader) -> CalibrationState:
 
     Args:
         module: This rank's part of the model, calibrated.
-        header: How it was made.
+        header: Header of the state.
     """
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()
     mine = {
@@ -109,7 +109,7 @@ def apply_state(module: GPTModel, state: CalibrationState, unquantized: Collecti
 
     Args:
         module: This rank's part of the model, unquantized; quantizers are inserted and its weights smoothed in place.
-        state: Of the same model.
+        state: Calibration state of the same model.
         unquantized: Linear layers that are left alone.
     """
     tensor_rank = parallel_state.get_tensor_model_parallel_rank()

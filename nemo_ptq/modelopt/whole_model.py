@@ -33,14 +33,14 @@ from nemo_ptq.versions import producer
 
 @dataclass(frozen=True)
 class Calibrated:
-    """What ModelOpt has found.
+    """Result of a calibration by ModelOpt.
 
     Attributes:
         entries: The calibration state's entries, of the whole model.
         saved: The state that later exports can be made from, if there is one.
         schemes: Scheme of this rank's quantized linear layers.
-        weight_amaxes: Of this rank's quantized linear layers.
-        is_smoothed: Whether the checkpoint's weights are divided by the pre-quantization scales already.
+        weight_amaxes: Weight amaxes of this rank's quantized linear layers.
+        is_smoothed: Whether the checkpoint's weights are already divided by the pre-quantization scales.
         expert_tokens: Calibration tokens by (layer, expert), over all ranks.
         fixed_by: The algorithm that has computed weight amaxes from data, if one has.
     """
@@ -63,10 +63,10 @@ def calibrate_with_modelopt(
     """Calibrates a job's whole model; every rank calls it.
 
     Args:
-        job: What was asked for.
-        device: Where this rank computes.
+        job: The job.
+        device: This rank's device.
         loop: Returns the loop that runs the calibration data through Megatron's model.
-        directories: Where to write each of the formats that hold the whole model with its quantizers.
+        directories: Directory of each format that holds the whole model with its quantizers.
 
     Raises:
         PtqError: If the configuration quantizes a layer as no export can hold it.

@@ -46,11 +46,11 @@ class Run:
         algorithm: Our name of the algorithm.
         path: The exported directory.
         arguments: All arguments of the task that matter, nested as its configs are.
-        versions: Of the packages that did it.
+        versions: Versions of the packages.
         world_size: Processes.
-        host: Of rank 0.
-        pid: Of rank 0.
-        seconds: How long it took; None while it runs.
+        host: Host of rank 0.
+        pid: Process id of rank 0.
+        seconds: Duration; None while it runs.
         error: Why it failed.
         metrics: Figures by name, from the report's summary: recovery, perplexity, export_bytes ...
         steps: Seconds and peak memory of each step, from the report.

@@ -33,11 +33,11 @@ def verify(path: Path | str, load_tokenizer: bool = False, checksums: bool = Tru
     Args:
         path: The directory.
         load_tokenizer: Also load the tokenizer with transformers or sentencepiece and use it once.
-        checksums: Also read every file for its checksum; whoever has just computed them all need not.
+        checksums: Also read every file and compare its checksum; not needed right after they were computed.
 
     Returns:
-        One entry for each check. Whatever is wrong with the files is an entry with ``ok`` false, never an exception;
-        checks that need what failed are left out.
+        One entry for each check. Every problem with the files is an entry with ``ok`` false, never an exception. Checks
+        that depend on a failed one are left out.
     """
     directory = Path(path)
     if not directory.is_dir():
@@ -85,7 +85,7 @@ def _hugging_face_checks(directory: hf_directory.HuggingFaceDirectory) -> Iterat
     problems = hf_directory.tensor_problems(directory)
     yield _check("tensors", problems, f"{len(directory.expected)} with the promised types and shapes")
     if problems:
-        yield Check("values", False, "not looked at: the files do not hold what config.json promises")
+        yield Check("values", False, "not checked: the files do not hold what config.json promises")
     else:
         yield _check("values", hf_directory.value_problems(directory), "finite, scales positive")
         quantized = sum(1 for _ in directory.quantized)
@@ -100,7 +100,7 @@ def _guarded(name: str, checks: Iterator[Check]) -> Iterator[Check]:
     except PtqError as error:
         yield Check(name, False, _one_line(str(error)))
     except Exception as error:
-        # Files from anywhere can break any assumption, and the user is owed a line instead of a traceback.
+        # Files from outside can break any assumption, and the user should get a line instead of a traceback.
         yield Check(name, False, _one_line(f"cannot be checked: {type(error).__name__}: {error}"))
 
 
@@ -149,9 +149,9 @@ def _sharded_checks(weights: Path, files: ShardedTensors, source: str, described
     """Checks torch_dist files against the model that something beside them describes.
 
     Args:
-        weights: Their directory.
-        files: What is in them.
-        source: Where the description was read.
+        weights: Directory of the files.
+        files: Their tensors.
+        source: Name of the description, for messages.
         described: The model's fields, under NeMo's names.
     """
     stored = files.shapes
@@ -172,14 +172,14 @@ def _megatron_tokenizer_checks(directory: Path, load_tokenizer: bool) -> Iterato
         return
     yield _check("tokenizer", context.vocabulary_problems(path), f"in {path.parent.name}/{path.name}/")
     if load_tokenizer:
-        yield _check("tokenizer round trip", context.round_trip_problems(path), "text survives it")
+        yield _check("tokenizer round trip", context.round_trip_problems(path), "the text is unchanged")
 
 
 def _nemo_tokenizer_checks(directory: Path, load_tokenizer: bool) -> Iterator[Check]:
     path = context.tokenizer_path(directory, context.read_model_yaml(directory))
     yield Check("tokenizer", True, f"restorable from {path.name} without NeMo")
     if load_tokenizer:
-        yield _check("tokenizer round trip", context.round_trip_problems(path), "text survives it")
+        yield _check("tokenizer round trip", context.round_trip_problems(path), "the text is unchanged")
 
 
 def _config_and_tensor_checks(directory: Path) -> Iterator[Check]:
@@ -189,9 +189,9 @@ def _config_and_tensor_checks(directory: Path) -> Iterator[Check]:
     for name, rule in {**LAYOUT_RULES, **OTHER_RULES}.items():
         problems = rule(checkpoint.raw_config, checkpoint.config)
         failed |= bool(problems) and name in LAYOUT_RULES
-        yield _check(f"config.json: {name}", problems, "as the format has it")
+        yield _check(f"config.json: {name}", problems, "as the format requires")
     if failed:
-        yield Check("tensors", False, "not looked at: config.json does not say which there must be")
+        yield Check("tensors", False, "not checked: config.json does not say which there must be")
         return
     sound = True
     for check in _structure_checks(checkpoint):
@@ -201,7 +201,7 @@ def _config_and_tensor_checks(directory: Path) -> Iterator[Check]:
         yield from _value_checks(checkpoint)
         yield _coverage_check(checkpoint.config)
     else:
-        yield Check("values", False, "not looked at: the rank files do not hold what config.json promises")
+        yield Check("values", False, "not checked: the rank files do not hold what config.json promises")
 
 
 def _structure_checks(checkpoint: Checkpoint) -> Iterator[Check]:
@@ -313,4 +313,4 @@ def _context_checks(directory: Path, load_tokenizer: bool) -> Iterator[Check]:
     path = context.tokenizer_path(directory, model_yaml)
     yield _check("tokenizer", context.tokenizer_problems(path, config), f"restorable from {path.name} without NeMo")
     if load_tokenizer:
-        yield _check("tokenizer round trip", context.round_trip_problems(path), "text survives it")
+        yield _check("tokenizer round trip", context.round_trip_problems(path), "the text is unchanged")

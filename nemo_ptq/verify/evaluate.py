@@ -201,7 +201,7 @@ def evaluate(
 
     Args:
         model: The model that is judged.
-        baseline: What it is compared with.
+        baseline: The model to compare it with; None for none.
         documents: int64 (batch, seq) tokens each.
         device: Device to compute on.
         follow: Called after each layer of each group of documents, with the tokens that went through it.
@@ -242,7 +242,7 @@ def perplexity(directory: Path | str, documents: Sequence[torch.Tensor], device:
     """Perplexity of a directory: exp of the mean negative log-likelihood over all predicted tokens.
 
     Args:
-        directory: As :func:`~nemo_ptq.verify.forward_pass.open_model` takes it.
+        directory: A directory that :func:`~nemo_ptq.verify.forward_pass.open_model` can open.
         documents: int64 (seq,) or (batch, seq) tokens each, at least one of them with two tokens in a row.
         device: Device to compute on.
 

@@ -316,7 +316,7 @@ class _LmHead:
 
 
 class FinalStates:
-    """What a model's layers make of some batches; logits are computed where they are asked for.
+    """Hidden states of batches after a model's layers; logits are computed on request.
 
     The logits of a long document over a large vocabulary are larger than a layer: nobody should need all at once.
     """
@@ -344,7 +344,7 @@ def run_layers(
     Args:
         weights: The model.
         batches: int64 (batch, seq) each; lengths may differ between batches.
-        device: Where to compute.
+        device: Device to compute on.
         follow: Called after each layer.
 
     Raises:
@@ -430,7 +430,7 @@ def stream_logits(
     Args:
         directory: A directory as :func:`open_model` takes it.
         batches: int64 (batch, seq) each; lengths may differ between batches.
-        device: Where to compute.
+        device: Device to compute on.
 
     Yields:
         float32 (batch, seq, vocab_size) logits for each batch, in order, on ``device``.
@@ -449,7 +449,7 @@ def logits(directory: Path | str, tokens: torch.Tensor, device: torch.device = C
     Args:
         directory: A directory as :func:`open_model` takes it.
         tokens: int64 (batch, seq); every position attends to itself and those before it.
-        device: Where to compute.
+        device: Device to compute on.
 
     Returns:
         float32 (batch, seq, vocab_size).

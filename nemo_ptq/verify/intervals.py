@@ -35,7 +35,7 @@ def bootstrap_interval(
         transform: Monotone function of the ratio, such as ``np.exp`` for perplexity.
         confidence: Share of resamples inside the interval.
         resamples: Number of bootstrap resamples.
-        seed: Of the resampling.
+        seed: Seed of the resampling.
 
     Raises:
         PtqError: There are no documents, or the two lists differ in length.

@@ -141,7 +141,7 @@ def stored_linear(algorithm: str | None, read: ReadField) -> StoredLinear:
     """Puts a layer together from its fields.
 
     Args:
-        algorithm: How it is quantized; None where it is not.
+        algorithm: Its quantization; None if it is not quantized.
         read: Reads "weight" (or what the algorithm calls it), "bias", "pre_quant_scale", and the scales of weights and
             inputs, as far as there are any.
     """

@@ -25,11 +25,11 @@ _CHUNK = 1 << 24
 
 @dataclass(frozen=True)
 class Entry:
-    """What the manifest says of one file.
+    """The manifest's entry of one file.
 
     Attributes:
         size: In bytes.
-        kind: Of the checksum: "blake3" or, in manifests of version 1, "sha256".
+        kind: Kind of checksum: "blake3" or, in manifests of version 1, "sha256".
         checksum: In lower-case hexadecimal.
     """
 

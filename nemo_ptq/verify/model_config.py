@@ -35,9 +35,9 @@ class RotaryScaling:
         low_freq_factor: llama3: wavelengths above original / low are stretched by the whole factor.
         high_freq_factor: llama3: wavelengths below original / high are left alone.
         original_max_position_embeddings: llama3 and longrope: context length of the pre-training, in tokens.
-        short_factor: longrope: those of sequences that are not longer than that.
-        long_factor: longrope: those of longer ones.
-        attention_factor: longrope: what cosines and sines are multiplied with.
+        short_factor: longrope: factors for sequences up to that length.
+        long_factor: longrope: factors for longer sequences.
+        attention_factor: longrope: factor of cosines and sines.
     """
 
     type: str
@@ -123,7 +123,7 @@ class Quantization:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """What a forward pass needs to know of a model, whatever the files it comes from. Sizes are global.
+    """A model as the forward pass needs to know it, for every kind of files. Sizes are global.
 
     Attributes:
         decoder: TensorRT-LLM's name, or its nearest: Gemmas scale their embeddings, and "gpt" has a gate
@@ -135,13 +135,13 @@ class ModelConfig:
         attention_window: Positions that each one attends to, itself included; None for all before it.
         global_layers: Layers that attend to all positions before, where the others have a window.
         qk_norm: Whether the heads of queries and keys are normalised.
-        post_norms: Whether what attention and MLP return is normalised as well.
-        attention_scale: What scores are multiplied with; None for the root of the head size, inverted.
-        attention_cap: What scores are smoothly kept below; None for no limit.
-        logit_cap: What logits are smoothly kept below; None for no limit.
+        post_norms: Whether the outputs of attention and MLP are normalised as well.
+        attention_scale: Factor of the scores; None for 1 / sqrt(head size).
+        attention_cap: Soft cap of the scores, cap * tanh(score / cap); None for none.
+        logit_cap: Soft cap of the logits; None for none.
         local_rotary_base: Base of the rotary frequencies of layers with a window, which are not scaled; None where it
             is that of the others.
-        hybrid: What the layers are, where they are of several kinds.
+        hybrid: Kinds of the layers, if there are several.
     """
 
     decoder: str
@@ -195,7 +195,7 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Config(ModelConfig):
-    """What config.json of a qnemo directory says, as the reader understands it."""
+    """config.json of a qnemo directory, as TensorRT-LLM's reader understands it."""
 
     architecture: str
     attention_bias: bool

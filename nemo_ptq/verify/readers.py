@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the verification of one format is: how a directory in it is known, and the checks that it gets.
+"""The verification of one format: how its directories are recognised, and their checks.
 
 The formats of the exporter have a table of their own: nothing is shared with it.
 """
@@ -15,8 +15,8 @@ class Check:
     """One thing that was looked at.
 
     Attributes:
-        name: What was looked at, unique within one run.
-        ok: Whether it is as it must be.
+        name: Name of the check, unique within one run.
+        ok: Whether it passed.
         detail: One line: what was found, or what is wrong.
     """
 
@@ -30,7 +30,7 @@ class Reader:
     """How the directories of a format are verified.
 
     Attributes:
-        name: What the format is called in a failed check.
+        name: Name of the format in a failed check.
         recognises: Whether a directory is in this format.
         checks: Yields the checks of a directory, and is told whether to load its tokenizer. The manifest is looked at
             before. What it raises is a failed check.
@@ -42,7 +42,7 @@ class Reader:
 
 
 REGISTERED: list[Reader] = []
-"""Those from outside the package, which are asked before our own."""
+"""Readers from outside the package, which are tried before our own."""
 
 
 def register(reader: Reader) -> None:

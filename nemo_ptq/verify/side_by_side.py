@@ -22,7 +22,7 @@ def side_by_side(look: Callable[[_Item], _Result], items: Iterable[_Item], in_pi
     Args:
         look: Looks at an item.
         items: Such as names of tensors.
-        in_pieces: Whether it has a small piece of a tensor in memory at a time.
+        in_pieces: Whether it holds only a small piece of a tensor in memory at a time.
     """
     with ThreadPoolExecutor(min(_MOST_IN_PIECES if in_pieces else _MOST, os.cpu_count() or 1)) as pool:
         return list(pool.map(look, items))

@@ -16,7 +16,7 @@ class StateSpace:
     """A layer between norm and residual.
 
     Attributes:
-        sizes: Those of the model's state spaces.
+        sizes: Sizes of the model's state spaces.
         epsilon: Added to the variance of the gated norm.
         into: The first linear layer: gate, input, B, C and time steps stand one after the other.
         out: The last one.

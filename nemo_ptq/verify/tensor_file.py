@@ -83,7 +83,7 @@ class TensorFile:
 
     @cached_property
     def _offsets(self) -> dict[str, int]:
-        """Where each tensor begins; the library has found the header sound, and does not tell."""
+        """First byte of each tensor; the library has checked the header, but does not expose offsets."""
         with self.path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             entries = json.loads(file.read(length))

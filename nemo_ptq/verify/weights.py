@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the forward pass asks of a model's files, whatever their format."""
+"""The interface of a model's files that the forward pass uses, whatever their format."""
 
 from typing import Protocol
 
@@ -33,4 +33,4 @@ class Weights(Protocol):
         """Reads the same linear layer of every expert; "mlp.fc" has the rows that are not activated first."""
 
     def kv_cache(self, layer: int, device: torch.device) -> tuple[Tensors, Tensors] | None:
-        """What a layer's cache does to keys and to values; None where it keeps them as they are."""
+        """Returns functions that round a layer's keys and values as its cache does; None if it is not quantized."""

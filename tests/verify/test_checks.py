@@ -40,7 +40,7 @@ def test_names_are_unique_and_the_tokenizer_can_be_loaded(pristine: Pristine) ->
     checks = verify(pristine(*LAYOUTS["fp8"]), load_tokenizer=True)
     assert all(check.ok for check in checks)
     assert len({check.name for check in checks}) == len(checks)
-    assert checks[-1] == Check("tokenizer round trip", True, "text survives it")
+    assert checks[-1] == Check("tokenizer round trip", True, "the text is unchanged")
 
 
 def test_coverage_says_what_is_not_quantized_and_why(pristine: Pristine) -> None:

@@ -67,7 +67,7 @@ class _Stored:
     Attributes:
         format: The library's name of it.
         fields: The tensors of a linear layer.
-        weights: What config.json says about weights, the size of a group apart.
+        weights: Description of weights in config.json, without the group size.
         inputs: The same of activations; None where they stay as they are.
         is_named: Whether the group of layers names the format: the library would take it for another one.
     """
@@ -220,7 +220,7 @@ def quantization_config(layout: HuggingFaceLayout) -> dict[str, Any] | None:
 
 
 def _group(scheme: Scheme, targets: list[str], is_named: bool) -> dict[str, Any]:
-    """What config.json says about layers of one scheme."""
+    """Entry of config.json for layers of one scheme."""
     stored = _STORED[scheme.quant_algo]
     size = {"group_size": scheme.block_size} if scheme.block_size else {}
     inputs = stored.inputs and {**stored.inputs, **(size if stored.inputs["strategy"] == "tensor_group" else {})}
@@ -233,7 +233,7 @@ def _group(scheme: Scheme, targets: list[str], is_named: bool) -> dict[str, Any]
 
 
 def _cache_alone(scheme: dict[str, Any]) -> dict[str, Any]:
-    """What config.json says where the KV cache is quantized, and no weight."""
+    """Entry of config.json if only the KV cache is quantized."""
     return {
         "quant_method": "compressed-tensors",
         "format": "dense",

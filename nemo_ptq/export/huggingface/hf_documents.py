@@ -42,7 +42,7 @@ def check_exportable(shape: ModelSpec, family: Family, tokenizer: Any) -> None:
 
 
 def stored_vocab_size(source: Source) -> int:
-    """How many rows of the embedding a directory holds.
+    """Number of rows of the embedding that a directory holds.
 
     Where the checkpoint's configuration names a size, its rows are the vocabulary; otherwise NeMo has padded the
     tokenizer's vocabulary, and a server that knew of the padding might choose a token from it.
@@ -88,7 +88,7 @@ def model_config(source: Source, hf_class: HuggingFaceClass) -> dict[str, Any]:
 
 
 def _is_json(value: Any) -> bool:
-    """Whether a setting is JSON; an upper limit that is infinite is none, and what classes have anyway."""
+    """Whether a setting can be written as JSON; infinite limits, the classes' default, cannot."""
     try:
         json.dumps(value, allow_nan=False)
     except ValueError:
@@ -129,9 +129,9 @@ def write_model_documents(source: Source, layout: HuggingFaceLayout, directory: 
 
     Args:
         source: The model.
-        layout: Its tensors.
-        directory: Where to.
-        config: What goes into config.json.
+        layout: Layout of its tensors.
+        directory: Directory to write to.
+        config: Content of config.json.
     """
     transformers = import_transformers()
     write_json(directory / "config.json", config)

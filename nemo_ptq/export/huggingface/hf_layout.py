@@ -82,7 +82,7 @@ class HuggingFaceLayout:
         return [f"model-{file + 1:05}-of-{count:05}.safetensors" for file in range(count)]
 
     def metadata(self, file: int) -> Mapping[str, str]:
-        """What transformers asks of a file's header."""
+        """Entries that transformers requires in a file's header."""
         return {"format": "pt"}
 
     def blocks(self, file: int) -> Iterator[Block]:

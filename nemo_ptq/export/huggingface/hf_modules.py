@@ -16,7 +16,7 @@ def pack_unquantized(source: Source, name: str, factor: torch.Tensor | None) -> 
     Args:
         source: The model.
         name: The module's name in the whole model.
-        factor: What a norm's output is to be multiplied with, over all ranks; None for nothing.
+        factor: Factor of a norm's output, over all ranks; None for none.
     """
     layers = source.layers
     spec = source.shape.module(name) if name.startswith("decoder.layers.") else None

@@ -116,7 +116,7 @@ def quantization_config(layout: HuggingFaceLayout, cache_format: str) -> dict[st
 
     Args:
         layout: The files.
-        cache_format: What the KV cache is quantized to, where it is.
+        cache_format: Format of a quantized KV cache.
     """
     layers = layout.quantized()
     if not layers:

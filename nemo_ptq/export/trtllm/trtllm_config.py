@@ -54,7 +54,7 @@ def rotary_scaling(shape: ModelSpec) -> dict[str, Any] | None:
 
 
 def _gemma_keys(gemma: GemmaAttention) -> dict[str, Any]:
-    """What the readers of decoders gemma2 and gemma3 take beside the common keys."""
+    """Keys that the readers of decoders gemma2 and gemma3 take in addition to the common ones."""
     keys = {"query_pre_attn_scalar": gemma.scalar, "final_logit_softcapping": gemma.logit_cap}
     if gemma.local_base is None:
         return {**keys, "attn_logit_softcapping": gemma.cap}

@@ -27,7 +27,7 @@ def pack_module(
         name: The module's name in the whole model.
         shape: The model's.
         dtype: Data type of what is not quantized.
-        tensor_rank: Which tensor-parallel shard it is.
+        tensor_rank: Tensor-parallel rank of the shard.
     """
     if name.endswith("core_attention"):
         return pack_kv_cache(*layers.kv_cache(name))

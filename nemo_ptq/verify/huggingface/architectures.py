@@ -95,13 +95,13 @@ _BIGCODE: Names = {
 
 @dataclass(frozen=True)
 class Architecture:
-    """What one of Hugging Face's model classes computes.
+    """One of Hugging Face's model classes.
 
     Attributes:
-        model_type: Its name in config.json beside that of the class.
+        model_type: Value of model_type in config.json.
         decoder: As in :class:`~nemo_ptq.verify.model_config.ModelConfig`.
-        names: Its modules.
-        settings: Its names of the settings that not all classes call the same.
+        names: Names of its modules.
+        settings: Its names of settings that differ between classes.
         zero_centered: Whether the gains of norms are stored minus one.
         has_biases: Whether every linear layer but the last has a bias.
         has_qkv_bias: Whether the query-key-value projection has one, and no other layer.
@@ -157,7 +157,7 @@ def model_config(hf: Any, architecture: Architecture) -> ModelConfig:
 
     Args:
         hf: Transformers' configuration of it.
-        architecture: What it computes.
+        architecture: Its architecture.
 
     Raises:
         PtqError: If its rotary embedding is of a kind that is not known.
@@ -351,7 +351,7 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
     """Returns what a config.json says that the forward pass does not compute.
 
     Args:
-        content: What it holds.
+        content: Content of config.json.
         hf: Transformers' configuration of it.
     """
     own = {*type(hf)().to_dict(), *type(hf).attribute_map}
@@ -411,7 +411,7 @@ class StoredModule:
 
     Attributes:
         kind: "embedding", "norm", "linear" or "state".
-        shape: Of its weight: (rows, hidden), (hidden) or (out, in).
+        shape: Shape of its weight: (rows, hidden), (hidden) or (out, in).
         has_bias: Whether there is a bias of as many elements as the weight has rows.
         weights: Names of its weights, which are all of that shape.
     """

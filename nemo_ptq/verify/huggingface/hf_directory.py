@@ -88,7 +88,7 @@ class Way:
     Attributes:
         algorithm: The format's name of it.
         group_size: In-features that share a scale; 0 where there are no groups.
-        fields: What a linear layer is stored as.
+        fields: Returns the tensors of a linear layer.
         optional: Further tensors that a linear layer of (out, in) may have.
     """
 
@@ -107,8 +107,8 @@ class Quantization:
         ways: Patterns of the names of linear layers, and how those are quantized; the first that fits counts.
         excluded: Patterns of the names of linear layers that are not quantized.
         kv_cache: Gives the name of the scale that belongs to a k_proj or v_proj, None where no KV cache is quantized.
-        kv_spec: What such a scale is.
-        kv_algorithm: What the KV cache is rounded to: "FP8" or "NVFP4".
+        kv_spec: Data type and shape of such a scale.
+        kv_algorithm: Format of the KV cache: "FP8" or "NVFP4".
     """
 
     algorithm: str
@@ -402,9 +402,9 @@ class _Compressed:
     """A way in which the compressed-tensors library stores linear layers.
 
     Attributes:
-        algorithm: What the reader calls it: the library's format, and what it does to activations.
-        weights: What config.json says of weights.
-        inputs: What it says of activations; None where it must say nothing.
+        algorithm: The reader's name: the library's format, and its treatment of activations.
+        weights: Description of weights in config.json.
+        inputs: Description of activations there; None if there must be none.
         fields: The tensors.
     """
 
@@ -485,7 +485,7 @@ def _compressed_way(kind: str, group: dict[str, Any]) -> Way:
 
 
 def config_problems(directory: HuggingFaceDirectory) -> list[str]:
-    """What is wrong with config.json, hf_quant_config.json and the model that they describe."""
+    """Problems of config.json, hf_quant_config.json and the model that they describe."""
     problems = []
     model_type, expected = directory.config.get("model_type"), directory.architecture.model_type
     if model_type != expected:
@@ -559,7 +559,7 @@ def _value_problem(directory: HuggingFaceDirectory, name: str) -> str | None:
 
 
 def tokenizer_problems(directory: HuggingFaceDirectory, text: str = "The quick brown fox") -> list[str]:
-    """What keeps transformers from using the tokenizer, offline and without code from the directory."""
+    """Problems that keep transformers from using the tokenizer, offline and without code from the directory."""
     tokenizer = load_pretrained(directory.path)
     tokens = tokenizer.encode(text, add_special_tokens=False)
     problems = []

@@ -24,7 +24,7 @@ class HuggingFaceWeights:
 
     Attributes:
         directory: The files.
-        architecture: What its model computes.
+        architecture: The model's architecture.
         config: The model's sizes.
     """
 
@@ -59,7 +59,7 @@ class HuggingFaceWeights:
         ]
 
     def kv_cache(self, layer: int, device: torch.device) -> tuple[Tensors, Tensors] | None:
-        """What a layer's cache does to keys and to values."""
+        """Returns functions that round a layer's keys and values as its cache does."""
         quantization = self.directory.quantization
         if quantization is None or quantization.kv_cache is None:
             return None

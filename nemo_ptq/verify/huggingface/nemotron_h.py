@@ -54,7 +54,7 @@ def hybrid_config(content: Mapping[str, Any]) -> ModelConfig:
     """Returns the sizes of a model.
 
     Args:
-        content: Its config.json.
+        content: Content of config.json.
 
     Raises:
         PtqError: If it has settings that the forward pass does not compute.

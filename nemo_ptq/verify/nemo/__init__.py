@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What is of NeMo checkpoints alone."""
+"""Reading checkpoints of NeMo and Megatron."""

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""A checkpoint of Megatron-LM or Megatron-Bridge as the forward pass sees it: its options in the words of NeMo's.
+"""A checkpoint of Megatron-LM or Megatron-Bridge as the forward pass sees it: its options under NeMo's names.
 
-Weights have the names that NeMo has for them, but for what those begin with. Options are read as data.
+Weights have NeMo's names, except for the prefix. Options are read as data.
 """
 
 import io
@@ -106,7 +106,7 @@ def read_tensors(iteration: Path, options: Mapping[str, Any]) -> ShardedTensors:
 
 
 def tokenizer_of(path: Path) -> Path | None:
-    """Where a checkpoint has its tokenizer's files; None where it has none, as Megatron-LM's own."""
+    """Directory of a checkpoint's tokenizer; None if it has none, like those of Megatron-LM itself."""
     found = iteration_of(path) / "tokenizer"
     return found if found.is_dir() else None
 

@@ -35,7 +35,7 @@ class Sizes:
         is_tied: Whether the embedding is the output layer as well.
         has_quantizers: Whether ModelOpt's quantizers are stored.
         is_stacked: Whether a tensor holds all layers, and all experts; otherwise they are named one by one.
-        hybrid: What the layers are, where they are of several kinds.
+        hybrid: Kinds of the layers, if there are several.
     """
 
     num_layers: int
@@ -67,8 +67,8 @@ def read_sizes(source: str, model: Any, stored: Mapping[str, Shape]) -> Sizes:
     """Reads the sizes of the model from its description, and those that it leaves open from the weights' index.
 
     Args:
-        source: Where the description was read, for messages.
-        model: Its fields, under NeMo's names.
+        source: Name of the description, for messages.
+        model: Fields of the model, under NeMo's names.
         stored: Shapes by name, from the index of the weights.
 
     Raises:
@@ -168,7 +168,7 @@ def weight_problems(model: Sizes, stored: Mapping[str, Shape]) -> list[str]:
 
 
 def quantizer_problems(weights: Path, stored: Mapping[str, Shape]) -> list[str]:
-    """What keeps ModelOpt from restoring the quantizers.
+    """Problems that keep ModelOpt from restoring the quantizers.
 
     Args:
         weights: Directory with the torch_dist files.

@@ -96,7 +96,7 @@ class _Quantizer:
     """One of ModelOpt's quantizers.
 
     Attributes:
-        bits: Of an integer, or of exponent and mantissa.
+        bits: Bits of an integer, or of exponent and mantissa.
         has_blocks: Whether each block of a few values has a scale of its own.
         amax: float32, (), or of each row (out, 1) or block (out, blocks).
     """
@@ -134,7 +134,7 @@ class NemoWeights:
     Attributes:
         config: The model's sizes.
         zero_centered_norms: Whether norms are stored minus one.
-        files: Its tensors.
+        files: The model's tensors.
     """
 
     config: ModelConfig
@@ -181,7 +181,7 @@ class NemoWeights:
         return [(stored,) for stored in experts]
 
     def kv_cache(self, layer: int, device: torch.device) -> tuple[Tensors, Tensors] | None:
-        """What a layer's cache does to keys and to values."""
+        """Returns functions that round a layer's keys and values as its cache does."""
         module = _own("self_attention.core_attention", layer)
         key, value = self._quantizers(module, ("k_bmm_quantizer", "v_bmm_quantizer"), device)
         if (key is None) != (value is None):
@@ -272,8 +272,8 @@ def read_model(source: Path, description: Mapping[str, Any], files: ShardedTenso
     """Puts a description and tensors together.
 
     Args:
-        source: Where the description was read, for messages.
-        description: As in a context's model.yaml.
+        source: Name of the description, for messages.
+        description: Content like that of a context's model.yaml.
         files: The tensors, under NeMo's names.
 
     Raises:

@@ -57,7 +57,7 @@ class PlainUnpickler(DataUnpickler):
 
 @dataclass(frozen=True)
 class _Piece:
-    """What was saved at once: a box of a tensor, or an object without axes."""
+    """A piece that was saved at once: a box of a tensor, or an object without axes."""
 
     name: str
     start: tuple[int, ...]
@@ -120,7 +120,7 @@ class ShardedTensors:
     Args:
         checkpoint: Directory with ``weights/``.
         weights: The directory with the files, where it is another one.
-        prefix: What is put before the names in the files.
+        prefix: Added before the names in the files.
     """
 
     def __init__(self, checkpoint: Path, weights: Path | None = None, prefix: str = "") -> None:
@@ -166,7 +166,7 @@ class ShardedTensors:
         """Reads a part of a tensor.
 
         Args:
-            name: Its name.
+            name: Name of the tensor.
             position: Index of the part along the leading dimensions, such as (layer,) or (layer, expert).
         """
         entry, axes = self._tensor(name), len(position)
@@ -230,6 +230,6 @@ class ShardedTensors:
 
 
 def _loaded(content: bytes) -> Any:
-    """What ``torch.save`` has written."""
+    """Loads an archive of ``torch.save``."""
     check_saved(io.BytesIO(content), len(content))
     return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)

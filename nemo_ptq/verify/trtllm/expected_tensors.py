@@ -50,8 +50,8 @@ class TensorSpec:
     """One tensor in one rank's file.
 
     Attributes:
-        dtype: As in a safetensors header, such as "BF16" or "F8_E4M3".
-        shape: Of the rank's shard.
+        dtype: Name in a safetensors header, such as "BF16" or "F8_E4M3".
+        shape: Shape of the rank's shard.
         shard: How the global tensor is cut; None where every rank holds all of it.
         optional: Whether the reader accepts the file without it.
     """
@@ -69,8 +69,8 @@ class Linear:
     Attributes:
         name: Full name in the rank's file, such as "transformer.layers.0.mlp.fc".
         module: Name that the reader matches exclude_modules with: the name, or the whole MLP for experts.
-        out_features: Of the rank's shard.
-        in_features: Of the rank's shard.
+        out_features: Output features of the rank's shard.
+        in_features: Input features of the rank's shard.
         column_parallel: Whether the ranks share the output features; else the input features.
         bias: Whether the reader expects a bias.
         parts: Parts of the output features that are cut on their own (column-parallel only).

@@ -141,7 +141,7 @@ class Checkpoint:
         return [(stored_linear(algorithm, partial(field_of, expert)),) for expert in range(self.config.moe.num_experts)]
 
     def kv_cache(self, layer: int, device: torch.device) -> tuple[Tensors, Tensors] | None:
-        """What a layer's cache does to keys and to values."""
+        """Returns functions that round a layer's keys and values as its cache does."""
         algorithm = self.config.quantization.kv_cache_algorithm
         if algorithm is None:
             return None

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the numbers in the files must look like: finite, scaled, spread over their range, the same where ranks agree."""
+"""Checks of the values in the files: finite, scaled, spread over their range, equal where ranks must agree."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
