@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """The `nemo-ptq` console command, for work on this machine."""
 
+import inspect
+import re
 import sys
 import warnings
+from collections.abc import Callable
 
 import typer
 
@@ -27,9 +30,16 @@ from nemo_ptq.plugins import load_plugins
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 # What looks like an option of these may be a misspelt argument: our own checks say so.
 _JOB_COMMANDS = (plan, run, sweep)
+
+
+def _help(command: Callable[..., None]) -> str:
+    """A command's docstring with one line for each paragraph, which the terminal wraps."""
+    return re.sub(r"(?<!\n)\n(?!\n)", " ", inspect.cleandoc(command.__doc__ or ""))
+
+
 # In the order of their use, which the help has.
 for command in (plan, run, verify, evaluate, export, convert, import_hf, sweep, recipes, runs, doctor):
-    app.command(context_settings=SETTINGS if command in _JOB_COMMANDS else None)(command)
+    app.command(help=_help(command), context_settings=SETTINGS if command in _JOB_COMMANDS else None)(command)
 
 
 @app.callback()

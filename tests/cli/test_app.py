@@ -70,3 +70,19 @@ def test_a_place_that_is_not_there_is_one_line(
     assert said in str(ended.exception)
     assert "\n" not in str(ended.exception)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("evaluate", "memory holds one layer in float32. Prints perplexity"),
+        ("plan", "(default: plan_device, which is H100)"),
+        ("sweep", "(default: fp8,int8_sq,int4_awq)"),
+    ],
+)
+def test_the_help_is_whole(command: str, said: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands in square brackets would be markup, and lines of docstrings would stay as short as they are."""
+    monkeypatch.setenv("COLUMNS", "400")
+    ended = CliRunner().invoke(app.app, [command, "--help"], terminal_width=400)
+    assert ended.exit_code == 0
+    assert said in " ".join(ended.output.split())

@@ -52,8 +52,8 @@ def evaluate(
         Optional[str],
         typer.Option(
             metavar="TASK,...",
-            help="Run tasks of lm-evaluation-harness instead of documents: names, or your own .yaml files. Needs "
-            "pip install 'nemo_ptq[eval]'.",
+            help="Run tasks of lm-evaluation-harness instead of documents: names, or your own .yaml files. Needs the "
+            "extra eval of this package.",
         ),
     ] = None,
     limit: Annotated[
@@ -71,9 +71,9 @@ def evaluate(
 ) -> None:
     """Run an exported directory on text, from its files alone, and compare it with the unquantized model.
 
-    Weights, activations and KV cache are rounded as a server rounds them, layer by layer: memory needs to hold a layer
-    in float32. Gives perplexity and, with --baseline, recovery, KL divergence and top-1 agreement, with 95 % intervals
-    over documents. With --tasks gives the figures of lm-evaluation-harness's tasks.
+    Weights, activations and KV cache are rounded as a server rounds them. Layers are run one at a time, so memory holds
+    one layer in float32. Prints perplexity and, with --baseline, recovery, KL divergence and top-1 agreement, with 95 %
+    intervals over documents. With --tasks, prints the figures of lm-evaluation-harness's tasks.
     """
     for model_directory in (directory, baseline):
         if model_directory is not None and not model_directory.is_dir():

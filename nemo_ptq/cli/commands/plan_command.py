@@ -31,7 +31,7 @@ def plan(
     device: Annotated[
         Optional[str],
         typer.Option(
-            help=f"What each rank runs on: {', '.join(GPUS)}, or {CPU}. [default: plan_device, which is H100]"
+            help=f"What each rank runs on: {', '.join(GPUS)}, or {CPU}. (default: plan_device, which is H100)"
         ),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,

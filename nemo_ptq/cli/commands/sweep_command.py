@@ -22,7 +22,7 @@ def sweep(
         Optional[str], typer.Option(help="Sweep over the recipes of a model, e.g. llama3_8b, each with its settings.")
     ] = None,
     algorithms: Annotated[
-        Optional[str], typer.Option(help="Algorithms, separated by commas. [default: fp8,int8_sq,int4_awq]")
+        Optional[str], typer.Option(help="Algorithms, separated by commas. (default: fp8,int8_sq,int4_awq)")
     ] = None,
     detach: Annotated[bool, typer.Option("--detach", help="With run.executor=slurm: return once submitted.")] = False,
 ) -> None:
