@@ -17,8 +17,9 @@ from zipfile import ZIP_STORED, BadZipFile, ZipFile, ZipInfo
 
 from nemo_ptq.untrusted import FileError, open_file
 
-# Values in a pickle, shared ones counted each time: an index of a million chunks has a tenth of them.
+# Values in a pickle, shared ones counted each time: the index of a million chunks has a tenth of them.
 _MOST_VALUES = 10**8
+# Of a tensor.
 _MOST_AXES = 64
 # The operations that hash values, and which of those on the stack they hash.
 _HASHED: Mapping[bytes, Callable[[list[Any]], Sequence[Any]]] = {
@@ -44,19 +45,23 @@ def size(axes: Iterable[int] = ()) -> tuple[int, ...]:
 
 def _hashing(operation: bytes) -> Callable[[Any], None]:
     """Returns an operation of the unpickler that looks at values before it hashes them."""
-    run, hashed = pickle._Unpickler.dispatch[operation[0]], _HASHED[operation]  # type: ignore[attr-defined]
+    run, hashed = pickle._Unpickler.dispatch[operation[0]], _HASHED[operation]
 
     def checked(unpickler: Any) -> None:
-        for value in hashed(unpickler.stack):
-            # A hash goes through nested tuples as often as they occur: forty of them can occur a trillion times.
-            if isinstance(value, tuple) and any(isinstance(inner, tuple | frozenset) for inner in value):
-                raise pickle.UnpicklingError("it has a key of nested tuples")
+        _check_hashed(hashed(unpickler.stack))
         run(unpickler)
 
     return checked
 
 
-class DataUnpickler(pickle._Unpickler):  # type: ignore[name-defined, misc]
+def _check_hashed(values: Iterable[Any]) -> None:
+    """Raises where a hash may have no end: it goes through nested tuples as often as they occur, a trillion times."""
+    for value in values:
+        if isinstance(value, tuple) and any(isinstance(inner, tuple | frozenset) for inner in value):
+            raise pickle.UnpicklingError("it has a key of nested tuples")
+
+
+class DataUnpickler(pickle._Unpickler):
     """Reads the data of a pickle. Subclasses say what stands for the names in it, of which none is imported.
 
     It extends Python's unpickler, since the one in C makes room for all memo entries up to the largest number that a
@@ -124,6 +129,8 @@ class _Name:
             return size(*arguments)
         if self.name == "collections.OrderedDict" and not arguments:
             return {}
+        if self.name.endswith(".set"):
+            _check_hashed(arguments[0] if arguments else ())
         allocates = self.name.startswith("torch.") and not self.name.startswith((*_OF_TENSORS, "torch.device"))
         if allocates or self.name.endswith((".bytearray", ".OrderedDict", ".Counter")):
             raise pickle.UnpicklingError(f"it calls {self.name}")
@@ -140,16 +147,17 @@ class _Result:
         pass
 
 
+def _new_object(unpickler: Any) -> None:
+    """Puts what stands for a new object in the place of its class and arguments."""
+    unpickler.stack[-2:] = [_Result()]
+
+
 class _SavedUnpickler(DataUnpickler):
     def find_class(self, module: str, name: str) -> Any:
         return _Name(f"{module}.{name}")
 
     def persistent_load(self, pid: Any) -> Any:
         return None  # torch compares each storage with its record
-
-    def _new_object(self) -> None:
-        del self.stack[-2:]  # the class and its arguments
-        self.append(_Result())
 
     dispatch = DataUnpickler.dispatch | {pickle.NEWOBJ[0]: _new_object}
 

@@ -66,6 +66,10 @@ ARCHIVES = {
     "a tensor's class": (archive(call("torch.FloatTensor", 1 << 26)), "it calls torch.FloatTensor"),
     "a storage's class": (archive(call("torch.UntypedStorage", 1 << 28)), "it calls torch.UntypedStorage"),
     "a key of pairs of pairs": (archive(b"\x80\x02}" + PAIRS_OF_PAIRS + b"Ns."), "a key of nested tuples"),
+    "a call of set": (
+        archive(b"\x80\x02c__builtin__\nset\n](" + PAIRS_OF_PAIRS + b"e\x85R."),
+        "a key of nested tuples",
+    ),
 }
 # They take seconds to make, and are small.
 assert max(len(content) for content, _ in ARCHIVES.values()) < MEGABYTE

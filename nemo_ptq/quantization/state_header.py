@@ -111,11 +111,11 @@ def weights_file(state: Path) -> Path:
 def _check_types(content: Mapping[str, Any]) -> None:
     """Raises where an entry of a header cannot be what it is called: much is looked up in these."""
     defaults = asdict(QuantizationConfig())
-    expected = {
+    expected: dict[str, type] = {
         **dict.fromkeys(("checkpoint", "weights", "decoder"), str),
         **dict.fromkeys(("model", "quantization", "modelopt_config", "producer"), dict),
     }
-    found = [(name, content[name], kind) for name, kind in expected.items()]
+    found: list[tuple[str, Any, type]] = [(name, content[name], kind) for name, kind in expected.items()]
     found += [
         (f"quantization.{name}", value, type(defaults[name]))
         for name, value in content["quantization"].items()

@@ -459,7 +459,7 @@ def _compressed(content: dict[str, Any]) -> Quantization:
     ways: list[tuple[str, Way]] = []
     for group in groups.values():
         targets = _object(group, "config.json: a group of config_groups").get("targets")
-        if not group.get("weights") or (not isinstance(targets, list) if is_mixed else targets != ["Linear"]):
+        if not group.get("weights") or not isinstance(targets, list) or not (is_mixed or targets == ["Linear"]):
             raise PtqError("config.json: the group must describe the weights of Linear")
         way = _compressed_way(str(group.get("format")) if is_mixed else kind, group)
         ways += [("*" if name == "Linear" else name, way) for name in targets]
