@@ -212,7 +212,7 @@ def test_a_tokenizer_that_transformers_5_has_saved_is_loaded(llama: Path) -> Non
     assert found(text)["input_ids"] == expected(text)["input_ids"]
     assert found.chat_template == expected.chat_template and found.eos_token == expected.eos_token
     _edit(llama / "tokenizer_config.json", tokenizer_class="SomeBackend")
-    with pytest.raises(PtqError, match="give it the tokenizer's files that the model was published with"):
+    with pytest.raises(PtqError, match="has tokenizer_class 'SomeBackend', which transformers does not have; write"):
         load_tokenizer(llama)
 
 
@@ -439,6 +439,18 @@ DAMAGE = {
         r"has rope_theta 0\.3: it must be a number above 1",
     ),
     "no type": (_change_config(model_type=None), "has model_type None: it must be the name of the model's type"),
+    "two models": (
+        _change_config(model_type="mistral"),
+        "has model_type 'mistral', but LlamaForCausalLM in architectures is of another type: transformers goes by the",
+    ),
+    "no such generation": (
+        lambda d: _edit(d / "generation_config.json", max_new_tokens=-1),
+        "generation_config.json has max_new_tokens -1: it must be",
+    ),
+    "no number": (
+        lambda d: (d / "generation_config.json").write_text('{"temperature": NaN}'),
+        "generation_config.json is not JSON: NaN is not a JSON number",
+    ),
     "no settings of the tokenizer": (
         lambda d: (d / "tokenizer_config.json").unlink(),
         r"has no tokenizer_config\.json: give it the tokenizer's files",

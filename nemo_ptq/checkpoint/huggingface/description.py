@@ -72,14 +72,23 @@ def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
             '"llama", by which transformers and servers know it'
         )
     hf_class = class_of_architecture(named[0])
+    if not _is_type_of(model_type, hf_class):
+        raise PtqError(
+            f"config.json has model_type {shown(model_type)}, but {named[0]} in architectures is of another type: "
+            "transformers goes by the one, and servers by the other; give the file that the model was published with"
+        )
     check_unquantized(directory, content)
     return hf_class, hf_class.read(content)
 
 
+def _is_type_of(model_type: Any, hf_class: HuggingFaceClass) -> bool:
+    """Whether config.json says of models of a class that they are of this type."""
+    return f"{str(model_type).replace('_', '')}config" == hf_class.config_class.lower()
+
+
 def _likely_architecture(model_type: Any) -> str:
     """The class of models of a type, or that of most models."""
-    config_class = f"{str(model_type).replace('_', '')}config"
-    found = (name for name, known in hugging_face_classes().items() if known.config_class.lower() == config_class)
+    found = (name for name, known in hugging_face_classes().items() if _is_type_of(model_type, known))
     return next(found, "LlamaForCausalLM")
 
 
