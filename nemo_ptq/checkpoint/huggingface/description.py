@@ -13,12 +13,16 @@ from typing import Any
 from nemo_ptq.checkpoint.huggingface.hf_files import read_json
 from nemo_ptq.checkpoint.huggingface.quantized import check_unquantized
 from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor, check_tensors, stored_tensors, weights_dtype
+from nemo_ptq.checkpoint.huggingface.tied_head import check_tied_head
 from nemo_ptq.checkpoint.small_files import check_small_files
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hf_settings import shown
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 from nemo_ptq.models.registry import class_of_architecture, hugging_face_classes
 from nemo_ptq.models.spec import ModelSpec, check_sizes, spec_of
+
+# Of PEFT's adapters, which a model's directory may have as well.
+_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -127,6 +131,16 @@ def _spec(
     )
 
 
+def _check_merged(directory: Path) -> None:
+    """Refuses an adapter in the model's directory: transformers merges it in, and most servers do not."""
+    if (directory / _ADAPTER).is_file():
+        raise PtqError(
+            f"{directory} has a LoRA adapter ({_ADAPTER}) beside the model, and readers differ in whether they merge "
+            "it: move its files to another directory and name that by adapter=, or remove them if the weights have it "
+            "merged"
+        )
+
+
 def describe(directory: Path) -> HuggingFaceDescription:
     """Describes a Hugging Face directory; plan and import both begin with it.
 
@@ -139,9 +153,11 @@ def describe(directory: Path) -> HuggingFaceDescription:
     """
     hf_class, settings = read_settings(directory)
     check_small_files(directory)
+    _check_merged(directory)
     name, common, special = nemo_arguments(hf_class, settings)
     tensors = stored_tensors(directory)
     spec = _spec(hf_class, settings, name, common, special)
     check_tensors(hf_class, settings, spec, tensors)
+    check_tied_head(hf_class, settings, tensors)
     dtype = weights_dtype(settings, tensors[hf_class.embedding])
     return HuggingFaceDescription(hf_class, settings, spec, name, common, special, tensors, dtype)
