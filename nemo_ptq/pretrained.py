@@ -2,8 +2,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Tokenizers as transformers 4 or 5 has saved them, loaded without most of transformers."""
 
+import re
 import sys
+from functools import cache
 from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +59,27 @@ def load_pretrained(directory: Path, use_fast: bool = True) -> Any:
     if not isinstance(found, transformers.PreTrainedTokenizerBase):  # transformers makes other things of base classes
         raise ValueError(f"tokenizer_class {name} is no tokenizer")
     return found
+
+
+def is_tokenizer_class(name: str) -> bool:
+    """Whether transformers has a tokenizer class of this name, or a fast one for it; nothing is imported.
+
+    True where transformers is not installed, so that it is not known.
+    """
+    if name in (OF_TRANSFORMERS_5, "PreTrainedTokenizer", "PreTrainedTokenizerFast"):
+        return True
+    known = _tokenizer_classes()
+    return not known or name in known or f"{name}Fast" in known
+
+
+@cache
+def _tokenizer_classes() -> frozenset[str]:
+    """The names that AutoTokenizer's module lists."""
+    package = find_spec("transformers")
+    if package is None or package.origin is None:
+        return frozenset()
+    module = Path(package.origin).parent / "models" / "auto" / "tokenization_auto.py"
+    return frozenset(re.findall(r'"(\w+Tokenizer(?:Fast)?)"', module.read_text(encoding="utf-8")))
 
 
 def tokenizer_settings(directory: Path) -> dict[str, Any]:

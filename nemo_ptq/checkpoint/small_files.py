@@ -5,12 +5,14 @@
 import os
 from pathlib import Path
 
+from nemo_ptq.checkpoint.generation import check_generation
 from nemo_ptq.untrusted import FileError, check_regular, read_json
 
+_GENERATION = "generation_config.json"
 _DOCUMENTS = (
     "added_tokens.json",
     "chat_template.jinja",
-    "generation_config.json",
+    _GENERATION,
     "special_tokens_map.json",
     "tokenizer_config.json",
 )
@@ -24,9 +26,15 @@ def check_small_files(directory: Path) -> None:
 
     Raises:
         FileError: If one that is there is no regular file, or does not hold a JSON object where its name promises one.
+        PtqError: If the generation has settings that transformers refuses.
     """
     for name in _DOCUMENTS:
         if os.path.lexists(file := directory / name):
             check_regular(file)
-            if file.suffix == ".json" and not isinstance(content := read_json(file, finite=False), dict):
+            if file.suffix != ".json":
+                continue
+            content = read_json(file, finite=name == _GENERATION)  # whose numbers go into the exports
+            if not isinstance(content, dict):
                 raise FileError(file, f"holds a {type(content).__name__}, expected a JSON object")
+            if name == _GENERATION:
+                check_generation(content)

@@ -8,12 +8,19 @@ from typing import Any
 
 from nemo_ptq.checkpoint.huggingface.hf_files import found_in, read_json
 from nemo_ptq.errors import PtqError
-from nemo_ptq.pretrained import TOKENS_WITHOUT_ROWS
+from nemo_ptq.pretrained import OF_TRANSFORMERS_5, TOKENS_WITHOUT_ROWS, is_tokenizer_class, tokenizer_settings
 
 # Files of a Hugging Face tokenizer with tokens by name.
 _BY_NAME = ("vocab.json", "added_tokens.json")
 _SENTENCEPIECE = "tokenizer.model"
 _VOCABULARIES = ("tokenizer.json", _SENTENCEPIECE, "vocab.json", "vocab.txt", "spiece.model")
+# Without a tokenizer.json, which files classes read.
+_BYTE_PAIRS = ("vocab.json", "merges.txt")
+_FILES_OF = {
+    **dict.fromkeys(("CodeLlamaTokenizer", "GemmaTokenizer", "LlamaTokenizer"), (_SENTENCEPIECE,)),
+    **dict.fromkeys(("CodeGenTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer"), _BYTE_PAIRS),
+    **dict.fromkeys((OF_TRANSFORMERS_5, "PreTrainedTokenizer"), ("tokenizer.json",)),
+}
 # Of tekken and of tiktoken, which transformers reads where the model's own code does it, or not at all.
 _OTHER_TOKENIZERS = ("tekken.json", "*.tiktoken", "tokenizer.model*")
 
@@ -25,8 +32,32 @@ def tokenizer_problem(directory: Path) -> str | None:
     elif not any((directory / name).is_file() for name in _VOCABULARIES):
         lacks = "no tokenizer.json, and no other vocabulary"
     else:
-        return None
+        return _class_problem(directory)
     return f"{directory} has {lacks}: {tokenizer_way_out(directory)}; {found_in(directory)}"
+
+
+def _class_problem(directory: Path) -> str | None:
+    """Says why the class that a tokenizer names cannot load it; None where it may."""
+    settings = tokenizer_settings(directory)
+    name = settings.get("tokenizer_class")
+    if name is None:
+        return None  # that of the model's type
+    if not isinstance(name, str) or not is_tokenizer_class(name):
+        code = ", and the code that the model brings is not run" if "auto_map" in settings else ""
+        return (
+            f"{directory} has no tokenizer that can be loaded: its tokenizer_config.json has tokenizer_class {name!r}, "
+            f'which transformers does not have{code}; write "PreTrainedTokenizerFast" there, and put a tokenizer.json '
+            "of the same tokens beside it if there is none"
+        )
+    if (directory / "tokenizer.json").is_file():
+        return None
+    missing = [file for file in _FILES_OF.get(name.removesuffix("Fast"), ()) if not (directory / file).is_file()]
+    if not missing:
+        return None
+    return (
+        f"{directory} has no {' and no '.join(dict.fromkeys(('tokenizer.json', *missing)))} for its {name}: "
+        f"{tokenizer_way_out(directory)}; {found_in(directory)}"
+    )
 
 
 def tokenizer_way_out(directory: Path) -> str:

@@ -6,6 +6,7 @@ Gemma 2 and 3 normalise what attention and MLP return as well, and attend to a w
 scores and logits; Gemma 3 normalises queries and keys, and has another rotary embedding in layers with a window.
 """
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -156,8 +157,14 @@ def _gemma3_settings(nemo: Any) -> dict[str, Any]:
         "rope_scaling": None if factor == 1 else {"rope_type": "linear", "factor": factor},
         "sliding_window": nemo.window_size,
         "sliding_window_pattern": sum(nemo.interleaved_attn_pattern),
-        "query_pre_attn_scalar": nemo.kv_channels if scale is None else round(scale**-2),
+        "query_pre_attn_scalar": nemo.kv_channels if scale is None else _scalar_of(scale),
     }
+
+
+def _scalar_of(scale: float) -> float:
+    """What queries are scaled by, from the scale: the whole number that it was made of, if it was one."""
+    scalar = scale**-2
+    return round(scalar) if math.isclose(scalar, round(scalar), rel_tol=1e-12) else scalar
 
 
 GEMMA3 = HuggingFaceClass(

@@ -108,6 +108,11 @@ def with_one_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
     for name, value in (("rope_parameters", new), ("rope_scaling", old)):
         if value is not None and not isinstance(value, Mapping):
             raise PtqError(f"config.json has {name} {shown(value)}: it must be an object or null")
+        if value and None not in (kinds := (value.get("rope_type"), value.get("type"))) and kinds[0] != kinds[1]:
+            raise PtqError(
+                f"config.json has {name} of rope_type {shown(kinds[0])} and type {shown(kinds[1])}, which are one "
+                "setting: leave the one that the model was trained with"
+            )
     if new and "full_attention" in new:
         local, new = new.get("sliding_attention"), new["full_attention"]
         if not isinstance(new, Mapping) or not isinstance(local, Mapping) or _rotary(local).keys() != {"rope_type"}:

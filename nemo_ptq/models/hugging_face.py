@@ -31,6 +31,8 @@ _WAY_OUT = (
     ": if the model was trained with that, it cannot be quantized; otherwise give the config.json that it was "
     "published with"
 )
+# Sizes of a mixture of experts.
+_OF_EXPERTS = ("num_local_experts", "num_experts_per_tok", "moe_intermediate_size")
 # Settings that every class may have.
 _COMMON = ("vocab_size", "num_key_value_heads", "head_dim", "tie_word_embeddings")
 
@@ -173,12 +175,16 @@ class HuggingFaceClass:
             if field_name in self.fields:
                 check_number(self.fields[field_name], settings[self.fields[field_name]], *limits)
         check_size("vocab_size", settings.get("vocab_size"))
-        optional = (
-            *("num_key_value_heads", "head_dim", "sliding_window", "num_local_experts", "num_experts_per_tok"),
-            *("n_inner", "moe_intermediate_size"),
-        )
-        for name in optional:
+        for name in ("num_key_value_heads", "head_dim", "sliding_window", "n_inner"):
             check_size(name, settings.get(name), optional=True)
+        for own in (self.aliases.get(name, name) for name in _OF_EXPERTS):
+            check_size(own, settings.get(own), optional=self.defaults.get(own) is None)
+        experts, chosen = settings.get("num_local_experts"), settings.get("num_experts_per_tok")
+        if experts is not None and chosen is not None and chosen > experts:
+            raise PtqError(
+                f"config.json has num_experts_per_tok {chosen}, and only {experts} experts: give the config.json that "
+                "the model was published with"
+            )
         if (tied := settings.get("tie_word_embeddings")) not in (True, False, None):
             raise PtqError(f"config.json has tie_word_embeddings {shown(tied)}: it must be true or false")
         heads, groups = settings["num_attention_heads"], settings.get("num_key_value_heads")

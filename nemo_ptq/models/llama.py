@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from nemo_ptq.errors import PtqError
-from nemo_ptq.models.hf_settings import check_number
+from nemo_ptq.models.hf_settings import check_number, shown
 from nemo_ptq.models.hugging_face import FIELDS, NEMO, WAYS_OUT, HuggingFaceClass, Settings, llama_like, sizes
 from nemo_ptq.models.mapping import ATTENTION, EMBEDDING_RULE, GATED_MLP, RMS_NORMS
 from nemo_ptq.models.registry import Family
@@ -38,10 +38,10 @@ _IGNORED = {
 
 def _nemo_config(hf: Settings) -> tuple[str, dict[str, Any]]:
     scaling = hf["rope_scaling"] or {"rope_type": "default"}
-    kind = str(scaling.get("rope_type", scaling.get("type")))
-    if kind not in _ROPE_SCALING:
+    kind = scaling.get("rope_type", scaling.get("type"))
+    if not isinstance(kind, str) or kind not in _ROPE_SCALING:
         raise PtqError(
-            f"config.json has rope_scaling of type {kind!r}; NeMo's Llama knows {', '.join(_ROPE_SCALING)}"
+            f"config.json has rope_scaling of type {shown(kind)}; NeMo's Llama knows {', '.join(_ROPE_SCALING)}"
             f"{WAYS_OUT['rope_scaling']}"
         )
     name, fields = _ROPE_SCALING[kind]

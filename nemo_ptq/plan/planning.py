@@ -48,6 +48,7 @@ from nemo_ptq.plan.rules.parallelism import (
 from nemo_ptq.plan.rules.quantization_limits import (
     algorithm_file_fits_formats,
     algorithm_file_fits_model,
+    algorithm_file_fits_sizes,
     algorithm_file_is_config,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
@@ -75,6 +76,7 @@ _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     experts_have_a_format: lambda model, quantization: bool(model.num_experts),
     algorithm_file_fits_formats: lambda model, quantization: quantization.algorithm_name == CUSTOM,
     algorithm_file_fits_model: lambda model, quantization: quantization.algorithm_name == CUSTOM,
+    algorithm_file_fits_sizes: lambda model, quantization: quantization.algorithm_name == CUSTOM,
     algorithm_file_is_config: lambda model, quantization: quantization.algorithm_name == CUSTOM,
     bits_go_with_auto: lambda model, quantization: False,
     formats_mix: lambda model, quantization: algorithm_of(quantization).chooses,

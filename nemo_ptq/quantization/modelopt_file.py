@@ -245,6 +245,12 @@ def scheme_of(config: ModelOptConfig, linear: str, weight: Settings, inputs: Set
     return scheme
 
 
+def block_size_of(weight: Settings) -> int:
+    """Returns how many input features of a weight share a scale; 0 where there are no blocks."""
+    block = _plain(weight)[0].get("block", 0) if weight else 0
+    return block if isinstance(block, int) else 0
+
+
 def caches_in_fp8(config: ModelOptConfig, core: str) -> bool:
     """Returns whether a configuration quantizes the KV cache of a core attention module.
 

@@ -22,6 +22,7 @@ from nemo_ptq.quantization.modelopt_file import (
     DEFAULT,
     ModelOptConfig,
     Settings,
+    block_size_of,
     caches_in_fp8,
     final_settings,
     scheme_of,
@@ -51,11 +52,13 @@ class Quantized:
 
     Attributes:
         schemes: ModelOpt's name of the scheme of each linear layer that is quantized, by Megatron's name.
+        block_sizes: How many input features share a scale of their weights, 0 where there are no blocks.
         caches: Whether the KV cache is quantized.
         further: Entries of `quant_cfg` that say by Megatron's names what the configuration says by Hugging Face's.
     """
 
     schemes: Mapping[str, str]
+    block_sizes: Mapping[str, int]
     caches: bool
     further: tuple[Mapping[str, Any], ...]
 
@@ -68,7 +71,7 @@ def quantized_by(config: ModelOptConfig, model: ModelSpec) -> Quantized:
             file's name.
     """
     numbered = numbered_pattern([entry.pattern for entry in config.entries]) is not None
-    table, schemes = hugging_face_table(model), {}
+    table, schemes, block_sizes = hugging_face_table(model), {}, {}
     corrections: dict[str, Settings] = {}
     alike: dict[str, tuple[dict[str, Settings], list[str]]] = {}
     for linear in linear_layers(model):
@@ -77,13 +80,13 @@ def quantized_by(config: ModelOptConfig, model: ModelSpec) -> Quantized:
             alike[kind_of_layer] = _settings_of(config, linear, hugging_face_names(linear, model, table))
         settings, unseen = alike[kind_of_layer]
         if scheme := scheme_of(config, linear, settings["weight"], settings["input"]):
-            schemes[linear] = scheme
+            schemes[linear], block_sizes[linear] = scheme, block_size_of(settings["weight"])
         corrections |= {f"{linear}.{kind}_quantizer": settings[kind] for kind in unseen}
     cores = [f"decoder.layers.{layer}.self_attention.core_attention" for layer in range(model.num_layers)]
     caches = {caches_in_fp8(config, core) for core in cores}
     if len(caches) > 1:
         raise PtqError("it quantizes the KV cache of some layers only, which no server takes: name all or none")
-    return Quantized(schemes, caches == {True}, tuple(_by_kind_of_layer(corrections, model)))
+    return Quantized(schemes, block_sizes, caches == {True}, tuple(_by_kind_of_layer(corrections, model)))
 
 
 def _settings_of(

@@ -21,7 +21,7 @@ EMBEDDING = StoredTensor(Path("model.safetensors"), "bfloat16", (8, 4))
         ({"dtype": None, "torch_dtype": None}, "bfloat16"),
         ({"torch_dtype": "auto"}, "bfloat16"),
         ({"torch_dtype": "float16"}, "float16"),
-        ({"dtype": "torch.float32", "torch_dtype": "float16"}, "float32"),
+        ({"dtype": "torch.float32", "torch_dtype": "float32"}, "float32"),
         ({"dtype": "half"}, "float16"),
     ],
 )

@@ -212,7 +212,7 @@ def test_a_tokenizer_that_transformers_5_has_saved_is_loaded(llama: Path) -> Non
     assert found(text)["input_ids"] == expected(text)["input_ids"]
     assert found.chat_template == expected.chat_template and found.eos_token == expected.eos_token
     _edit(llama / "tokenizer_config.json", tokenizer_class="SomeBackend")
-    with pytest.raises(PtqError, match="give it the tokenizer's files that the model was published with"):
+    with pytest.raises(PtqError, match="has tokenizer_class 'SomeBackend', which transformers does not have; write"):
         load_tokenizer(llama)
 
 
@@ -373,6 +373,23 @@ def _cast(tensors: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
     tensors[NORM] = tensors[NORM].to(dtype)
 
 
+def _twice(directory: Path) -> None:
+    """Two files that the index lists have the same tensor."""
+    tensors = load_file(directory / "model.safetensors")
+    (directory / "model.safetensors").unlink()
+    files = {name: "part-2.safetensors" if ".1." in name else "part-1.safetensors" for name in tensors}
+    for file in set(files.values()):
+        of_file = {name: tensor for name, tensor in tensors.items() if files[name] == file or name == NORM}
+        save_file(of_file, directory / file)
+    (directory / "model.safetensors.index.json").write_text(json.dumps({"weight_map": files}))
+
+
+def _whole_beside_parts(directory: Path) -> None:
+    whole = (directory / "model.safetensors").read_bytes()
+    _twice(directory)
+    (directory / "model.safetensors").write_bytes(whole)
+
+
 KNOWN = "LlamaForCausalLM, MistralForCausalLM"
 NORM = "model.layers.1.input_layernorm.weight"
 DAMAGE = {
@@ -439,6 +456,47 @@ DAMAGE = {
         r"has rope_theta 0\.3: it must be a number above 1",
     ),
     "no type": (_change_config(model_type=None), "has model_type None: it must be the name of the model's type"),
+    "a head that is not the embedding": (
+        _change_config(tie_word_embeddings=True),
+        r"has tie_word_embeddings true, and the files have a lm_head\.weight that is not the embedding",
+    ),
+    "a head that is lost": (
+        _change_tensors(lambda tensors: tensors.pop("lm_head.weight")),
+        r"lack 1 tensors, lm_head\.weight among them; .* or has config\.json lost its tie_word_embeddings true\?",
+    ),
+    "a tensor in two files": (_twice, rf"{NORM} is in part-1\.safetensors and in part-2\.safetensors, and readers"),
+    "a model beside another": (
+        _whole_beside_parts,
+        r"has model\.safetensors and model\.safetensors\.index\.json, which lists other files, and readers differ",
+    ),
+    "an adapter beside the model": (
+        lambda d: (d / "adapter_config.json").write_text("{}"),
+        r"has a LoRA adapter \(adapter_config\.json\) beside the model, and readers differ in whether they merge it",
+    ),
+    "two data types": (
+        _change_config(dtype="bfloat16", torch_dtype="float16"),
+        "has dtype 'bfloat16' and torch_dtype 'float16', which are one setting",
+    ),
+    "two types of rope": (
+        _change_config(rope_scaling={"rope_type": "linear", "type": "dynamic", "factor": 2.0}),
+        "has rope_scaling of rope_type 'linear' and type 'dynamic', which are one setting",
+    ),
+    "no type of rope": (
+        _change_config(rope_scaling={"factor": 2.0}),
+        "has rope_scaling of type None; NeMo's Llama knows",
+    ),
+    "two models": (
+        _change_config(model_type="mistral"),
+        "has model_type 'mistral', but LlamaForCausalLM in architectures is of another type: transformers goes by the",
+    ),
+    "no such generation": (
+        lambda d: _edit(d / "generation_config.json", max_new_tokens=-1),
+        "generation_config.json has max_new_tokens -1: it must be",
+    ),
+    "no number": (
+        lambda d: (d / "generation_config.json").write_text('{"temperature": NaN}'),
+        "generation_config.json is not JSON: NaN is not a JSON number",
+    ),
     "no settings of the tokenizer": (
         lambda d: (d / "tokenizer_config.json").unlink(),
         r"has no tokenizer_config\.json: give it the tokenizer's files",

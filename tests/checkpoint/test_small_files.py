@@ -38,7 +38,8 @@ def test_a_damaged_file_is_named(name: str, damage: Callable[[Path], object], tm
 
 
 def test_whole_files_are_taken(tmp_path: Path) -> None:
-    (tmp_path / "generation_config.json").write_text('{"temperature": NaN}')  # as transformers may write it
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": Infinity}')  # as transformers may write it
+    (tmp_path / "generation_config.json").write_text('{"temperature": 0.7}')
     (tmp_path / "chat_template.jinja").write_text("{{ messages }}")
     (tmp_path / "config.json").mkdir()  # others are looked at where they are read
     check_small_files(tmp_path)

@@ -3,6 +3,7 @@
 """A config.json is read completely: both spellings, and nothing that changes a model is passed over."""
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -347,3 +348,28 @@ def test_gemma_computes_the_approximation_alone() -> None:
         class_of(config).read({**config, "hidden_act": activation, "hidden_activation": None})
     with pytest.raises(PtqError, match="hidden_activation 'gelu'"):
         class_of(config).read({**config, "hidden_activation": "gelu"})
+
+
+@pytest.mark.parametrize(
+    ("family", "changes", "said"),
+    [
+        ("mixtral", {"num_experts_per_tok": 9}, "has num_experts_per_tok 9, and only 8 experts"),
+        ("mixtral", {"num_experts_per_tok": None}, "has num_experts_per_tok None, which is no size"),
+        ("mixtral", {"num_local_experts": None}, "has num_local_experts None, which is no size"),
+        ("qwen3_moe", {"num_experts": 2}, "has num_experts_per_tok 3, and only 2 experts"),
+        ("qwen3_moe", {"moe_intermediate_size": None}, "has moe_intermediate_size None, which is no size"),
+    ],
+)
+def test_experts_are_as_many_as_a_model_can_have(family: str, changes: dict[str, Any], said: str) -> None:
+    config = config_of(family)
+    with pytest.raises(PtqError, match=said):
+        class_of(config).read({**config, **changes})
+
+
+@pytest.mark.parametrize("scalar", [256, 168, 168.5, 1 / 3])
+def test_what_queries_are_scaled_by_comes_back_as_it_was(scalar: float) -> None:
+    config = config_of("gemma3", query_pre_attn_scalar=scalar)
+    hf_class = class_of(config)
+    _, _, special = hf_class.nemo_arguments(hf_class.read(config))
+    written = hf_class.nemo_settings(SimpleNamespace(**special, kv_channels=128))["query_pre_attn_scalar"]
+    assert written == pytest.approx(scalar, rel=1e-14) and isinstance(written, type(scalar))

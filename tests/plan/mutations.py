@@ -27,6 +27,16 @@ _VALUES = st.one_of(
     ),
 )
 
+_GENERATION = (
+    *("begin_suppress_tokens", "bos_token_id", "cache_implementation", "compile_config", "do_sample", "eos_token_id"),
+    *("early_stopping", "guidance_scale", "length_penalty", "logits_processor", "max_length", "max_new_tokens"),
+    *("num_beams", "num_return_sequences", "pad_token_id", "temperature", "top_k", "top_p", "use_cache"),
+    *("watermarking_config", "of_a_model_alone"),
+)
+_GENERATION_VALUES = st.sampled_from(
+    [None, True, False, -1, 0, 1, 2, 4, 0.7, -0.5, "never", "static", "hybrid", "4", "greedy", [], [1, 2], [None], {}]
+)
+
 
 @st.composite
 def changed(draw: st.DrawFn, config: Mapping[str, Any]) -> dict[str, Any]:
@@ -38,4 +48,18 @@ def changed(draw: st.DrawFn, config: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = st.sampled_from(sorted({*config, *_FURTHER} - {"architectures", "model_type"}))
     changes = draw(st.dictionaries(names, _VALUES, min_size=1, max_size=3))
+    if draw(st.integers(0, 9)) == 9:
+        changes["model_type"] = draw(st.sampled_from(["mistral", "llama", "qwen3", "Llama", "", None, _TAKEN_OUT]))
+    return _with(config, changes)
+
+
+@st.composite
+def generation(draw: st.DrawFn, config: Mapping[str, Any]) -> dict[str, Any]:
+    """Draws a generation_config.json with one to three settings that differ."""
+    return _with(
+        config, draw(st.dictionaries(st.sampled_from(_GENERATION), _GENERATION_VALUES, min_size=1, max_size=3))
+    )
+
+
+def _with(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in {**config, **changes}.items() if value is not _TAKEN_OUT}

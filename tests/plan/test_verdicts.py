@@ -17,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nemo_ptq.checkpoint.huggingface.description import nemo_arguments
+from nemo_ptq.checkpoint.huggingface.hf_weights import load_generation_config, load_tokenizer
 from nemo_ptq.config import ExportConfig, QuantizationConfig
 from nemo_ptq.errors import ConfigError, PtqError
 from nemo_ptq.export.formats import FORMATS
@@ -28,7 +29,7 @@ from nemo_ptq.plan.rules import check_job
 from nemo_ptq.quantization.algorithms import ALGORITHMS
 from tests.families import FAMILIES, make_hf
 from tests.models.test_hf_settings import class_of, config_of
-from tests.plan.mutations import changed
+from tests.plan.mutations import changed, generation
 
 READ = ("gemma3", "llama31", "phi3", "qwen3_moe")
 EXAMPLES = settings(max_examples=60, deadline=None, derandomize=True)
@@ -67,6 +68,20 @@ EXPORT: Mapping[str, st.SearchStrategy[Any]] = {
 }
 
 
+FILES = ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json")
+# Of tokenizer_config.json: classes that transformers has, and classes that it has not.
+TOKENIZER_CHANGES = (
+    *(None, None, {"tokenizer_class": "LlamaTokenizer"}, {"tokenizer_class": "PreTrainedTokenizer"}),
+    *({"tokenizer_class": None}, {"tokenizer_class": 7}, {"tokenizer_class": "TokenizersBackend"}),
+    {"tokenizer_class": "OwnTokenizer", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}},
+    {"tokenizer_class": "LlamaTokenizerFast", "auto_map": {"AutoTokenizer": ["own.OwnTokenizer", None]}},
+)
+
+
+def write(file: Path, content: Mapping[str, Any]) -> None:
+    file.write_text(json.dumps(content))
+
+
 def some(options: Mapping[str, st.SearchStrategy[Any]]) -> st.SearchStrategy[dict[str, Any]]:
     """Draws values for some options; the others are left to their defaults."""
     return st.fixed_dictionaries({}, optional=options)
@@ -100,27 +115,32 @@ def test_plan_and_job_find_the_same_problems(
     tp: int,
     directories: Mapping[str, Path],
 ) -> None:
-    file = directories[family] / "config.json"
-    original = file.read_text()
-    missing = directories[family] / data.draw(st.sampled_from(["none", "none", "none", "tokenizer_config.json"]))
-    hidden = missing.read_bytes() if missing.is_file() else None
-    missing.unlink(missing_ok=True)
+    directory = directories[family]
+    originals = {name: (directory / name).read_text() for name in FILES}
     if data.draw(st.booleans()):
-        file.write_text(json.dumps(data.draw(changed(json.loads(original)))))
+        write(directory / "config.json", data.draw(changed(json.loads(originals["config.json"]))))
+    if data.draw(st.booleans()):
+        write(directory / "generation_config.json", data.draw(generation({})))
+    if (change := data.draw(st.sampled_from(TOKENIZER_CHANGES))) is not None:
+        write(directory / "tokenizer_config.json", json.loads(originals["tokenizer_config.json"]) | change)
+    if data.draw(st.integers(0, 5)) == 5:
+        (directory / data.draw(st.sampled_from(["tokenizer_config.json", "tokenizer.json"]))).unlink()
     try:
         arguments = {
-            "nemo_checkpoint": str(directories[family]),
+            "nemo_checkpoint": str(directory),
             "quantization_config": QuantizationConfig(calibration_dataset="builtin", **quantization),
-            "export_config": ExportConfig(str(directories[family].parent / "out"), **export),
+            "export_config": ExportConfig(str(directory.parent / "out"), **export),
             "calibration_tp": tp,
         }
         (planned, is_whole), found = of_the_plan(arguments), of_the_job(arguments)
         assert planned == (found if is_whole else found[: len(planned)])
         assert bool(planned) == bool(found)
+        if not found:
+            load_tokenizer(directory)
+            load_generation_config(directory)
     finally:
-        file.write_text(original)
-        if hidden is not None:
-            missing.write_bytes(hidden)
+        for name, text in originals.items():
+            (directory / name).write_text(text)
 
 
 NEMO: Mapping[str, st.SearchStrategy[Any]] = {

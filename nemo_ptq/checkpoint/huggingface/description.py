@@ -13,12 +13,16 @@ from typing import Any
 from nemo_ptq.checkpoint.huggingface.hf_files import read_json
 from nemo_ptq.checkpoint.huggingface.quantized import check_unquantized
 from nemo_ptq.checkpoint.huggingface.stored_tensors import StoredTensor, check_tensors, stored_tensors, weights_dtype
+from nemo_ptq.checkpoint.huggingface.tied_head import check_tied_head
 from nemo_ptq.checkpoint.small_files import check_small_files
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.hf_settings import shown
 from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 from nemo_ptq.models.registry import class_of_architecture, hugging_face_classes
 from nemo_ptq.models.spec import ModelSpec, check_sizes, spec_of
+
+# Of PEFT's adapters, which a model's directory may have as well.
+_ADAPTER = "adapter_config.json"
 
 
 @dataclass(frozen=True)
@@ -72,14 +76,23 @@ def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
             '"llama", by which transformers and servers know it'
         )
     hf_class = class_of_architecture(named[0])
+    if not _is_type_of(model_type, hf_class):
+        raise PtqError(
+            f"config.json has model_type {shown(model_type)}, but {named[0]} in architectures is of another type: "
+            "transformers goes by the one, and servers by the other; give the file that the model was published with"
+        )
     check_unquantized(directory, content)
     return hf_class, hf_class.read(content)
 
 
+def _is_type_of(model_type: Any, hf_class: HuggingFaceClass) -> bool:
+    """Whether config.json says of models of a class that they are of this type."""
+    return f"{str(model_type).replace('_', '')}config" == hf_class.config_class.lower()
+
+
 def _likely_architecture(model_type: Any) -> str:
     """The class of models of a type, or that of most models."""
-    config_class = f"{str(model_type).replace('_', '')}config"
-    found = (name for name, known in hugging_face_classes().items() if known.config_class.lower() == config_class)
+    found = (name for name, known in hugging_face_classes().items() if _is_type_of(model_type, known))
     return next(found, "LlamaForCausalLM")
 
 
@@ -118,6 +131,16 @@ def _spec(
     )
 
 
+def _check_merged(directory: Path) -> None:
+    """Refuses an adapter in the model's directory: transformers merges it in, and most servers do not."""
+    if (directory / _ADAPTER).is_file():
+        raise PtqError(
+            f"{directory} has a LoRA adapter ({_ADAPTER}) beside the model, and readers differ in whether they merge "
+            "it: move its files to another directory and name that by adapter=, or remove them if the weights have it "
+            "merged"
+        )
+
+
 def describe(directory: Path) -> HuggingFaceDescription:
     """Describes a Hugging Face directory; plan and import both begin with it.
 
@@ -130,9 +153,11 @@ def describe(directory: Path) -> HuggingFaceDescription:
     """
     hf_class, settings = read_settings(directory)
     check_small_files(directory)
+    _check_merged(directory)
     name, common, special = nemo_arguments(hf_class, settings)
     tensors = stored_tensors(directory)
     spec = _spec(hf_class, settings, name, common, special)
     check_tensors(hf_class, settings, spec, tensors)
+    check_tied_head(hf_class, settings, tensors)
     dtype = weights_dtype(settings, tensors[hf_class.embedding])
     return HuggingFaceDescription(hf_class, settings, spec, name, common, special, tensors, dtype)

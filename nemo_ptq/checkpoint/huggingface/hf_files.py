@@ -32,14 +32,18 @@ def weight_files(directory: Path) -> Sequence[Path]:
     """Returns the files that hold the weights, whole or in parts.
 
     Raises:
-        PtqError: If there are none, or one that the index lists is missing.
+        PtqError: If there are none, one that the index lists is missing, or there is a whole model beside an index.
     """
     for name in _WEIGHTS:
-        index = directory / f"{name}.index.json"
-        if index.is_file():
-            return _indexed_files(index)
-        if (directory / name).is_file():
-            return [directory / name]
+        index, whole = directory / f"{name}.index.json", directory / name
+        files = _indexed_files(index) if index.is_file() else [whole] if whole.is_file() else []
+        if files and whole.is_file() and whole not in files:
+            raise PtqError(
+                f"{directory} has {name} and {index.name}, which lists other files, and readers differ in which they "
+                "take: remove those that are not the model's"
+            )
+        if files:
+            return files
     raise PtqError(f"{directory} has no weights ({' or '.join(_WEIGHTS)}, or their index); {found_in(directory)}")
 
 

@@ -84,11 +84,18 @@ def stored_tensors(directory: Path) -> dict[str, StoredTensor]:
     """Returns the tensors of a Hugging Face directory by name; none of them is read.
 
     Raises:
-        PtqError: If there are no weights, files that the index lists are missing, or a file is damaged.
+        PtqError: If there are no weights, files that the index lists are missing, a file is damaged, or a tensor is in
+            two of them.
     """
     found: dict[str, StoredTensor] = {}
     for file in weight_files(directory):
-        found |= tensors_in(file)
+        tensors = tensors_in(file)
+        if twice := sorted(found.keys() & tensors.keys()):
+            raise PtqError(
+                f"{twice[0]} is in {found[twice[0]].file.name} and in {file.name}, and readers differ in which they "
+                "take: remove the file that is not the model's, or copy the model again"
+            )
+        found |= tensors
     return found
 
 
@@ -184,7 +191,10 @@ def check_tensors(
     parts = planned_parts(hf_class, settings, model)
     used = {name for part in parts for name in part.names}
     if missing := sorted(used - stored.keys()):
-        raise PtqError(f"the weights lack {len(missing)} tensors, {missing[0]} among them; is a file missing?")
+        way_out = "is a file missing?"
+        if missing == [f"{hf_class.output_layer}.weight"]:
+            way_out = "is a file missing, or has config.json lost its tie_word_embeddings true?"
+        raise PtqError(f"the weights lack {len(missing)} tensors, {missing[0]} among them; {way_out}")
     copies = {f"{hf_class.output_layer}.weight"} if settings["tie_word_embeddings"] else set()
     lost = sorted(name for name in stored.keys() - used - copies if not _BUFFERS.search(name))
     if lost:
@@ -233,11 +243,16 @@ def weights_dtype(settings: Settings, embedding: StoredTensor) -> str:
     """Returns the data type of a model: what its config.json says, else that of its embedding.
 
     Raises:
-        PtqError: If no model has it.
+        PtqError: If no model has it, or config.json has two.
     """
-    given = settings.get("dtype") or settings.get("torch_dtype") or "auto"
-    name = str(given).removeprefix("torch.")
-    name = embedding.dtype if name == "auto" else _OTHER_NAMES.get(name, name)
+    found = [given for key in ("dtype", "torch_dtype") if (given := settings.get(key))] or ["auto"]
+    names = [_OTHER_NAMES.get(name, name) for name in (str(given).removeprefix("torch.") for given in found)]
+    if len(set(names)) > 1:
+        raise PtqError(
+            f"config.json has dtype {shown(found[0])} and torch_dtype {shown(found[1])}, which are one setting: leave "
+            "the one that the weights have"
+        )
+    given, name = found[0], embedding.dtype if names[0] == "auto" else names[0]
     if name not in DTYPES:
         said = f"the weights are {name}" if name == embedding.dtype else f"config.json has dtype {shown(given)}"
         raise PtqError(f"{said}: import a model in {', '.join(DTYPES)}")

@@ -56,6 +56,7 @@ RULES: tuple[Rule, ...] = (
     quantization_limits.algorithm_file_is_config,
     quantization_limits.algorithm_file_fits_model,
     quantization_limits.algorithm_file_fits_formats,
+    quantization_limits.algorithm_file_fits_sizes,
     quantization_limits.kv_cache_has_algorithm,
     quantization_limits.loop_has_something_to_calibrate,
     exclusions.excluded_layers_exist,

@@ -8,10 +8,12 @@ from typing import Any
 from nemo_ptq.config import FAST, NO_QUANT, QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.export.formats import FORMATS, schemes_problem
+from nemo_ptq.models.layers import ModuleSpec
+from nemo_ptq.models.mapping import QKV
 from nemo_ptq.models.registry import Family
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.quality import obstacle_to_balanced
-from nemo_ptq.quantization.algorithms import algorithm_of
+from nemo_ptq.quantization.algorithms import Algorithm, algorithm_named, algorithm_of
 from nemo_ptq.quantization.modelopt_file import ModelOptConfig, read_config
 from nemo_ptq.quantization.modelopt_layers import numbered_pattern, quantized_by, unknown_to_modelopt
 from nemo_ptq.untrusted import FileError
@@ -99,6 +101,74 @@ def algorithm_file_fits_formats(
     return None
 
 
+def algorithm_file_fits_sizes(
+    algorithm: str | None,
+    formats: Sequence[str],
+    calibration_tp: int,
+    inference_tp: int,
+    model: ModelSpec,
+    unquantized: frozenset[str] = frozenset(),
+    calibration_state: Any = None,
+) -> str | None:
+    """The blocks of an algorithm file are whole on each rank, and of sizes that kernels take."""
+    config = _config_of(algorithm, calibration_state)
+    if config is None:
+        return None
+    try:
+        found = quantized_by(config, model)
+    except PtqError:  # another rule says so
+        return None
+    for linear, scheme in found.schemes.items():
+        block_size = found.block_sizes[linear]
+        if not block_size or linear in unquantized:
+            continue
+        record, module = algorithm_named(scheme), model.module(linear)
+        tp = calibration_tp if module.axis == 1 else 1
+        rows, columns, option = 1, block_size * tp, _with("calibration_tp", tp)
+        outputs = [_qkv_rows(model, inference_tp)] if tuple(module.rows) == QKV else list(module.rows.values())
+        if module.inputs % columns == 0:
+            rows, columns = _kernel_sizes(record, block_size, formats, inference_tp, module, model)
+            option = _with("inference_tp", inference_tp)
+        if module.inputs % columns or any(size % rows for size in outputs):
+            return (
+                f"quantization_config.algorithm={algorithm} quantizes {linear}, of {outputs[0]} output and "
+                f"{module.inputs} input features, as {scheme} in blocks of {block_size}: {option}they must be "
+                f"multiples of {rows} and {columns}; leave the layer out with quantization_config.exclude, or use "
+                "other blocks"
+                f"{' or a smaller parallelism' if option else ''}"
+            )
+    return None
+
+
+def _with(option: str, tp: int) -> str:
+    return f"with {option}={tp} " if tp > 1 else ""
+
+
+def _kernel_sizes(
+    record: Algorithm, block_size: int, formats: Sequence[str], inference_tp: int, module: ModuleSpec, model: ModelSpec
+) -> tuple[int, int]:
+    """Multiples of output and input features, over all ranks, that the kernels of the formats' servers take."""
+    rows, columns = _kernel_multiples(record, formats, model)
+    if not record.takes_block_size:
+        return (rows, columns * inference_tp) if module.axis == 1 else (rows * inference_tp, columns)
+    if not _any_tensorrt_llm(formats):
+        return 1, 1
+    # Its readers round the features of all ranks together.
+    both = max(columns, record.least_block_size, block_size) * inference_tp
+    return both, both
+
+
+def _kernel_multiples(record: Algorithm, formats: Sequence[str], model: ModelSpec) -> tuple[int, int]:
+    """Multiples of output and input features of a rank that kernels take: those of other servers take more sizes."""
+    if model.num_experts is None and not _any_tensorrt_llm(formats):
+        return record.dense_multiple, record.dense_multiple
+    return record.row_multiple, record.column_multiple
+
+
+def _any_tensorrt_llm(formats: Sequence[str]) -> bool:
+    return any(FORMATS[name].is_tensorrt_llm for name in formats)
+
+
 def _config_of(algorithm: str | None, calibration_state: Any) -> ModelOptConfig | None:
     """The ModelOpt config in a file given as algorithm; None where there is none, or another rule refuses it."""
     file = QuantizationConfig(algorithm).algorithm_file
@@ -148,6 +218,12 @@ def awq_blocks_fit_calibration(
     if model.state_space is not None:
         sizes["state space output"] = model.state_space.inner_size
     sizes = _of_quantized(sizes, model, unquantized)
+    every = {"hidden_size": model.hidden_size, **sizes}
+    if wrong := _misfits({"hidden_size": model.hidden_size}, awq_block_size):
+        return (
+            f"quantization_config.awq_block_size={awq_block_size} does not fit the model: {wrong} must be a multiple "
+            f"of {awq_block_size}; {_ways_out('', 1, awq_block_size, record.least_block_size, every)}"
+        )
     wrong = _misfits(sizes, multiple)
     if wrong:
         return (
@@ -168,7 +244,7 @@ def awq_blocks_fit_inference(
 ) -> str | None:
     """TensorRT-LLM's kernels take whole blocks, of at least 64 features (128 for w4a8_awq), on each rank."""
     record = algorithm_of(QuantizationConfig(algorithm))
-    if not record.takes_block_size or not any(FORMATS[name].is_tensorrt_llm for name in formats):
+    if not record.takes_block_size or not _any_tensorrt_llm(formats):
         return None
     if awq_block_size < record.least_block_size:
         least = record.least_block_size
@@ -214,9 +290,7 @@ def nvfp4_blocks_fit(
     record = algorithm_of(QuantizationConfig(algorithm))
     if not record.block_size:
         return None
-    rows, columns = record.row_multiple, record.column_multiple
-    if model.num_experts is None and not any(FORMATS[name].is_tensorrt_llm for name in formats):
-        rows = columns = record.dense_multiple
+    rows, columns = _kernel_multiples(record, formats, model)
     further: tuple[tuple[str, int, int], ...] = ()
     if (space := model.state_space) is not None:
         further = (

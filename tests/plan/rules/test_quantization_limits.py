@@ -15,6 +15,7 @@ from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.rules.parallelism import inference_tp_divides
 from nemo_ptq.plan.rules.quantization_limits import (
     algorithm_file_fits_model,
+    algorithm_file_fits_sizes,
     algorithm_file_is_config,
     awq_blocks_fit_calibration,
     awq_blocks_fit_inference,
@@ -95,7 +96,14 @@ def test_a_file_that_is_no_configuration(content: str, message: str | None, tmp_
         (LLAMA_2_7B, "int4_awq", 128, 2, None),
         (LLAMA_2_7B, "int4_awq", 128, 4, "calibration_tp=4: ffn_hidden_size 11008 must be a multiple of 512"),
         (LLAMA_2_7B, "int4_awq", 64, 4, None),
-        (LLAMA_8B, "int4_awq", 100, 1, "attention output 4096, ffn_hidden_size 14336 must be a multiple of 100"),
+        (LLAMA_8B, "int4_awq", 100, 1, "does not fit the model: hidden_size 4096 must be a multiple of 100; use awq_"),
+        (
+            replace(LLAMA_8B, hidden_size=4160),
+            "int4_awq",
+            128,
+            1,
+            "hidden_size 4160 must be a multiple of 128; use awq_",
+        ),
     ],
 )
 def test_awq_blocks_at_calibration(model: ModelSpec, algorithm: str, block: int, tp: int, message: str | None) -> None:
@@ -291,3 +299,64 @@ def test_a_loop_calibrates_something(algorithm: str, message: str | None) -> Non
 def test_a_kv_cache_is_calibrated() -> None:
     expect(kv_cache_has_algorithm("fp8_dynamic", True), "the cache has calibrated scales, and nothing is calibrated")
     expect(kv_cache_has_algorithm("fp8_dynamic", None), None)
+
+
+SIZES = st.sampled_from([192, 320, 384, 1024, 1152, 4160])
+NVFP4_FILE = "general/ptq/nvfp4_default-kv_fp8"
+
+
+@pytest.fixture(scope="module")
+def awq_file(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A configuration as ModelOpt's preset int4_awq."""
+    file = tmp_path_factory.mktemp("algorithm") / "awq.json"
+    weight = {"num_bits": 4, "block_sizes": {"-1": 128, "type": "static"}}
+    quantizers = {"default": OFF, "*weight_quantizer": weight, "*input_quantizer": OFF, "*lm_head*": OFF}
+    file.write_text(json.dumps({"quant_cfg": quantizers, "algorithm": "awq_lite"}))
+    return str(file)
+
+
+@given(
+    hidden=SIZES,
+    inner=SIZES,
+    heads=st.sampled_from([2, 6, 8]),
+    calibration_tp=st.sampled_from([1, 2]),
+    inference_tp=st.sampled_from([1, 2]),
+    format=st.sampled_from(["hf", "trtllm"]),
+)
+def test_a_file_fits_the_sizes_that_its_algorithm_fits(
+    hidden: int, inner: int, heads: int, calibration_tp: int, inference_tp: int, format: str, awq_file: str
+) -> None:
+    model = replace(
+        LLAMA_8B,
+        num_layers=1,
+        hidden_size=hidden,
+        ffn_hidden_size=inner,
+        num_attention_heads=heads,
+        num_query_groups=2,
+        head_size=64,
+    )
+    inference_tp = inference_tp if format == "trtllm" else 1
+    for file, problems in (
+        (NVFP4_FILE, [nvfp4_blocks_fit("nvfp4", [format], inference_tp, model)]),
+        (
+            awq_file,
+            [
+                awq_blocks_fit_calibration("int4_awq", 128, calibration_tp, model),
+                awq_blocks_fit_inference("int4_awq", 128, [format], inference_tp, model),
+            ],
+        ),
+    ):
+        found = algorithm_file_fits_sizes(file, [format], calibration_tp, inference_tp, model)
+        assert bool(found) == any(problems), (found, problems)
+
+
+def test_what_does_not_fit_a_file_is_named(awq_file: str) -> None:
+    model = replace(LLAMA_8B, ffn_hidden_size=14400)
+    problem = algorithm_file_fits_sizes(awq_file, ["hf"], 1, 1, model)
+    expect(
+        problem, "decoder.layers.0.mlp.linear_fc2, of 4096 output and 14400 input features, as int4_awq in blocks of"
+    )
+    assert str(problem).endswith("exclude, or use other blocks")
+    excluded = frozenset(f"decoder.layers.{layer}.mlp.linear_fc2" for layer in range(32))
+    assert algorithm_file_fits_sizes(awq_file, ["hf"], 1, 1, model, excluded) is None
+    expect(algorithm_file_fits_sizes(awq_file, ["hf"], 64, 1, LLAMA_8B), "with calibration_tp=64 they must be multip")

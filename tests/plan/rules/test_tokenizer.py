@@ -14,7 +14,7 @@ import pytest
 
 from nemo_ptq.checkpoint.huggingface.hf_weights import load_tokenizer
 from nemo_ptq.checkpoint.metadata import read_metadata
-from nemo_ptq.checkpoint.tokenizer_files import largest_token
+from nemo_ptq.checkpoint.tokenizer_files import largest_token, tokenizer_problem
 from nemo_ptq.errors import PtqError
 from nemo_ptq.plan.rules.tokenizer import tokenizer_is_given, tokens_have_rows
 from tests.families import make_hf, make_tokenizer
@@ -147,3 +147,49 @@ def test_a_nemo_checkpoint_has_the_whole_tokenizer(tmp_path: Path) -> None:
     for file in ("tokenizer_config.json", "tokenizer.json"):
         (tokenizer / file).touch()
     assert tokenizer_is_given(LLAMA_8B, tmp_path, None) is None
+
+
+CODE = {"AutoTokenizer": ["own.OwnTokenizer", None]}
+
+
+@pytest.mark.parametrize(
+    ("settings", "files", "said"),
+    [
+        ({"tokenizer_class": "LlamaTokenizer"}, ["tokenizer.json"], None),
+        ({"tokenizer_class": "TokenizersBackend"}, ["tokenizer.json"], None),
+        ({"tokenizer_class": "Qwen2Tokenizer", "auto_map": CODE}, ["tokenizer.json"], None),
+        ({}, ["tokenizer.json"], None),
+        ({"tokenizer_class": "LlamaTokenizer"}, ["vocab.json"], "no tokenizer.json and no tokenizer.model for its Ll"),
+        ({"tokenizer_class": "GPT2TokenizerFast"}, ["vocab.json"], "no tokenizer.json and no merges.txt for its GPT2"),
+        ({"tokenizer_class": "PreTrainedTokenizerFast"}, ["vocab.json"], "has no tokenizer.json for its PreTrained"),
+        (
+            {"tokenizer_class": "OwnTokenizer"},
+            ["tokenizer.json"],
+            "has tokenizer_class 'OwnTokenizer', which trans",
+        ),
+        (
+            {"tokenizer_class": "OwnTokenizer", "auto_map": CODE},
+            ["tokenizer.json"],
+            "code that the model brings is",
+        ),
+        ({"tokenizer_class": ["LlamaTokenizer"]}, ["tokenizer.json"], "has tokenizer_class ['LlamaTokenizer'], which"),
+    ],
+)
+def test_a_plan_knows_which_classes_load(
+    settings: dict[str, Any], files: list[str], said: str | None, tokenizer: Path, tmp_path: Path
+) -> None:
+    shutil.copy(tokenizer / "tokenizer.json", tmp_path)
+    vocabulary = json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]
+    (tmp_path / "vocab.json").write_text(json.dumps(vocabulary))
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    (tmp_path / "tokenizer_config.json").write_text(json.dumps(settings))
+    for name in {"tokenizer.json", "vocab.json"}.difference(files):
+        (tmp_path / name).unlink()
+    problem = tokenizer_problem(tmp_path)
+    if said is None:
+        assert problem is None
+        assert len(load_tokenizer(tmp_path))
+    else:
+        assert problem is not None and said in problem
+        with pytest.raises(PtqError, match=re.escape(problem)):
+            load_tokenizer(tmp_path)
