@@ -126,8 +126,8 @@ _REQUEST = (
     """    -d '{"prompt": "The capital of France is", "max_tokens": 32}'"""
 )
 _VLLM_LONG_ROPE = (
-    "it serves {} tokens with longrope's short factors; a larger --max-model-len has it take the long factors, for short "
-    "texts too"
+    "it serves {} tokens with longrope's short factors; a larger --max-model-len has it take the long factors, for "
+    "short texts too"
 )
 SERVERS: Mapping[str, Server] = {
     server.name: server
@@ -176,9 +176,7 @@ _SERVED_FAMILIES = (*_KNOWN_FAMILIES, *_NEWER_FAMILIES)
 _SERVED_DENSE = tuple(family for family in _SERVED_FAMILIES if family not in _EXPERTS)
 # vLLM's class for these quantizes the linear layers of state spaces as any other, and has their names for its own.
 _HYBRIDS = ("Nemotron-H", "Nemotron Nano v2")
-_ONE_PROJECTION = ("Phi 3", "StarCoder")  # of queries, keys and values: no quantized KV cache goes into their files
 _ASKED = (*_SERVED_FAMILIES, *_HYBRIDS)
-_ASKED_WITH_A_CACHE = tuple(family for family in _ASKED if family not in _ONE_PROJECTION)
 
 
 def _experts_in_int4(server: str) -> Fact:
@@ -358,8 +356,7 @@ _VLLM = (
     Fact("vllm", LOADS, RAN, _COMPRESSED, ("int4_awq",), _ASKED, ("0.32",), kv_cache=False),
     Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("int8_dynamic",), (*_EXPERTS, "StarCoder", "StarCoder 2"), ("0.32",)),
     Fact("vllm", LOADS, RAN, _COMPRESSED, ("int8_dynamic",), (*_SERVED_DENSE, *_HYBRIDS), ("0.32",)),
-    Fact("vllm", LOADS, EMULATED, None, ("fp8",), (*_LLAMAS, *_ONE_PROJECTION), ("0.32",), kv_cache=False),
-    Fact("vllm", LOADS, EMULATED, None, ("fp8",), _ASKED_WITH_A_CACHE, ("0.32",), kv_cache=True),
+    Fact("vllm", LOADS, EMULATED, None, ("fp8",), _ASKED, ("0.32",)),
     Fact("vllm", LOADS, EMULATED, None, ("nvfp4",), _ASKED, ("0.32",), kv_cache=False),
     Fact("vllm", LOADS, EMULATED, _HF, ("fp8_dynamic",), _LLAMAS, ("0.32",)),
     Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("fp8_dynamic",), (*_LLAMAS, *_EXPERTS), ("0.32",)),

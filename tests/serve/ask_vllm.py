@@ -36,6 +36,7 @@ def score(directory: Path, tokens: list[list[int]], length: int | None, **settin
         max_num_seqs=16,
         max_num_batched_tokens=512,
         kv_cache_memory_bytes=128 * 2**20,
+        num_gpu_blocks_override=256,  # on a CPU, where the line before has no effect
         gpu_memory_utilization=0.02,
         enable_prefix_caching=False,
         **settings,
@@ -61,6 +62,14 @@ def answer(request: dict[str, Any], exports: Path, **settings: Any) -> dict[str,
     return found
 
 
+def _keep_imports_out_of_collections() -> None:
+    """Has collections leave out modules: vLLM collects several times an export, which else takes most of the time."""
+    gc.collect()
+    gc.freeze()
+    for name in ("freeze", "unfreeze"):  # as vLLM itself does between exports
+        setattr(gc, name, lambda: None)
+
+
 def main() -> None:
     """Answers requests."""
     parser = argparse.ArgumentParser()
@@ -76,6 +85,7 @@ def main() -> None:
     asked = [request for request in requests if not arguments.paths or request["directory"] in arguments.paths]
     if arguments.cpu:  # nothing ends the emulation once it has begun
         asked.sort(key=lambda request: bool(request["emulated"]))
+    _keep_imports_out_of_collections()
     index, count = map(int, arguments.share.split("/"))
     is_emulating = False
     for request in asked[index::count]:

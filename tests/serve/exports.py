@@ -208,10 +208,8 @@ def _cells() -> Iterator[Cell]:
             if not is_demo:  # a refusal is one of the algorithm, and what is not quantized the same in both formats
                 formats = [format for format in formats if (algorithm, format) not in REFUSED]
                 formats = formats[:1] if algorithm == NO_QUANT else formats
-            quantized_cache = algorithm == "fp8" and model not in ONE_PROJECTION
-            if is_demo or not quantized_cache:
-                yield from (Cell(model, algorithm, format) for format in formats)
-            if quantized_cache:
+            yield from (Cell(model, algorithm, format) for format in formats)
+            if algorithm == "fp8" and model not in ONE_PROJECTION:
                 yield from (Cell(model, algorithm, format, kv_cache=True) for format in formats)
     for (model, variant), algorithms in _VARIED.items():
         for algorithm, formats in algorithms.items():

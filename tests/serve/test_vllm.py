@@ -52,9 +52,7 @@ def answers(exports: Path) -> dict[str, dict[str, Any]]:
     return {answer["directory"]: answer for answer in found}
 
 
-@pytest.mark.parametrize(
-    "cell", [cell for cell in CELLS if not cell.is_refused], ids=lambda cell: cell.path
-)
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if not cell.is_refused], ids=lambda cell: cell.path)
 def test_it_answers_as_the_reader_predicts(
     cell: Cell, predicted: dict[str, dict[str, Any]], answers: dict[str, dict[str, Any]]
 ) -> None:
