@@ -17,7 +17,8 @@ data: a whole one in step 1, and about one and a half in steps 2 and 3.
 
 Quality "max" also has the layers that write into the residual stream make up for what it lacks (residual.py), and keeps
 a block that is rounded to nearest where that is better on batches that are held out (held_out.py). In the end the whole
-model is compared on these with one that is rounded to nearest throughout.
+model is compared on these with one that is rounded to nearest throughout, to which the job then keeps where that is
+nearer (nearest_learner.py).
 """
 
 from collections import Counter

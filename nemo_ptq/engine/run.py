@@ -18,6 +18,7 @@ import torch.distributed as dist
 from nemo_ptq.calibration.batches import JobSamples, calibration_batches, read_job_samples
 from nemo_ptq.calibration.fingerprint import Fingerprint
 from nemo_ptq.calibration.methods import method_for
+from nemo_ptq.calibration.nearest_learner import NearestLearner
 from nemo_ptq.calibration.observing import State, TokenCounts
 from nemo_ptq.calibration.pipeline import Learner, ScaleLearner, gather_counts
 from nemo_ptq.calibration.rounders import Rounder, rounder_for
@@ -42,6 +43,7 @@ from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.folding import foldable_scale
 from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.export.leftover import PROGRESS
 from nemo_ptq.export.manifest_writer import checksums_of
 from nemo_ptq.export.rounded_weights import RoundedWeights, check_unchanged, place_in_all
 from nemo_ptq.export.shard_map import gather_shard_map
@@ -163,7 +165,8 @@ class _BlockJob:
         runner = BlockRunner(model.module, self.device, model.parallelism, waiting)
         choice = None if calibrated else self._choice(model, runner, layerwise)
         quantization = calibrated or by_algorithm(self.job, model, {} if choice is None else choice.algorithms)
-        state, observations, files = self._walk(model, runner, layerwise, quantization, choice)
+        learner = self._learner(model, runner, quantization, choice) if quantization.given is None else None
+        state, observations, files = self._walk(model, runner, layerwise, quantization, choice, learner)
         size = model.size
         for block in model.blocks:
             # Now, and not when Python finds the model's circles: another one may be loaded in a moment.
@@ -205,10 +208,10 @@ class _BlockJob:
         layerwise: bool,
         quantization: Quantization,
         choice: Choice | None,
+        learner: Learner | None,
     ) -> tuple[CalibrationState | None, Observations, dict[str, list[Path]]]:
         """Calibrates, writes and measures; returns the state, the figures, and this rank's files by format."""
         job, parallelism = self.job, model.parallelism
-        learner = self._learner(model, runner, quantization, choice) if quantization.given is None else None
         source = self._source(model, quantization, self._rounded(model, quantization, learner))
         texts = evaluation_batches(model, self.samples.evaluation)
         reference, quantized = (Stream(texts), Stream(texts)) if texts else (None, None)
@@ -218,7 +221,7 @@ class _BlockJob:
             amax_floor(job.quantization, job.decoder),
             quantization.fixed_by,
             self._resumes,
-            self._first_rounded if isinstance(learner, RoundingLearner) else None,
+            self._first_rounded if isinstance(learner, RoundingLearner | NearestLearner) else None,
         ) as exports:
             walk = JobWalk(
                 model,
@@ -249,6 +252,10 @@ class _BlockJob:
             )
             with self.reporter.part("export"):
                 self._checksums = exports.finish()
+        if (nearest := self._nearest_instead(walk)) is not None:
+            self._begin_anew()
+            unresumable = replace(quantization, is_resumable=False)  # the journal has no word for it
+            return self._walk(model, runner, layerwise, unresumable, choice, nearest)
         if self.is_first:
             with self.reporter.part("export"):
                 exports.write_documents(self.directories)
@@ -260,10 +267,9 @@ class _BlockJob:
             check_fits(state, walk.fingerprint.whole())
         counts = quantization.expert_tokens if walk.learner is None else gather_counts(walk.expert_tokens, parallelism)
         self._warn_of_idle_experts(counts)
-        nearest = self._nearest(walk)
-        self._say_what_max_gains(walk.learner)
         measured = walk.measurement.gather(source.shard_map)
-        measured = replace(measured, layers=with_rounding(measured.layers, self._keeps_rounded, nearest))
+        rounding = with_rounding(measured.layers, self._keeps_rounded, self._nearest(walk))
+        measured = replace(measured, layers=rounding)
         observations = observe(job, self.samples, measured, counts)
         observations = replace(observations, mixed_precision=None if choice is None else choice.record)
         if job.export.generate_sample:
@@ -293,7 +299,7 @@ class _BlockJob:
         self, model: LoadedModel, quantization: Quantization, learner: Learner | None
     ) -> Callable[[str], RoundedWeight | None]:
         """What gives the rounded weights of this rank, where the job has such."""
-        if isinstance(learner, RoundingLearner):
+        if isinstance(learner, RoundingLearner | NearestLearner):
             return learner.rounded.get
         if not self._keeps_rounded or self.job.calibration_state is None:
             return lambda name: None
@@ -456,21 +462,39 @@ class _BlockJob:
             )
         return layers
 
-    def _say_what_max_gains(self, learner: Learner | None) -> None:
-        """Says how near quality "max" has come on the samples that are held out; every rank calls it."""
+    def _nearest_instead(self, walk: JobWalk) -> NearestLearner | None:
+        """Compares quality "max" with rounding to nearest on the samples that are held out; every rank calls it.
+
+        Returns:
+            What rounds the whole model to nearest, where that is better; else None.
+        """
+        learner = walk.learner
         if not (isinstance(learner, RoundingLearner) and learner.is_max):
-            return
+            return None
         everyones = [learner.found] * dist.get_world_size()
         dist.all_gather_object(everyones, learner.found)
         found = next(filter(None, everyones), None)
         if found is None:
-            return
+            return None
         ours, plain = found
         line = f"KL divergence on held-out samples: {ours}; rounded to nearest throughout: {plain}"
-        if plain.is_less(ours):
-            self.reporter.warn(f"{line}, which is better: take quantization_config.quality=fast, or more samples")
-        else:
+        if not plain.is_less(ours):
             self.reporter.say(line)
+            return None
+        self.reporter.warn(f"{line}, which is better: all layers are rounded to nearest; more samples may help")
+        return NearestLearner(learner.parallelism, learner.rounders, walk.state, learner.counts)
+
+    def _begin_anew(self) -> None:
+        """Removes what was written, since another walk writes it in another way; every rank calls it."""
+        self._resumes = False
+        dist.barrier()
+        if self.is_first:
+            # First the journal: a run that is killed from now on has nothing to go on from.
+            (self._staging.journal / PROGRESS).unlink(missing_ok=True)
+            for directory in self.directories.values():
+                shutil.rmtree(directory)
+            self._prepare()
+        dist.barrier()
 
     @property
     def _unpacked(self) -> list[str]:
