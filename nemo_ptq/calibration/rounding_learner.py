@@ -57,7 +57,7 @@ from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.config import FP8_CACHE
 from nemo_ptq.parallel.ranks import Parallelism, Ranks
-from nemo_ptq.quantization.activations import activation_scale, rounded_by_scale
+from nemo_ptq.quantization.activations import activation_scale, rounded_activation, rounded_by_scale
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.schemes import Scheme
 from nemo_ptq.verify.evaluate import POSITIONS_AT_ONCE, kl_divergence
@@ -494,9 +494,9 @@ class _Layer:
     def _served(self, inputs: torch.Tensor) -> torch.Tensor:
         """What a server multiplies the weight with."""
         scaled = inputs if self._scale is None else inputs * self._scale
-        if self._input_scale is None:
-            return scaled
         assert self._scheme is not None
+        if self._input_scale is None:
+            return rounded_activation(scaled, None, self._scheme) if self._scheme.dynamic_inputs else scaled
         return rounded_by_scale(scaled, self._input_scale, self._scheme)
 
 

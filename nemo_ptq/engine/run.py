@@ -31,7 +31,7 @@ from nemo_ptq.config import NO_QUANT
 from nemo_ptq.console.interrupts import tidying_up
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
-from nemo_ptq.engine.choosing import Choice, choose_algorithms, keep_choice, kept_choice
+from nemo_ptq.engine.choosing import Choice, choose_again, choose_algorithms, keep_choice, kept_choice
 from nemo_ptq.engine.evaluation import sample
 from nemo_ptq.engine.finish import calibration_kept, finish, say_conclusion
 from nemo_ptq.engine.journal import Journal, flattened
@@ -65,11 +65,16 @@ from nemo_ptq.report.records import Report
 from nemo_ptq.report.serving import server_warnings
 from nemo_ptq.versions import producer
 
+_RECOVERY = "export_config.min_recovery"
 # Arguments that change how a job runs, and not what comes out.
 _NOT_OF_THE_RESULT = (
-    *("export_config.overwrite", "export_config.min_recovery", "export_config.keep_failed"),
+    *("export_config.overwrite", _RECOVERY, "export_config.keep_failed"),
     "quantization_config.layerwise",
 )
+
+
+# The calibration state, the figures, and this rank's files by format.
+_Walked = tuple[CalibrationState | None, Observations, dict[str, list[Path]]]
 
 
 def run_job(job: Job) -> None:
@@ -164,9 +169,9 @@ class _BlockJob:
         waiting = torch.device("cpu") if layerwise else self.device
         runner = BlockRunner(model.module, self.device, model.parallelism, waiting)
         choice = None if calibrated else self._choice(model, runner, layerwise)
-        quantization = calibrated or by_algorithm(self.job, model, {} if choice is None else choice.algorithms)
-        learner = self._learner(model, runner, quantization, choice) if quantization.given is None else None
-        state, observations, files = self._walk(model, runner, layerwise, quantization, choice, learner)
+        state, observations, files = self._quantize(model, runner, layerwise, calibrated, choice)
+        while choice is not None and (choice := self._choose_again(choice, observations)) is not None:
+            state, observations, files = self._quantize(model, runner, layerwise, None, choice)
         size = model.size
         for block in model.blocks:
             # Now, and not when Python finds the model's circles: another one may be loaded in a moment.
@@ -201,6 +206,19 @@ class _BlockJob:
                 elif not FORMATS[name].is_packed or entry.suffix != ".safetensors":
                     entry.unlink()
 
+    def _quantize(
+        self,
+        model: LoadedModel,
+        runner: BlockRunner,
+        layerwise: bool,
+        calibrated: Quantization | None,
+        choice: Choice | None,
+    ) -> _Walked:
+        """Walks through the model, as ModelOpt has calibrated it or by our own algorithms."""
+        quantization = calibrated or by_algorithm(self.job, model, {} if choice is None else choice.algorithms)
+        learner = self._learner(model, runner, quantization, choice) if quantization.given is None else None
+        return self._walk(model, runner, layerwise, quantization, choice, learner)
+
     def _walk(
         self,
         model: LoadedModel,
@@ -209,7 +227,7 @@ class _BlockJob:
         quantization: Quantization,
         choice: Choice | None,
         learner: Learner | None,
-    ) -> tuple[CalibrationState | None, Observations, dict[str, list[Path]]]:
+    ) -> _Walked:
         """Calibrates, writes and measures; returns the state, the figures, and this rank's files by format."""
         job, parallelism = self.job, model.parallelism
         source = self._source(model, quantization, self._rounded(model, quantization, learner))
@@ -356,8 +374,10 @@ class _BlockJob:
         """What must be the same for a run to be continued."""
         job = self.job
         arguments = flattened(job.arguments)
+        chooses = algorithm_of(job.quantization).chooses  # the recovery may be what it aims at
         return {
             **{name: value for name, value in arguments.items() if name not in _NOT_OF_THE_RESULT},
+            **({_RECOVERY: job.export.min_recovery} if chooses else {}),
             "checkpoint files": stamp_of(job.checkpoint),
             **({} if job.adapter is None else {"adapter files": stamp_of(job.adapter)}),
             # What reads no text can go without the files.
@@ -386,6 +406,19 @@ class _BlockJob:
         if self.is_first:
             keep_choice(directory, choice)
         return choice
+
+    def _choose_again(self, choice: Choice, observations: Observations) -> Choice | None:
+        """What each layer is quantized with, where a choice has missed the recovery; every rank calls it."""
+        # The first rank has measured it.
+        quality = observations.quality
+        found = [None if quality is None or quality.recovery is None else quality.recovery.value]
+        dist.broadcast_object_list(found, src=0)
+        further = None if found[0] is None else choose_again(self.job, choice, found[0], self.reporter)
+        if further is not None:
+            self._begin_anew()
+            if self.is_first:
+                keep_choice(self._staging.journal, further)
+        return further
 
     def _learner(
         self, model: LoadedModel, runner: BlockRunner, quantization: Quantization, choice: Choice | None
@@ -423,12 +456,15 @@ class _BlockJob:
         job = self.job
         everyones: list[State] = [mine] * dist.get_world_size()
         dist.all_gather_object(everyones, mine)
+        bits = job.quantization.effective_bits
+        if choice is not None and choice.record is not None and bits is None:
+            bits = choice.record.effective_bits  # those that the recovery has taken
         header = StateHeader(
             checkpoint=str(job.checkpoint),
             weights=weights,
             model=job.metadata.identity,
             decoder=job.decoder,
-            quantization=job.quantization,
+            quantization=job.quantization if bits is None else replace(job.quantization, effective_bits=bits),
             modelopt_config=preset_config(job.quantization, job.decoder),
             producer=producer(),
             choice={} if choice is None else choice.algorithms,
