@@ -80,6 +80,7 @@ def main() -> int:
     add_options(parser)
     parser.add_argument("--formats", nargs="+", default=["hf"], choices=FORMATS)
     parser.add_argument("--bits", nargs="+", type=float, default=[5.0, 6.0, 8.0])
+    parser.add_argument("--candidates", nargs="+", help="algorithms to choose from; if not set, those of a job")
     parser.add_argument("--random", type=int, default=3, help="choices at random for each number of bits")
     arguments = parser.parse_args()
     tokenizer = AutoTokenizer.from_pretrained(arguments.model)
@@ -88,7 +89,7 @@ def main() -> int:
     samples = read_tokens(tokenizer, texts[0], arguments.samples, arguments.length)
     windows = read_windows(tokenizer, texts[1], arguments.windows, arguments.window)
     batches = torch.tensor(samples).split(8)
-    quantization = QuantizationConfig(AUTO, quality="balanced", awq_block_size=64)
+    quantization = QuantizationConfig(AUTO, quality="balanced", awq_block_size=64, candidates=arguments.candidates)
     with torch.inference_mode():
         benchmark = Benchmark.of(model, read_metadata(Path(arguments.model)), batches, windows)
         groups = layer_groups(quantization, benchmark.shape, arguments.formats)

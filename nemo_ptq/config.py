@@ -222,7 +222,9 @@ class QuantizationConfig:
         layerwise: Keep one block of weights in memory at a time, for models larger than it. None does so where the
             weights do not fit.
         effective_bits: Bits of a weight on average over the layers that algorithm "auto" chooses for, scales counted.
-        candidates: The algorithms that "auto" chooses from, beside 16 bits. None takes all that the formats mix.
+            None aims at the export's `min_recovery`, with as few bits as reach it.
+        candidates: The algorithms that "auto" chooses from, beside 16 bits: of "fp8", "int4_awq", "nvfp4" and
+            "int8_dynamic" those that the formats mix. None takes what they mix of the first three.
     """
 
     algorithm: Optional[str] = _setting(
@@ -297,13 +299,15 @@ class QuantizationConfig:
     )
     effective_bits: Optional[float] = _setting(
         "bits",
-        "with algorithm=auto: bits of a weight on average, scales counted, such as 6",
+        "with algorithm=auto: bits of a weight on average, scales counted, such as 6; if not set, as few as reach "
+        "min_recovery",
         "--effective_bits",
         default=None,
     )
     candidates: Union[str, List[str], None] = _setting(  # noqa: RUF009, UP006
         "algorithms",
-        "with algorithm=auto: the algorithms to choose from beside 16 bits; if not set, all that the formats mix",
+        "with algorithm=auto: the algorithms to choose from beside 16 bits; if not set, what the formats mix of fp8, "
+        "int4_awq and nvfp4",
         "--candidates",
         default=None,
     )
@@ -385,7 +389,8 @@ class ExportConfig:
         server: What the export is for: "vllm", "tensorrt_llm", "tensorrt_llm_engines", "sglang" or "transformers". What
             it is not known to load is then refused; None warns of what the servers of the format refuse.
         min_recovery: The least perplexity of the unquantized model over that of the quantized one, from 0 to 1: below
-            it the job fails, and `path` is not made. None reports the recovery and fails nothing.
+            it the job fails, and `path` is not made. None reports the recovery and fails nothing. Algorithm "auto"
+            without `effective_bits` chooses so that it is reached.
         keep_failed: Make `path` although the recovery is below `min_recovery`; the job fails all the same.
     """
 

@@ -178,7 +178,8 @@ class _Layer:
         scheme, amax = self._ways[way].scheme, self._amax(way)
 
         def enter(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-            return args if amax is None else (rounded_activation(args[0], amax, scheme), *args[1:])
+            rounds = amax is not None or scheme.dynamic_inputs
+            return (rounded_activation(args[0], amax, scheme), *args[1:]) if rounds else args
 
         original = module.get_parameter("weight")
         weight = self._rounded(self._ways[way].rounder).to(original.dtype)

@@ -127,6 +127,25 @@ class Int8:
 
 
 @dataclass(frozen=True)
+class Int8Dynamic:
+    """INT8 weights with a scale for each row; a server takes the scale of each token from its own activations."""
+
+    sorts = True
+
+    def statistic(self, linear: LinearShard) -> Statistic | None:
+        """See :meth:`Rounder.statistic`."""
+        return None
+
+    def decide(self, linear: LinearShard, statistic: Any, constrain: Constrain) -> Entries:
+        """See :meth:`Rounder.decide`."""
+        return {}
+
+    def round(self, weight: torch.Tensor, factor: InverseFactor, ranks: Ranks) -> Rounded:
+        """See :meth:`Rounder.round`."""
+        return gptq.round_int8(weight, factor, scale_of(weight.abs().amax(1), INT8.largest))
+
+
+@dataclass(frozen=True)
 class Int4:
     """INT4 weights with a scale for each group of inputs.
 

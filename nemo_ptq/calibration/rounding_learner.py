@@ -17,7 +17,8 @@ data: a whole one in step 1, and about one and a half in steps 2 and 3.
 
 Quality "max" also has the layers that write into the residual stream make up for what it lacks (residual.py), and keeps
 a block that is rounded to nearest where that is better on batches that are held out (held_out.py). In the end the whole
-model is compared on these with one that is rounded to nearest throughout.
+model is compared on these with one that is rounded to nearest throughout, to which the job then keeps where that is
+nearer (nearest_learner.py).
 """
 
 from collections import Counter
@@ -56,7 +57,7 @@ from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.config import FP8_CACHE
 from nemo_ptq.parallel.ranks import Parallelism, Ranks
-from nemo_ptq.quantization.activations import activation_scale, rounded_by_scale
+from nemo_ptq.quantization.activations import activation_scale, rounded_activation, rounded_by_scale
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.schemes import Scheme
 from nemo_ptq.verify.evaluate import POSITIONS_AT_ONCE, kl_divergence
@@ -493,9 +494,9 @@ class _Layer:
     def _served(self, inputs: torch.Tensor) -> torch.Tensor:
         """What a server multiplies the weight with."""
         scaled = inputs if self._scale is None else inputs * self._scale
-        if self._input_scale is None:
-            return scaled
         assert self._scheme is not None
+        if self._input_scale is None:
+            return rounded_activation(scaled, None, self._scheme) if self._scheme.dynamic_inputs else scaled
         return rounded_by_scale(scaled, self._input_scale, self._scheme)
 
 

@@ -18,6 +18,7 @@ import torch.distributed as dist
 from nemo_ptq.calibration.batches import JobSamples, calibration_batches, read_job_samples
 from nemo_ptq.calibration.fingerprint import Fingerprint
 from nemo_ptq.calibration.methods import method_for
+from nemo_ptq.calibration.nearest_learner import NearestLearner
 from nemo_ptq.calibration.observing import State, TokenCounts
 from nemo_ptq.calibration.pipeline import Learner, ScaleLearner, gather_counts
 from nemo_ptq.calibration.rounders import Rounder, rounder_for
@@ -30,7 +31,7 @@ from nemo_ptq.config import NO_QUANT
 from nemo_ptq.console.interrupts import tidying_up
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
-from nemo_ptq.engine.choosing import Choice, choose_algorithms, keep_choice, kept_choice
+from nemo_ptq.engine.choosing import Choice, choose_again, choose_algorithms, keep_choice, kept_choice
 from nemo_ptq.engine.evaluation import sample
 from nemo_ptq.engine.finish import calibration_kept, finish, say_conclusion
 from nemo_ptq.engine.journal import Journal, flattened
@@ -42,6 +43,7 @@ from nemo_ptq.export.calibrated import CalibratedLayers
 from nemo_ptq.export.exports import Exports
 from nemo_ptq.export.folding import foldable_scale
 from nemo_ptq.export.formats import FORMATS
+from nemo_ptq.export.leftover import PROGRESS
 from nemo_ptq.export.manifest_writer import checksums_of
 from nemo_ptq.export.rounded_weights import RoundedWeights, check_unchanged, place_in_all
 from nemo_ptq.export.shard_map import gather_shard_map
@@ -63,11 +65,16 @@ from nemo_ptq.report.records import Report
 from nemo_ptq.report.serving import server_warnings
 from nemo_ptq.versions import producer
 
+_RECOVERY = "export_config.min_recovery"
 # Arguments that change how a job runs, and not what comes out.
 _NOT_OF_THE_RESULT = (
-    *("export_config.overwrite", "export_config.min_recovery", "export_config.keep_failed"),
+    *("export_config.overwrite", _RECOVERY, "export_config.keep_failed"),
     "quantization_config.layerwise",
 )
+
+
+# The calibration state, the figures, and this rank's files by format.
+_Walked = tuple[CalibrationState | None, Observations, dict[str, list[Path]]]
 
 
 def run_job(job: Job) -> None:
@@ -162,8 +169,9 @@ class _BlockJob:
         waiting = torch.device("cpu") if layerwise else self.device
         runner = BlockRunner(model.module, self.device, model.parallelism, waiting)
         choice = None if calibrated else self._choice(model, runner, layerwise)
-        quantization = calibrated or by_algorithm(self.job, model, {} if choice is None else choice.algorithms)
-        state, observations, files = self._walk(model, runner, layerwise, quantization, choice)
+        state, observations, files = self._quantize(model, runner, layerwise, calibrated, choice)
+        while choice is not None and (choice := self._choose_again(choice, observations)) is not None:
+            state, observations, files = self._quantize(model, runner, layerwise, None, choice)
         size = model.size
         for block in model.blocks:
             # Now, and not when Python finds the model's circles: another one may be loaded in a moment.
@@ -198,6 +206,19 @@ class _BlockJob:
                 elif not FORMATS[name].is_packed or entry.suffix != ".safetensors":
                     entry.unlink()
 
+    def _quantize(
+        self,
+        model: LoadedModel,
+        runner: BlockRunner,
+        layerwise: bool,
+        calibrated: Quantization | None,
+        choice: Choice | None,
+    ) -> _Walked:
+        """Walks through the model, as ModelOpt has calibrated it or by our own algorithms."""
+        quantization = calibrated or by_algorithm(self.job, model, {} if choice is None else choice.algorithms)
+        learner = self._learner(model, runner, quantization, choice) if quantization.given is None else None
+        return self._walk(model, runner, layerwise, quantization, choice, learner)
+
     def _walk(
         self,
         model: LoadedModel,
@@ -205,10 +226,10 @@ class _BlockJob:
         layerwise: bool,
         quantization: Quantization,
         choice: Choice | None,
-    ) -> tuple[CalibrationState | None, Observations, dict[str, list[Path]]]:
+        learner: Learner | None,
+    ) -> _Walked:
         """Calibrates, writes and measures; returns the state, the figures, and this rank's files by format."""
         job, parallelism = self.job, model.parallelism
-        learner = self._learner(model, runner, quantization, choice) if quantization.given is None else None
         source = self._source(model, quantization, self._rounded(model, quantization, learner))
         texts = evaluation_batches(model, self.samples.evaluation)
         reference, quantized = (Stream(texts), Stream(texts)) if texts else (None, None)
@@ -218,7 +239,7 @@ class _BlockJob:
             amax_floor(job.quantization, job.decoder),
             quantization.fixed_by,
             self._resumes,
-            self._first_rounded if isinstance(learner, RoundingLearner) else None,
+            self._first_rounded if isinstance(learner, RoundingLearner | NearestLearner) else None,
         ) as exports:
             walk = JobWalk(
                 model,
@@ -249,6 +270,10 @@ class _BlockJob:
             )
             with self.reporter.part("export"):
                 self._checksums = exports.finish()
+        if (nearest := self._nearest_instead(walk)) is not None:
+            self._begin_anew()
+            unresumable = replace(quantization, is_resumable=False)  # the journal has no word for it
+            return self._walk(model, runner, layerwise, unresumable, choice, nearest)
         if self.is_first:
             with self.reporter.part("export"):
                 exports.write_documents(self.directories)
@@ -260,10 +285,9 @@ class _BlockJob:
             check_fits(state, walk.fingerprint.whole())
         counts = quantization.expert_tokens if walk.learner is None else gather_counts(walk.expert_tokens, parallelism)
         self._warn_of_idle_experts(counts)
-        nearest = self._nearest(walk)
-        self._say_what_max_gains(walk.learner)
         measured = walk.measurement.gather(source.shard_map)
-        measured = replace(measured, layers=with_rounding(measured.layers, self._keeps_rounded, nearest))
+        rounding = with_rounding(measured.layers, self._keeps_rounded, self._nearest(walk))
+        measured = replace(measured, layers=rounding)
         observations = observe(job, self.samples, measured, counts)
         observations = replace(observations, mixed_precision=None if choice is None else choice.record)
         if job.export.generate_sample:
@@ -293,7 +317,7 @@ class _BlockJob:
         self, model: LoadedModel, quantization: Quantization, learner: Learner | None
     ) -> Callable[[str], RoundedWeight | None]:
         """Returns a function that looks up a layer's rounded weight, None if the job keeps none."""
-        if isinstance(learner, RoundingLearner):
+        if isinstance(learner, RoundingLearner | NearestLearner):
             return learner.rounded.get
         if not self._keeps_rounded or self.job.calibration_state is None:
             return lambda name: None
@@ -350,8 +374,10 @@ class _BlockJob:
         """Values that must be the same when the run is continued."""
         job = self.job
         arguments = flattened(job.arguments)
+        chooses = algorithm_of(job.quantization).chooses  # the recovery may be what it aims at
         return {
             **{name: value for name, value in arguments.items() if name not in _NOT_OF_THE_RESULT},
+            **({_RECOVERY: job.export.min_recovery} if chooses else {}),
             "checkpoint files": stamp_of(job.checkpoint),
             **({} if job.adapter is None else {"adapter files": stamp_of(job.adapter)}),
             # What reads no text can go without the files.
@@ -380,6 +406,19 @@ class _BlockJob:
         if self.is_first:
             keep_choice(directory, choice)
         return choice
+
+    def _choose_again(self, choice: Choice, observations: Observations) -> Choice | None:
+        """What each layer is quantized with, where a choice has missed the recovery; every rank calls it."""
+        # The first rank has measured it.
+        quality = observations.quality
+        found = [None if quality is None or quality.recovery is None else quality.recovery.value]
+        dist.broadcast_object_list(found, src=0)
+        further = None if found[0] is None else choose_again(self.job, choice, found[0], self.reporter)
+        if further is not None:
+            self._begin_anew()
+            if self.is_first:
+                keep_choice(self._staging.journal, further)
+        return further
 
     def _learner(
         self, model: LoadedModel, runner: BlockRunner, quantization: Quantization, choice: Choice | None
@@ -417,12 +456,15 @@ class _BlockJob:
         job = self.job
         everyones: list[State] = [mine] * dist.get_world_size()
         dist.all_gather_object(everyones, mine)
+        bits = job.quantization.effective_bits
+        if choice is not None and choice.record is not None and bits is None:
+            bits = choice.record.effective_bits  # those that the recovery has taken
         header = StateHeader(
             checkpoint=str(job.checkpoint),
             weights=weights,
             model=job.metadata.identity,
             decoder=job.decoder,
-            quantization=job.quantization,
+            quantization=job.quantization if bits is None else replace(job.quantization, effective_bits=bits),
             modelopt_config=preset_config(job.quantization, job.decoder),
             producer=producer(),
             choice={} if choice is None else choice.algorithms,
@@ -456,21 +498,39 @@ class _BlockJob:
             )
         return layers
 
-    def _say_what_max_gains(self, learner: Learner | None) -> None:
-        """Prints how close quality "max" comes to the unquantized model on held-out samples; every rank calls it."""
+    def _nearest_instead(self, walk: JobWalk) -> NearestLearner | None:
+        """Compares quality "max" with rounding to nearest on the samples that are held out; every rank calls it.
+
+        Returns:
+            What rounds the whole model to nearest, where that is better; else None.
+        """
+        learner = walk.learner
         if not (isinstance(learner, RoundingLearner) and learner.is_max):
-            return
+            return None
         everyones = [learner.found] * dist.get_world_size()
         dist.all_gather_object(everyones, learner.found)
         found = next(filter(None, everyones), None)
         if found is None:
-            return
+            return None
         ours, plain = found
         line = f"KL divergence on held-out samples: {ours}; rounded to nearest throughout: {plain}"
-        if plain.is_less(ours):
-            self.reporter.warn(f"{line}, which is better: take quantization_config.quality=fast, or more samples")
-        else:
+        if not plain.is_less(ours):
             self.reporter.say(line)
+            return None
+        self.reporter.warn(f"{line}, which is better: all layers are rounded to nearest; more samples may help")
+        return NearestLearner(learner.parallelism, learner.rounders, walk.state, learner.counts)
+
+    def _begin_anew(self) -> None:
+        """Removes what was written, since another walk writes it in another way; every rank calls it."""
+        self._resumes = False
+        dist.barrier()
+        if self.is_first:
+            # First the journal: a run that is killed from now on has nothing to go on from.
+            (self._staging.journal / PROGRESS).unlink(missing_ok=True)
+            for directory in self.directories.values():
+                shutil.rmtree(directory)
+            self._prepare()
+        dist.barrier()
 
     @property
     def _unpacked(self) -> list[str]:

@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field
 import torch
 
 from nemo_ptq.calibration.fingerprint import Fingerprint
+from nemo_ptq.calibration.nearest_learner import NearestLearner
 from nemo_ptq.calibration.observing import State, TokenCounts
 from nemo_ptq.calibration.pipeline import BlockVisitor, Learner, walk
 from nemo_ptq.calibration.rounding_learner import RoundingLearner
@@ -99,7 +100,7 @@ class JobWalk:
     @property
     def nearest(self) -> list[int]:
         """Blocks of this rank that quality "max" has rounded to nearest."""
-        return self.learner.nearest if isinstance(self.learner, RoundingLearner) else []
+        return self.learner.nearest if isinstance(self.learner, RoundingLearner | NearestLearner) else []
 
     def _streams(self) -> dict[str, Stream]:
         named = {

@@ -186,7 +186,7 @@ _BUILT_IN = (
         experts=("fp8", "int4_awq", "nvfp4", "fp8_dynamic", "int8_dynamic", "w4a16_nvfp4"),
         mixes_schemes=True,
         # Those that round without pre-quantization scales: such are folded into other layers, whose rows need scales.
-        mixes=("fp8", "int4_awq", "nvfp4"),
+        mixes=("fp8", "int4_awq", "nvfp4", "int8_dynamic"),
         is_hugging_face=True,
         servers=("vllm", "sglang", "transformers"),
     ),

@@ -14,7 +14,7 @@ from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.models.layers import ModuleSpec
 from nemo_ptq.models.spec import ModelSpec
-from nemo_ptq.quantization.algorithms import algorithm_named, algorithm_of, quantization_of_layer
+from nemo_ptq.quantization.algorithms import ALGORITHMS, algorithm_named, algorithm_of, quantization_of_layer
 
 
 @dataclass(frozen=True)
@@ -37,11 +37,15 @@ class LayerGroup:
         return self.linears[0]
 
 
-def mixable(quantization: QuantizationConfig, formats: Sequence[str]) -> tuple[str, ...]:
-    """Returns the algorithms that "auto" can mix in all of some formats, of those that the user names."""
+def mixable(formats: Sequence[str]) -> tuple[str, ...]:
+    """Returns the algorithms that "auto" can mix in all of some formats."""
+    return tuple(name for name in ALGORITHMS if all(name in FORMATS[one].mixes for one in formats))
+
+
+def options(quantization: QuantizationConfig, formats: Sequence[str]) -> tuple[str, ...]:
+    """Returns those of the :func:`mixable` algorithms that the user names, or that "auto" takes by itself."""
     asked = quantization.candidate_names or algorithm_of(quantization).candidates
-    names = [name for name in algorithm_of(quantization).candidates if name in asked]
-    return tuple(name for name in names if all(name in FORMATS[one].mixes for one in formats))
+    return tuple(name for name in mixable(formats) if name in asked)
 
 
 def layer_groups(
@@ -60,7 +64,7 @@ def layer_groups(
         calibration_tp: Tensor parallelism of the calibration, which cuts the blocks that share a scale.
         unquantized: Linear layers that are left out of the quantization.
     """
-    names = mixable(quantization, formats)
+    names = options(quantization, formats)
     found = []
     for layer, spec in enumerate(model.layers):
         linears = {
@@ -70,11 +74,11 @@ def layer_groups(
         }
         for group in _quantized_alike(linears):
             modules = list(group.values())
-            options = [name for name in names if _fits(name, modules, quantization, calibration_tp, model)]
+            fitting = [name for name in names if _fits(name, modules, quantization, calibration_tp, model)]
             if modules[0].expert is not None:
-                options = [name for name in options if all(name in FORMATS[one].experts for one in formats)]
+                fitting = [name for name in fitting if all(name in FORMATS[one].experts for one in formats)]
             weights = sum(prod(module.shape) for module in modules)
-            found.append(LayerGroup(tuple(group), weights, (*options, NO_QUANT)))
+            found.append(LayerGroup(tuple(group), weights, (*fitting, NO_QUANT)))
     return found
 
 

@@ -51,7 +51,8 @@ class Algorithm:
         entries: What the method decides of each linear layer: "amax", "pre_quant_scale", "channel_amax"; nothing where
             all follows from the weights.
         rounder: Dotted path of what quality "balanced" rounds its layers with, a class of
-            :mod:`nemo_ptq.calibration.rounders` or like one; None where it has no such quality.
+            :mod:`nemo_ptq.calibration.rounders` or like one; None where it has no such quality. An algorithm that needs
+            no data may have one for algorithm "auto", whose jobs read data.
         rounder_settings: Makes the arguments of that.
         rounder_entries: What the rounder decides of each linear layer; None where that is what the method does.
         preset: Which of ModelOpt's presets (:mod:`nemo_ptq.quantization.presets`) says the same; None where none does.
@@ -74,8 +75,8 @@ class Algorithm:
         gram_candidates: How many scales are tried over a Gram matrix of each layer's inputs; 0 without such matrices.
         required_recovery: The least baseline perplexity / perplexity with which it passes; None where nothing is lost.
         limits: What figures of layers should keep.
-        candidates: Names of the algorithms that it chooses from for each layer, with `effective_bits` on average;
-            none of one that quantizes all layers alike.
+        candidates: Names of the algorithms that it chooses from for each layer if the user names none; none of one that
+            quantizes all layers alike.
     """
 
     name: str
@@ -126,7 +127,7 @@ class Algorithm:
     @property
     def has_balanced(self) -> bool:
         """Whether it has quality "balanced"."""
-        return self.rounder is not None or self.chooses
+        return self.chooses or (self.rounder is not None and self.needs_data)
 
     @property
     def takes_block_size(self) -> bool:
@@ -359,6 +360,7 @@ _BUILT_IN = (
         scheme="int8_dynamic",
         quant_algo="INT8_PER_CHANNEL_PER_TOKEN",
         entries=(),
+        rounder="nemo_ptq.calibration.rounders:Int8Dynamic",
         bits=8,
         packed_bytes=1.0,
         packing_bytes=7,

@@ -13,7 +13,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from matplotlib.figure import Figure
 
-from nemo_ptq.config import NO_QUANT
+from nemo_ptq.config import MAX, NO_QUANT
 from nemo_ptq.errors import PtqError
 from nemo_ptq.quantization.algorithms import algorithm_named
 from nemo_ptq.report import markdown, plots, words
@@ -148,6 +148,17 @@ def schemes_of(layers: Sequence[Layer]) -> list[tuple[str, list[str]]]:
     ]
 
 
+def _rounding_note(report: Report) -> str:
+    """What the card says of quality "max" where that has rounded layers to nearest; else nothing."""
+    quantized = [layer for layer in report.layers if layer.scheme is not None]
+    nearest = sorted({layer.layer for layer in quantized if layer.rounding == "nearest"})
+    if report.summary.quality != MAX or not nearest:
+        return ""
+    is_all = all(layer.rounding == "nearest" for layer in quantized)
+    which = "all layers" if is_all else f"layers {words.index_ranges(nearest)}"
+    return f"; {which} rounded to nearest, which was better on held-out samples"
+
+
 def _library(report: Report) -> str:
     """What loads the directory, as the Hugging Face hub calls it."""
     if "rank0.safetensors" in report.files:
@@ -170,6 +181,7 @@ def _context(report: Report) -> dict[str, Any]:
         "fails": fails,
         "headline": headline(report.summary),
         "library": _library(report),
+        "rounding_note": _rounding_note(report),
         "findings": grouped(report.findings),
         "schemes": schemes_of(report.layers) if _chooses(report.summary.algorithm) else [],
         "checkpoint_name": PurePosixPath(report.summary.checkpoint).name,

@@ -155,11 +155,13 @@ class MixedPrecision:
         error: What the choice was predicted to change: the sum over the layers of the mean relative squared change of
             the hidden states behind their block.
         curve: Effective bits and error of other choices, each the best for its bits, from the fewest bits.
+        tried: Where a recovery was aimed at, effective bits and recovery of the choices that have missed it.
     """
 
     effective_bits: float
     error: float
     curve: tuple[tuple[float, float], ...]
+    tried: tuple[tuple[float, float], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -295,7 +297,7 @@ def read_report(file: Path) -> Report:
                 "experts": tuple(ExpertTokens(**experts) for experts in raw["experts"]),
                 "findings": tuple(Finding(**finding) for finding in raw["findings"]),
                 "steps": tuple(Step(**step) for step in raw["steps"]),
-                "mixed_precision": _mixed_precision(raw.get("mixed_precision")),
+                "mixed_precision": None if (mixed := raw.get("mixed_precision")) is None else mixed_precision(mixed),
                 "tasks": tuple(TaskFigure(**task) for task in raw.get("tasks", ())),
                 "servers": tuple(
                     Serving(**{**server, "commands": tuple(server["commands"])}) for server in raw.get("servers", ())
@@ -311,8 +313,10 @@ def _longest_list(value: Any) -> int:
     return max([len(value) if isinstance(value, list) else 0, *map(_longest_list, inner)])
 
 
-def _mixed_precision(raw: dict[str, Any] | None) -> MixedPrecision | None:
-    return None if raw is None else MixedPrecision(**{**raw, "curve": tuple(map(tuple, raw["curve"]))})
+def mixed_precision(raw: Mapping[str, Any]) -> MixedPrecision:
+    """Returns the record that JSON holds."""
+    pairs = {name: tuple(map(tuple, raw.get(name, ()))) for name in ("curve", "tried")}
+    return MixedPrecision(**{**raw, **pairs})
 
 
 def _quality(raw: dict[str, Any] | None) -> Quality | None:

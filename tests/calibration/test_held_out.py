@@ -12,9 +12,10 @@ from transformers import LlamaConfig, LlamaForCausalLM
 from benchmarks.llama import Llama
 from nemo_ptq.calibration.gptq import InverseFactor, Rounded
 from nemo_ptq.calibration.held_out import HeldOutError, held_out_places, sample_errors
+from nemo_ptq.calibration.nearest_learner import NearestLearner
 from nemo_ptq.calibration.observing import linear_shards
 from nemo_ptq.calibration.residual import residual_of
-from nemo_ptq.calibration.rounders import Int4
+from nemo_ptq.calibration.rounders import Int4, Int8, Rounder
 from nemo_ptq.calibration.rounding_learner import _ELSEWHERE, RoundingLearner, _Layer
 from nemo_ptq.calibration.streams import Stream
 from nemo_ptq.checkpoint.blocks import Block
@@ -68,9 +69,18 @@ class Careless(Int4):
         return super().round(weight if is_unit else -weight, factor, ranks)
 
 
-def learner(llama: Llama, rounder: Int4, batches: int) -> RoundingLearner:
+@dataclass(frozen=True)
+class Backwards(Int8):
+    """The same of INT8, which has pre-quantization scales."""
+
+    def round(self, weight: torch.Tensor, factor: InverseFactor, ranks: Ranks) -> Rounded:
+        is_unit = torch.equal(factor.upper, torch.eye(len(factor.upper)))
+        return super().round(weight if is_unit else -weight, factor, ranks)
+
+
+def learner(llama: Llama, rounder: Rounder, batches: int, algorithm: str = "int4_awq") -> RoundingLearner:
     tokens = torch.randint(96, (8 * batches, 32), generator=torch.Generator().manual_seed(1)).split(8)
-    scheme = algorithm_scheme(QuantizationConfig("int4_awq", awq_block_size=64))
+    scheme = algorithm_scheme(QuantizationConfig(algorithm, awq_block_size=64))
     names = [name for block in llama.blocks for name in linear_shards(block, Parallelism())]
     return RoundingLearner(
         llama,
@@ -102,6 +112,26 @@ def test_the_better_rounding_is_kept(llama: Llama, rounder: Any, batches: int, n
         ours, plain = learned.found
         # Where each block is rounded to nearest, so is the model.
         assert (ours == plain) if nearest else ours.is_less(plain)
+
+
+@pytest.mark.parametrize(
+    ("rounder", "algorithm"), [(Careless(64), "int4_awq"), (Backwards(), "int8_sq")], ids=["int4_awq", "int8_sq"]
+)
+def test_the_job_falls_back_to_the_model_that_was_compared(llama: Llama, rounder: Any, algorithm: str) -> None:
+    learned = learner(llama, rounder, 9, algorithm)
+    with torch.no_grad():
+        found = [(learned.learn(block, False), dict(learned.rounded)) for block in llama.blocks]
+        assert learned.nearest == [1, 2]
+        state = {name: value for entries, _ in found for name, value in entries.items()}
+        nearest = NearestLearner(Parallelism(), learned.rounders, state, learned.counts)
+        for block, (entries, rounded) in zip(llama.blocks, found, strict=True):
+            again = nearest.learn(block, False)
+            assert again.keys() == entries.keys()
+            assert nearest.rounded.keys() == rounded.keys()
+            for name, weight in rounded.items():
+                assert torch.equal(nearest.rounded[name].codes, weight.codes)
+                assert torch.equal(nearest.rounded[name].scale, weight.scale)
+    assert nearest.nearest == [1, 2]
 
 
 class Mlp(torch.nn.Module):

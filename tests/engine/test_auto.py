@@ -3,6 +3,7 @@
 """Algorithm "auto": each layer gets an algorithm of its own, within the bits that were asked for."""
 
 import json
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from math import prod
@@ -14,9 +15,11 @@ import torch
 from safetensors import safe_open
 
 from nemo_ptq.config import ExportConfig, QuantizationConfig
-from nemo_ptq.engine.choosing import Choice, choice_of, keep_choice, kept_choice
+from nemo_ptq.console.reporter import Reporter
+from nemo_ptq.engine.choosing import Choice, choice_of, choose_again, keep_choice, kept_choice
 from nemo_ptq.engine.reexport import is_possible, run_reexport
 from nemo_ptq.export.mixing import bits_of, layer_groups
+from nemo_ptq.job import Job
 from nemo_ptq.plan.rules import check_job
 from nemo_ptq.quantization.state_header import IN_EXPORT, read_header
 from nemo_ptq.report.records import MixedPrecision, read_report
@@ -31,9 +34,13 @@ from tests.files import digests
 from tests.plan.models import LLAMA_8B, MIXTRAL
 from tests.ranks import RankFailed, run_ranks
 
-# Bits that were asked for, and formats. Formats that are written together mix what all of them can.
-CASES = {"both": (5.9, ("hf", "compressed_tensors")), "one": (4.9, ("compressed_tensors",))}
-EXPERTS = {"experts": (6.0, ("hf",))}
+# Bits that were asked for, formats, and candidates. Formats that are written together mix what all of them can.
+CASES = {
+    "both": (5.9, ("hf", "compressed_tensors"), None),
+    "one": (4.9, ("compressed_tensors",), None),
+    "int8": (5.95, ("compressed_tensors",), ["int8_dynamic", "int4_awq"]),
+}
+EXPERTS = {"experts": (6.0, ("hf",), None)}
 # Ends of the names of what stores a quantized weight, the scales of tensors apart.
 STORED = (".weight", ".weight_packed", ".weight_scale")
 
@@ -43,9 +50,16 @@ def run_all(checkpoint: Path, root: Path, names: list[str], layout: tuple[int, i
     from tests import steps
 
     for name in names:
-        bits, formats = {**CASES, **EXPERTS}[name]
+        bits, formats, candidates = {**CASES, **EXPERTS}[name]
         quantization = QuantizationConfig(
-            "auto", effective_bits=bits, awq_block_size=64, calibration_dataset="builtin", evaluation_dataset_size=0
+            "auto",
+            effective_bits=bits,
+            candidates=candidates,
+            awq_block_size=64,
+            calibration_dataset="builtin",
+            calibration_dataset_size=64,
+            calibration_seq_len=128,
+            evaluation_dataset_size=0,
         )
         job = check_job(
             world_size=layout[0] * layout[1],
@@ -66,17 +80,17 @@ def exports(checkpoint_of: Callable[[str], Path], tmp_path_factory: pytest.TempP
 
 
 def directories(root: Path) -> dict[str, Path]:
-    return {f"{name}-{one}": root / name / one for name, (_, formats) in CASES.items() for one in formats}
+    return {f"{name}-{one}": root / name / one for name, (_, formats, _) in CASES.items() for one in formats}
 
 
 def stored_bits(directory: Path) -> float:
-    """Bits that a directory has for each weight of the layers' linear layers, by what its file holds."""
+    """Bits that a directory has for each weight of the layers' linear layers, scales of blocks among them."""
     bits = weights = 0
     with safe_open(directory / "model.safetensors", framework="pt") as file:
         for name in file.keys():  # noqa: SIM118
             if "_proj." in name and name.endswith(STORED):
                 tensor = file.get_tensor(name)
-                bits += 8 * tensor.nbytes if tensor.numel() > 1 else 0
+                bits += 8 * tensor.nbytes if tensor.dim() == 2 and tensor.shape[1] > 1 else 0
                 rows_and_columns = tensor.shape if tensor.dtype != torch.uint8 else (2, *tensor.shape)
                 is_scale = name.endswith("_scale")
                 weights += 0 if is_scale else prod(rows_and_columns) * (8 if tensor.dtype == torch.int32 else 1)
@@ -137,6 +151,16 @@ def test_another_export_has_the_bytes_of_the_first(exports: Path, tmp_path: Path
         run_reexport(job)
         before, again = digests(first / name), digests(tmp_path / name)
         assert [file for file in before if file.endswith(".safetensors") and before[file] != again[file]] == []
+
+
+def test_int8_is_mixed_where_it_is_asked_for(exports: Path) -> None:
+    config = json.loads((exports / "int8" / "compressed_tensors" / "config.json").read_text())["quantization_config"]
+    ways = {group["format"]: group for group in config["config_groups"].values()}
+    assert ways.keys() == {"int-quantized", "pack-quantized"}
+    inputs = ways["int-quantized"]["input_activations"]
+    assert (inputs["num_bits"], inputs["strategy"], inputs["dynamic"]) == (8, "token", True)
+    roundings = {layer.rounding for layer in read_report(exports / "int8" / "compressed_tensors" / REPORT).layers}
+    assert roundings == {"gptq"}
 
 
 def test_a_format_takes_what_its_servers_mix(exports: Path, tmp_path: Path) -> None:
@@ -234,12 +258,93 @@ def test_layers_get_what_their_sizes_allow() -> None:
 
 
 def test_a_choice_is_kept_for_a_run_that_goes_on(tmp_path: Path) -> None:
-    choice = Choice({"decoder.layers.0.mlp.linear_fc1": "fp8"}, MixedPrecision(5.5, 0.25, ((4.5, 0.5), (16.0, 0.0))))
+    name, curve = "decoder.layers.0.mlp.linear_fc1", ((4.5, 0.5), (16.0, 0.0))
+    choice = Choice({name: "fp8"}, MixedPrecision(5.5, 0.25, curve, ((4.5, 0.9),)), {name: {"fp8": 0.25}})
     keep_choice(tmp_path / "journal", choice)
     assert kept_choice(tmp_path / "journal") == choice
 
 
+# --- a recovery as the aim --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 1.6])
+@pytest.mark.parametrize("wanted", [0.9, 0.99, 0.999, 1.0])
+def test_bits_are_added_until_the_recovery_is_reached(wanted: float, power: float) -> None:
+    """What is lost grows with a power of the predicted error, which the choice does not know."""
+    quantization = QuantizationConfig("auto")
+    export = ExportConfig("OUT", export_format="compressed_tensors", min_recovery=wanted)
+    job = Job(Path("CKPT"), LLAMA_8B, Path("OUT"), quantization, export, "llama")
+    groups, errors = made_up_errors(quantization)
+    reporter = Reporter(False)
+
+    def recovery(error: float) -> float:
+        return math.exp(-((20 * error / len(groups)) ** power))
+
+    choice = Choice(*choice_of(groups, errors, quantization), errors)
+    assert choice.record is not None and choice.record.effective_bits == pytest.approx(4.125)
+    records = [choice.record]
+    while further := choose_again(job, choice, recovery(records[-1].error), reporter):
+        choice = further
+        assert choice.record is not None
+        records.append(choice.record)
+    last = records[-1]
+    assert recovery(last.error) >= wanted
+    assert last.tried == tuple((its.effective_bits, recovery(its.error)) for its in records[:-1])
+    assert [its.effective_bits for its in records] == sorted({its.effective_bits for its in records})
+    fewest = next(bits for bits, error in last.curve if recovery(error) >= wanted)
+    assert last.effective_bits <= fewest + 0.5 if power == 1 else last.effective_bits <= 16
+    if wanted == 1:
+        assert set(choice.algorithms.values()) == {"no_quant"}
+
+
+def test_it_is_given_up_some_time() -> None:
+    export = ExportConfig("OUT", export_format="compressed_tensors", min_recovery=0.99)
+    job = Job(Path("CKPT"), LLAMA_8B, Path("OUT"), QuantizationConfig("auto"), export, "llama")
+    groups, errors = made_up_errors(job.quantization)
+    choice: Choice | None = Choice(*choice_of(groups, errors, job.quantization), errors)
+    bits = []
+    while choice is not None:
+        assert choice.record is not None
+        bits.append(choice.record.effective_bits)
+        choice = choose_again(job, choice, 0.98999, Reporter(False))
+    assert len(bits) == 6 and bits == sorted(set(bits))
+
+
+def test_asked_for_bits_are_not_changed() -> None:
+    export = ExportConfig("OUT", export_format="compressed_tensors", min_recovery=0.99)
+    job = Job(Path("CKPT"), LLAMA_8B, Path("OUT"), QuantizationConfig("auto", effective_bits=6.0), export, "llama")
+    groups, errors = made_up_errors(job.quantization)
+    choice = Choice(*choice_of(groups, errors, job.quantization), errors)
+    assert choose_again(job, choice, 0.5, Reporter(False)) is None
+
+
 # --- the demo model ---------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_recovery_is_reached(demo: Demo, tmp_path: Path) -> None:
+    settings = {"quality": None, "calibration_dataset_size": 64, "candidates": "fp8,nvfp4"}
+    settings |= {"evaluation_dataset_size": 32}
+    export = {"export_format": "compressed_tensors", "min_recovery": 0.997}
+    task = arguments(demo, tmp_path / "out", algorithm="auto", quantization=settings, export=export)
+    (said,) = run_ranks(said_by, 1, task)
+    report = read_report(tmp_path / "out" / REPORT)
+    assert report.summary.recovery is not None and report.summary.recovery >= 0.997 and report.summary.passed
+    mixed = report.mixed_precision
+    assert mixed is not None and 1 <= len(mixed.tried) < 6
+    assert said.count("is wanted") == len(mixed.tried) + 1
+    assert all(recovery < 0.997 for _, recovery in mixed.tried)
+    assert [bits for bits, _ in mixed.tried] + [mixed.effective_bits] == sorted(
+        [mixed.effective_bits, *(bits for bits, _ in mixed.tried)]
+    )
+    assert mixed.tried[0][0] == pytest.approx(4.5) and mixed.effective_bits < 16
+    assert read_header(tmp_path / "out" / IN_EXPORT).quantization.effective_bits == mixed.effective_bits
+    assert [check for check in verify(tmp_path / "out") if not check.ok] == []
+
+    again = ExportConfig(str(tmp_path / "again"), export_format="compressed_tensors")
+    run_reexport(check_job(world_size=1, calibration_state=tmp_path / "out", export_config=again))
+    before, after = digests(tmp_path / "out"), digests(tmp_path / "again")
+    assert [file for file in before if file.endswith(".safetensors") and before[file] != after[file]] == []
 
 
 @pytest.mark.slow

@@ -8,6 +8,7 @@ import re
 import shutil
 import subprocess
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cache
 from html.parser import HTMLParser
@@ -241,3 +242,21 @@ def test_a_real_browser_opens_the_page(tmp_path: Path) -> None:
     # The accent of the charts as it is on a light page, and much that is not paper.
     assert (32, 99, 155) in {colour for _, colour in colours}
     assert max(count for count, _ in colours) < 0.97 * sum(count for count, _ in colours)
+
+
+@pytest.mark.parametrize(
+    ("quality", "nearest", "note"),
+    [
+        ("max", range(6), "max; all layers rounded to nearest, which was better on held-out samples |"),
+        ("max", (0, 1, 2, 5), "max; layers 0 to 2, 5 rounded to nearest, which was better on held-out samples |"),
+        ("max", (), "max |"),
+        ("balanced", (), "balanced |"),
+        ("fast", range(6), "fast |"),
+    ],
+)
+def test_the_card_says_what_max_has_rounded_to_nearest(quality: str, nearest: Sequence[int], note: str) -> None:
+    found = report()
+    layers = tuple(replace(its, rounding="nearest" if its.layer in nearest else "gptq") for its in found.layers)
+    found = replace(found, summary=replace(found.summary, quality=quality), layers=layers)
+    assert f"| quality | {note}" in render_card(found)
+    assert f"quality {note.removesuffix(' |')}" in Elements(render_page(found)).text

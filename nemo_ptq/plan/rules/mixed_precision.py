@@ -16,27 +16,31 @@ from nemo_ptq.quantization.state_header import StateHeader
 _OPTION = f"quantization_config.algorithm={AUTO}"
 
 
-def bits_go_with_auto(algorithm: str | None, effective_bits: float | None, candidates: Any) -> str | None:
-    """Bits on average, and algorithms to choose from, are for the algorithm that chooses, which needs the bits."""
+def bits_go_with_auto(
+    algorithm: str | None, effective_bits: float | None, candidates: Any, min_recovery: float | None
+) -> str | None:
+    """Bits on average, and algorithms to choose from, are for the algorithm that chooses, which needs an aim."""
     chooses = algorithm_of(QuantizationConfig(algorithm)).chooses
     for name, value in (("effective_bits", effective_bits), ("candidates", candidates)):
         if value is not None and not chooses:
             return f"quantization_config.{name}={value} is for algorithm={AUTO}: leave it out, or use it"
-    if chooses and effective_bits is None:
-        return f"{_OPTION} needs quantization_config.effective_bits: the bits of a weight on average, such as 6"
+    if chooses and effective_bits is None and min_recovery is None:
+        return (
+            f"{_OPTION} needs quantization_config.effective_bits, the bits of a weight on average, such as 6; or "
+            "export_config.min_recovery, such as 0.99, for the fewest bits that reach it"
+        )
     return None
 
 
 def formats_mix(algorithm: str | None, formats: Sequence[str], candidates: Any = None) -> str | None:
     """Every format asked for can hold layers that are quantized in several ways, and its servers load what is named."""
-    quantization = QuantizationConfig(algorithm)
-    if not algorithm_of(quantization).chooses:
+    if not algorithm_of(QuantizationConfig(algorithm)).chooses:
         return None
     for name in formats:
-        if not mixable(quantization, [name]):
-            able = " or ".join(other for other in FORMATS if mixable(quantization, [other]))
+        if not mixable([name]):
+            able = " or ".join(other for other in FORMATS if mixable([other]))
             return f"{_OPTION} does not go into export_format={name}, whose layers are alike: use export_format={able}"
-    known = mixable(quantization, formats)
+    known = mixable(formats)
     lost = [name for name in read_list(candidates) if name not in known]
     if lost:
         return (

@@ -22,23 +22,21 @@ from tests.plan.rules.examples import expect
 
 
 @pytest.mark.parametrize(
-    ("algorithm", "bits", "candidates", "message"),
+    ("algorithm", "bits", "candidates", "recovery", "message"),
     [
-        ("auto", 6.0, None, None),
-        ("auto", 6.0, "[fp8,nvfp4]", None),
-        ("fp8", None, None, None),
-        (
-            "auto",
-            None,
-            None,
-            "algorithm=auto needs quantization_config.effective_bits: the bits of a weight on average",
-        ),
-        ("fp8", 6.0, None, "quantization_config.effective_bits=6.0 is for algorithm=auto: leave it out"),
-        ("my.yaml", None, ["fp8"], "quantization_config.candidates=['fp8'] is for algorithm=auto"),
+        ("auto", 6.0, None, None, None),
+        ("auto", 6.0, "[fp8,nvfp4]", 0.99, None),
+        ("auto", None, None, 0.99, None),
+        ("fp8", None, None, 0.99, None),
+        ("auto", None, None, None, "algorithm=auto needs quantization_config.effective_bits, the bits of a weight on"),
+        ("fp8", 6.0, None, None, "quantization_config.effective_bits=6.0 is for algorithm=auto: leave it out"),
+        ("my.yaml", None, ["fp8"], None, "quantization_config.candidates=['fp8'] is for algorithm=auto"),
     ],
 )
-def test_bits_go_with_auto(algorithm: str, bits: float | None, candidates: Any, message: str | None) -> None:
-    expect(bits_go_with_auto(algorithm, bits, candidates), message)
+def test_bits_go_with_auto(
+    algorithm: str, bits: float | None, candidates: Any, recovery: float | None, message: str | None
+) -> None:
+    expect(bits_go_with_auto(algorithm, bits, candidates, recovery), message)
 
 
 @pytest.mark.parametrize(
@@ -54,7 +52,9 @@ def test_bits_go_with_auto(algorithm: str, bits: float | None, candidates: Any, 
         ),
         (["nemo"], None, "does not go into export_format=nemo"),
         (["hf"], "[fp8,int4_awq]", "candidates=int4_awq: servers of export_format=hf do not load it side by side"),
-        (["compressed_tensors"], "int8_sq", "choose from fp8, int4_awq, nvfp4"),
+        (["compressed_tensors"], "[int8_dynamic,int4_awq]", None),
+        (["hf", "compressed_tensors"], "int8_dynamic", "choose from fp8, nvfp4"),
+        (["compressed_tensors"], "int8_sq", "choose from fp8, int4_awq, nvfp4, int8_dynamic"),
     ],
 )
 def test_formats_mix(formats: list[str], candidates: Any, message: str | None) -> None:
