@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nemo_ptq.calibration.statistics import product
 from nemo_ptq.quantization.grids import FP4, FP8, INT4, INT8, Grid
 from nemo_ptq.quantization.kernels import has_kernels
 from nemo_ptq.quantization.rounding import scale_of
@@ -162,19 +163,21 @@ def choose_smoothing(
     size = exact.square().sum(1)
     # Numbers, not a mask, and errors that stay where they are: a GPU is not to be waited for at each candidate.
     used = size.nonzero()[:, 0]
+    scales = [constrain(smoothing_scale(channel_amax, weight_amax, alpha)) for alpha in alphas]
+    limits = torch.stack([(channel_amax * scale).amax() for scale in scales])
+    excesses = torch.stack([(amax * scale).amax() for scale in scales]) / limits
     candidates, errors = [], []
-    for alpha in alphas:
-        scale = constrain(smoothing_scale(channel_amax, weight_amax, alpha))
+    for alpha, scale, limit, excess, exceeds in zip(
+        alphas, scales, limits, excesses, (excesses > 1).tolist(), strict=True
+    ):
         smooth, scaled = weight / scale, inputs * scale
         rows = scale_of(smooth.abs().amax(1, keepdim=True), INT8.largest)
-        codes = INT8.nearest(smooth / rows)
-        limit = (channel_amax * scale).amax()
-        excess = (amax * scale).amax() / limit
-        for share in range(_HEADROOMS + 1 if excess > 1 else 1):
+        codes = _operand(INT8.nearest(smooth / rows)).T
+        for share in range(_HEADROOMS + 1 if exceeds else 1):
             candidate = limit * excess ** (share / _HEADROOMS) if share else limit
             step = scale_of(candidate, INT8.largest)
-            output = _product_of_codes(INT8.nearest(scaled / step), codes.T) * (rows.T * step)
-            change = (output - exact).square().sum(1)
+            products = product(_operand(INT8.nearest(scaled / step)), codes)
+            change = torch.addcmul(exact, products, rows.T * step, value=-1).square().sum(1)
             errors.append((change / size)[used].mean() + change.sum() / size.sum())
             candidates.append((alpha, scale, candidate.reshape(1)))
     found = torch.stack(errors).tolist()
@@ -182,8 +185,6 @@ def choose_smoothing(
     return Smoothing(*candidates[best], found[best])
 
 
-def _product_of_codes(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Multiplies matrices of INT8 values, float32; a GPU does so at bfloat16's rate, which holds them exactly."""
-    if left.is_cuda:
-        return torch.mm(left.bfloat16(), right.bfloat16(), out_dtype=torch.float32)
-    return left @ right
+def _operand(codes: torch.Tensor) -> torch.Tensor:
+    """INT8 values, float32, as they are multiplied: a GPU does so at bfloat16's rate, which holds them exactly."""
+    return codes.bfloat16() if codes.is_cuda else codes

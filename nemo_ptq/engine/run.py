@@ -20,13 +20,13 @@ from nemo_ptq.calibration.fingerprint import Fingerprint
 from nemo_ptq.calibration.methods import method_for
 from nemo_ptq.calibration.observing import State, TokenCounts
 from nemo_ptq.calibration.pipeline import Learner, ScaleLearner, gather_counts
-from nemo_ptq.calibration.rounders import Rounder, rounder_for
+from nemo_ptq.calibration.rounders import rounder_for
 from nemo_ptq.calibration.rounding_learner import RoundingLearner
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, open_model
 from nemo_ptq.checkpoint.staging import Staging, stamp_of
-from nemo_ptq.config import NO_QUANT
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console.interrupts import tidying_up
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
@@ -50,7 +50,7 @@ from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
-from nemo_ptq.quantization.algorithms import algorithm_of, amax_floor, quantization_of_layer
+from nemo_ptq.quantization.algorithms import algorithm_of, amax_floor, moves_weights, quantization_of_layer
 from nemo_ptq.quantization.presets import preset_config
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.state import CalibrationState, check_fits, of_block, save_state
@@ -391,12 +391,14 @@ class _BlockJob:
                 runner, model.parallelism, Stream(batches), method, job.quantizes_kv_cache, job.unquantized
             )
         shape = model.spec
+        own = self._quantizations(quantization, choice)
         return RoundingLearner(
             runner,
             model.parallelism,
             Stream(batches),
-            Stream(batches),
-            self._rounders(quantization, choice),
+            Stream(batches) if moves_weights(job.quantization) else None,
+            {name: rounder_for(its, job.decoder) for name, its in own.items()},
+            {name for name, its in own.items() if moves_weights(its)},
             quantization.schemes,
             lambda name, scale: foldable_scale(name, scale, shape, job.quantizes_kv_cache),
             job.quantizes_kv_cache,
@@ -404,13 +406,12 @@ class _BlockJob:
             job.quantization.kv_cache_qformat,
         )
 
-    def _rounders(self, quantization: Quantization, choice: Choice | None) -> dict[str, Rounder]:
-        """What rounds each quantized layer."""
-        job = self.job
+    def _quantizations(self, quantization: Quantization, choice: Choice | None) -> dict[str, QuantizationConfig]:
+        """How each quantized layer is quantized."""
+        asked = self.job.quantization
         if choice is None:
-            return dict.fromkeys(quantization.schemes, rounder_for(job.quantization, job.decoder))
-        own = {name: quantization_of_layer(job.quantization, choice.algorithms[name]) for name in quantization.schemes}
-        return {name: rounder_for(its, job.decoder) for name, its in own.items()}
+            return dict.fromkeys(quantization.schemes, asked)
+        return {name: quantization_of_layer(asked, choice.algorithms[name]) for name in quantization.schemes}
 
     def _gather_state(self, mine: State, weights: str, choice: Choice | None) -> CalibrationState:
         """Puts the ranks' parts of the calibration state together; every rank calls it."""

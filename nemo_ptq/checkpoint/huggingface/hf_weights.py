@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from nemo_ptq.checkpoint.adapters.merging import add_low_rank
@@ -55,7 +55,7 @@ class Weights:
 
 
 def _read(name: str, stored: StoredTensor) -> torch.Tensor:
-    tensor = load_tensors(stored.file)[name]
+    tensor = _load_tensor(stored.file, name)
     check_finite(name, tensor)
     return tensor
 
@@ -96,6 +96,22 @@ def load_generation_config(directory: Path) -> "GenerationConfig | None":
         raise PtqError(f"{directory / 'generation_config.json'} is not valid ({reason}): copy it again") from error
 
 
+def _load_tensor(file: Path, name: str) -> torch.Tensor:
+    """One tensor of a file, memory-mapped: to map all of them for each would take longer than to read it."""
+    if file.suffix != ".safetensors":
+        return load_tensors(file)[name]
+    try:
+        with safe_open(file, "pt") as tensors:
+            return tensors.get_tensor(name)
+    except SafetensorError as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> PtqError:
+    reason = str(error).partition("\n")[0]
+    return PtqError(f"{file} cannot be read as tensors ({reason}); is it whole, or a Git LFS pointer?")
+
+
 def load_tensors(file: Path) -> dict[str, torch.Tensor]:
     """All tensors of a file, memory-mapped.
 
@@ -107,8 +123,7 @@ def load_tensors(file: Path) -> dict[str, torch.Tensor]:
             return load_file(file)
         tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
-        raise PtqError(f"{file} cannot be read as tensors ({reason}); is it whole, or a Git LFS pointer?") from error
+        raise _damaged(file, error) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise PtqError(f"{file} does not hold tensors by name")
     return tensors
