@@ -7,6 +7,7 @@ What was planned is in the :class:`~nemo_ptq.job.Job`.
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -20,7 +21,7 @@ from nemo_ptq.calibration.fingerprint import Fingerprint
 from nemo_ptq.calibration.methods import method_for
 from nemo_ptq.calibration.observing import State, TokenCounts
 from nemo_ptq.calibration.pipeline import Learner, ScaleLearner, gather_counts
-from nemo_ptq.calibration.rounders import rounder_for
+from nemo_ptq.calibration.rounders import rounder_for, warming_up
 from nemo_ptq.calibration.rounding_learner import RoundingLearner
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import parameters_of
@@ -88,7 +89,8 @@ def run_job(job: Job) -> None:
         pipeline_parallel=job.calibration_pp,
         expert_parallel=job.calibration_ep,
     )
-    with tidying_up(launch.world_size == 1), groups, reserve_for_all(job, reporter) as (staging, resumes):
+    warming = warming_up(device, job.quantization, job.decoder) if job.reads_data else nullcontext()
+    with tidying_up(launch.world_size == 1), groups, reserve_for_all(job, reporter) as (staging, resumes), warming:
         if job.fast_because is not None:
             reporter.say(f"quality fast, since {job.fast_because}")
         # Before the model: data that is not available is better known in seconds.
