@@ -30,6 +30,7 @@ from benchmarks.side_by_side import Timing, median, table
 from nemo_ptq.export.safetensors_stream import SafetensorsStream, TensorSpec
 
 DEMO = Path("build/demo")
+_TEXTS = str(DEMO / "text" / "calibration.jsonl")
 PEER = "ModelOpt"
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "llama3-8b": {
@@ -139,7 +140,7 @@ def command(checkpoint: Path, output: Path, algorithm: str, ranks: int, flags: l
         f"--calibration_tp={ranks}",
         f"--algorithm={algorithm}",
         "--quality=fast",
-        f"--calibration_dataset={DEMO / 'text' / 'calibration.jsonl'}",
+        f"--calibration_dataset={_TEXTS}",
         f"--export_path={output}",
         *flags,
     ]
@@ -166,12 +167,16 @@ def show(output: Path, seconds: float) -> None:
 
 @dataclass(frozen=True)
 class Data:
-    """What is calibrated on, here and by ModelOpt: `samples` texts of a data set, cut at `seq_len` tokens."""
+    """What is calibrated on, here and by ModelOpt: `samples` texts of a data set, cut at `seq_len` tokens.
+
+    `block_size` is that of INT4's groups.
+    """
 
     dataset: str
     samples: int
     seq_len: int
     batch_size: int
+    block_size: int = 128
 
     @property
     def flags(self) -> list[str]:
@@ -181,6 +186,7 @@ class Data:
             f"--calibration_dataset_size={self.samples}",
             f"--seq_len={self.seq_len}",
             f"--batch_size={self.batch_size}",
+            f"--awq_block_size={self.block_size}",
         ]
 
 
@@ -196,6 +202,8 @@ def time_peer(checkpoint: Path, output: Path, algorithm: str, data: Data) -> Tim
     steps = output.with_suffix(".json")
     arguments = [str(checkpoint), str(output), f"--algorithm={algorithm}", f"--dataset={data.dataset}"]
     sizes = [f"--samples={data.samples}", f"--seq-len={data.seq_len}", f"--batch-size={data.batch_size}"]
+    if algorithm == "int4_awq":
+        sizes.append(f"--block-size={data.block_size}")
     start = time.perf_counter()
     subprocess.run([sys.executable, "-m", "benchmarks.peer", *arguments, *sizes, f"--steps={steps}"], check=True)
     seconds = time.perf_counter() - start
@@ -240,11 +248,14 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--directory", help="where model and exports are written, and removed in the end")
     parser.add_argument("--peer", action="store_true", help="beside ModelOpt's own path and the floor")
     parser.add_argument("--repeats", type=int, default=1, help="runs of each, with --peer")
-    parser.add_argument("--dataset", default=str(DEMO / "text" / "calibration.jsonl"))
+    parser.add_argument("--dataset", default=_TEXTS)
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--block-size", type=int, default=128, help="of INT4's groups")
     arguments, flags = parser.parse_known_args()
+    if arguments.dataset == _TEXTS and not Path(_TEXTS).exists():
+        parser.error(f"{_TEXTS} is not there: make checkpoint writes it, or give another --dataset")
     if arguments.model not in MODELS and not Path(arguments.model, "config.json").is_file():
         parser.error(f"--model {arguments.model} is neither a shape ({', '.join(MODELS)}) nor a Hugging Face directory")
     unknown = sorted(set(arguments.algorithms) - PRESETS.keys())
@@ -259,7 +270,7 @@ def _arguments() -> tuple[argparse.Namespace, list[str]]:
 def main() -> None:
     """Reads the command line and runs one job for each algorithm."""
     arguments, flags = _arguments()
-    data = Data(arguments.dataset, arguments.samples, arguments.seq_len, arguments.batch_size)
+    data = Data(arguments.dataset, arguments.samples, arguments.seq_len, arguments.batch_size, arguments.block_size)
     with tempfile.TemporaryDirectory(dir=arguments.directory) as directory:
         if arguments.model in MODELS:
             checkpoint = Path(directory, "model")

@@ -35,7 +35,7 @@ from nemo_ptq.export.folding import foldable_scale
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.export.mixing import layer_groups
 from nemo_ptq.parallel.ranks import Parallelism
-from nemo_ptq.quantization.algorithms import quantization_of_layer
+from nemo_ptq.quantization.algorithms import moves_weights, quantization_of_layer
 
 _DECODER = "llama"
 
@@ -46,12 +46,14 @@ Errors = Mapping[str, Mapping[str, float]]
 def loss_of_choice(benchmark: Benchmark, quantization: QuantizationConfig, algorithms: Mapping[str, str]) -> Loss:
     """Calibrates each layer with its algorithm, and reads the windows as servers will."""
     schemes = layer_schemes(quantization, algorithms, benchmark.linears)
+    own = {name: quantization_of_layer(quantization, algorithms[name]) for name in schemes}
     learner = RoundingLearner(
         benchmark.llama,
         Parallelism(),
         Stream(benchmark.batches),
-        Stream(benchmark.batches),
-        {name: rounder_for(quantization_of_layer(quantization, algorithms[name]), _DECODER) for name in schemes},
+        Stream(benchmark.batches) if moves_weights(quantization) else None,
+        {name: rounder_for(its, _DECODER) for name, its in own.items()},
+        {name for name, its in own.items() if moves_weights(its)},
         schemes,
         lambda name, scale: foldable_scale(name, scale, benchmark.shape, False),
         False,

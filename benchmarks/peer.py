@@ -8,6 +8,7 @@ calibration can beat.
 """
 
 import argparse
+import copy
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -49,12 +50,15 @@ def forward_loop(batches: Sequence[torch.Tensor]) -> Callable[[Any], None]:
     return loop
 
 
-def preset(algorithm: str) -> dict[str, Any]:
-    """Returns ModelOpt's configuration of an algorithm."""
+def preset(algorithm: str, block_size: int | None = None) -> dict[str, Any]:
+    """Returns ModelOpt's configuration of an algorithm, with another size of INT4's groups if one is given."""
     import modelopt.torch.quantization as mtq
 
     weights, kv_cache = PRESETS[algorithm]
-    config = dict(getattr(mtq, weights))
+    config = copy.deepcopy(getattr(mtq, weights))
+    for entry in config["quant_cfg"]:
+        if block_size is not None and "block_sizes" in (entry.get("cfg") or {}):
+            entry["cfg"]["block_sizes"][-1] = block_size
     if kv_cache is not None:
         config["quant_cfg"] = [*config["quant_cfg"], *getattr(mtq, kv_cache)["quant_cfg"]]
     return config
@@ -86,7 +90,7 @@ def run(arguments: argparse.Namespace) -> list[Step]:
     from modelopt.torch.export import export_hf_checkpoint
 
     with step("calibrate"):
-        mtq.quantize(model, preset(arguments.algorithm), loop)
+        mtq.quantize(model, preset(arguments.algorithm, arguments.block_size), loop)
     with step("export"), torch.inference_mode():
         export_hf_checkpoint(model, export_dir=arguments.output)
         tokenizer.save_pretrained(arguments.output)
@@ -103,6 +107,7 @@ def main() -> None:
     parser.add_argument("--samples", type=int, default=512)
     parser.add_argument("--seq-len", type=int, default=128)
     parser.add_argument("--batch-size", type=int, default=64)
+    parser.add_argument("--block-size", type=int, help="of INT4's groups, if it is not the preset's")
     parser.add_argument("--steps", type=Path, required=True, help="file for the steps, as JSON")
     arguments = parser.parse_args()
     steps = run(arguments)

@@ -45,6 +45,7 @@ from nemo_ptq.export.folding import foldable_scale
 from nemo_ptq.export.simulation import rounded_input, rounded_weight, scaled_input
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.parallel.ranks import Parallelism
+from nemo_ptq.quantization.algorithms import moves_weights
 
 ALGORITHMS = ("fp8", "int8_sq", "int4_awq", "nvfp4")
 QUALITIES = ("fast", "balanced", "max")
@@ -189,8 +190,9 @@ class Benchmark:
             self.llama,
             parallelism,
             Stream(self.batches),
-            Stream(self.batches),
+            Stream(self.batches) if moves_weights(quantization) else None,
             dict.fromkeys(self.linears, rounder_for(quantization, _DECODER)),
+            self.linears if moves_weights(quantization) else (),
             dict.fromkeys(self.linears, algorithm_scheme(quantization)),
             lambda name, scale: foldable_scale(name, scale, self.shape, False),
             False,

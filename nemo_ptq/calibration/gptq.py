@@ -134,10 +134,13 @@ def inverse_factor(
             f"{damping / 10:g} of its mean diagonal added: give X^T X, summed in float32 or better"
         )
     del matrix
-    upper = _inverse_of_upper(lower.flip(0, 1)) / mean.sqrt()
-    importance = torch.empty_like(diagonal)
+    factor = lower.flip(0, 1)
+    if factor.is_cuda:  # in float64 a GPU takes four times as long: the decomposition is what wants it
+        factor = factor.float()
+    upper = (_inverse_of_upper(factor) / mean.sqrt()).float()
+    importance = torch.empty(size, device=gram.device)
     importance[order] = 1 / upper.square().sum(0)
-    return InverseFactor(upper.float(), order, importance.float(), damping)
+    return InverseFactor(upper, order, importance, damping)
 
 
 def _inverse_of_upper(matrix: torch.Tensor) -> torch.Tensor:

@@ -2,7 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """How layers of each algorithm are rounded by the data: qualities "balanced" and "max"."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,9 +16,9 @@ from nemo_ptq.calibration.methods import Entries, LinearShard, Max
 from nemo_ptq.calibration.search import ALPHAS, choose_smoothing, group_scales, smoothing_scale
 from nemo_ptq.calibration.statistics import HeldOutChannels, Statistic
 from nemo_ptq.config import QuantizationConfig
-from nemo_ptq.parallel.ranks import Ranks
+from nemo_ptq.parallel.ranks import ALONE, Ranks
 from nemo_ptq.plugins import locate
-from nemo_ptq.quantization.algorithms import algorithm_of
+from nemo_ptq.quantization.algorithms import algorithm_of, quantization_of_layer
 from nemo_ptq.quantization.grids import FP4, FP8, INT8
 from nemo_ptq.quantization.rounding import scale_of
 
@@ -210,3 +212,31 @@ def rounder_for(quantization: QuantizationConfig, decoder: str) -> Rounder:
     algorithm = algorithm_of(quantization)
     assert algorithm.rounder is not None, algorithm.name
     return locate(algorithm.rounder)(**algorithm.rounder_settings(quantization, decoder))
+
+
+@contextmanager
+def warming_up(device: torch.device, quantization: QuantizationConfig, decoder: str) -> Iterator[None]:
+    """Has a GPU round a small weight in a thread of its own, while a ``with`` block runs.
+
+    The first time, Triton builds kernels and torch loads libraries: seconds that the model's first layer need not wait.
+
+    Args:
+        device: Where layers will be rounded.
+        quantization: What the user asked for.
+        decoder: Decoder type of the model, e.g. "llama".
+    """
+    if device.type != "cuda" or not quantization.is_balanced:
+        yield
+        return
+    options = [quantization_of_layer(quantization, name) for name in algorithm_of(quantization).candidates]
+    with ThreadPoolExecutor(1) as thread:
+        # What goes wrong here goes wrong again with the first layer, which says it.
+        thread.submit(_round_once, device, [rounder_for(each, decoder) for each in options or [quantization]])
+        yield
+
+
+def _round_once(device: torch.device, rounders: list[Rounder]) -> None:
+    with torch.cuda.device(device):
+        weight, gram = torch.ones(128, 1024, device=device), torch.eye(1024, device=device)
+        for rounder in rounders:
+            rounder.round(weight, gptq.inverse_factor(gram, rounder.sorts), ALONE)

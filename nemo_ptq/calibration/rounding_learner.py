@@ -1,14 +1,15 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Quality "balanced": each block is rounded so that it gives, from what reaches it, what the unquantized model gives.
+"""Quality "balanced": each layer is rounded by what that does to its output, given what reaches it.
 
-The calibration batches walk twice, through the unquantized model and through what has become of it so far. For each
-block:
+The calibration batches walk through what the model has become so far. Where weights are moved toward the unquantized
+model's output (:attr:`nemo_ptq.quantization.algorithms.Algorithm.moves_weights`), they walk through that model too. For
+each block:
 
-1. The unquantized batches run through it, and what enters each linear layer is kept: X.
+1. The unquantized batches run through it, and what enters each linear layer whose weight is moved is kept: X.
 2. The quantized batches run as far as each linear layer in turn, through those before it as they have been rounded.
-   Summed up are X_q^T X_q and (X - X_q)^T X_q, with X_q what enters the layer, and what the scales of its activations
-   need. Then it is rounded by :mod:`nemo_ptq.calibration.gptq`.
+   Summed up are X_q^T X_q, with X_q what enters the layer, what the scales of its activations need, and
+   (X - X_q)^T X_q where its weight is moved. Then it is rounded by :mod:`nemo_ptq.calibration.gptq`.
 3. The quantized batches run through the rounded block, activations rounded as a server does.
 
 A batch does not begin anew for each layer: once the last layer of an attention or of an MLP is rounded, what has
@@ -73,9 +74,10 @@ class RoundingLearner:
     Attributes:
         runner: Computes blocks.
         parallelism: This rank's place.
-        reference: The calibration batches of this data-parallel rank, on their way through the unquantized model.
-        quantized: The same on their way through the quantized one.
+        quantized: The calibration batches of this data-parallel rank, on their way through the quantized model.
+        reference: The same on their way through the unquantized one; None where nothing is compared with it.
         rounders: How each quantized layer is rounded, by its name.
+        moved: Layers whose weight is moved toward the unquantized model's output before.
         schemes: How it is stored.
         foldable: Which pre-quantization scales there may be.
         quantizes_kv_cache: Whether keys and values are calibrated as well.
@@ -92,9 +94,10 @@ class RoundingLearner:
 
     runner: BlockRunner
     parallelism: Parallelism
-    reference: Stream
     quantized: Stream
+    reference: Stream | None
     rounders: Mapping[str, Rounder]
+    moved: Collection[str]
     schemes: Mapping[str, Scheme]
     foldable: Foldable
     quantizes_kv_cache: bool
@@ -113,8 +116,12 @@ class RoundingLearner:
     @property
     def streams(self) -> Mapping[str, Stream]:
         """See :attr:`~nemo_ptq.calibration.pipeline.Learner.streams`."""
-        found = {"calibration": self.reference, "calibration_quantized": self.quantized}
-        return {**found, "calibration_nearest": self.plain} if self.is_max else found
+        found = {"calibration_quantized": self.quantized}
+        if self.reference is not None:
+            found["calibration"] = self.reference
+        if self.is_max:
+            found["calibration_nearest"] = self.plain
+        return found
 
     @torch.no_grad()
     def learn(self, block: Block, is_head: bool) -> dict[str, torch.Tensor]:
@@ -125,9 +132,10 @@ class RoundingLearner:
                 self._compare_models()
             return {}
         if block.index == 0:
-            self.runner.advance(block, self.reference)
-            self.quantized.hidden = list(self.reference.hidden)
-            self.plain.hidden = [self.reference.hidden[place] for place in self._held_out]
+            self.runner.advance(block, self.quantized)
+            if self.reference is not None:
+                self.reference.hidden = list(self.quantized.hidden)
+            self.plain.hidden = [self.quantized.hidden[place] for place in self._held_out]
             return {}
         linears = linear_shards(block, self.parallelism)
         linears = {name: linear for name, linear in linears.items() if name in self.schemes}
@@ -138,6 +146,7 @@ class RoundingLearner:
                     block.modules[name],
                     linear,
                     self.runner,
+                    name in self.moved,
                     residual_of(name, block.modules, self.runner) if self.is_max else None,
                     _ended_by(name, block.modules),
                 )
@@ -145,7 +154,8 @@ class RoundingLearner:
             }
             for layer in layers.values():
                 stack.callback(layer.restore)
-            self._keep_exact(block, layers.values())
+            if self.reference is not None:
+                self._keep_exact(block, layers.values(), self.reference)
             for stage in _stages(layers):
                 found = self._gather(block, stage, layers.values())
                 state |= found
@@ -191,6 +201,7 @@ class RoundingLearner:
             layer.forget(self._held_out)
 
     def _held_out_error(self, block: Block, layers: Collection["_Layer"]) -> HeldOutError:
+        assert self.reference is not None
         errors = [torch.zeros(0, device=self.runner.device)]
         for place in _placing(self._held_out, layers):
             found = self.runner.layer(block, self.quantized.hidden[place])
@@ -199,11 +210,13 @@ class RoundingLearner:
 
     def _compare_models(self) -> None:
         """Compares the model with one that is rounded to nearest throughout, by what they make of held-out batches."""
+        assert self.reference is not None
+        exact = [self.reference.hidden[place] for place in self._held_out]
 
         def error(hidden: Sequence[torch.Tensor]) -> HeldOutError:
             samples = [torch.zeros(0, device=self.runner.device)]
-            for place, found in zip(self._held_out, hidden, strict=True):
-                pairs = zip(found.split(1, 1), self.reference.hidden[place].split(1, 1), strict=True)
+            for theirs, ours in zip(exact, hidden, strict=True):
+                pairs = zip(ours.split(1, 1), theirs.split(1, 1), strict=True)
                 samples += [self._divergence(*pair) for pair in pairs]
             return HeldOutError.of(torch.cat(samples), self.parallelism)
 
@@ -218,10 +231,12 @@ class RoundingLearner:
     def _logits(self, states: torch.Tensor) -> torch.Tensor:
         return self.parallelism.tensor.gather(self.runner.logits(states))
 
-    def _keep_exact(self, block: Block, layers: Collection["_Layer"]) -> None:
+    def _keep_exact(self, block: Block, layers: Collection["_Layer"], reference: Stream) -> None:
         """Moves the reference through the block, and keeps what enters its layers."""
-        for place in _placing(range(len(self.reference.hidden)), layers):
-            self.runner.advance_batch(block, self.reference, place)
+        for layer in layers:
+            layer.mode = _EXACT
+        for place in _placing(range(len(reference.hidden)), layers):
+            self.runner.advance_batch(block, reference, place)
         for layer in layers:
             layer.mode = _IDLE
 
@@ -264,13 +279,9 @@ class RoundingLearner:
         found.merge()
         state = found.cache_entries()
         for name, linear in observed.items():
-            constrain = partial(self._constrained, name)
-            entries = self.rounders[name].decide(linear, found.linears.pop(name), constrain)
+            entries = self.rounders[name].decide(linear, found.linears.pop(name), partial(self.foldable, name))
             state |= {f"{name}.input_quantizer.{entry}": value.cpu() for entry, value in entries.items()}
         return state
-
-    def _constrained(self, name: str, scale: torch.Tensor) -> torch.Tensor:
-        return self.foldable(name, scale.cpu()).to(scale)
 
     def _round(self, layer: "_Layer") -> RoundedWeight:
         """Rounds a layer, and has it compute with what the weight was rounded to."""
@@ -353,6 +364,7 @@ class _Layer:
         module: The layer.
         linear: This rank's shard of it.
         runner: Knows where what is kept waits.
+        is_moved: Whether its weight is moved toward the unquantized model's output.
         residual: What its output is added to, where it makes up for what that lacks.
         ended: The module that it is the last layer of, where it is that. Of a batch for which it is known what enters
             the layer in the quantized model, that module computes nothing else.
@@ -370,13 +382,14 @@ class _Layer:
         module: torch.nn.Module,
         linear: LinearShard,
         runner: BlockRunner,
+        is_moved: bool,
         residual: Residual | None = None,
         ended: torch.nn.Module | None = None,
     ) -> None:
-        self.module, self.linear, self._runner, self._residual, self.mode = module, linear, runner, residual, _EXACT
+        self.module, self.linear, self._runner, self._residual, self.mode = module, linear, runner, residual, _IDLE
         self._weight = module.get_parameter("weight")
         # The two models may send a token to different experts.
-        self._compares = not _is_of_expert(linear.name)
+        self._compares = is_moved and not _is_of_expert(linear.name)
         # (..., local in-features) by a batch's place: what enters it in the unquantized model until that is compared,
         # then in the quantized one, where that is kept.
         self._entered: dict[int, torch.Tensor] = {}

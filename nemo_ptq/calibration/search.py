@@ -9,9 +9,11 @@ D_j^2 / (H^-1)_jj (Optimal Brain Surgeon, Hassibi and Stork 1993): the weights b
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 
 import torch
 
+from nemo_ptq.calibration.statistics import product
 from nemo_ptq.quantization.grids import FP4, FP8, INT4, INT8, Grid
 from nemo_ptq.quantization.kernels import has_kernels
 from nemo_ptq.quantization.rounding import scale_of
@@ -27,8 +29,9 @@ ALPHAS: Sequence[float] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 NVFP4_STEPS = tuple(range(-8, 7))
 _E4M3_LARGEST_CODE = 126
 _ELEMENTS_AT_ONCE = 1 << 22
-# Limits tried between the one that clips all that exceeds it and the one that clips nothing.
-_HEADROOMS = 4
+# Limits tried between the one that clips all that exceeds it, 0, and the one that clips nothing; of how many alphas,
+# those with the least errors where all is clipped.
+_HEADROOMS, _PROMISING = (0.25, 0.5, 0.75, 1.0), 3
 
 
 def group_scales(weight: torch.Tensor, importance: torch.Tensor, group_size: int) -> torch.Tensor:
@@ -143,7 +146,7 @@ def choose_smoothing(
     """Chooses alpha for one layer, and the limit of its scaled inputs, by the error of the output on held-out tokens.
 
     Candidates scale by one part of the samples; tokens of the other part then exceed the limit, as a user's will.
-    Between clipping these and widening every token's step the error decides.
+    Between clipping these and widening every token's step the error decides, for the most promising alphas.
 
     The error is the mean of the tokens' relative errors plus the relative error of all tokens together: the first is
     that of an ordinary token, the second that of the few with massive activations, on which attention leans.
@@ -162,28 +165,36 @@ def choose_smoothing(
     size = exact.square().sum(1)
     # Numbers, not a mask, and errors that stay where they are: a GPU is not to be waited for at each candidate.
     used = size.nonzero()[:, 0]
-    candidates, errors = [], []
-    for alpha in alphas:
-        scale = constrain(smoothing_scale(channel_amax, weight_amax, alpha))
-        smooth, scaled = weight / scale, inputs * scale
-        rows = scale_of(smooth.abs().amax(1, keepdim=True), INT8.largest)
-        codes = INT8.nearest(smooth / rows)
-        limit = (channel_amax * scale).amax()
-        excess = (amax * scale).amax() / limit
-        for share in range(_HEADROOMS + 1 if excess > 1 else 1):
-            candidate = limit * excess ** (share / _HEADROOMS) if share else limit
-            step = scale_of(candidate, INT8.largest)
-            output = _product_of_codes(INT8.nearest(scaled / step), codes.T) * (rows.T * step)
-            change = (output - exact).square().sum(1)
-            errors.append((change / size)[used].mean() + change.sum() / size.sum())
-            candidates.append((alpha, scale, candidate.reshape(1)))
-    found = torch.stack(errors).tolist()
-    best = min(range(len(found)), key=found.__getitem__)
-    return Smoothing(*candidates[best], found[best])
+    scales = [constrain(smoothing_scale(channel_amax, weight_amax, alpha)) for alpha in alphas]
+    limits = torch.stack([(channel_amax * scale).amax() for scale in scales])
+    excesses = torch.stack([(amax * scale).amax() for scale in scales]) / limits
+    exceeds = (excesses > 1).tolist()
+
+    def compare(places: Sequence[int], shares: Sequence[float]) -> list[tuple[float, int, torch.Tensor]]:
+        """Returns the error of each candidate, the place of its alpha, and its limit."""
+        tried, errors = [], []
+        for place in places:
+            smooth, scaled = weight / scales[place], inputs * scales[place]
+            rows = scale_of(smooth.abs().amax(1, keepdim=True), INT8.largest)
+            codes = _operand(INT8.nearest(smooth / rows)).T
+            for share in shares:
+                limit = limits[place] * excesses[place] ** share if share else limits[place]
+                step = scale_of(limit, INT8.largest)
+                products = product(_operand(INT8.nearest(scaled / step)), codes)
+                change = torch.addcmul(exact, products, rows.T * step, value=-1).square().sum(1)
+                errors.append((change / size)[used].mean() + change.sum() / size.sum())
+                tried.append((place, limit))
+        values = torch.stack(errors).tolist()
+        return [(value, *candidate) for value, candidate in zip(values, tried, strict=True)]
+
+    found = sorted(compare(range(len(scales)), (0.0,)), key=itemgetter(0))
+    promising = [place for _, place, _ in found[:_PROMISING] if exceeds[place]]
+    if promising:
+        found += compare(promising, _HEADROOMS)
+    error, place, limit = min(found, key=itemgetter(0))
+    return Smoothing(alphas[place], scales[place], limit.reshape(1), error)
 
 
-def _product_of_codes(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
-    """Multiplies matrices of INT8 values, float32; a GPU does so at bfloat16's rate, which holds them exactly."""
-    if left.is_cuda:
-        return torch.mm(left.bfloat16(), right.bfloat16(), out_dtype=torch.float32)
-    return left @ right
+def _operand(codes: torch.Tensor) -> torch.Tensor:
+    """INT8 values, float32, as they are multiplied: a GPU does so at bfloat16's rate, which holds them exactly."""
+    return codes.bfloat16() if codes.is_cuda else codes

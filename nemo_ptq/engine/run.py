@@ -7,6 +7,7 @@ The plan is in the :class:`~nemo_ptq.job.Job`.
 
 import shutil
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,13 +22,13 @@ from nemo_ptq.calibration.methods import method_for
 from nemo_ptq.calibration.nearest_learner import NearestLearner
 from nemo_ptq.calibration.observing import State, TokenCounts
 from nemo_ptq.calibration.pipeline import Learner, ScaleLearner, gather_counts
-from nemo_ptq.calibration.rounders import Rounder, rounder_for
+from nemo_ptq.calibration.rounders import rounder_for, warming_up
 from nemo_ptq.calibration.rounding_learner import RoundingLearner
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import parameters_of
 from nemo_ptq.checkpoint.loading import LoadedModel, open_model
 from nemo_ptq.checkpoint.staging import Staging, stamp_of
-from nemo_ptq.config import NO_QUANT
+from nemo_ptq.config import NO_QUANT, QuantizationConfig
 from nemo_ptq.console.interrupts import tidying_up
 from nemo_ptq.console.quiet import quiet_libraries
 from nemo_ptq.console.reporter import Reporter
@@ -52,7 +53,7 @@ from nemo_ptq.job import Job
 from nemo_ptq.models.registry import family_of
 from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.parallel.process_groups import pick_device, process_groups
-from nemo_ptq.quantization.algorithms import algorithm_of, amax_floor, quantization_of_layer
+from nemo_ptq.quantization.algorithms import algorithm_of, amax_floor, moves_weights, quantization_of_layer
 from nemo_ptq.quantization.presets import preset_config
 from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.state import CalibrationState, check_fits, of_block, save_state
@@ -95,7 +96,8 @@ def run_job(job: Job) -> None:
         pipeline_parallel=job.calibration_pp,
         expert_parallel=job.calibration_ep,
     )
-    with tidying_up(launch.world_size == 1), groups, reserve_for_all(job, reporter) as (staging, resumes):
+    warming = warming_up(device, job.quantization, job.decoder) if job.reads_data else nullcontext()
+    with tidying_up(launch.world_size == 1), groups, reserve_for_all(job, reporter) as (staging, resumes), warming:
         if job.fast_because is not None:
             reporter.say(f"quality fast, since {job.fast_because}")
         # Before the model: data that is not available is better known in seconds.
@@ -430,12 +432,14 @@ class _BlockJob:
                 runner, model.parallelism, Stream(batches), method, job.quantizes_kv_cache, job.unquantized
             )
         shape = model.spec
+        own = self._quantizations(quantization, choice)
         return RoundingLearner(
             runner,
             model.parallelism,
             Stream(batches),
-            Stream(batches),
-            self._rounders(quantization, choice),
+            Stream(batches) if moves_weights(job.quantization) else None,
+            {name: rounder_for(its, job.decoder) for name, its in own.items()},
+            {name for name, its in own.items() if moves_weights(its)},
             quantization.schemes,
             lambda name, scale: foldable_scale(name, scale, shape, job.quantizes_kv_cache),
             job.quantizes_kv_cache,
@@ -443,13 +447,12 @@ class _BlockJob:
             job.quantization.kv_cache_qformat,
         )
 
-    def _rounders(self, quantization: Quantization, choice: Choice | None) -> dict[str, Rounder]:
-        """The rounder of each quantized layer."""
-        job = self.job
+    def _quantizations(self, quantization: Quantization, choice: Choice | None) -> dict[str, QuantizationConfig]:
+        """Returns the configuration of each quantized layer."""
+        asked = self.job.quantization
         if choice is None:
-            return dict.fromkeys(quantization.schemes, rounder_for(job.quantization, job.decoder))
-        own = {name: quantization_of_layer(job.quantization, choice.algorithms[name]) for name in quantization.schemes}
-        return {name: rounder_for(its, job.decoder) for name, its in own.items()}
+            return dict.fromkeys(quantization.schemes, asked)
+        return {name: quantization_of_layer(asked, choice.algorithms[name]) for name in quantization.schemes}
 
     def _gather_state(self, mine: State, weights: str, choice: Choice | None) -> CalibrationState:
         """Puts the ranks' parts of the calibration state together; every rank calls it."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from nemo_ptq.config import QuantizationConfig
 from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.sharding import Blocks, Linear, Parallelism, Stage, embedding_parameters, linears_by_kind, stages
-from nemo_ptq.quantization.algorithms import Algorithm, algorithm_of
+from nemo_ptq.quantization.algorithms import Algorithm, algorithm_of, moves_weights
 from nemo_ptq.quantization.excluded import unquantized_layers
 
 _BF16, _FP32 = 2, 4
@@ -178,23 +178,29 @@ def corrects_residual(model: ModelSpec, linear: Linear) -> bool:
 
 
 def _rounding_bytes(
-    model: ModelSpec, linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool, is_max: bool
+    model: ModelSpec,
+    quantization: QuantizationConfig,
+    linears: tuple[Linear, ...],
+    activations: int,
+    tokens: int,
+    on_gpu: bool,
 ) -> tuple[int, int]:
     """Activations and statistics while one layer is rounded with quality "balanced", when they are largest together.
 
-    The linear layers are rounded one after the other, all experts' together: a pair of Gram matrices is there while the
-    batches run, and while the layer is rounded. With "max" a product as large as the weight is there as well, and in
-    the end the block once more, rounded to nearest.
+    The linear layers are rounded one after the other, all experts' together: a Gram matrix is there while the batches
+    run, and while the layer is rounded, and another one where its weight is moved. With "max" a product as large as the
+    weight is there as well, and in the end the block once more, rounded to nearest.
     """
-    phases, done = [(activations, 0)], 0
+    phases, done, is_max = [(activations, 0)], 0, quantization.is_max
+    moves = moves_weights(quantization)
     for linear in linears:
-        seen, pair = tokens // linear.count, 2 * _gram(linear)
+        seen, grams = tokens // linear.count, (1 + moves) * _gram(linear)
         if is_max and corrects_residual(model, linear):
-            pair += linear.weights * _FP32
-        observing = _observing_bytes(linear, seen, on_gpu) + seen * linear.columns * _BF16
-        phases.append((activations, done + pair + observing))
+            grams += linear.weights * _FP32
+        observing = _observing_bytes(linear, seen, on_gpu) + moves * seen * linear.columns * _BF16
+        phases.append((activations, done + grams + observing))
         inverse = linear.whole_columns**2 * _INVERSE_BYTES
-        phases.append((0, done + pair + inverse + linear.weights * _ROUNDED_COPIES * _FP32))
+        phases.append((0, done + grams + inverse + linear.weights * _ROUNDED_COPIES * _FP32))
         # Codes, and the weight that the block goes on with.
         done += linear.weights * linear.count * (1 + _BF16)
     if is_max:
@@ -225,29 +231,32 @@ def compared_documents(model: ModelSpec, quantization: QuantizationConfig) -> in
     return min(quantization.evaluation_dataset_size, most)
 
 
+# Linear layers whose output is all that an attention, an MLP or a state space returns.
+_LAST = ("proj", "fc2", "out_proj")
+
+
 def waiting_states(model: ModelSpec, quantization: QuantizationConfig, parallelism: Parallelism) -> int:
     """Bytes of the hidden states between two blocks: of all calibration batches, and of the compared ones twice.
 
-    With quality "balanced" those of the calibration batches are there twice as well, and what enters each linear layer
-    of the block in the unquantized model once; experts' inputs are not kept. With "max" so is the residual stream where
-    a layer writes into it, and those that are held out are there a third time.
+    Where the batches walk through the unquantized model as well, those of the calibration batches are there twice too,
+    and what enters each linear layer of the block whose weight is moved once; of other layers the inputs of the last of
+    an attention and of an MLP are kept, and of experts none. With "max" so is the residual stream where a layer writes
+    into it, and those that are held out are there a third time.
     """
     batches = Batches.of(quantization, parallelism)
     calibrated = batches.samples * batches.seq_len
     compared = compared_documents(model, quantization) * min(COMPARED_SEQ_LEN, model.seq_length)
-    width, copies = model.hidden_size, 1
-    kept = 0
+    width, copies, kept = model.hidden_size, 1 + moves_weights(quantization), 0
     if quantization.is_balanced:
-        copies, kept = (
-            2,
-            max(
-                sum(
-                    linear.columns + (width if quantization.is_max and corrects_residual(model, linear) else 0)
-                    for linear in linears
-                    if not (model.num_experts and "fc" in linear.name)
-                )
-                for linears in linears_by_kind(model, parallelism.tp, parallelism.ep)
-            ),
+        moves = moves_weights(quantization)
+        is_max = quantization.is_max
+        kept = max(
+            sum(
+                linear.columns * (moves or linear.name in _LAST) + width * (is_max and corrects_residual(model, linear))
+                for linear in linears
+                if not (model.num_experts and "fc" in linear.name)
+            )
+            for linears in linears_by_kind(model, parallelism.tp, parallelism.ep)
         )
     held_out = calibrated // 8 if quantization.is_max else 0
     return ((copies * calibrated + held_out + 2 * compared) * width + calibrated * kept) * _BF16
@@ -287,8 +296,9 @@ class _Rank:
         batches = Batches.of(self.quantization, self.parallelism)
         activations = activation_bytes(self.model, self.parallelism, batches.tokens)
         if self.quantization.is_balanced:
-            is_max = self.quantization.is_max
-            steps = [_rounding_bytes(self.model, self.linears, activations, batches.tokens, self.on_gpu, is_max)]
+            steps = [
+                _rounding_bytes(self.model, self.quantization, self.linears, activations, batches.tokens, self.on_gpu)
+            ]
             if self.algorithm.chooses:
                 steps.append(_choosing_bytes(self.linears, activations, batches.tokens, self.on_gpu))
             return max(steps, key=sum)

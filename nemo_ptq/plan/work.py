@@ -19,7 +19,7 @@ from nemo_ptq.plan.memory import (
     waiting_states,
 )
 from nemo_ptq.plan.sharding import Linear, Parallelism, layer_linears
-from nemo_ptq.quantization.algorithms import algorithm_of
+from nemo_ptq.quantization.algorithms import algorithm_of, moves_weights
 
 # Share of a data sheet's rate that a forward pass, and Gram matrices with AWQ's search, were seen to reach on an H100.
 _FORWARD_SHARE, _GRAM_SHARE = 0.5, 0.25
@@ -65,7 +65,7 @@ def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work
     tokens = quantization.calibration_dataset_size * quantization.calibration_seq_len
     forward = _forward_flops(model, tokens, quantization.calibration_seq_len)
     if quantization.is_balanced:
-        rounding = _rounding_flops(model, tokens)
+        rounding = _rounding_flops(model, tokens, grams=1 + moves_weights(quantization))
         if quantization.is_max:
             rounding += _residual_flops(model, tokens)
         if algorithm.chooses:  # of one Gram matrix two inverses, and a rounding for each option
@@ -84,16 +84,16 @@ def forward_passes(quantization: QuantizationConfig) -> float:
     """Returns how often the calibration data goes through each block: see calibration/rounding_learner.py."""
     if not quantization.is_balanced:
         return 1
-    # The unquantized stream, and the quantized one in parts, in sum about one and a half. To choose, the unquantized
-    # one goes through each block once more, and some of it for each option of each layer.
-    passes = 4.5 if algorithm_of(quantization).chooses else 2.5
+    # The quantized stream in parts, in sum about one and a half, and the unquantized one. To choose, the latter goes
+    # through each block once more, and some of it for each option of each layer.
+    passes = 1.5 + moves_weights(quantization) + 2 * algorithm_of(quantization).chooses
     # With "max" also an eighth of the samples through the rounded block, and twice through one that is rounded to
     # nearest: from what reaches it, and from what would reach it were all blocks rounded so.
     return passes + 0.375 * quantization.is_max
 
 
-def _rounding_flops(model: ModelSpec, tokens: int, grams: int = 2, inverses: int = 1, roundings: int = 1) -> int:
-    """Gram matrices of each linear layer, the inverse of one, and the weight moved with both and then rounded."""
+def _rounding_flops(model: ModelSpec, tokens: int, grams: int, inverses: int = 1, roundings: int = 1) -> int:
+    """Gram matrices of each linear layer, the inverse of one, and the weight moved with a second one and rounded."""
     total = 0
     for linears, layers in _kinds(model):
         for linear in linears:

@@ -55,6 +55,10 @@ class Algorithm:
             no data may have one for algorithm "auto", whose jobs read data.
         rounder_settings: Makes the arguments of that.
         rounder_entries: What the rounder decides of each linear layer; None where that is what the method does.
+        moves_weights: Whether quality "balanced" moves a weight toward the unquantized model's output before the
+            rounder rounds it, as "max" does always. That makes up for weights of four bits. With eight, most of the
+            error is that of the activations: what the move then gains on the calibration's kind of text, it loses on
+            other text (docs/accuracy.md).
         preset: Which of ModelOpt's presets (:mod:`nemo_ptq.quantization.presets`) says the same; None where none does.
         preset_method: Makes the preset's calibration method, where it has settings.
         block_size: Input features that share a weight scale: 0 where there are no blocks, None where the user's
@@ -89,6 +93,7 @@ class Algorithm:
     rounder: str | None = None
     rounder_settings: Settings = lambda quantization, decoder: {}
     rounder_entries: tuple[str, ...] | None = None
+    moves_weights: bool = True
     preset: str | None = None
     preset_method: Settings | None = None
     block_size: int | None = 0
@@ -205,6 +210,7 @@ _BUILT_IN = (
         method="nemo_ptq.calibration.methods:Max",
         settings=lambda quantization, decoder: {"floor": amax_floor(quantization, decoder)},
         rounder="nemo_ptq.calibration.rounders:Fp8",
+        moves_weights=False,
         rounder_settings=lambda quantization, decoder: {"floor": amax_floor(quantization, decoder)},
         preset="fp8",
         amax_floors=_FP8_FLOORS,
@@ -226,6 +232,7 @@ _BUILT_IN = (
             "floor": amax_floor(quantization, decoder),
         },
         rounder="nemo_ptq.calibration.rounders:Int8",
+        moves_weights=False,
         rounder_settings=lambda quantization, decoder: {
             "alpha": quantization.fixed_alpha,
             "floor": amax_floor(quantization, decoder),
@@ -456,6 +463,16 @@ def algorithm_of(quantization: QuantizationConfig) -> Algorithm:
 def quantization_of_layer(quantization: QuantizationConfig, algorithm: str) -> QuantizationConfig:
     """Returns the configuration that quantizes all layers as one of them is that an algorithm was chosen for."""
     return replace(quantization, algorithm=algorithm, effective_bits=None, candidates=None)
+
+
+def moves_weights(quantization: QuantizationConfig) -> bool:
+    """Whether weights of any layer may be moved toward the unquantized model's output: with quality "max" all are.
+
+    The calibration batches then walk through the unquantized model too, beside the quantized one.
+    """
+    algorithm = algorithm_of(quantization)
+    options = [SELECTABLE[name] for name in algorithm.candidates] or [algorithm]
+    return quantization.is_max or (quantization.is_balanced and any(option.moves_weights for option in options))
 
 
 def kv_cache_is_quantized(quantization: QuantizationConfig, decoder: str) -> bool:

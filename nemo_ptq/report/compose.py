@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from nemo_ptq.config import FAST
+from nemo_ptq.config import BALANCED, FAST
 from nemo_ptq.console.stopwatch import Step
 from nemo_ptq.home import without_home
 from nemo_ptq.job import Job
@@ -18,10 +18,9 @@ from nemo_ptq.report.records import Layer, MixedPrecision, Quality, Report, Serv
 from nemo_ptq.report.words import verdict
 from nemo_ptq.verify.evaluate import DocumentScore, summarize
 
-_GENERAL_ADVICE = (
-    "try quantization_config.quality=balanced, another algorithm, or quantization_config.exclude for the layers that "
-    "the report shows to lose most"
-)
+# By the quality that a job had.
+_HIGHER_QUALITY = {FAST: "quantization_config.quality=balanced, ", BALANCED: "quantization_config.quality=max, "}
+_GENERAL_ADVICE = "another algorithm, or quantization_config.exclude for the layers that the report shows to lose most"
 
 
 @dataclass(frozen=True)
@@ -159,7 +158,7 @@ def conclude(report: Report) -> tuple[str, bool]:
     if not is_bad:
         return line, False
     if not report.findings:
-        return f"{line}; {_GENERAL_ADVICE}", True
+        return f"{line}; try {_HIGHER_QUALITY.get(summary.quality, '')}{_GENERAL_ADVICE}", True
     first = report.findings[0]
     return f"{line}; {first.kind} of layer {first.layer}: {first.problem}; try {first.advice}", True
 

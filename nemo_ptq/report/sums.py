@@ -16,11 +16,15 @@ def sums_of(values: torch.Tensor, quantized: torch.Tensor | None = None) -> Sums
         return Sums()
     chunk_size = _CHUNK if values.is_cuda else _CPU_CHUNK
     plain = values.reshape(-1).split(chunk_size)
-    signal = sum(chunk.float().square().sum(dtype=torch.float64) for chunk in plain)
-    noise = None
-    if quantized is not None:
-        rounded = quantized.reshape(-1).split(chunk_size)
-        pairs = zip(plain, rounded, strict=True)
-        noise = sum((a.float() - b.float()).square().sum(dtype=torch.float64) for a, b in pairs)
-    largest = torch.stack([chunk.abs().amax() for chunk in plain]).amax()
-    return Sums(values.numel(), float(signal), None if noise is None else float(noise), float(largest))
+    rounded = [None] * len(plain) if quantized is None else quantized.reshape(-1).split(chunk_size)
+    signal, noise = (torch.zeros((), dtype=torch.float64, device=values.device) for _ in range(2))
+    extremes: list[torch.Tensor] = []
+    for original, other in zip(plain, rounded, strict=True):
+        extremes += torch.aminmax(original)
+        chunk = original.float()
+        signal += torch.dot(chunk, chunk)
+        if other is not None:
+            difference = chunk - other
+            noise += torch.dot(difference, difference)
+    largest = torch.stack(extremes).abs().amax()
+    return Sums(values.numel(), float(signal), None if quantized is None else float(noise), float(largest))

@@ -69,6 +69,7 @@ def changed(benchmark: Benchmark, name: str, option: str) -> float:
         Parallelism(),
         *streams[:2],
         {name: way.rounder},
+        (),
         {name: way.scheme},
         lambda _, scale: scale,
         False,

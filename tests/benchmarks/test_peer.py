@@ -31,7 +31,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def _path(model: Path, output: Path, dataset: str, algorithm: str) -> list[str]:
-    sizes = {"samples": 8, "seq_len": 5, "batch_size": 4}
+    sizes = {"samples": 8, "seq_len": 5, "batch_size": 4, "block_size": None}
     return [
         step.name for step in run(Namespace(model=model, output=output, dataset=dataset, algorithm=algorithm, **sizes))
     ]
@@ -65,3 +65,11 @@ def test_it_quantizes_what_a_job_quantizes(algorithm: str) -> None:
 
     ours = preset_config(QuantizationConfig(algorithm), "llama")
     assert quantizers(preset(algorithm)) == quantizers(ours)
+
+
+def test_int4_has_groups_of_the_size_that_is_asked_for() -> None:
+    def sizes(config: dict) -> list[int]:
+        return [each["cfg"]["block_sizes"][-1] for each in config["quant_cfg"] if "block_sizes" in each.get("cfg", {})]
+
+    assert sizes(preset("int4_awq", 64)) == [64]
+    assert sizes(preset("int4_awq")) == [128]

@@ -88,6 +88,7 @@ def learner(llama: Llama, rounder: Rounder, batches: int, algorithm: str = "int4
         Stream(tokens),
         Stream(tokens),
         dict.fromkeys(names, rounder),
+        names,
         dict.fromkeys(names, scheme),
         lambda _, scale: scale,
         False,
@@ -151,7 +152,7 @@ def test_what_has_entered_a_layer_is_kept_of_the_calibration_batches_alone(llama
     block, name = llama.blocks[1], "decoder.layers.0.mlp.linear_fc2"
     module, linear = block.modules[name], linear_shards(block, Parallelism())[name]
     mlp = Mlp(module)
-    layer = _Layer(module, linear, llama, ended=mlp)
+    layer = _Layer(module, linear, llama, is_moved=True, ended=mlp)
     layer.serve({}, algorithm_scheme(QuantizationConfig("int4_awq", awq_block_size=64)))
     states = torch.randn(3, 5, 128, generator=torch.Generator().manual_seed(2))
     expected = [states[index].relu() @ linear.weight.T for index in range(3)]

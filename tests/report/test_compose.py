@@ -24,8 +24,14 @@ def test_a_fail_says_what_to_try() -> None:
     assert line == (
         f"fail: recovery 0.8000, at least 0.95 required; fc2 of layer 2: {finding.problem}; try {finding.advice}"
     )
-    line, is_bad = conclude(replace(failed, findings=()))
-    assert is_bad and line.endswith("or quantization_config.exclude for the layers that the report shows to lose most")
+    for quality_of_job, way_out in (
+        ("fast", "quantization_config.quality=balanced, another algorithm"),
+        ("balanced", "quantization_config.quality=max, another algorithm"),
+        ("max", "another algorithm"),
+    ):
+        summary = replace(failed.summary, quality=quality_of_job)
+        line, is_bad = conclude(replace(failed, findings=(), summary=summary))
+        assert is_bad and f"wanted; try {way_out}, or quantization_config.exclude" in line
 
 
 def test_what_was_not_measured_is_no_verdict() -> None:

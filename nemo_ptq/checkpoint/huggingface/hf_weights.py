@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 
 from nemo_ptq.checkpoint.adapters.merging import add_low_rank
@@ -57,7 +57,7 @@ class Weights:
 
 
 def _read(name: str, stored: StoredTensor) -> torch.Tensor:
-    tensor = load_tensors(stored.file)[name]
+    tensor = _load_tensor(stored.file, name)
     check_finite(name, tensor)
     return tensor
 
@@ -96,6 +96,22 @@ def load_generation_config(directory: Path) -> "GenerationConfig | None":
     except Exception as error:  # transformers raises what it likes
         reason = str(error).partition("\n")[0]
         raise PtqError(f"{directory / 'generation_config.json'} is not valid ({reason}): copy it again") from error
+
+
+def _load_tensor(file: Path, name: str) -> torch.Tensor:
+    """One tensor of a file, memory-mapped: to map all of them for each would take longer than to read it."""
+    if file.suffix != ".safetensors":
+        return load_tensors(file)[name]
+    try:
+        with safe_open(file, "pt") as tensors:
+            return tensors.get_tensor(name)
+    except SafetensorError as error:
+        raise _damaged(file, error) from error
+
+
+def _damaged(file: Path, error: Exception) -> PtqError:
+    reason = str(error).partition("\n")[0]
+    return PtqError(f"{file} cannot be read as tensors ({reason}); is it whole, or a Git LFS pointer?")
 
 
 def load_tensors(file: Path) -> dict[str, torch.Tensor]:
