@@ -40,6 +40,8 @@ class Weights:
 
     def __init__(self, stored: Mapping[str, StoredTensor], adapter: PeftAdapter | None = None) -> None:
         self._stored, self._adapter = stored, adapter
+        # The last file that is a pickle, which is read as a whole.
+        self._pickle: tuple[Path, dict[str, torch.Tensor]] | None = None
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor, memory-mapped; one that an adapter changes in float32.
@@ -48,18 +50,23 @@ class Weights:
             PtqError: It has values that are not finite.
         """
         if self._adapter is None:
-            return _read(name, self._stored[name])
-        tensor = _read(*self._adapter.copies.get(name, (name, self._stored[name])))
+            return self._read(name, self._stored[name])
+        tensor = self._read(*self._adapter.copies.get(name, (name, self._stored[name])))
         if name not in self._adapter.matrices:
             return tensor
-        first, second = (_read(*matrix) for matrix in self._adapter.matrices[name])
+        first, second = (self._read(*matrix) for matrix in self._adapter.matrices[name])
         return add_low_rank(tensor, first, second, self._adapter.scale)
 
-
-def _read(name: str, stored: StoredTensor) -> torch.Tensor:
-    tensor = _load_tensor(stored.file, name)
-    check_finite(name, tensor)
-    return tensor
+    def _read(self, name: str, stored: StoredTensor) -> torch.Tensor:
+        file = stored.file
+        if file.suffix == ".safetensors":
+            tensor = _load_tensor(file, name)
+        else:
+            if self._pickle is None or self._pickle[0] != file:
+                self._pickle = file, load_tensors(file)
+            tensor = self._pickle[1][name]
+        check_finite(name, tensor)
+        return tensor
 
 
 def load_tokenizer(directory: Path) -> Any:
@@ -99,9 +106,7 @@ def load_generation_config(directory: Path) -> "GenerationConfig | None":
 
 
 def _load_tensor(file: Path, name: str) -> torch.Tensor:
-    """One tensor of a file, memory-mapped: to map all of them for each would take longer than to read it."""
-    if file.suffix != ".safetensors":
-        return load_tensors(file)[name]
+    """Returns one tensor of a safetensors file, memory-mapped: to map all of them for each one takes longer."""
     try:
         with safe_open(file, "pt") as tensors:
             return tensors.get_tensor(name)
@@ -110,7 +115,7 @@ def _load_tensor(file: Path, name: str) -> torch.Tensor:
 
 
 def _damaged(file: Path, error: Exception) -> PtqError:
-    reason = str(error).partition("\n")[0]
+    reason = error.reason if isinstance(error, FileError) else str(error).partition("\n")[0]
     return PtqError(f"{file} cannot be read as tensors ({reason}); is it whole, or a Git LFS pointer?")
 
 
@@ -125,8 +130,7 @@ def load_tensors(file: Path) -> dict[str, torch.Tensor]:
             return load_file(file)
         tensors = torch.load(check_saved_file(file), map_location="cpu", mmap=True, weights_only=True)
     except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError, FileError) as error:
-        reason = error.reason if isinstance(error, FileError) else str(error).partition("\n")[0]
-        raise PtqError(f"{file} cannot be read as tensors ({reason}); is it whole, or a Git LFS pointer?") from error
+        raise _damaged(file, error) from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise PtqError(f"{file} does not hold tensors by name")
     return tensors
