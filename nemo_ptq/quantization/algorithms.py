@@ -368,6 +368,7 @@ _BUILT_IN = (
         quant_algo="INT8_PER_CHANNEL_PER_TOKEN",
         entries=(),
         rounder="nemo_ptq.calibration.rounders:Int8Dynamic",
+        moves_weights=False,
         bits=8,
         packed_bytes=1.0,
         packing_bytes=7,
