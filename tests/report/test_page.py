@@ -244,6 +244,17 @@ def test_a_real_browser_opens_the_page(tmp_path: Path) -> None:
     assert max(count for count, _ in colours) < 0.97 * sum(count for count, _ in colours)
 
 
+def test_choices_that_have_missed_the_recovery_are_listed(tmp_path: Path) -> None:
+    found = mixed()
+    assert found.mixed_precision is not None
+    found = replace(found, mixed_precision=replace(found.mixed_precision, tried=((4.5, 0.9), (5.25, 0.95))))
+    line = "scales counted. Fewer have recovered less: 0.9000 with 4.50, 0.9500 with 5.25.\n\n| scheme | layers |"
+    assert line in render_card(found) and "scales counted.\n\n| scheme" in render_card(mixed())
+    assert "Fewer have recovered less: 0.9000 with 4.50, 0.9500 with 5.25." in Elements(render_page(found)).text
+    (tmp_path / "report.json").write_text(to_json(found))
+    assert read_report(tmp_path / "report.json").mixed_precision == found.mixed_precision
+
+
 @pytest.mark.parametrize(
     ("quality", "nearest", "note"),
     [

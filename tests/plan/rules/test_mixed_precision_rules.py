@@ -116,5 +116,8 @@ def test_the_plan_says_what_it_costs() -> None:
     fp8 = make_plan(LLAMA_8B, QuantizationConfig("fp8"), export, device="H200")
     assert fp8.flops < plans[0].flops < 4 * fp8.flops
     assert plans[0].ok and plans[0].quality == "balanced"
+    aim = ExportConfig("OUT", export_format="hf", min_recovery=0.99)
+    unknown = make_plan(LLAMA_8B, QuantizationConfig("auto"), aim, device="H200")
+    assert unknown.ok and unknown.files[-1].bytes > large  # it may need all 16 bits
     broken = make_plan(LLAMA_8B, QuantizationConfig("auto", effective_bits=5.0), ExportConfig("OUT"), device="H200")
     assert any("export_format=trtllm, whose layers are alike" in problem for problem in broken.problems)
