@@ -30,7 +30,7 @@ class Reporter:
         self.enabled = enabled
         self._stopwatch = Stopwatch()
         self._is_full = False
-        self._console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+        self._console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False)
 
     def say(self, message: str) -> None:
         """Prints one line."""

@@ -80,6 +80,8 @@ QWEN3_MOE = HuggingFaceClass(
     aliases={"num_local_experts": "num_experts"},
     can_tie=True,
     harmless=_UNUSED,
+    # Of published files, and not read by transformers.
+    neutral={"qkv_bias": (False,), "shared_expert_intermediate_size": (0,), "use_qk_norm": (True,)},
     layer_types=lambda settings: ("full_attention",),
 )
 

@@ -294,7 +294,7 @@ def class_of_architecture(name: str) -> HuggingFaceClass:
     refused: dict[str, str | None] = dict(WITHOUT_NEMO)
     refused |= {own: family.refused for family in families() for own in family.refused_architectures}
     if name in refused:
-        raise PtqError(f"{name} is not supported for quantization; supported: {known}; {refused[name]}")
+        raise PtqError(f"{name} is not supported for quantization: {refused[name]}; supported: {known}")
     nearest = difflib.get_close_matches(name, classes, n=1, cutoff=0.0)[0]
     raise PtqError(
         f"unknown architecture {name} in config.json; nearest: {nearest}; known: {known}; others can be added by a "

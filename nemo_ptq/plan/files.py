@@ -161,7 +161,7 @@ def space_problem(path: Any, files: Iterable[FileSize], resume: bool) -> str | N
         resume: Whether the job goes on from an earlier run, which has claimed the space if there is one.
     """
     output = Path(path).expanduser().absolute()
-    parent = next(parent for parent in output.parents if os.path.isdir(parent))
+    parent = next((parent for parent in output.parents if os.path.isdir(parent)), output)
     if resume or (parent == parent.parent and parent != output.parent):  # planned for another machine
         return None
     usage = shutil.disk_usage(parent)

@@ -52,7 +52,7 @@ def _model(plan: Plan) -> Iterator[Row]:
 
 def _rules(plan: Plan) -> Iterator[Row]:
     for rule in plan.rules:
-        yield "rules", rule.problem is None, rule.says, rule.problem or ""
+        yield "rules", rule.problem is None, rule.problem or rule.says, ""
 
 
 def _memory(plan: Plan) -> Iterator[Row]:
@@ -126,7 +126,7 @@ def show_plan(plan: Plan, console: Console | None = None) -> None:
         console: Where to; standard output unless a test says otherwise. Rich turns colours off by itself where the
             output is not a terminal or ``NO_COLOR`` is set.
     """
-    console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True)
+    console = console or Console(file=sys.stdout, highlight=False, soft_wrap=True, emoji=False)
     ticks = ("✓", "✗") if console.encoding.lower().startswith("utf") else ("ok", "NO")
     sections = (_model, _rules, _memory, _files, _servers, _work)
     rows = [
@@ -157,5 +157,6 @@ def _table(rows: list[Row], ticks: tuple[str, str]) -> Table:
             table.add_row("", Text(name, style="bold"), "")
             section = name
         tick = Text("") if right is None else Text(ticks[not right], style="green" if right else "bold red")
-        table.add_row(tick, Text(what), Text(figure, style="red" if right is False else ""))
+        style = "red" if right is False else ""
+        table.add_row(tick, Text(what, style="" if figure else style), Text(figure, style=style))
     return table

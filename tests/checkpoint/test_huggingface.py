@@ -429,7 +429,7 @@ DAMAGE = {
     ),
     "falcon": (
         _change_config(architectures=["FalconForCausalLM"]),
-        f"FalconForCausalLM is not supported for quantization; supported: {KNOWN}",
+        f"FalconForCausalLM is not supported for quantization: its attention .*; supported: {KNOWN}",
     ),
     "quantized": (_change_config(quantization_config={"quant_method": "fp8"}), "of fp8.*before quantization, or multi"),
     "MXFP4": (_change_config(quantization_config={"quant_method": "mxfp4"}), r"Mxfp4Config\(dequantize=True\)"),

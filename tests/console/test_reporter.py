@@ -36,6 +36,11 @@ def test_lines_are_printed_as_they_are() -> None:
     assert output.getvalue() == "loaded [bold]weights[/bold] from /a[1]\nwarning: 3 of 8 experts saw no token\n"
 
 
+def test_a_word_between_colons_is_no_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    Reporter(True).say("owner/name:train: 512 samples")
+    assert capsys.readouterr().out == "owner/name:train: 512 samples\n"
+
+
 def test_what_a_terminal_would_obey_is_written_out() -> None:
     speaker, output = make_reporter(terminal=True)
     speaker.say("reading /a\x1b]0;title\x07\x9b2J\u202eb\udcff")

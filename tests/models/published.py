@@ -96,6 +96,22 @@ MODELS: Mapping[str, Config] = {
     "tiiuae/Falcon3-7B-Instruct": _llama(
         rope_theta=1000042, head_dim=256, num_attention_heads=12, num_key_value_heads=4, rms_norm_eps=1e-6
     ),
+    "meta-llama/Llama-2-7b-chat-hf": _llama(rope_theta=10000.0, num_key_value_heads=32, torch_dtype="float16"),
+    "codellama/CodeLlama-7b-Instruct-hf": _llama(rope_theta=1000000, num_key_value_heads=32),
+    "deepseek-ai/deepseek-coder-1.3b-instruct": _llama(
+        rope_scaling={"factor": 4.0, "type": "linear"},
+        rope_theta=100000,
+        num_attention_heads=16,
+        num_key_value_heads=16,
+        rms_norm_eps=1e-6,
+    ),
+    "01-ai/Yi-1.5-9B-Chat": _llama(rope_theta=5000000.0, num_key_value_heads=4, rms_norm_eps=1e-6, pad_token_id=0),
+    "lmsys/vicuna-7b-v1.5-16k": _llama(
+        rope_scaling={"factor": 4.0, "type": "linear"},
+        num_key_value_heads=32,
+        max_sequence_length=16384,
+        pad_token_id=0,
+    ),
     "Qwen/Qwen2.5-0.5B": _qwen(
         "Qwen2ForCausalLM",
         "qwen2",
@@ -148,6 +164,29 @@ MODELS: Mapping[str, Config] = {
         router_aux_loss_coef=0.001,
         num_key_value_heads=4,
     ),
+    "Qwen/Qwen3-4B-Instruct-2507": _qwen(
+        **{"architecture": "Qwen3ForCausalLM", "model_type": "qwen3", **_QWEN3, "rope_theta": 5000000},
+        max_window_layers=36,
+        tie_word_embeddings=True,
+    ),
+    "Qwen/Qwen3-Coder-30B-A3B-Instruct": _qwen(
+        **{"architecture": "Qwen3MoeForCausalLM", "model_type": "qwen3_moe", "head_dim": 128, "rope_theta": 10000000},
+        decoder_sparse_step=1,
+        max_window_layers=28,
+        mlp_only_layers=[],
+        moe_intermediate_size=768,
+        norm_topk_prob=True,
+        num_experts=128,
+        num_experts_per_tok=8,
+        num_key_value_heads=4,
+        output_router_logits=False,
+        qkv_bias=False,
+        rope_scaling=None,
+        router_aux_loss_coef=0.0,
+        shared_expert_intermediate_size=0,
+        sliding_window=None,
+        use_qk_norm=True,
+    ),
     "mistralai/Mistral-7B-v0.1": _mistral(sliding_window=4096, rope_theta=10000.0),
     "mistralai/Mistral-7B-Instruct-v0.3": _mistral(),
     "mistralai/Mistral-Nemo-Instruct-2407": _mistral(head_dim=128),
@@ -161,6 +200,12 @@ MODELS: Mapping[str, Config] = {
         output_router_logits=False,
         router_aux_loss_coef=0.02,
     ),
+    "google/gemma-2b-it": {
+        **{"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "hidden_act": "gelu_pytorch_tanh"},
+        **{"attention_bias": False, "attention_dropout": 0.0, "hidden_activation": None, "initializer_range": 0.02},
+        **{"rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 10000.0, "torch_dtype": "bfloat16"},
+        **{"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 1, "use_cache": True},
+    },
     "google/gemma-2-2b-it": _gemma(
         "Gemma2ForCausalLM",
         "gemma2",
@@ -277,6 +322,18 @@ MODELS: Mapping[str, Config] = {
         rope_scaling={"factor": 4.0, "original_max_position_embeddings": 32768, "type": "yarn"},
     ),
     "google/gemma-3-4b-it": {"architectures": ["Gemma3ForConditionalGeneration"], "model_type": "gemma3"},
+    "openai-community/gpt2": {"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"},
+    "facebook/opt-125m": {"architectures": ["OPTForCausalLM"], "model_type": "opt"},
+    "EleutherAI/pythia-160m": {"architectures": ["GPTNeoXForCausalLM"], "model_type": "gpt_neox"},
+    "Qwen/Qwen2.5-VL-7B-Instruct": {
+        "architectures": ["Qwen2_5_VLForConditionalGeneration"],
+        "model_type": "qwen2_5_vl",
+    },
+    "Qwen/Qwen3-Next-80B-A3B-Instruct": {"architectures": ["Qwen3NextForCausalLM"], "model_type": "qwen3_next"},
+    "mistralai/Mistral-Small-3.1-24B-Instruct-2503": {
+        "architectures": ["Mistral3ForConditionalGeneration"],
+        "model_type": "mistral3",
+    },
     "meta-llama/Llama-4-Scout-17B-16E-Instruct": {
         "architectures": ["Llama4ForConditionalGeneration"],
         "model_type": "llama4",
@@ -360,10 +417,7 @@ def _name(name: str) -> str:
 
 def _cell(message: str) -> str:
     """A message of the terminal as a cell of a table, without the list of all classes."""
-    head, _, tail = message.partition("; supported: ")
-    if tail:
-        message = f"{head}; {tail.partition('; ')[2]}"
-    return message.replace("|", "\\|").replace("<", "&lt;")
+    return message.partition("; supported: ")[0].replace("|", "\\|").replace("<", "&lt;")
 
 
 _TEXT = """# Models people use

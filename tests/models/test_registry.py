@@ -46,7 +46,7 @@ def test_a_refusal_says_why(family: object) -> None:
         family_of(f"{refused.nemo_class}Config1B")
     assert str(caught.value).endswith(refused.refused)
     for architecture in refused.refused_architectures:
-        with pytest.raises(PtqError, match="is not supported for quantization; supported: LlamaForCausalLM"):
+        with pytest.raises(PtqError, match=r"is not supported for quantization: .*; supported: LlamaForCausalLM"):
             class_of_architecture(architecture)
 
 

@@ -89,6 +89,7 @@ def test_an_output_that_does_not_fit_is_refused(tmp_path: Path, monkeypatch: pyt
         "free: remove something there, or choose another directory"
     )
     assert space_problem(path, [exact, about], True) is None  # an earlier run has claimed it
+    assert space_problem("/", [], False) is None
     assert space_problem("/no/such/machine/out", [exact, about], False) is None
     free(monkeypatch, 0, 0)
     assert space_problem(path, [exact, about], False) is None  # the file system does not say

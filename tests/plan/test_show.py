@@ -7,6 +7,7 @@ import json
 import resource
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -42,7 +43,7 @@ def test_what_is_wrong_has_a_cross_and_a_way_out() -> None:
     )
     lines = printed(plan).splitlines()
     crosses = [line for line in lines if line.startswith("✗")]
-    assert "export_config.inference_tp=3 does not divide" in crosses[0]
+    assert crosses[0].startswith("✗ rules: export_config.inference_tp=3 does not divide")
     assert sum("memory of a rank" in line for line in crosses) == sum(step.weights > 0 for step in plan.memory) + 1
     assert crosses[-1] == "✗ the job cannot run like this"
     assert any(line.startswith("suggestion: calibration_tp=2 calibration_pp=1 is the smallest") for line in lines)
@@ -74,6 +75,11 @@ def test_a_pipe_gets_no_colours_and_a_terminal_a_table(monkeypatch: pytest.Monke
     assert all(len(line) < 160 for line in on_terminal.splitlines())
     monkeypatch.setenv("NO_COLOR", "1")
     assert "\x1b[32m" not in printed(plan, terminal=True)
+
+
+def test_a_word_between_colons_is_no_picture(capsys: pytest.CaptureFixture[str]) -> None:
+    show_plan(replace(make_plan(LLAMA_8B), suggestions=("owner/name:train: is large",)))
+    assert "suggestion: owner/name:train: is large\n" in capsys.readouterr().out
 
 
 def test_many_files_are_one_line() -> None:

@@ -49,7 +49,7 @@ def runs(
         )
         # What a record holds is no markup.
         table.add_row(*(Text(one_line(cell)) for cell in cells))
-    console = Console(highlight=False)
+    console = Console(highlight=False, emoji=False)
     if not console.is_terminal:
         console.width = _WIDTH_OF_A_PIPE
     console.print(table)

@@ -70,4 +70,4 @@ def _show(outcomes: Sequence[Any]) -> None:
         table.add_column(head, justify="right")
     for outcome in outcomes:
         table.add_row(*(Text(one_line(text)) for text in (outcome.algorithm, *outcome.texts())))
-    Console(highlight=False).print(table)
+    Console(highlight=False, emoji=False).print(table)

@@ -36,7 +36,7 @@ def verify(
         typer.echo(json.dumps([asdict(check) for check in checks], indent=2))
     else:
         # Rich leaves colours out where the output is not a terminal or NO_COLOR is set.
-        console = Console(highlight=False, soft_wrap=True)
+        console = Console(highlight=False, soft_wrap=True, emoji=False)
         for check in checks:
             mark = Text("ok  ", "green") if check.ok else Text("FAIL", "bold red")
             console.print(mark.append(f"  {check.name}: {printable(check.detail)}", "default not bold"))
