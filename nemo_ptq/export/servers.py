@@ -30,6 +30,8 @@ class Server:
         versions: Those that something is known of, the newest last.
         formats: The export formats that it reads at all.
         commands: Shell commands that serve a directory, {directory} standing for it; none for a library.
+        request: Shell command that asks the server for a continuation; empty where nobody has tried one.
+        long_rope: What it does with longrope, {} standing for the tokens that the short factors are for.
     """
 
     name: str
@@ -37,6 +39,8 @@ class Server:
     versions: tuple[str, ...]
     formats: tuple[str, ...]
     commands: tuple[str, ...] = ()
+    request: str = ""
+    long_rope: str = ""
 
 
 @dataclass(frozen=True)
@@ -81,6 +85,7 @@ class Export:
         kv_cache: Whether the KV cache is quantized.
         tied_embeddings: Whether the output layer is the embedding.
         cache_format: What the KV cache is in, where it is quantized.
+        short_context: Tokens of a text that longrope's short factors are for; None without longrope.
     """
 
     format: str
@@ -89,6 +94,7 @@ class Export:
     kv_cache: bool = False
     tied_embeddings: bool = False
     cache_format: str = FP8_CACHE
+    short_context: int | None = None
 
 
 @dataclass(frozen=True)
@@ -115,10 +121,26 @@ class Answer:
         return f"{self.server.label} {self.version}"
 
 
+_REQUEST = (
+    "curl http://localhost:8000/v1/completions -H 'Content-Type: application/json' \\\n"
+    """    -d '{"prompt": "The capital of France is", "max_tokens": 32}'"""
+)
+_VLLM_LONG_ROPE = (
+    "it serves {} tokens with longrope's short factors; a larger --max-model-len has it take the long factors, for "
+    "short texts too"
+)
 SERVERS: Mapping[str, Server] = {
     server.name: server
     for server in (
-        Server("vllm", "vLLM", ("0.24", "0.32"), ("hf", "compressed_tensors"), ("vllm serve {directory}",)),
+        Server(
+            "vllm",
+            "vLLM",
+            ("0.24", "0.32"),
+            ("hf", "compressed_tensors"),
+            ("vllm serve {directory}",),
+            _REQUEST,
+            _VLLM_LONG_ROPE,
+        ),
         Server(
             "tensorrt_llm",
             "TensorRT-LLM's PyTorch backend",
@@ -154,6 +176,7 @@ _SERVED_FAMILIES = (*_KNOWN_FAMILIES, *_NEWER_FAMILIES)
 _SERVED_DENSE = tuple(family for family in _SERVED_FAMILIES if family not in _EXPERTS)
 # vLLM's class for these quantizes the linear layers of state spaces as any other, and has their names for its own.
 _HYBRIDS = ("Nemotron-H", "Nemotron Nano v2")
+_ASKED = (*_SERVED_FAMILIES, *_HYBRIDS)
 
 
 def _experts_in_int4(server: str) -> Fact:
@@ -178,6 +201,7 @@ _TIED_NOTE = (
 )
 _RAN_ON_A_GPU = ("Llama", "Mistral", "Qwen 2", "Qwen 3", "Phi 3", "Gemma", "Gemma 2")
 _W4A8_NOTE = "on Hopper GPUs alone, with awq_block_size=128; its kernel rounds the scales of the blocks to FP8"
+_NVFP4_CACHE_NOTE_24 = "an NVFP4 KV cache needs FlashInfer and a Blackwell GPU of the data centre"
 _NVFP4_CACHE_NOTE = "an NVFP4 KV cache needs FlashInfer, and heads of 64 elements a Blackwell GPU of the data centre"
 _MIXTRAL_NOTE = (
     "it takes this model's experts for unquantized, since it looks for other names; use vLLM 0.32, or export_format=hf"
@@ -325,49 +349,20 @@ _VLLM = (
         (*_RAN_ON_A_GPU, "Gemma 3", *_EXPERTS),
         ("0.24",),
     ),
-    Fact(
-        "vllm",
-        LOADS,
-        RAN,
-        _HF,
-        (NO_QUANT,),
-        (*_LLAMAS, "Gemma", "Gemma 2", "Mistral", "Mixtral", "Phi 3", "Qwen 2", "Qwen 3", "Qwen 3 MoE", "Nemotron-H"),
-        ("0.32",),
-        kv_cache=False,
-    ),
-    Fact("vllm", LOADS, RAN, _COMPRESSED, (NO_QUANT,), _LLAMAS, ("0.32",), kv_cache=False),
-    Fact("vllm", LOADS, RAN, _COMPRESSED, ("int8_sq", "int4_awq"), _DENSE, ("0.32",), kv_cache=False),
-    Fact(
-        "vllm", LOADS, RAN, _COMPRESSED, ("int4_awq",), ("Qwen 2", "Nemotron-H", *_EXPERTS), ("0.32",), kv_cache=False
-    ),
-    Fact(
-        "vllm", LOADS, RAN, _COMPRESSED, ("int8_dynamic",), (*_LLAMAS, "Mistral", "Qwen 2"), ("0.32",), kv_cache=False
-    ),
-    Fact(
-        "vllm",
-        LOADS,
-        EMULATED,
-        None,
-        ("fp8",),
-        (*_KNOWN_FAMILIES, "Phi 3", "Qwen 3", "Qwen 3 MoE", "Nemotron-H"),
-        ("0.32",),
-    ),
-    Fact(
-        "vllm",
-        LOADS,
-        EMULATED,
-        None,
-        ("nvfp4",),
-        (*_LLAMAS, *_EXPERTS, "Phi 3", "Qwen 3", "Nemotron-H"),
-        ("0.32",),
-        kv_cache=False,
-    ),
-    Fact("vllm", LOADS, EMULATED, None, ("w4a16_nvfp4",), (*_LLAMAS, *_EXPERTS), ("0.32",), kv_cache=False),
-    Fact("vllm", LOADS, EMULATED, _HF, ("fp8_dynamic",), _LLAMAS, ("0.32",), kv_cache=False),
-    Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("fp8_dynamic",), (*_LLAMAS, *_EXPERTS), ("0.32",), kv_cache=False),
-    Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("int8_dynamic",), ("Qwen 3 MoE",), ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, RAN, _HF, (NO_QUANT,), _ASKED, ("0.32",)),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, (NO_QUANT,), _LLAMAS, ("0.32",)),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, ("int8_sq",), _LLAMAS, ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("int8_sq",), (*_DENSE, *_HYBRIDS), ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, ("int4_awq",), _ASKED, ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("int8_dynamic",), (*_EXPERTS, "StarCoder", "StarCoder 2"), ("0.32",)),
+    Fact("vllm", LOADS, RAN, _COMPRESSED, ("int8_dynamic",), (*_SERVED_DENSE, *_HYBRIDS), ("0.32",)),
+    Fact("vllm", LOADS, EMULATED, None, ("fp8",), _ASKED, ("0.32",)),
+    Fact("vllm", LOADS, EMULATED, None, ("nvfp4",), _ASKED, ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, EMULATED, _HF, ("fp8_dynamic",), _LLAMAS, ("0.32",)),
+    Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("fp8_dynamic",), (*_LLAMAS, *_EXPERTS), ("0.32",)),
+    Fact("vllm", LOADS, EMULATED, None, ("w4a16_nvfp4",), (*_LLAMAS, *_EXPERTS), ("0.32",)),
     Fact("vllm", LOADS, EMULATED, _COMPRESSED, ("w4a8_awq",), _LLAMAS, ("0.32",), kv_cache=False, note=_W4A8_NOTE),
-    Fact("vllm", LOADS, EMULATED, None, (AUTO,), ("Llama",), ("0.32",), kv_cache=False),
+    Fact("vllm", LOADS, EMULATED, None, (AUTO,), (*_LLAMAS, *_EXPERTS, *_HYBRIDS), ("0.32",), kv_cache=False),
     Fact("vllm", LOADS, READ, _COMPRESSED, ("w4a8_awq",), _SERVED_DENSE, note=_W4A8_NOTE),
     Fact("vllm", LOADS, READ, None, _EVERY, _SERVED_FAMILIES),
     Fact("vllm", REFUSED, READ, _COMPRESSED, (AUTO,), ("Mixtral",), ("0.24",), note=_MIXTRAL_NOTE),
@@ -384,6 +379,17 @@ _VLLM = (
         kv_cache=True,
         cache_format=NVFP4_CACHE,
         note=_NVFP4_CACHE_NOTE,
+    ),
+    Fact(
+        "vllm",
+        LOADS,
+        READ,
+        _HF,
+        families=(*_SERVED_FAMILIES, *_HYBRIDS),
+        versions=("0.24",),
+        kv_cache=True,
+        cache_format=NVFP4_CACHE,
+        note=_NVFP4_CACHE_NOTE_24,
     ),
 )
 _TENSORRT_LLM = (
@@ -511,7 +517,10 @@ def answer(server: Server, version: str, export: Export) -> Answer:
         return Answer(server, version, REFUSED, READ, f"it reads export_format={readable}")
     for fact in FACTS:
         if fact.server == server.name and _fits(fact, version, export):
-            return Answer(server, version, fact.outcome, fact.known_by, fact.note)
+            notes = [fact.note]
+            if fact.outcome == LOADS and export.short_context is not None:
+                notes.append(server.long_rope.format(export.short_context))
+            return Answer(server, version, fact.outcome, fact.known_by, "; ".join(filter(None, notes)))
     return Answer(server, version, UNKNOWN)
 
 

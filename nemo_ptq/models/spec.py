@@ -217,6 +217,11 @@ class ModelSpec:
         return own in self.layers[int(layer)]
 
     @property
+    def short_context(self) -> int | None:
+        """Tokens of a text that longrope's short factors are for; None without longrope."""
+        return None if self.long_rope is None else self.long_rope.context
+
+    @property
     def layer_kinds(self) -> Sequence[tuple[LayerSpec, int]]:
         """The kinds of layers, and how many there are of each, in the order in which they first appear."""
         counts = Counter(map(id, self.layers))

@@ -396,6 +396,7 @@ def _servers(
             kv_cache,
             model.tied_embeddings,
             quantization.kv_cache_qformat,
+            model.short_context,
         )
         for found in answers(one):
             yield ServerLine(format, found.label, found.outcome, found.known_by, found.note)

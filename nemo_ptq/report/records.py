@@ -215,6 +215,7 @@ class Serving:
         note: What a user should know of it.
         commands: Shell commands that serve the directory; none where it is not the newest version that is known, does
             not load it, or has no command.
+        request: Shell command that asks that server for a continuation.
     """
 
     server: str
@@ -222,6 +223,7 @@ class Serving:
     known_by: str
     note: str
     commands: tuple[str, ...] = ()
+    request: str = ""
 
 
 @dataclass(frozen=True)

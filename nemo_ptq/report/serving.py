@@ -18,7 +18,13 @@ def export_of(job: Job, format: str) -> Export:
     tied = job.metadata.tied_embeddings
     quantization = job.quantization
     return Export(
-        format, quantization.algorithm_name, family.name, job.quantizes_kv_cache, tied, quantization.kv_cache_qformat
+        format,
+        quantization.algorithm_name,
+        family.name,
+        job.quantizes_kv_cache,
+        tied,
+        quantization.kv_cache_qformat,
+        job.metadata.short_context,
     )
 
 
@@ -27,7 +33,14 @@ def serving_of(job: Job, format: str) -> tuple[Serving, ...]:
     export = export_of(job, format)
     run = commands(export, in_shell(str(job.directories(job.output)[format])))
     return tuple(
-        Serving(found.label, found.outcome, found.known_by, found.note, run.get(found.label, ()))
+        Serving(
+            found.label,
+            found.outcome,
+            found.known_by,
+            found.note,
+            run.get(found.label, ()),
+            found.server.request if found.label in run else "",
+        )
         for found in answers(export)
     )
 

@@ -2,6 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The table of servers answers for every cell of the support matrix, and the document says what it says."""
 
+import shlex
+from collections import defaultdict
+from dataclasses import replace
 from itertools import product
 
 import pytest
@@ -24,7 +27,7 @@ from nemo_ptq.export.servers import (
 )
 from nemo_ptq.models.registry import families
 from nemo_ptq.quantization.algorithms import SELECTABLE
-from tests.serve.exports import CELLS, Cell
+from tests.serve.exports import CELLS, DEMO, ONE_PROJECTION, PHI3_LONG_ROPE, Cell
 from tests.servers import DOCUMENT, cells, render
 
 NEWEST = {name: server.versions[-1] for name, server in SERVERS.items()}
@@ -37,27 +40,59 @@ def outcome(server: str, export: Export, version: str | None = None) -> str:
 @pytest.mark.parametrize("version", SERVERS["vllm"].versions)
 def test_nothing_is_unknown_of_vllm(version: str) -> None:
     asked = [export for export in cells() if export.format in SERVERS["vllm"].formats]
-    assert len(asked) > 100
+    asked += [
+        replace(export, cache_format=NVFP4_CACHE) for export in asked if export.format == "hf" and export.kv_cache
+    ]
+    assert {export.algorithm for export in asked} == set(SELECTABLE)
+    assert {export.family for export in asked} == set(CLASSES)
     assert [export for export in asked if outcome("vllm", export, version) == UNKNOWN] == []
 
 
-def test_what_is_said_of_the_exports_that_make_test_serve_tries_is_what_it_can_find() -> None:
-    for cell in CELLS:
-        if cell.algorithm == CUSTOM:  # which may be anything
-            continue
-        export = Export(cell.format, cell.algorithm, cell.family, cell.kv_cache, cell.tied_embeddings)
-        said = answer(SERVERS["vllm"], NEWEST["vllm"], export)
-        if cell.is_refused:
-            assert (said.outcome, said.known_by) == (REFUSED, RAN)
-        else:
-            assert said.outcome == LOADS and said.known_by != (EMULATED if cell.runs_on_a_cpu else RAN), export
+CLASSES = {
+    family.name: family.hugging_face.architecture
+    for family in families()
+    if family.hugging_face is not None and family.refused is None
+}
+
+
+def of_one_class(format: str, algorithm: str, family: str, kv_cache: bool) -> tuple[str, str, str, bool]:
+    """What vLLM sees of an export: CodeLlama's directories are Llama's, Nemotron Nano v2's are Nemotron-H's."""
+    return format, algorithm, CLASSES[family], kv_cache
+
+
+def test_what_is_said_to_have_been_run_is_what_make_test_serve_asks() -> None:
+    asked = {
+        of_one_class(cell.format, cell.algorithm, cell.family, cell.kv_cache): EMULATED if cell.is_emulated else RAN
+        for cell in CELLS
+        if cell.algorithm != CUSTOM and not cell.is_refused
+    }
+    said = {}
+    for export in cells():
+        if export.format in SERVERS["vllm"].formats:
+            found = answer(SERVERS["vllm"], NEWEST["vllm"], export)
+            if found.outcome == LOADS and found.known_by in (RAN, EMULATED):
+                key = of_one_class(export.format, export.algorithm, export.family, export.kv_cache)
+                assert said.setdefault(key, found.known_by) == found.known_by
+    assert said == asked
+
+
+def test_what_make_test_serve_finds_refused_is_said_to_be() -> None:
+    refused = {(cell.format, cell.algorithm) for cell in CELLS if cell.is_refused}
+    assert refused == {("hf", "int4_awq"), ("hf", "w4a8_awq")}
+    for format, algorithm in refused:
+        said = answer(SERVERS["vllm"], NEWEST["vllm"], Export(format, algorithm, "Llama"))
+        assert (said.outcome, said.known_by) == (REFUSED, RAN)
 
 
 def is_older(cell: Cell) -> bool:
     """Whether `make serve-exports` made an export already when a GPU was asked."""
-    return not cell.variant and cell.algorithm not in (AUTO, CUSTOM) and cell.model != "nemotron_h"
+    is_newer = cell.model in ("nemotron_h", *PHI3_LONG_ROPE) or (cell.model, cell.algorithm) in NEWER
+    if cell.algorithm == "fp8" and cell.model not in (DEMO, *ONE_PROJECTION):
+        is_newer = is_newer or not cell.kv_cache
+    return not cell.variant and cell.algorithm not in (AUTO, CUSTOM) and not is_newer
 
 
+NEWER = [(model, "int8_sq") for model in ("mistral", "gemma", "starcoder", "starcoder2", "nemotron")]
 # Of the exports that it made then, those that benchmarks/serve_gpu.sh had no time for.
 NOT_ASKED = {
     ("gemma3", "nvfp4", "compressed_tensors"),
@@ -105,15 +140,17 @@ def test_every_fact_answers_something() -> None:
         )
     ]
     every += [Export("hf", "fp8", family.name, kv_cache=True, cache_format=NVFP4_CACHE) for family in families()]
+    said = defaultdict(list)  # by question, what each fact that fits says of it
     for index, fact in enumerate(FACTS):
-        others = [other for other in FACTS if other is not fact]
         server = SERVERS[fact.server]
-        questions = [(version, export) for version in server.versions for export in every]
         with pytest.MonkeyPatch.context() as patch:
-            before = [answer(server, version, export) for version, export in questions]
-            patch.setattr("nemo_ptq.export.servers.FACTS", others)
-            after = [answer(server, version, export) for version, export in questions]
-        assert before != after, f"fact {index} changes no answer: {fact}"
+            patch.setattr("nemo_ptq.export.servers.FACTS", [fact])
+            for version, export in product(server.versions, every):
+                found = answer(server, version, export)
+                if export.format in server.formats and found.known_by:
+                    said[version, server.name, export].append((index, found))
+    needed = {its[0][0] for its in said.values() if len(its) == 1 or its[0][1] != its[1][1]}
+    assert [fact for index, fact in enumerate(FACTS) if index not in needed] == [], "they change no answer"
 
 
 def test_a_kv_cache_that_a_loader_fails_on_is_refused() -> None:
@@ -137,10 +174,12 @@ def test_a_quantized_model_with_tied_embeddings_is_refused_in_hf(family: str, al
     assert outcome("vllm", Export("hf", algorithm, "Qwen 3", tied_embeddings=True), "0.24") == LOADS
 
 
-def test_a_kv_cache_in_nvfp4_is_for_the_newest_vllm() -> None:
+def test_a_kv_cache_in_nvfp4_is_for_vllm_alone() -> None:
     export = Export("hf", "fp8", "Llama", kv_cache=True, cache_format=NVFP4_CACHE)
-    assert (outcome("vllm", export, "0.24"), outcome("vllm", export)) == (UNKNOWN, LOADS)
+    assert (outcome("vllm", export, "0.24"), outcome("vllm", export)) == (LOADS, LOADS)
     assert "FlashInfer" in answer(SERVERS["vllm"], NEWEST["vllm"], export).note
+    assert "Blackwell" in answer(SERVERS["vllm"], "0.24", export).note
+    assert outcome("vllm", replace(export, family="Gemma"), "0.24") == REFUSED
     assert outcome("sglang", export) == UNKNOWN and outcome("transformers", export) == REFUSED
     assert outcome("vllm", Export("hf", "int4_awq", "Llama", kv_cache=True, cache_format=NVFP4_CACHE)) == REFUSED
 
@@ -175,6 +214,35 @@ def test_commands_are_those_of_the_newest_servers_that_load_it() -> None:
     assert commands(Export("compressed_tensors", "int4_awq", "Llama"), "'a b'")["vLLM 0.32"] == ("vllm serve 'a b'",)
     assert list(commands(Export("trtllm", "fp8", "Llama"), "OUT")) == ["TensorRT-LLM engines up to 1.2"]
     assert not any("vLLM" in label for label in commands(Export("hf", "int4_awq", "Llama"), "OUT"))
+
+
+def test_longrope_has_vllm_serve_what_the_short_factors_are_for() -> None:
+    """Its sources: without --max-model-len its limit is config.json's original_max_position_embeddings."""
+    stretched = Export("hf", "fp8", "Phi 3", short_context=4096)
+    notes = {found.label: found.note for found in answers(stretched)}
+    plain = {found.label: found.note for found in answers(Export("hf", "fp8", "Phi 3"))}
+    for version in SERVERS["vllm"].versions:
+        its = notes.pop(f"vLLM {version}")
+        assert its.startswith("it serves 4096 tokens") and "--max-model-len" in its
+        assert plain.pop(f"vLLM {version}") == ""
+    assert notes == plain
+
+
+# Of tensorrt_llm/commands/build.py and serve.py, and of SGLang's server_args.py.
+OPTIONS = {
+    "trtllm-build": {"--checkpoint_dir", "--output_dir", "--max_batch_size", "--max_seq_len", "--workers"},
+    "trtllm-serve": {"--tokenizer", "--host", "--port", "--backend", "--tp_size"},
+    "python -m sglang.launch_server": {"--model-path", "--host", "--port", "--tp-size"},
+}
+
+
+@pytest.mark.parametrize("name", [name for name in SERVERS if name != "vllm"])
+def test_commands_of_servers_that_are_not_run_here_have_options_that_they_know(name: str) -> None:
+    for command in SERVERS[name].commands:
+        (program,) = (known for known in OPTIONS if command.startswith(f"{known} "))
+        words = shlex.split(command.removeprefix(program))
+        assert {word for word in words if word.startswith("-")} <= OPTIONS[program]
+        assert words.count("{directory}") == 1
 
 
 def test_another_algorithm_or_family_is_unknown() -> None:

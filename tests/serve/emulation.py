@@ -24,7 +24,10 @@ from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tenso
 from vllm.model_executor.layers.quantization.compressed_tensors.compressed_tensors_moe import (
     compressed_tensors_moe_w8a8_int8 as int8_experts,
 )
-from vllm.model_executor.layers.quantization.compressed_tensors.schemes import compressed_tensors_w4a8_fp8
+from vllm.model_executor.layers.quantization.compressed_tensors.schemes import (
+    compressed_tensors_w4a8_fp8,
+    compressed_tensors_wNa16,
+)
 from vllm.model_executor.layers.quantization.utils.nvfp4_emulation_utils import (
     dequantize_to_dtype,
     ref_nvfp4_quant_dequant,
@@ -59,9 +62,10 @@ def _rounded(values: torch.Tensor, dtype: torch.dtype, scale: torch.Tensor | Non
     largest = FP8_MAX if dtype == torch.float8_e4m3fn else INT8_MAX
     if scale is None:
         scale = values.float().abs().amax(-1, keepdim=True).clamp(min=1e-10) / largest
-    codes = (values.float() / scale).clamp(-largest, largest)
-    codes = codes.to(dtype).float() if dtype == torch.float8_e4m3fn else codes.round()
-    return codes * scale
+    codes = values.float() / scale
+    if dtype == torch.float8_e4m3fn:
+        return codes.clamp(-largest, largest).to(dtype).float() * scale
+    return codes.round().clamp(-largest - 1, largest) * scale
 
 
 class _Fp8(kernels.PerTensorTorchFP8ScaledMMLinearKernel):
@@ -105,6 +109,13 @@ class _Int8(kernels.CPUInt8ScaledMMLinearKernel):
         return functional.linear(inputs, weight.float() * scales, bias).to(x.dtype)
 
 
+class _Nvfp4(kernels.EmulationNvFp4LinearKernel):
+    """NVFP4 weights and inputs: vLLM's own emulation takes inputs of two dimensions alone."""
+
+    def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return super().apply_weights(layer, x.flatten(0, -2), bias).unflatten(0, x.shape[:-1])
+
+
 class _Nvfp4Weights(kernels.MarlinNvFp4LinearKernel):
     """NVFP4 weights and unquantized inputs."""
 
@@ -122,8 +133,8 @@ class _Nvfp4Weights(kernels.MarlinNvFp4LinearKernel):
         return functional.linear(x, weight, bias)
 
 
-class _W4A8(MPLinearKernel):
-    """INT4 weights and FP8 inputs. The GPU's kernel rounds the scales of the blocks to FP8 besides."""
+class _Int4(MPLinearKernel):
+    """INT4 weights and unquantized inputs: vLLM's own kernel takes 16 bits alone, the other schemes' here 32."""
 
     @classmethod
     def get_min_capability(cls) -> int:
@@ -140,8 +151,14 @@ class _W4A8(MPLinearKernel):
         self._weight = blocks.flatten(1)
 
     def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-        rounded = _rounded(x, torch.float8_e4m3fn)
-        return functional.linear(rounded, self._weight, None if bias is None else bias.float()).to(x.dtype)
+        return functional.linear(x.float(), self._weight, None if bias is None else bias.float()).to(x.dtype)
+
+
+class _W4A8(_Int4):
+    """INT4 weights and FP8 inputs. The GPU's kernel rounds the scales of the blocks to FP8 besides."""
+
+    def apply_weights(self, layer: torch.nn.Module, x: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        return super().apply_weights(layer, _rounded(x, torch.float8_e4m3fn).to(x.dtype), bias)
 
 
 class _Experts:
@@ -211,10 +228,11 @@ def emulate() -> None:
     fused_act_quant._FUSED_ACT_QUANT.clear()  # activation and rounding at once: another missing kernel
     kernels._POSSIBLE_FP8_KERNELS[PlatformEnum.CPU] = [_Fp8]
     kernels._POSSIBLE_INT8_KERNELS[PlatformEnum.CPU] = [_Int8]
-    kernels._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [kernels.EmulationNvFp4LinearKernel]
+    kernels._POSSIBLE_NVFP4_KERNELS[PlatformEnum.CPU] = [_Nvfp4]
     kernels.MarlinNvFp4LinearKernel = _Nvfp4Weights
     CompressedTensorsConfig._is_fp8_w4a8_sm90 = staticmethod(CompressedTensorsConfig._is_fp8_w4a8)
     compressed_tensors_w4a8_fp8.choose_mp_linear_kernel = lambda config: _W4A8
+    compressed_tensors_wNa16.choose_mp_linear_kernel = lambda config: _Int4
     every = classmethod(lambda cls: [torch.bfloat16, torch.half, torch.float32])
     for config in (
         modelopt.ModelOptFp8Config,

@@ -5,8 +5,9 @@
     python -m tests.serve.exports DIRECTORY
 
 DIRECTORY gets an export in each `CELLS`' path, and `requests.json`: a list of objects with "directory" (the export's
-path below DIRECTORY), "tokens" (texts of token ids) and "log_probs" (what our reader gives the second and following
-tokens of each text). A machine that has a server needs nothing else of this project.
+path below DIRECTORY), "tokens" (texts of token ids), "log_probs" (what our reader gives the second and following tokens
+of each text), "length" (the longest text that it is served for, null for what the server chooses) and, of a server on a
+CPU, "cpu_dtype" and whether it is "emulated". A machine that has a server needs nothing else of this project.
 """
 
 import json
@@ -14,15 +15,16 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cache, partial
-from itertools import chain, groupby
+from functools import cache
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from demo.build import CALIBRATION, CHECKPOINT, HELDOUT
+from demo.build import CALIBRATION, CHECKPOINT, HELDOUT, HF
 from nemo_ptq.config import AUTO, CUSTOM, FAST, MAX, NO_QUANT, ExportConfig, QuantizationConfig
 from nemo_ptq.export.formats import FORMATS
 from nemo_ptq.quantization.algorithms import ALGORITHMS
+from tests.checkpoint.adapters.test_nemo_adapter import save_adapter
 from tests.families import SEED, make_hf
 from tests.families import TOKENS as VOCABULARY
 from tests.hybrids import make_nemotron_h
@@ -47,6 +49,16 @@ FAMILIES = {
     "nemotron_h": "Nemotron-H",
 }
 """Tiny models of tests/families.py and tests/hybrids.py, and the name of each one's family in the table of servers."""
+_LONG_ROPE = {
+    "type": "longrope",
+    "short_factor": [1.0 + n / 8 for n in range(16)],
+    "long_factor": [3.0 + n for n in range(16)],
+}
+PHI3_LONG_ROPE: Mapping[str, Mapping[str, Any]] = {
+    "phi3_short": {"rope_scaling": _LONG_ROPE, "original_max_position_embeddings": 64},
+    "phi3_long": {"rope_scaling": _LONG_ROPE, "original_max_position_embeddings": 32},
+}
+"""Settings of tiny Phi 3 with longrope, whose texts are within the length of its short factors, and beyond it."""
 _OF_EVERY_FAMILY = ("fp8", "int4_awq", "nvfp4", "int8_dynamic", NO_QUANT)
 _MIXTURE = {
     "quant_cfg": [
@@ -78,7 +90,7 @@ VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "int4": {"candidates": ["fp8", "int4_awq", "nvfp4"], "effective_bits": 4.9},
     "adapter": {},
 }
-"""What an export's job was asked besides its algorithm; that of "adapter" merges one."""
+"""What an export's job was asked besides its algorithm; that of "adapter" merges one: of a NeMo checkpoint NeMo's."""
 _VARIED: Mapping[tuple[str, str], Mapping[str, Sequence[str]]] = {
     (DEMO, "exclude"): {
         "fp8": ("hf", "compressed_tensors"),
@@ -89,21 +101,35 @@ _VARIED: Mapping[tuple[str, str], Mapping[str, Sequence[str]]] = {
     (DEMO, "max"): {"fp8": ("hf", "compressed_tensors"), "int4_awq": ("compressed_tensors",)},
     (DEMO, "layerwise"): {"nvfp4": ("hf", "compressed_tensors"), "int8_sq": ("compressed_tensors",)},
     (DEMO, "int4"): {AUTO: ("compressed_tensors",)},
+    (DEMO, "adapter"): {"int4_awq": ("compressed_tensors",)},
     (DEMO, ""): {AUTO: ("hf", "compressed_tensors"), CUSTOM: ("hf", "compressed_tensors")},
     ("mixtral", ""): {AUTO: ("hf", "compressed_tensors")},
     ("qwen3_moe", ""): {AUTO: ("hf", "compressed_tensors")},
     ("qwen3_moe", "exclude"): {"nvfp4": ("hf", "compressed_tensors")},
     ("nemotron_h", ""): {AUTO: ("hf", "compressed_tensors"), "int8_sq": ("compressed_tensors",)},
     ("llama31", "adapter"): {"int4_awq": ("compressed_tensors",)},
+    **{
+        (model, ""): {"int8_sq": ("compressed_tensors",)}
+        for model in ("mistral", "gemma", "starcoder", "starcoder2", "nemotron")
+    },
+    ("phi3_short", ""): {NO_QUANT: ("hf",), "fp8": ("hf",)},
+    ("phi3_long", ""): {NO_QUANT: ("hf",), "fp8": ("hf",)},
 }
 """Formats by algorithm of a model's further jobs."""
 TIED = ("llama32", "qwen3", "gemma", "gemma2", "gemma3")
 EXPERTS, ONE_PROJECTION = ("mixtral", "qwen3_moe"), ("phi3", "starcoder")
 REFUSED = (("int4_awq", "hf"), ("w4a8_awq", "hf"))
 """Algorithms that vLLM refuses in a format."""
-_CPU_KERNELS = [(algorithm, "compressed_tensors") for algorithm in ("int8_sq", "int4_awq", "int8_dynamic")]
+OF_TRANSFORMERS = ("starcoder", "starcoder2")
+"""Models for which vLLM 0.32 has no class of its own: it takes transformers' and replaces the linear layers."""
 SERVED_FORMATS = ("hf", "compressed_tensors")
 TEXTS, TOKENS, RANDOM_TOKENS = 6, 160, 48
+LENGTH = 256
+"""Tokens that a server makes room for, of the texts and more."""
+_ROUNDED = ("int4_awq", "nvfp4")
+"""Algorithms whose codes of the demo model are those of quality "balanced"; files of "fast" have the same tensors."""
+DEMO_JOBS = 4
+"""Jobs of the demo model that one process runs after each other."""
 
 
 @dataclass(frozen=True)
@@ -137,6 +163,8 @@ class Cell:
     @property
     def family(self) -> str:
         """Name of the model's family in the table of servers."""
+        if self.model in PHI3_LONG_ROPE:
+            return FAMILIES["phi3"]
         return FAMILIES.get(self.model, "Llama")
 
     @property
@@ -154,8 +182,20 @@ class Cell:
         """Whether vLLM's CPU build has the kernels."""
         if self.algorithm == NO_QUANT:
             return True
-        has_kernel = (self.algorithm, self.format) in _CPU_KERNELS
-        return has_kernel and (self.model not in EXPERTS or self.algorithm == "int4_awq")
+        if self.format != "compressed_tensors":
+            return False
+        # Its INT8 kernel for processors with AMX gives each token its own scale, whatever the files say, and takes no
+        # inputs as transformers' classes have them; of experts there is none.
+        return {
+            "int4_awq": True,
+            "int8_sq": self.model == DEMO,
+            "int8_dynamic": self.model not in (*EXPERTS, *OF_TRANSFORMERS),
+        }.get(self.algorithm, False)
+
+    @property
+    def is_emulated(self) -> bool:
+        """Whether on a CPU torch computes it, in float32."""
+        return not self.runs_on_a_cpu and not self.is_refused
 
 
 def _cells() -> Iterator[Cell]:
@@ -168,10 +208,8 @@ def _cells() -> Iterator[Cell]:
             if not is_demo:  # a refusal is one of the algorithm, and what is not quantized the same in both formats
                 formats = [format for format in formats if (algorithm, format) not in REFUSED]
                 formats = formats[:1] if algorithm == NO_QUANT else formats
-            quantized_cache = algorithm == "fp8" and model not in ONE_PROJECTION
-            if is_demo or not quantized_cache:
-                yield from (Cell(model, algorithm, format) for format in formats)
-            if quantized_cache:
+            yield from (Cell(model, algorithm, format) for format in formats)
+            if algorithm == "fp8" and model not in ONE_PROJECTION:
                 yield from (Cell(model, algorithm, format, kv_cache=True) for format in formats)
     for (model, variant), algorithms in _VARIED.items():
         for algorithm, formats in algorithms.items():
@@ -182,68 +220,60 @@ CELLS: Sequence[Cell] = tuple(_cells())
 """All of them, those of one job after each other."""
 
 
-def _is_asked_on_a_cpu(cell: Cell) -> bool:
-    """Whether `make test-serve` has the time for it: of what a GPU is asked, it leaves out what is most alike."""
-    if cell.variant == "int4":  # INT4 has no emulation, and the CPU's kernels no FP8 beside it
-        return False
-    if cell.model == DEMO or cell.variant or cell.algorithm == AUTO or cell.kv_cache:
-        return True
-    if cell.algorithm in ("int8_dynamic", "fp8_dynamic", "w4a16_nvfp4"):
-        return cell.model in EXPERTS and cell.format == "compressed_tensors"
-    return cell.algorithm != "nvfp4" or cell.format == "hf" or cell.model in EXPERTS
-
-
-ASKED_ON_A_CPU: Sequence[Cell] = tuple(cell for cell in CELLS if _is_asked_on_a_cpu(cell))
-"""Those that `make test-serve` asks for."""
-
-
-def _export(directory: Path, cells: Sequence[Cell]) -> None:
-    """Writes the exports of some cells; runs on a rank of its own."""
+def _export(directory: Path, cells: Sequence[Cell]) -> list[dict[str, object]]:
+    """Writes the exports of some cells of one model, and returns their requests; runs on a rank of its own."""
     from nemo_ptq.engine.run import run_job
     from nemo_ptq.plan.rules import check_job
 
-    sources = {DEMO: CHECKPOINT}
-    for _, grouped in groupby(cells, lambda cell: (cell.model, cell.job)):
+    model = cells[0].model
+    source = CHECKPOINT if model == DEMO else _make_source(model, directory / model / "source")
+    for _, grouped in groupby(cells, lambda cell: cell.job):
         its = list(grouped)
         cell = its[0]
-        if cell.model not in sources:
-            make = make_nemotron_h if cell.model == "nemotron_h" else partial(make_hf, cell.model)
-            sources[cell.model] = make(directory / cell.model / "source")
         algorithm, settings = cell.algorithm, dict(VARIANTS[cell.variant])
         if algorithm == CUSTOM:
             algorithm = str(directory / "mixture.json")
             Path(algorithm).write_text(json.dumps(_MIXTURE), encoding="utf-8")
         elif algorithm == AUTO:
             settings = {"effective_bits": 6.0} | settings
-        if cell.model != DEMO and algorithm != AUTO:
-            settings["quality"] = FAST
+        if cell.algorithm != AUTO and not (model == DEMO and cell.algorithm in _ROUNDED):
+            settings.setdefault("quality", FAST)
         quantization = QuantizationConfig(
             algorithm,
             enable_kv_cache=cell.kv_cache,
             calibration_dataset=str(CALIBRATION),
-            calibration_dataset_size=32,
+            calibration_dataset_size=8 if cell.algorithm == AUTO else 32,
             calibration_batch_size=8,
             calibration_seq_len=64,
             evaluation_dataset_size=0,
             **settings,
         )
-        adapter = None
-        if cell.variant == "adapter":
-            adapter = str(make_adapter(sources[cell.model], directory / cell.model / "adapter"))
+        adapter = directory / model / "adapter" if cell.variant == "adapter" else None
+        if adapter is not None and model != DEMO:
+            make_adapter(source, adapter)
         job = check_job(
             world_size=1,
-            nemo_checkpoint=str(sources[cell.model]),
-            adapter=adapter,
+            nemo_checkpoint=str(source),
+            adapter=None if adapter is None else str(adapter),
             quantization_config=quantization,
             export_config=ExportConfig(
                 str((directory / cell.path).parent), export_format=[its_cell.format for its_cell in its]
             ),
         )
         run_job(job)
+    return [_request(directory, cell) for cell in cells]
 
 
-def make_adapter(base: Path, directory: Path, rank: int = 4) -> Path:
-    """Writes a LoRA adapter of PEFT's for a model's query projections, of random weights; returns `directory`."""
+def _make_source(model: str, directory: Path) -> Path:
+    if model == "nemotron_h":
+        return make_nemotron_h(directory)
+    if model in PHI3_LONG_ROPE:
+        return make_hf("phi3", directory, **PHI3_LONG_ROPE[model])
+    return make_hf(model, directory)
+
+
+def make_adapter(base: Path, directory: Path, rank: int = 4) -> None:
+    """Writes a LoRA adapter of PEFT's for the query projections of a Hugging Face directory, of random weights."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -264,17 +294,11 @@ def make_adapter(base: Path, directory: Path, rank: int = 4) -> Path:
         "target_modules": ["q_proj"],
     }
     (directory / "adapter_config.json").write_text(json.dumps(settings), encoding="utf-8")
-    return directory
 
 
 @cache
-def _texts(directory: Path, model: str) -> list[list[int]]:
-    """Token ids: for the demo model of documents that it was neither trained nor calibrated on, else random ones.
-
-    Args:
-        directory: What has the demo model's tokenizer.
-        model: The demo, or a tiny model.
-    """
+def _texts(model: str) -> list[list[int]]:
+    """Token ids: for the demo model of documents that it was neither trained nor calibrated on, else random ones."""
     import torch
 
     from nemo_ptq.engine.documents import load_documents
@@ -283,7 +307,7 @@ def _texts(directory: Path, model: str) -> list[list[int]]:
         generator = torch.Generator().manual_seed(7)
         tokens: list[list[int]] = torch.randint(0, VOCABULARY, (TEXTS, RANDOM_TOKENS), generator=generator).tolist()
         return tokens
-    found = load_documents(directory, HELDOUT, TOKENS, 4 * TEXTS)
+    found = load_documents(HF, HELDOUT, TOKENS, 4 * TEXTS)
     return [text[0].tolist() for text in found.tokens if text.shape[1] == TOKENS][:TEXTS]
 
 
@@ -293,11 +317,27 @@ def _request(directory: Path, cell: Cell) -> dict[str, object]:
 
     from nemo_ptq.verify.forward_pass import logits
 
-    texts = _texts(directory / DEMO / NO_QUANT / "hf", cell.model)
+    texts = _texts(cell.model)
     tokens = torch.tensor(texts)
     predicted = logits(directory / cell.path, tokens).float().log_softmax(-1)[:, :-1]
     chosen = predicted.gather(-1, tokens[:, 1:, None])[..., 0]
-    return {"directory": cell.path, "tokens": texts, "log_probs": chosen.tolist()}
+    return {
+        "directory": cell.path,
+        "tokens": texts,
+        "log_probs": chosen.tolist(),
+        "length": None if cell.model == "phi3_short" else LENGTH,
+        "cpu_dtype": "float32" if cell.algorithm == NO_QUANT or cell.is_emulated else "bfloat16",
+        "emulated": cell.is_emulated,
+    }
+
+
+def _portions(cells: Sequence[Cell]) -> Iterator[list[Cell]]:
+    """Parts of like size, none with cells of several models or with a part of a job's."""
+    for model, its in groupby(sorted(cells, key=lambda cell: cell.model), lambda cell: cell.model):
+        jobs = [list(grouped) for _, grouped in groupby(its, lambda cell: cell.job)]
+        size = DEMO_JOBS if model == DEMO else len(jobs)  # the source of another model is made with its first job
+        for first in range(0, len(jobs), size):
+            yield [cell for job in jobs[first : first + size] for cell in job]
 
 
 def make_exports(directory: Path, cells: Sequence[Cell] = CELLS) -> list[dict[str, object]]:
@@ -310,14 +350,12 @@ def make_exports(directory: Path, cells: Sequence[Cell] = CELLS) -> list[dict[st
     Returns:
         What requests.json holds.
     """
-    models = [list(its) for _, its in groupby(sorted(cells, key=lambda cell: cell.model), lambda cell: cell.model)]
-    models.sort(key=len, reverse=True)
-    halves = [
-        sorted(chain.from_iterable(which), key=cells.index) for which in (models[::2], models[1::2])
-    ]  # of one model all lie in one half, which makes its source
+    if any(cell.model == DEMO and cell.variant == "adapter" for cell in cells):
+        run_ranks(save_adapter, 1, CHECKPOINT, directory / DEMO / "adapter", 1, timeout=600)
     with ThreadPoolExecutor(2) as pool:
-        list(pool.map(lambda half: run_ranks(_export, 1, directory, half, timeout=3600), filter(None, halves)))
-    requests = [_request(directory, cell) for cell in cells]
+        found = pool.map(lambda portion: run_ranks(_export, 1, directory, portion, timeout=3600)[0], _portions(cells))
+        by_path = {request["directory"]: request for requests in found for request in requests}
+    requests = [by_path[cell.path] for cell in cells]
     (directory / "requests.json").write_text(json.dumps(requests), encoding="utf-8")
     return requests
 
