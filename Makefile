@@ -45,8 +45,8 @@ test-cluster: checkpoint ## run the tests on a real Slurm of two nodes, made of 
 
 serve-env: build/venv-vllm/installed ## install vLLM's CPU build into build/venv-vllm (4 GB)
 
-test-serve: checkpoint serve-env ## load exports with vLLM on this machine's CPU, and compare its answers
-	@$(IN_VENV) python -m pytest -m serve tests/serve
+test-serve: checkpoint serve-env ## load exports with vLLM on this machine's CPU, and compare its answers: ONLY='llama31 or phi3' for some
+	@$(IN_VENV) python -m pytest -m serve tests/serve $(if $(ONLY),-k '$(ONLY)')
 
 serve-exports: checkpoint ## make the exports that benchmarks/serve_gpu.sh serves, and what is predicted of them, in build/serve
 	@rm -rf build/serve

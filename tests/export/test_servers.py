@@ -27,7 +27,7 @@ from nemo_ptq.export.servers import (
 )
 from nemo_ptq.models.registry import families
 from nemo_ptq.quantization.algorithms import SELECTABLE
-from tests.serve.exports import CELLS, DEMO, ONE_PROJECTION, PHI3_LONG_ROPE, Cell
+from tests.serve.exports import CELLS, FAMILIES, ONE_PROJECTION, PHI3_LONG_ROPE, Cell
 from tests.servers import DOCUMENT, cells, render
 
 NEWEST = {name: server.versions[-1] for name, server in SERVERS.items()}
@@ -86,13 +86,14 @@ def test_what_make_test_serve_finds_refused_is_said_to_be() -> None:
 
 def is_older(cell: Cell) -> bool:
     """Whether `make serve-exports` made an export already when a GPU was asked."""
-    is_newer = cell.model in ("nemotron_h", *PHI3_LONG_ROPE) or (cell.model, cell.algorithm) in NEWER
-    if cell.algorithm == "fp8" and cell.model not in (DEMO, *ONE_PROJECTION):
-        is_newer = is_newer or not cell.kv_cache
+    is_newer = cell.model in ("nemotron_h", *PHI3_LONG_ROPE) or (cell.model, cell.job) in NEWER
     return not cell.variant and cell.algorithm not in (AUTO, CUSTOM) and not is_newer
 
 
-NEWER = [(model, "int8_sq") for model in ("mistral", "gemma", "starcoder", "starcoder2", "nemotron")]
+NEWER = [
+    *((model, "int8_sq") for model in ("mistral", "gemma", "starcoder", "starcoder2", "nemotron")),
+    *((model, "fp8") for model in FAMILIES if model not in ONE_PROJECTION),
+]
 # Of the exports that it made then, those that benchmarks/serve_gpu.sh had no time for.
 NOT_ASKED = {
     ("gemma3", "nvfp4", "compressed_tensors"),

@@ -36,7 +36,6 @@ def score(directory: Path, tokens: list[list[int]], length: int | None, **settin
         max_num_seqs=16,
         max_num_batched_tokens=512,
         kv_cache_memory_bytes=128 * 2**20,
-        num_gpu_blocks_override=256,  # on a CPU, where the line before has no effect
         gpu_memory_utilization=0.02,
         enable_prefix_caching=False,
         **settings,
@@ -97,8 +96,9 @@ def main() -> None:
 
             emulate()
             is_emulating = True
-        dtype = request["cpu_dtype"] if arguments.cpu else "bfloat16"
-        settings = {"dtype": dtype, "tensor_parallel_size": arguments.tensor_parallel}
+        settings: dict[str, Any] = {"dtype": "bfloat16", "tensor_parallel_size": arguments.tensor_parallel}
+        if arguments.cpu:  # where the bytes for the KV cache have no effect, its blocks do
+            settings |= {"dtype": request["cpu_dtype"], "num_gpu_blocks_override": 256}
         found = answer(request, arguments.exports, **settings)
         file.with_suffix(".part").write_text(json.dumps(found), encoding="utf-8")
         file.with_suffix(".part").rename(file)

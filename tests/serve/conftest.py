@@ -10,15 +10,17 @@ import pytest
 
 from tests.conftest import Demo
 from tests.serve.environment import PYTHON
-from tests.serve.exports import make_exports
+from tests.serve.exports import CELLS, make_exports
 
 
 @pytest.fixture(scope="session")
-def exports(demo: Demo, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every export, below one directory."""
+def exports(demo: Demo, request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every export that a selected test is about, below one directory."""
     assert PYTHON.exists(), "run `make serve-env`"
+    parameters = [item.callspec.params for item in request.session.items if hasattr(item, "callspec")]
+    paths = {found["cell"].path if "cell" in found else found["path"] for found in parameters}
     directory = tmp_path_factory.mktemp("served")
-    make_exports(directory)
+    make_exports(directory, [cell for cell in CELLS if cell.path in paths])
     return directory
 
 
