@@ -9,7 +9,8 @@ from typing import Any
 
 from nemo_ptq.errors import PtqError
 from nemo_ptq.verify import context, manifest
-from nemo_ptq.verify.huggingface import hf_directory
+from nemo_ptq.verify.huggingface import hf_checks
+from nemo_ptq.verify.huggingface.hf_directory import HuggingFaceDirectory, is_hugging_face
 from nemo_ptq.verify.model_config import Config
 from nemo_ptq.verify.nemo import megatron_model, nemo_checks
 from nemo_ptq.verify.nemo.sharded_tensors import ShardedTensors
@@ -50,7 +51,7 @@ def verify(path: Path | str, load_tokenizer: bool = False, checksums: bool = Tru
 
 
 def _hugging_face(path: Path, load_tokenizer: bool) -> Iterator[Check]:
-    return _guarded("config.json", _hugging_face_checks(hf_directory.HuggingFaceDirectory(path)))
+    return _guarded("config.json", _hugging_face_checks(HuggingFaceDirectory(path)))
 
 
 def _nemo(path: Path, load_tokenizer: bool) -> Iterator[Check]:
@@ -70,27 +71,27 @@ def _qnemo(path: Path, load_tokenizer: bool) -> Iterator[Check]:
 
 # A directory that is nothing else is checked as the first format that there was.
 _READERS = (
-    Reader("huggingface", hf_directory.is_hugging_face, _hugging_face),
+    Reader("huggingface", is_hugging_face, _hugging_face),
     Reader("nemo", nemo_checks.is_nemo, _nemo),
     Reader("megatron", megatron_model.is_megatron, _megatron),
     Reader("trtllm", lambda directory: True, _qnemo),
 )
 
 
-def _hugging_face_checks(directory: hf_directory.HuggingFaceDirectory) -> Iterator[Check]:
+def _hugging_face_checks(directory: HuggingFaceDirectory) -> Iterator[Check]:
     quantization = directory.quantization
     algorithm = quantization.algorithm if quantization else "unquantized"
-    problems = hf_directory.config_problems(directory)
+    problems = hf_checks.config_problems(directory)
     yield _check("config.json", problems, f"{directory.config.get('model_type')}, {algorithm}")
-    problems = hf_directory.tensor_problems(directory)
+    problems = hf_checks.tensor_problems(directory)
     yield _check("tensors", problems, f"{len(directory.expected)} with the promised types and shapes")
     if problems:
         yield Check("values", False, "not checked: the files do not hold what config.json promises")
     else:
-        yield _check("values", hf_directory.value_problems(directory), "finite, scales positive")
+        yield _check("values", hf_checks.value_problems(directory), "finite, scales positive")
         quantized = sum(1 for _ in directory.quantized)
         yield Check("quantized layers", True, f"{quantized} linear layers" if quantized else "none")
-    yield _check("tokenizer", hf_directory.tokenizer_problems(directory), "encodes and decodes")
+    yield _check("tokenizer", hf_checks.tokenizer_problems(directory), "encodes and decodes")
 
 
 def _guarded(name: str, checks: Iterator[Check]) -> Iterator[Check]:
