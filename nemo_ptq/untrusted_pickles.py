@@ -200,7 +200,8 @@ def check_saved_file(path: Path) -> Path:
         try:
             check_saved(file, path.stat().st_size)
         except Exception as error:  # a damaged pickle raises any exception
-            raise FileError(path, str(error) or type(error).__name__) from error
+            reason = str(error) or type(error).__name__
+            raise FileError(path, f"cannot be read as tensors ({reason})") from error
     return path
 
 

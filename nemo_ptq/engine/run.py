@@ -292,7 +292,7 @@ class _BlockJob:
     def _rounded(
         self, model: LoadedModel, quantization: Quantization, learner: Learner | None
     ) -> Callable[[str], RoundedWeight | None]:
-        """Returns a function that looks up a layer's rounded weight, None if the job keeps none."""
+        """What gives the rounded weights of this rank, where the job has such."""
         if isinstance(learner, RoundingLearner):
             return learner.rounded.get
         if not self._keeps_rounded or self.job.calibration_state is None:
@@ -405,7 +405,7 @@ class _BlockJob:
         )
 
     def _rounders(self, quantization: Quantization, choice: Choice | None) -> dict[str, Rounder]:
-        """The rounder of each quantized layer."""
+        """What rounds each quantized layer."""
         job = self.job
         if choice is None:
             return dict.fromkeys(quantization.schemes, rounder_for(job.quantization, job.decoder))
@@ -457,7 +457,7 @@ class _BlockJob:
         return layers
 
     def _say_what_max_gains(self, learner: Learner | None) -> None:
-        """Prints how close quality "max" comes to the unquantized model on held-out samples; every rank calls it."""
+        """Says how near quality "max" has come on the samples that are held out; every rank calls it."""
         if not (isinstance(learner, RoundingLearner) and learner.is_max):
             return
         everyones = [learner.found] * dist.get_world_size()

@@ -304,11 +304,6 @@ def read_report(file: Path) -> Report:
         raise PtqError(f"{file} is no report of nemo_ptq: {error}") from error
 
 
-def _longest_list(value: Any) -> int:
-    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-    return max([len(value) if isinstance(value, list) else 0, *map(_longest_list, inner)])
-
-
 def _mixed_precision(raw: dict[str, Any] | None) -> MixedPrecision | None:
     return None if raw is None else MixedPrecision(**{**raw, "curve": tuple(map(tuple, raw["curve"]))})
 
@@ -320,3 +315,8 @@ def _quality(raw: dict[str, Any] | None) -> Quality | None:
         name: Interval(**value) if isinstance(value, dict) else value for name, value in raw.items()
     }
     return Quality(**fields)
+
+
+def _longest_list(value: Any) -> int:
+    inner = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return max([len(value) if isinstance(value, list) else 0, *map(_longest_list, inner)])

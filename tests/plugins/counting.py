@@ -9,7 +9,7 @@ from nemo_ptq.calibration.datasets import register
 
 
 def counting() -> Iterator[str]:
-    """Yields texts without end."""
+    """Yields an endless series of texts."""
     for start in count():
         yield " ".join(map(str, range(start, start + 40)))
 

@@ -11,7 +11,7 @@ HEADROOM = 2.0
 
 
 class Headroom(Max):
-    """Decides as the method of fp8 does, and leaves room above it."""
+    """Decides as fp8's method does, and leaves room above the amax."""
 
     def decide(self, *arguments: Any) -> Any:
         """See :meth:`nemo_ptq.calibration.methods.Method.decide`."""

@@ -21,7 +21,6 @@ from nemo_ptq.checkpoint.tokenizer_files import tokenizer_problem, tokenizer_way
 from nemo_ptq.console.quiet import quiet_imports
 from nemo_ptq.errors import PtqError
 from nemo_ptq.pretrained import OF_TRANSFORMERS_5, import_transformers, load_pretrained, tokenizer_settings
-from nemo_ptq.untrusted import FileError
 from nemo_ptq.untrusted_pickles import check_saved_file
 
 if TYPE_CHECKING:
@@ -104,12 +103,14 @@ def load_tensors(file: Path) -> dict[str, torch.Tensor]:
     Raises:
         PtqError: The file is damaged.
     """
+    if file.suffix != ".safetensors":
+        check_saved_file(file)
     try:
         if file.suffix == ".safetensors":
             return load_file(file)
-        tensors = torch.load(check_saved_file(file), map_location="cpu", mmap=True, weights_only=True)
-    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError, FileError) as error:
-        reason = error.reason if isinstance(error, FileError) else str(error).partition("\n")[0]
+        tensors = torch.load(file, map_location="cpu", mmap=True, weights_only=True)
+    except (SafetensorError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
         raise PtqError(f"{file} cannot be read as tensors ({reason}); is it whole, or a Git LFS pointer?") from error
     if not isinstance(tensors, dict) or not all(isinstance(tensor, torch.Tensor) for tensor in tensors.values()):
         raise PtqError(f"{file} does not hold tensors by name")

@@ -95,8 +95,8 @@ def evaluate(
 
     place = _device(device)
     quiet_libraries()
-    # Progress goes to standard error, so that standard output holds the figures alone.
-    reporter = Reporter(True, Console(stderr=True, highlight=False, soft_wrap=True))
+    # Figures go to standard output, and what is of passing interest to the other.
+    reporter = Reporter(True, Console(stderr=True, highlight=False, soft_wrap=True, emoji=False))
     if tasks is not None:
         change = _run_tasks(directory, baseline, tasks.split(","), limit, place, reporter, as_json)
         _update(directory, update_report, change, reporter)
