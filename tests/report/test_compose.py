@@ -31,7 +31,7 @@ def test_a_fail_says_what_to_try() -> None:
     ):
         summary = replace(failed.summary, quality=quality_of_job)
         line, is_bad = conclude(replace(failed, findings=(), summary=summary))
-        assert is_bad and f"wanted; try {way_out}, or quantization_config.exclude" in line
+        assert is_bad and f"required; try {way_out}, or quantization_config.exclude" in line
 
 
 def test_what_was_not_measured_is_no_verdict() -> None:
