@@ -14,7 +14,7 @@ from nemo_ptq.checkpoint.allowed_names import AllowedNames
 from nemo_ptq.checkpoint.blocks import Block, BlockLoader, split_into_blocks
 from nemo_ptq.checkpoint.gpt import build_gpt, make_config, settings_for_calibration, unbuildable
 from nemo_ptq.checkpoint.model_fields import ModelFields
-from nemo_ptq.checkpoint.parts import WeightsSize
+from nemo_ptq.checkpoint.parts import WeightsSize, fitting
 from nemo_ptq.checkpoint.reader import CheckpointReader, open_checkpoint
 from nemo_ptq.checkpoint.tokenizer_files import tokenizer_problem
 from nemo_ptq.checkpoint.tokenizers import Tokenizer, with_nemos_special_tokens
@@ -92,6 +92,7 @@ def open_model(
     trusted: Sequence[str] = (),
     adapter: Path | None = None,
     dtype: torch.dtype = torch.bfloat16,
+    stored: torch.dtype = torch.bfloat16,
 ) -> LoadedModel:
     """Builds this rank's part of a model, none of its weights in memory.
 
@@ -107,11 +108,14 @@ def open_model(
         adapter: A LoRA adapter that is merged into the weights as they are read; None for none.
         dtype: In which weights are held. Those that are bfloat16 in the checkpoint stay so: nothing is lost by it, and
             activations of such a model may exceed float16.
+        stored: In which weights will be stored that stay unquantized.
 
     Raises:
-        PtqError: If it does not hold a GPT-like model, or its context names code that is not allowed.
+        PtqError: If it does not hold a GPT-like model, or its context names code that is not allowed. As they are read,
+            weights that are too large for `stored` are refused as well.
     """
     reader = open_checkpoint(checkpoint, AllowedNames(trusted), adapter)
+    parts = [fitting(part, stored) for part in reader.parts]
     if all(part.dtype == torch.bfloat16 for part in reader.parts):
         dtype = torch.bfloat16
     parallelism = this_rank()
@@ -154,9 +158,7 @@ def open_model(
         device,
         parallelism,
         split_into_blocks(module, config.num_layers),
-        BlockLoader(
-            reader.parts, device, config.params_dtype, parallelism, config.gated_linear_unit, _row_groups(config)
-        ),
+        BlockLoader(parts, device, config.params_dtype, parallelism, config.gated_linear_unit, _row_groups(config)),
     )
 
 

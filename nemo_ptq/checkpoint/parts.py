@@ -4,7 +4,7 @@
 
 import math
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -73,3 +73,35 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
     """
     if tensor.numel() and not all(extreme.isfinite() for extreme in tensor.aminmax()):
         raise PtqError(f"{name} has values that are not finite: the checkpoint is damaged, or its training diverged")
+
+
+def check_fits(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
+    """Refuses weights that are too large for float16; the other types hold what bfloat16 does.
+
+    Args:
+        name: Of the tensor.
+        tensor: Of a floating-point type, finite, on any device.
+        dtype: What its values are to be stored in.
+
+    Raises:
+        PtqError: If a value would be infinite.
+    """
+    if dtype != torch.float16 or tensor.dtype == dtype or not tensor.numel():
+        return
+    largest = max(abs(extreme.item()) for extreme in tensor.aminmax())
+    if torch.tensor(largest).to(dtype).isinf():
+        raise PtqError(
+            f"{name} has values of up to {largest:.4g}, and float16 holds {torch.finfo(dtype).max:.0f} at most: use "
+            "bfloat16 (export_config.dtype=bf16, and the dtype in a Hugging Face config.json)"
+        )
+
+
+def fitting(part: TensorPart, dtype: torch.dtype) -> TensorPart:
+    """A part that refuses, as it is read, values that are too large for a data type."""
+
+    def read() -> torch.Tensor:
+        tensor = part.read()
+        check_fits(part.live_name, tensor, dtype)
+        return tensor
+
+    return part if dtype != torch.float16 or part.dtype == dtype else replace(part, read=read)

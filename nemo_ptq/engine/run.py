@@ -165,7 +165,10 @@ class _BlockJob:
         unpacked = {name: self.directories[name] for name in self._unpacked}
         calibrated = by_modelopt(self.job, self.samples, self.device, unpacked, self.reporter)
         with self.reporter.part("load"):
-            model = open_model(self.job.checkpoint, self.device, dtype=self._dtype, **self.job.loading_options)
+            stored = getattr(torch, self.job.export.torch_dtype_name)
+            model = open_model(
+                self.job.checkpoint, self.device, dtype=self._dtype, stored=stored, **self.job.loading_options
+            )
             check_exportable(model, self.job)
         layerwise = is_layerwise(self.job, self.device, self.reporter)
         waiting = torch.device("cpu") if layerwise else self.device

@@ -188,6 +188,7 @@ GEMMA3 = HuggingFaceClass(
     rules=(*_RULES, *QK_NORMS),
     can_tie=True,
     harmless=("sliding_window_pattern", "_sliding_window_pattern"),  # read as they are
+    neutral={"use_qk_norm": (True,)},
     layer_types=lambda settings: _windows(settings["num_hidden_layers"], _pattern(settings)),
 )
 

@@ -30,6 +30,7 @@ QWEN3 = HuggingFaceClass(
     rules=(*RULES, *QK_NORMS),
     can_tie=True,
     harmless=_UNUSED,
+    neutral={"use_qk_norm": (True,)},
     layer_types=lambda settings: ("full_attention",),
 )
 

@@ -49,7 +49,8 @@ def test_the_reader_takes_every_setting_that_the_import_takes(family: str) -> No
     content |= {"layer_types": getattr(config, "layer_types", None) or alike}
     hf_class.read(content)
     assert setting_problems(content, config) == []
-    for name, value in {"secret_gate": True, "use_qk_norm": True, "layer_types": ["chunked_attention"]}.items():
+    other = {"secret_gate": True, "use_qk_norm": not content["use_qk_norm"], "layer_types": ["chunked_attention"]}
+    for name, value in other.items():
         (problem,) = setting_problems({**content, name: value}, config)
         assert f"has {name} " in problem
 

@@ -10,7 +10,7 @@ from nemo_ptq.checkpoint.adapters.peft_adapter import PeftAdapter
 from nemo_ptq.checkpoint.huggingface.description import HuggingFaceDescription
 from nemo_ptq.checkpoint.huggingface.hf_weights import Weights
 from nemo_ptq.checkpoint.huggingface.stored_tensors import PlannedPart, planned_parts
-from nemo_ptq.checkpoint.parts import TensorPart
+from nemo_ptq.checkpoint.parts import TensorPart, check_fits
 from nemo_ptq.models.mapping import WeightRule
 from nemo_ptq.models.state_space import STATE_PARAMETERS
 
@@ -33,7 +33,9 @@ def megatron_parts(
         return getattr(torch, model.tensors[part.names[0]].dtype) if part.rule.field in STATE_PARAMETERS else dtype
 
     def make(rule: WeightRule, names: tuple[str, ...], dtype: torch.dtype) -> torch.Tensor:
-        return rule.join(map(weights.read, names), *sizes).to(dtype)
+        joined = rule.join(map(weights.read, names), *sizes)
+        check_fits(names[0], joined, dtype)
+        return joined.to(dtype)
 
     return [
         TensorPart(

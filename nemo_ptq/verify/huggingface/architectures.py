@@ -340,11 +340,14 @@ _OFF: Mapping[str, Any] = {
     "partial_rotary_factor": 1.0,
     "pruned_heads": {},
     "qk_layernorm": False,
+    "qkv_bias": False,
     "rope_interleaved": False,
+    "shared_expert_intermediate_size": 0,
     "tie_encoder_decoder": False,
     "use_mrope": False,
-    "use_qk_norm": False,
 }
+# Types of models that normalise queries and keys.
+_WITH_QK_NORMS = ("gemma3_text", "qwen3", "qwen3_moe")
 
 
 def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
@@ -362,7 +365,7 @@ def setting_problems(content: Mapping[str, Any], hf: Any) -> list[str]:
     given = {name: value for name, value in content.items() if value is not None}
     unknown = [name for name in given if name not in own and name not in NOT_COMPUTED and name not in _LOOKED_AT]
     # Files of Gemma 2 have the activation under both names, and transformers reads one.
-    off = {**_OFF, "hidden_act": getattr(hf, "hidden_activation", None)}
+    off = {**_OFF, "hidden_act": getattr(hf, "hidden_activation", None), "use_qk_norm": hf.model_type in _WITH_QK_NORMS}
     problems = [
         f"has {name} {given[name]!r}, which the reader does not know: take it out if it changes nothing"
         for name in unknown
