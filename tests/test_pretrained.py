@@ -56,6 +56,7 @@ def test_what_is_no_fast_tokenizer_of_transformers_is_left_to_autotokenizer(
     settings: dict[str, Any], tmp_path: Path
 ) -> None:
     directory = tokenizer_with(tmp_path / "tokenizer", **settings)
-    with patch.object(transformers.AutoTokenizer, "from_pretrained", return_value="theirs") as load:
-        assert load_pretrained(directory) == "theirs"
+    theirs = transformers.PreTrainedTokenizerFast(tokenizer_file=str(directory / "tokenizer.json"))
+    with patch.object(transformers.AutoTokenizer, "from_pretrained", return_value=theirs) as load:
+        assert load_pretrained(directory) is theirs
     assert load.call_args.kwargs["trust_remote_code"] is False
