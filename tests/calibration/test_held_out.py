@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Quality "max" on batches that are held out: which those are, what counts, and that the better rounding is kept."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
@@ -15,7 +15,7 @@ from nemo_ptq.calibration.held_out import HeldOutError, held_out_places, sample_
 from nemo_ptq.calibration.nearest_learner import NearestLearner
 from nemo_ptq.calibration.observing import linear_shards
 from nemo_ptq.calibration.residual import residual_of
-from nemo_ptq.calibration.rounders import Int4, Int8, Rounder
+from nemo_ptq.calibration.rounders import Fp8, Int4, Int8, Rounder
 from nemo_ptq.calibration.rounding_learner import _ELSEWHERE, RoundingLearner, _Layer
 from nemo_ptq.calibration.streams import Stream
 from nemo_ptq.checkpoint.blocks import Block
@@ -133,6 +133,24 @@ def test_the_job_falls_back_to_the_model_that_was_compared(llama: Llama, rounder
                 assert torch.equal(nearest.rounded[name].codes, weight.codes)
                 assert torch.equal(nearest.rounded[name].scale, weight.scale)
     assert nearest.nearest == [1, 2]
+
+
+def rounded_weights(llama: Llama, follows: bool, moves: bool) -> dict[str, torch.Tensor]:
+    """Codes in FP8 with quality "balanced", by the layers' names."""
+    learned = learner(llama, Fp8(), 4, "fp8")
+    moved = learned.moved if moves else ()
+    learned = replace(learned, reference=learned.reference if follows else None, moved=moved, is_max=False)
+    found = {}
+    for block in llama.blocks:
+        learned.learn(block, False)
+        found |= {name: weight.codes.float() for name, weight in learned.rounded.items()}
+    return found
+
+
+def test_the_unquantized_model_is_followed_for_weights_that_are_moved_alone(llama: Llama) -> None:
+    alone, beside, moved = (rounded_weights(llama, *case) for case in ((False, False), (True, False), (True, True)))
+    assert len(alone) == 8 and all(torch.equal(alone[name], beside[name]) for name in alone)
+    assert [name for name in alone if not torch.equal(alone[name], moved[name])]
 
 
 class Mlp(torch.nn.Module):

@@ -7,10 +7,18 @@ from importlib.resources import files
 
 import pytest
 
-from nemo_ptq.config import CUSTOM, NO_QUANT, QuantizationConfig
+from nemo_ptq.config import CUSTOM, NO_QUANT, QUALITIES, QuantizationConfig
 from nemo_ptq.errors import PtqError
 from nemo_ptq.plugins import locate
-from nemo_ptq.quantization.algorithms import ALGORITHMS, Algorithm, algorithm_named, algorithm_of, amax_floor, register
+from nemo_ptq.quantization.algorithms import (
+    ALGORITHMS,
+    Algorithm,
+    algorithm_named,
+    algorithm_of,
+    amax_floor,
+    moves_weights,
+    register,
+)
 from nemo_ptq.quantization.schemes import scheme_for
 
 QUANTIZED = [algorithm for algorithm in ALGORITHMS.values() if algorithm.quantizes]
@@ -61,6 +69,20 @@ def test_w4a8_tries_coarse_exponents_where_finer_ones_overflow() -> None:
     settings = ALGORITHMS["w4a8_awq"].settings
     assert settings(QuantizationConfig("w4a8_awq"), "gemma")["exponent_step"] == 1.0
     assert settings(QuantizationConfig("w4a8_awq"), "llama")["exponent_step"] == 0.1
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "moving"),
+    [
+        ("fp8", ["max"]),
+        ("int8_sq", ["max"]),
+        ("int4_awq", ["balanced", "max"]),
+        ("nvfp4", ["balanced", "max"]),
+        ("auto", ["balanced", "max"]),  # one of its candidates has four bits
+    ],
+)
+def test_weights_of_four_bits_are_moved_and_with_max_all(algorithm: str, moving: list[str]) -> None:
+    assert [quality for quality in QUALITIES if moves_weights(QuantizationConfig(algorithm, quality=quality))] == moving
 
 
 def test_none_and_files_have_records() -> None:
