@@ -2,6 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Models that are downloaded most, by the settings that they were published with, and what becomes of them.
 
+`NOT_COMPARED` names those whose settings were written from memory, because no copy of the file was at hand.
+
 python -m tests.models.published       writes docs/models.md
 
 Sizes do not matter here, and are made small; what else a config.json says does.
@@ -26,6 +28,12 @@ def _llama(**settings: Any) -> Config:
     common |= {"initializer_range": 0.02, "attention_bias": False, "mlp_bias": False, "pretraining_tp": 1}
     common |= {"attention_dropout": 0.0, "rms_norm_eps": 1e-5, "torch_dtype": "bfloat16", "rope_scaling": None}
     return common | {"tie_word_embeddings": False, "num_attention_heads": 32, "num_key_value_heads": 8} | settings
+
+
+def _llama_of_2023(**settings: Any) -> Config:
+    """Settings of a file that is older than some of the class's."""
+    later = ("attention_bias", "attention_dropout", "mlp_bias")
+    return {name: value for name, value in _llama(**settings).items() if name not in later}
 
 
 def _llama3_rope(factor: float) -> Config:
@@ -96,8 +104,8 @@ MODELS: Mapping[str, Config] = {
     "tiiuae/Falcon3-7B-Instruct": _llama(
         rope_theta=1000042, head_dim=256, num_attention_heads=12, num_key_value_heads=4, rms_norm_eps=1e-6
     ),
-    "meta-llama/Llama-2-7b-chat-hf": _llama(rope_theta=10000.0, num_key_value_heads=32, torch_dtype="float16"),
-    "codellama/CodeLlama-7b-Instruct-hf": _llama(rope_theta=1000000, num_key_value_heads=32),
+    "meta-llama/Llama-2-7b-chat-hf": _llama_of_2023(num_key_value_heads=32, torch_dtype="float16"),
+    "codellama/CodeLlama-7b-Instruct-hf": _llama_of_2023(rope_theta=1000000, num_key_value_heads=32),
     "deepseek-ai/deepseek-coder-1.3b-instruct": _llama(
         rope_scaling={"factor": 4.0, "type": "linear"},
         rope_theta=100000,
@@ -106,8 +114,9 @@ MODELS: Mapping[str, Config] = {
         rms_norm_eps=1e-6,
     ),
     "01-ai/Yi-1.5-9B-Chat": _llama(rope_theta=5000000.0, num_key_value_heads=4, rms_norm_eps=1e-6, pad_token_id=0),
-    "lmsys/vicuna-7b-v1.5-16k": _llama(
+    "lmsys/vicuna-7b-v1.5-16k": _llama_of_2023(
         rope_scaling={"factor": 4.0, "type": "linear"},
+        torch_dtype="float16",
         num_key_value_heads=32,
         max_sequence_length=16384,
         pad_token_id=0,
@@ -201,8 +210,8 @@ MODELS: Mapping[str, Config] = {
         router_aux_loss_coef=0.02,
     ),
     "google/gemma-2b-it": {
-        **{"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "hidden_act": "gelu_pytorch_tanh"},
-        **{"attention_bias": False, "attention_dropout": 0.0, "hidden_activation": None, "initializer_range": 0.02},
+        **{"architectures": ["GemmaForCausalLM"], "model_type": "gemma", "hidden_act": "gelu"},
+        **{"attention_bias": False, "attention_dropout": 0.0, "initializer_range": 0.02, "pad_token_id": 0},
         **{"rms_norm_eps": 1e-6, "rope_scaling": None, "rope_theta": 10000.0, "torch_dtype": "bfloat16"},
         **{"head_dim": 256, "num_attention_heads": 8, "num_key_value_heads": 1, "use_cache": True},
     },
@@ -357,6 +366,17 @@ MODELS: Mapping[str, Config] = {
 }
 """The settings of each model, apart from sizes. Of models that are refused, those that say why."""
 
+NOT_COMPARED = frozenset(
+    {
+        "01-ai/Yi-1.5-9B-Chat",
+        "EleutherAI/pythia-160m",
+        "Qwen/Qwen3-4B-Instruct-2507",
+        "codellama/CodeLlama-7b-Instruct-hf",
+        "deepseek-ai/deepseek-coder-1.3b-instruct",
+    }
+)
+"""Models whose settings were not compared with a published file."""
+
 _SIZES: Config = {
     **{"vocab_size": VOCAB, "hidden_size": 256, "intermediate_size": 512, "num_hidden_layers": 2},
     "max_position_embeddings": 256,
@@ -411,8 +431,9 @@ def render() -> str:
 
 
 def _name(name: str) -> str:
+    mark = " (settings not compared with a published file)" if name in NOT_COMPARED else ""
     name, _, more = name.partition(", ")
-    return f"`{name}`{more and ', '}{more}"
+    return f"`{name}`{more and ', '}{more}{mark}"
 
 
 def _cell(message: str) -> str:
@@ -429,7 +450,8 @@ settings of the same kind.
 `python -m tests.models.published` writes this page from the models' settings, except for their sizes.
 `tests/models/test_published.py` (`make test-slow`) builds each model small, with random weights, plans a job, runs it,
 and compares the export's logits with those of transformers' own class. The models themselves were not run, and
-their settings were copied by hand; `nemo-ptq plan` says whether your copy can be quantized.
+their settings were copied by hand, or written from memory where a row says that they were not compared with a
+published file; `nemo-ptq plan` says whether your copy can be quantized.
 
 | model | class | family |
 |---|---|---|
