@@ -13,7 +13,7 @@ WITHOUT_NEMO: Mapping[str, str] = {
     "CohereForCausalLM": _SIDE_BY_SIDE,
     "GPT2LMHeadModel": "NeMo has no importer for it, whose weights are stored transposed",
     "GPTJForCausalLM": _SIDE_BY_SIDE,
-    "GPTNeoXForCausalLM": _SIDE_BY_SIDE,
+    "GPTNeoXForCausalLM": "its attention and its MLP work side by side, each on the output of a norm of its own",
     "Glm4MoeForCausalLM": "it mixes an expert that all tokens share with routed ones",
     "Glm4ForCausalLM": "it rotates neighbouring elements of half of each head, and normalises what its layers return",
     "GlmForCausalLM": "it rotates neighbouring elements of half of each head",
