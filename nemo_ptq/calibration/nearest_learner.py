@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rounding to nearest with scales that are known: what quality "max" falls back to."""
+"""Rounding to nearest with known scales: the fallback of quality "max"."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
