@@ -20,7 +20,7 @@ from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.tracking.trackers import check_address
 from nemo_ptq.verify.manifest import MANIFEST, read_manifest
 
-# A message names this many files.
+# Files that a message names.
 _NAMES_SHOWN = 3
 
 
@@ -125,7 +125,7 @@ def output_is_writable(path: Any) -> str | None:
 
 
 def _foreign_files(output: Path) -> Iterator[Path]:
-    """Yields the files below a directory that are not of an export: of one format, or of one in each subdirectory."""
+    """Yields the files below a directory that belong to no export, neither its own nor one in a subdirectory."""
     directories = [output] if (output / MANIFEST).is_file() else [entry for entry in output.iterdir() if entry.is_dir()]
     listed = {file for directory in directories for file in _listed_files(directory)}
     for parent, subdirectories, files in os.walk(output):
