@@ -549,7 +549,7 @@ def plan_job(
     values = gathered.values
     problems = list(gathered.problems)
     if "checkpoint" not in values and not problems:
-        problems.append("nemo_checkpoint is missing: name the directory of a NeMo 2.0 checkpoint")
+        problems.append("nemo_checkpoint is missing: name a NeMo, Hugging Face or Megatron-LM directory")
     if problems:
         raise ConfigError(problems)
     plan = make_plan(

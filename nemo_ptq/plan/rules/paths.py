@@ -27,7 +27,7 @@ _NAMES_SHOWN = 3
 def checkpoint_is_named(nemo_checkpoint: Any, model_path: Any, calibration_state: Any) -> str | None:
     """The checkpoint is named; a saved calibration names its own."""
     if nemo_checkpoint is None and model_path is None and calibration_state is None:
-        return "nemo_checkpoint is missing: name the directory of a NeMo 2.0 checkpoint"
+        return "nemo_checkpoint is missing: name a NeMo, Hugging Face or Megatron-LM directory"
     if None not in (nemo_checkpoint, model_path) and str(nemo_checkpoint) != str(model_path):
         return f"nemo_checkpoint={nemo_checkpoint} and model_path={model_path} mean the same option: give one of them"
     return None
