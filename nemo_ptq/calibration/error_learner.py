@@ -43,7 +43,7 @@ class Way:
     """One way to quantize a layer.
 
     Attributes:
-        rounder: How it is rounded; none that gives pre-quantization scales.
+        rounder: How it is rounded; never with pre-quantization scales.
         scheme: How it is stored.
     """
 

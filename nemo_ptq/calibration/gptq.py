@@ -207,7 +207,7 @@ def predictable_share(
 
     Args:
         cross: float32 (features, in): dY^T X_q.
-        factor: Of H = X_q^T X_q.
+        factor: The factor of H = X_q^T X_q.
         mean: The mean of H's diagonal.
         lack: The sum of dY^2.
         tokens: How many there are.
@@ -232,7 +232,7 @@ def moved(weight: torch.Tensor, lack: torch.Tensor, factor: InverseFactor) -> to
         weight: float32 (out, in).
         lack: float32 (out, in): dY^T X_q over the tokens of H. Where the output should be that of the unquantized
             model, W X, this is W (X - X_q)^T X_q. Not X^T X_q less H: float32 would lose the difference.
-        factor: Of H.
+        factor: The factor of H.
     """
     # Twice triangular, in the order of the factor.
     correction = _times_upper(_times_lower(lack.index_select(1, factor.order), factor.upper.T), factor.upper)
@@ -281,7 +281,7 @@ def _round(weight: torch.Tensor, factor: InverseFactor, round_some: _RoundColumn
 
     Args:
         weight: (out, in).
-        factor: Of the Gram matrix of the inputs.
+        factor: The factor of the inputs' Gram matrix.
         round_some: Rounds some columns, given their values after all corrections so far.
         at_once: How many columns it rounds at a time; on a GPU all of a block.
 
@@ -335,7 +335,7 @@ def round_fp8(weight: torch.Tensor, factor: InverseFactor, scale: torch.Tensor) 
 
     Args:
         weight: (out, in), any floating-point type.
-        factor: Of the Gram matrix of the inputs.
+        factor: The factor of the inputs' Gram matrix.
         scale: float32, one element; of the whole tensor, all shards of it.
     """
     scale = scale.reshape(1)
@@ -348,7 +348,7 @@ def round_int8(weight: torch.Tensor, factor: InverseFactor, scale: torch.Tensor)
 
     Args:
         weight: (out, in), smoothed where the layer has a pre-quantization scale.
-        factor: Of the Gram matrix of the inputs, smoothed likewise: :func:`smoothed`.
+        factor: The factor of the inputs' Gram matrix, smoothed likewise: :func:`smoothed`.
         scale: float32 (out).
     """
     rounded = _round(weight, factor, _by_steps(factor, INT8, lambda _: scale[None]), _TILE)
@@ -364,7 +364,7 @@ def round_int4(
 
     Args:
         weight: (out, in).
-        factor: Of the Gram matrix of the inputs.
+        factor: The factor of the inputs' Gram matrix.
         scale: float32 (out, groups), for example from :func:`nemo_ptq.calibration.search.group_scales`.
         fp8_scale: float32, one element, of W4A8: readers round the dequantized weight to FP8 at this scale.
     """
@@ -384,7 +384,7 @@ def round_nvfp4(weight: torch.Tensor, factor: InverseFactor, scale_2: torch.Tens
 
     Args:
         weight: (out, in), in-features a multiple of ``block_size``.
-        factor: Of the Gram matrix of the inputs, its columns not sorted.
+        factor: The factor of the inputs' Gram matrix, its columns not sorted.
         scale_2: float32, one element: the scale of the block scales, of the whole tensor.
         block_size: Consecutive in-features that share a scale.
 

@@ -153,7 +153,7 @@ def method_for(quantization: QuantizationConfig, decoder: str) -> Method:
     """Returns the calibration method of one of our algorithms that quantizes.
 
     Args:
-        quantization: What the user asked for.
+        quantization: The user's configuration.
         decoder: Decoder type of the model, e.g. "llama".
     """
     algorithm = algorithm_of(quantization)

@@ -52,7 +52,7 @@ class Rounder(Protocol):
 
         Args:
             weight: float32 (rows, in-features), smoothed where the layer has a pre-quantization scale.
-            factor: Of the Gram matrix of the inputs as the layer multiplies them.
+            factor: The factor of the Gram matrix of the inputs as the layer multiplies them.
             ranks: The ranks that have the other rows.
         """
 
@@ -207,7 +207,7 @@ def rounder_for(quantization: QuantizationConfig, decoder: str) -> Rounder:
     """Returns the rounder of an algorithm that has quality "balanced".
 
     Args:
-        quantization: What the user asked for.
+        quantization: The user's configuration.
         decoder: Decoder type of the model, e.g. "llama".
     """
     algorithm = algorithm_of(quantization)
@@ -223,7 +223,7 @@ def warming_up(device: torch.device, quantization: QuantizationConfig, decoder: 
 
     Args:
         device: Where layers will be rounded.
-        quantization: What the user asked for.
+        quantization: The user's configuration.
         decoder: Decoder type of the model, e.g. "llama".
     """
     if device.type != "cuda" or not quantization.is_balanced:

@@ -408,7 +408,7 @@ class _Layer:
         """Compares inputs with those that are kept, from now on.
 
         Args:
-            held_out: Batches of which only the tokens are counted.
+            held_out: Batches whose tokens are only counted.
         """
         self._held_out = held_out
         outputs, local = self.linear.weight.shape
@@ -553,8 +553,8 @@ def round_shard(linear: LinearShard, weight: torch.Tensor, moments: PairedMoment
 
     Args:
         linear: The layer.
-        weight: float32 (local out-features, local in-features): what is rounded.
-        moments: Of the layer's inputs, merged over the ranks that read other samples; None rounds to nearest.
+        weight: float32 (local out-features, local in-features): the weight to round.
+        moments: Sums over the layer's inputs, merged over the ranks that read other samples; None rounds to nearest.
         rounder: How it is rounded.
     """
     ranks = linear.input_ranks

@@ -253,7 +253,7 @@ class HeldOutChannels:
     """Largest magnitude of each input channel, separately for held-out batches, and some tokens of these.
 
     Attributes:
-        value: (local in-features), the input's data type: of the batches that are not held out.
+        value: (local in-features), the input's data type: over the batches that are not held out.
         held_out: The same for the batches that are held out.
         sample: (tokens, in-features), the input's data type: tokens that are held out, at most 1024.
         tokens: How many tokens entered on this rank.
@@ -326,7 +326,7 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
         torch.addmm(rows, part, right, out_dtype=torch.float32, out=rows)
 
 
-# Rows of a Gram matrix of which a GPU leaves out what is left of the diagonal.
+# Rows of a Gram matrix per step, in which a GPU skips the part left of the diagonal.
 _ROWS_OF_HALF = 2048
 
 

@@ -92,7 +92,7 @@ class AllowedNames:
     """The names that a checkpoint may use.
 
     Attributes:
-        trusted: Dotted names that the user has added: of functions and classes, or of modules with all that is in them.
+        trusted: Dotted names that the user has added: functions and classes, or modules with everything in them.
     """
 
     trusted: Sequence[str] = ()

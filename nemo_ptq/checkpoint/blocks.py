@@ -34,7 +34,7 @@ class Block:
 
     Attributes:
         index: Place in the whole model: 0 is the embedding, ``i + 1`` is layer ``i``, the last one is the head.
-        place: Of a layer, its place in this pipeline stage.
+        place: A layer's place in this pipeline stage.
         modules: This rank's modules by Megatron's names, layers and experts counted through the whole model. Modules
             without parameters are among them.
     """
@@ -56,7 +56,7 @@ def split_into_blocks(module: Any, num_layers: int) -> list[Block]:
 
     Args:
         module: Megatron's GPTModel.
-        num_layers: Of the whole model.
+        num_layers: Number of layers of the whole model.
     """
     blocks: dict[int, dict[str, torch.nn.Module]] = {}
     first = module.decoder.layers[0].layer_number if len(module.decoder.layers) else 1
@@ -203,7 +203,7 @@ def _copy_through_page_locked(target: torch.Tensor, source: torch.Tensor) -> Non
 
     Args:
         target: Contiguous, on any device.
-        source: Of the same shape, on the CPU.
+        source: A tensor of the same shape, on the CPU.
     """
     if not target.is_cuda or not source.is_contiguous() or source.nbytes < _SENT_AT_ONCE:
         target.copy_(source)

@@ -14,7 +14,7 @@ from nemo_ptq.untrusted import FileError, inside, open_file, read_json_object
 
 # Characters of an error that a message shows.
 _SHOWN = 200
-# Parts of a tensor without values, each of which would be listed.
+# The most parts of a tensor with an empty axis, since each part would be listed.
 _MOST_EMPTY = 2**20
 
 

@@ -98,7 +98,7 @@ def fields_in_context(checkpoint: Path, model: Call, allowed: AllowedNames) -> M
 
 
 def _defaults(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in a model.yaml but for functions and objects, of which a built model needs the activation alone.
+    """The fields in a model.yaml except functions and objects, of which a built model needs only the activation.
 
     Raises:
         _NotKnown: If the activation is unknown.

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # NeMo-Run's placeholder for a job's directory. Without a container it is replaced wherever it stands in the script.
 PLACEHOLDER = "/nemo_run"
-# Values that sbatch takes for --time: minutes, with seconds or hours beside them, or days and what is left of them.
+# Values that sbatch takes for --time: minutes, optionally with seconds or hours, or days with the remaining time.
 _TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d+){0,2}|infinite|unlimited", re.IGNORECASE)
 
 

@@ -106,7 +106,7 @@ class GemmaAttention:
         cap: Soft limit of the scores; None for no limit.
         logit_cap: Soft limit of the model's logits; None for no limit.
         window: Positions that each one attends to in layers with a window, itself included.
-        pattern: Layers in a group of which the last has no window.
+        pattern: Layers in a repeating group, whose last layer has no window.
         local_base: Base of the rotary frequencies in layers with a window; None where it is that of the others.
     """
 
@@ -210,7 +210,7 @@ class ModelSpec:
         return self.layers[int(layer)][own]
 
     def has(self, name: str) -> bool:
-        """Whether there is a module, by Megatron's name in the whole model; true of what is in no layer."""
+        """Whether there is a module, by Megatron's name in the whole model; true for names outside the layers."""
         if not name.startswith("decoder.layers."):
             return True
         layer, _, own = name.removeprefix("decoder.layers.").partition(".")

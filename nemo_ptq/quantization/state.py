@@ -68,7 +68,7 @@ def fingerprint_of(sums: Mapping[str, int]) -> str:
 
 
 def of_block(entries: Mapping[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
-    """Returns the entries of a calibration state that belong to one block: of block ``i + 1`` those of layer ``i``."""
+    """Returns the entries of a calibration state that belong to one block: for block ``i + 1`` those of layer ``i``."""
     prefix = f"decoder.layers.{index - 1}."
     return {name: value for name, value in entries.items() if name.startswith(prefix)}
 

@@ -62,7 +62,7 @@ def _kinds(header: StateHeader, linear: str) -> tuple[str, ...]:
 
 
 def _choice_problem(header: StateHeader, model: ModelSpec) -> str | None:
-    """What is wrong with the algorithms that were chosen for the layers."""
+    """The problem with the algorithms that were chosen for the layers."""
     if not algorithm_named(header.quantization.algorithm_name).chooses:
         return "it names an algorithm for each layer, and quantizes all alike" if header.choice else None
     unquantized = unquantized_layers(header.quantization, model)
@@ -80,7 +80,7 @@ def _choice_problem(header: StateHeader, model: ModelSpec) -> str | None:
 
 
 def entry_problems(entries: Mapping[str, tuple[str, Shape]], header: StateHeader, model: ModelSpec) -> Iterator[str]:
-    """Yields what is wrong with the tensors of a calibration state, a few words for each; their values are not read.
+    """Yields the problems of a calibration state's tensors, a few words for each; their values are not read.
 
     For a user's own ModelOpt configuration it is only known what the tensors may be called, not which ones there should
     be.

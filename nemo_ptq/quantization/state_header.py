@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a calibration state says about itself: how it was made, and of which model. Needs no torch."""
+"""A calibration state's description of itself: how it was made, and from which model. Needs no torch."""
 
 import json
 import os

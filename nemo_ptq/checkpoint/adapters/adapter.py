@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter that a user names beside a checkpoint, of whichever kind. Needs no torch."""
+"""The adapter that a user names beside a checkpoint, of any kind. Needs no torch."""
 
 from pathlib import Path
 

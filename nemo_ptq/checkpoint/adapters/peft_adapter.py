@@ -21,7 +21,7 @@ _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _MATRIX = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])\.weight")
 _COPY = re.compile(r"base_model\.model\.(?P<module>(?!.*\.lora_).+?)(\.base_layer)?\.weight")
 _READ = ("peft_type", "r", "lora_alpha", "use_rslora", "target_modules")
-# Settings for what is merged already, and for training.
+# Settings whose effect the saved matrices already have, and settings for training.
 _HARMLESS = (
     *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version"),
     *("lora_dropout", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core", "runtime_config"),

@@ -47,7 +47,7 @@ class ChosenClass:
     Attributes:
         nemo_model: NeMo's model class, with its module.
         nemo_config: NeMo's configuration class, with its module.
-        arguments: Of the configuration class, sizes of the vocabulary apart.
+        arguments: Arguments of the configuration class, except the size of the vocabulary.
         spec: The model.
     """
 
