@@ -2,9 +2,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a user can set: how to quantize, and what to export.
 
-NeMo-Run serialises both dataclasses and parses their fields from the command line. They therefore hold exactly what
-the user gave; what that means is answered by their properties, and whether it is right by :mod:`nemo_ptq.plan.rules`.
-Each field declares how it is set from a command line, from which :mod:`nemo_ptq.options` makes its tables.
+NeMo-Run serialises both dataclasses and parses their fields from the command line. They therefore hold exactly the
+user's values; their properties interpret these, and :mod:`nemo_ptq.plan.rules` checks them. Each field declares how it
+is set from a command line, from which :mod:`nemo_ptq.options` makes its tables.
 """
 
 import os
@@ -17,17 +17,17 @@ NO_QUANT = "no_quant"
 AUTO = "auto"
 """The algorithm that chooses one of the others for each layer."""
 CUSTOM = "custom"
-"""What :attr:`QuantizationConfig.algorithm_name` says where the user gave a file."""
+"""The value of :attr:`QuantizationConfig.algorithm_name` where the user gave a file."""
 ALGORITHM_FILES = (".json", ".yaml", ".yml")
 FAST, BALANCED, MAX = "fast", "balanced", "max"
 QUALITIES = (FAST, BALANCED, MAX)
-"""What `quality` can be, the quickest first."""
+"""The values of `quality`, the quickest first."""
 FP8_CACHE, NVFP4_CACHE = "fp8", "nvfp4"
 KV_CACHE_FORMATS = (FP8_CACHE, NVFP4_CACHE)
-"""What `kv_cache_qformat` can be."""
+"""The values of `kv_cache_qformat`."""
 DATA_FILES = (".jsonl", ".json", ".txt", ".parquet")
 COMPRESSED_FILES = (".gz", ".bz2", ".xz", ".zst", ".zip", ".tar")
-# Endings of what people give as data and is not read, so that it is not taken for a name.
+# Endings of data files that are not supported, so that such a path is not taken for a name.
 _OTHER_FILES = (*COMPRESSED_FILES, ".csv", ".tsv", ".arrow", ".yaml", ".yml", ".md")
 BUILT_IN_DATA = "builtin"
 """The data set that is part of the package."""
@@ -36,7 +36,7 @@ DTYPES = {"bf16": "bfloat16", "bfloat16": "bfloat16", "16": "float16", "fp16": "
 
 
 def is_algorithm_file(name: str) -> bool:
-    """Whether an algorithm's name is a path, or that of a recipe of ModelOpt's, whose ending may be left out."""
+    """Whether an algorithm's name is a path, or the name of a ModelOpt recipe, whose ending may be left out."""
     return name.lower().endswith(ALGORITHM_FILES) or "/" in name
 
 
@@ -59,7 +59,7 @@ class DataSource:
         split: Split of a data set of the hub.
         config: Configuration of a data set of the hub; None is its default.
         column: The column or key with the text or the messages; None looks for the usual ones.
-        weight: How many samples are taken of it, against those of the other sources.
+        weight: Its share of the samples, relative to the weights of the other sources.
     """
 
     name: str
@@ -79,7 +79,7 @@ class DataSource:
         return "/" in self.name and not self.is_file
 
 
-# What may follow a source's name, and where the next source begins.
+# The settings that may follow a source's name, and the beginning of the next source.
 _DATA_SETTING = re.compile(r",(column|config|weight)=")
 _OTHER_SETTING = re.compile(r",(\w+)=")
 _HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<split>[^:,]+))?")
@@ -89,10 +89,10 @@ def read_sources(value: str) -> tuple[DataSource, ...]:
     """Reads `calibration_dataset`: sources with semicolons between.
 
     Args:
-        value: What the user gave.
+        value: The user's value.
 
     Raises:
-        ValueError: If it is no such text; says why.
+        ValueError: If it is not valid; the message says why.
 
     Example:
         >>> read_sources("owner/talks:train_sft,column=messages,weight=3;builtin")[0].split
@@ -111,7 +111,7 @@ def absolute_sources(value: str) -> str:
 
 
 def _check_name(name: str) -> None:
-    """Refuses what was meant for a setting, and addresses."""
+    """Refuses misspelled settings and URLs."""
     if "://" in name:
         raise ValueError(f"{name!r} is an address: download the file, and give its path")
     if (other := _OTHER_SETTING.search(name)) is not None and not name.lower().endswith(DATA_FILES):
@@ -150,11 +150,11 @@ def read_list(value: object) -> tuple[str, ...]:
     """Reads `export_format` or `exclude`: a name, a list of names, or the text of one.
 
     Args:
-        value: What the user gave.
+        value: The user's value.
 
     Returns:
-        The names in their order, each once, whether there is anything of that name or not; empty where it is neither
-        text nor a list of texts.
+        The names in their order, each once, whether there is anything of that name or not; empty if the value is
+        neither a text nor a list of texts.
 
     Example:
         >>> read_list("[trtllm, hf]")
@@ -175,8 +175,8 @@ class Setting:
 
     Attributes:
         kind: Which values it takes, by the names of :mod:`nemo_ptq.options`.
-        help: What it is for; {names} stands for the values that have names.
-        flags: Its flags in :mod:`nemo_ptq.script`, of which the first is what messages call it.
+        help: Its purpose; {names} stands for the values that have names.
+        flags: Its flags in :mod:`nemo_ptq.script`; messages use the first.
         off_flags: Flags that set it to false, where `flags` set it to true.
     """
 
@@ -338,7 +338,7 @@ class QuantizationConfig:
 
     @property
     def is_balanced(self) -> bool:
-        """Whether weights are rounded by what that does to the layers' outputs: qualities "balanced" and "max"."""
+        """Whether weights are rounded by the effect on the layers' outputs: qualities "balanced" and "max"."""
         return self.quality in (BALANCED, MAX)
 
     @property

@@ -41,7 +41,7 @@ class Job:
         tokenizer_path: A tokenizer to use in place of the checkpoint's.
         adapter: A LoRA adapter that is merged into the checkpoint's weights as they are read, absolute; None for none.
         calibration_state: File of a calibration to use in place of calibrating, or of the one that a quantized
-            checkpoint was made with; `quantization` is then what it was made with.
+            checkpoint was made with; `quantization` is then the configuration that it was made with.
         legacy_ckpt: Whether the checkpoint may come from another version of Transformer Engine.
         trust_checkpoint: Names of code that the checkpoint may have called, with commas between; see
             :func:`nemo_ptq.checkpoint.allowed_names.read_names`.

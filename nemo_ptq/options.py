@@ -39,14 +39,14 @@ class Kind:
     """A kind of value.
 
     Attributes:
-        rule: What a value must be, to follow "must be"; {names} stands for the names.
-        accepts: Whether a value is one.
+        rule: The condition on a value, as text to follow "must be"; {names} stands for the names.
+        accepts: Whether a value is valid.
         convert: Makes a value of its text, or raises ValueError.
-        known: The values that have names. A registry is looked at when it is asked for: plugins add to it.
+        known: The values that have names. Registries are read at each call, since plugins add to them.
         optional: Whether None is a value.
-        names_code: Whether a value is the name of a function or class.
+        names_code: Whether values are names of functions or classes.
         why_not: Says what is wrong with a text that looks like a value; None where it does not know.
-        meant: What people call a value, in lower case, and its name here.
+        meant: Other common names of values, in lower case, and their names here.
     """
 
     rule: str
@@ -68,7 +68,7 @@ class Kind:
         return text.replace("{names}", ", ".join(self.known))
 
     def read(self, text: str) -> Any:
-        """Makes a value of what stood on a command line; text that is no such value stays as it is."""
+        """Converts text from a command line into a value; text that is not valid is returned unchanged."""
         if self.optional and text.lower() in ("none", "null"):
             return None
         try:
@@ -111,7 +111,7 @@ def _is_path(value: Any) -> bool:
 
 
 def _is_text(value: Any) -> bool:
-    """Whether a value is text that files can hold: bytes of a path that are no UTF-8 cannot be written into JSON."""
+    """Whether a value is text that files can hold: path bytes that are not UTF-8 cannot be written into JSON."""
     return isinstance(value, str) and not re.search("[\0\ud800-\udfff]", value)
 
 
@@ -150,7 +150,7 @@ def _why_no_sources(value: str) -> str | None:
 
 
 def _why_no_path(value: str) -> str | None:
-    """What is wrong with a path before it is looked at."""
+    """What is wrong with a path, judged by its text alone."""
     if "://" in value:
         return "it is an address, and must be a path on this machine"
     try:
@@ -221,9 +221,9 @@ class Option:
 
     Attributes:
         kind: The values that it takes.
-        help: What it is for; {names} stands for the kind's names.
+        help: Its purpose; {names} stands for the kind's names.
         default: Its value where the user gives none.
-        flags: Its flags in :mod:`nemo_ptq.script`; the first is what messages call it.
+        flags: Its flags in :mod:`nemo_ptq.script`; messages use the first.
         off_flags: Flags that set it to false, where `flags` set it to true.
     """
 
@@ -239,7 +239,7 @@ class Option:
         return self.kind.convert is _truth
 
     def describe(self) -> str:
-        """What it is for, and its default in parentheses."""
+        """Its purpose, with its default in parentheses."""
         text = self.kind.with_names(self.help)
         return text if self.default is None else f"{text} ({_shown(self.default)})"
 

@@ -23,7 +23,7 @@ from nemo_ptq.quantization.rounding import fake_quantize_int4
 
 _SCALE_RANGE = (1e-4, 1e4)
 _TINY = torch.finfo(torch.float32).tiny
-# Column stripes of the halved Gram matrix that are multiplied one by one; more save more of the zeros, up to a half.
+# Column stripes of the halved Gram matrix, multiplied one by one: more stripes skip more of its zeros, up to half.
 _STRIPES = 8
 
 
@@ -45,9 +45,9 @@ def relative_magnitude(weight: torch.Tensor, block_size: int) -> torch.Tensor:
 
 
 def _pieces(weight: torch.Tensor) -> tuple[torch.Tensor, ...]:
-    """Splits a weight into some rows after the other on a GPU, whose memory is scarce.
+    """Splits a weight into groups of rows on a GPU, whose memory is scarce.
 
-    On the CPU it stays whole: sums over its rows keep their last bit.
+    On a CPU the weight stays whole, so that sums over its rows keep their last bit.
     """
     return weight.split(rows_at_once(weight)) if weight.is_cuda else (weight,)
 
@@ -76,7 +76,7 @@ class _Search:
 
     Args:
         weight: (local out-features, local in-features).
-        moments: Of the layer's input, merged over the ranks; its Gram matrix is changed in place.
+        moments: Sums over the layer's input, merged over the ranks; its Gram matrix is changed in place.
         ranks: Ranks that share the layer.
         shares_inputs: Whether they share its input channels (row-parallel), else its outputs.
         block_size: Weights that share one INT4 scale.
@@ -101,7 +101,7 @@ class _Search:
         return min(((self._loss(scale, gram), scale) for scale in scales), key=lambda pair: pair[0])[1]
 
     def _loss(self, scale: torch.Tensor, gram: tuple[torch.Tensor, ...]) -> float:
-        """Squared change of the layer's output over all calibration tokens, were the weight rounded under ``scale``.
+        """Squared change of the layer's output over all calibration tokens with the weight rounded under ``scale``.
 
         Args:
             scale: float32 (local in-features).
@@ -123,7 +123,7 @@ class _Search:
         return float(self.ranks.sum(loss))
 
     def _error(self, weight: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        """What rounding under ``scale`` changes in rows of the weight."""
+        """The change that rounding under ``scale`` makes to rows of the weight."""
         scaled = torch.mul(weight, scale, out=torch.empty_like(weight))
         # Computed in float32, then rounded, the same on both sides of the product: the loss moves by less than 1e-4.
         rounded = fake_quantize_int4(scaled, self.block_size)
@@ -142,15 +142,15 @@ def search_scale(
 
     Args:
         weight: (local out-features, local in-features), local in-features a multiple of ``block_size``.
-        moments: Of the layer's input, merged over the ranks; its Gram matrix is changed in place.
+        moments: Sums over the layer's input, merged over the ranks; its Gram matrix is changed in place.
         block_size: Weights that share one INT4 scale.
         exponent_step: Distance between the exponents tried, from 0 to 1.
         ranks: Ranks that share the layer.
         shares_inputs: Whether they share its input channels (row-parallel), else its outputs.
 
     Returns:
-        float32 (local in-features): what the weight is multiplied with, and its input divided by; ones where no token
-        has entered.
+        float32 (local in-features): the factors by which the weight is multiplied and its input divided; ones where no
+        token has entered.
     """
     if not moments.count:
         return torch.ones_like(moments.abs_sum)
@@ -162,7 +162,8 @@ def _halved(gram: torch.Tensor, first_row: int) -> torch.Tensor:
     """Folds the upper triangle of a symmetric matrix into the lower: D G and D half(G) have the same product with D.
 
     Args:
-        gram: (rows, n), consecutive rows of an (n, n) matrix; changed in place, since it is the largest thing around.
+        gram: (rows, n), consecutive rows of an (n, n) matrix; changed in place, since it is the largest tensor in
+            memory.
         first_row: Which of its rows they begin with.
     """
     gram.tril_(first_row).mul_(2)
@@ -173,8 +174,8 @@ def _halved(gram: torch.Tensor, first_row: int) -> torch.Tensor:
 def _terms(matrix: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
     """Splits a float32 matrix for :func:`product`: two bfloat16 terms hold 16 of its 24 bits.
 
-    They take the matrix's place in memory, row by row beside each other. On the CPU, which multiplies in float32
-    anyway, the matrix stays what it is.
+    The terms take the matrix's place in memory, side by side in each row. On a CPU, which multiplies in float32 anyway,
+    the matrix is left as it is.
     """
     if not matrix.is_cuda:
         return (matrix,)

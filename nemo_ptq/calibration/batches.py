@@ -25,9 +25,9 @@ class JobSamples:
     """The text of a job.
 
     Attributes:
-        calibration: What the model is calibrated on.
-        evaluation: What it is compared with the unquantized model on.
-        held_out: Whether the latter are other samples than the former.
+        calibration: Samples that the model is calibrated on.
+        evaluation: Samples on which it is compared with the unquantized model.
+        held_out: Whether the evaluation samples are separate from the calibration samples.
     """
 
     calibration: Sequence[Sample] = ()
@@ -39,7 +39,7 @@ def read_job_samples(job: Job, reporter: Reporter) -> JobSamples:
     """Reads the samples of a job; none if it quantizes nothing, is calibrated, or has a loop of its own.
 
     Raises:
-        PtqError: If the data set cannot be read, and is calibrated on.
+        PtqError: If the data set is needed for calibration and cannot be read.
     """
     if not job.reads_data:
         return JobSamples()
@@ -56,7 +56,7 @@ def read_job_samples(job: Job, reporter: Reporter) -> JobSamples:
 
 
 def _evaluation_samples(job: Job, reporter: Reporter) -> JobSamples:
-    """What a model is compared on that needs no text to be quantized: nothing where there is none."""
+    """Returns the samples to compare a model on that is quantized without text; none if they cannot be read."""
     try:
         samples = read_samples(job.quantization.calibration_dataset, job.quantization.evaluation_dataset_size)
     except PtqError as error:

@@ -1,12 +1,12 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which option each part of a model gets so that all of them keep within a budget of bits and err least together.
+"""Chooses an option for each part of a model, for the least total error within a budget of bits.
 
-Errors of parts are taken to add up. For a multiplier, a price of a bit in error, each part takes by itself the option
-for which error + price x bits is least. From a high price to none, the parts go one after the other through the corners
-of the lower convex hulls of their options (Everett 1963; Shoham and Gersho 1988): every stop on that way has the least
-error that its bits allow. A budget between two stops takes the cheaper one, and spends what is left on the parts that
-gain most by it. Pure functions over plain records.
+The errors of the parts are assumed to add up. Given a Lagrange multiplier, the price of one bit in units of error, each
+part independently takes the option with the least error + price x bits. As the price falls to zero, the parts move one
+by one along the corners of the lower convex hulls of their options (Everett 1963; Shoham and Gersho 1988), and every
+allocation on that path has the least error that its bits allow. A budget between two of these allocations takes the
+cheaper one, and spends the remaining bits on the parts that gain most. Pure functions over plain records.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,11 +16,11 @@ from itertools import pairwise
 
 @dataclass(frozen=True)
 class Cost:
-    """What one option of one part costs.
+    """The cost of one option for one part.
 
     Attributes:
         error: At least 0; errors of all parts are comparable.
-        bits: Of all weights of the part.
+        bits: Total bits of the part's weights.
     """
 
     error: float
@@ -37,8 +37,8 @@ class Allocation:
 
     Attributes:
         options: Name of the option, by part.
-        bits: Of all parts.
-        error: Of all parts.
+        bits: Total over all parts.
+        error: Total over all parts.
     """
 
     options: Mapping[str, str]
@@ -59,7 +59,7 @@ def sweep(costs: Costs) -> list[Allocation]:
         for options in [costs[part]]
         for before, after in pairwise(hull)
     ]
-    # The steps of one hull are in this order already: each saves less for a bit than the one before it.
+    # The steps of one hull are in this order already: each saves less error per bit than the one before it.
     steps.sort(key=lambda step: -step[0])
     found = [_allocation({part: hull[0] for part, hull in hulls.items()}, costs)]
     for _, part, option in steps:
@@ -68,7 +68,7 @@ def sweep(costs: Costs) -> list[Allocation]:
 
 
 def allocate(costs: Costs, budget: float) -> Allocation:
-    """Returns an allocation within a budget: the best of all where the budget is a stop of the :func:`sweep`.
+    """Returns an allocation within a budget: the optimum where the budget is that of a step of :func:`sweep`.
 
     Args:
         costs: At least one option of each part.
@@ -88,7 +88,7 @@ def allocate(costs: Costs, budget: float) -> Allocation:
 
 
 def _best_step(found: Allocation, costs: Costs, budget: float) -> tuple[str, str] | None:
-    """The part and its option that save most error for each further bit, among those within the budget."""
+    """The part and option that save most error per further bit, among those within the budget."""
     best, best_rate = None, 0.0
     for part, options in costs.items():
         now = options[found.options[part]]

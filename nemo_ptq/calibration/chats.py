@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Samples of calibration data: texts, and chats in the forms that people keep them in. Imports nothing heavy."""
+"""Samples of calibration data: texts, and chats in the common forms. Imports nothing heavy."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -51,7 +51,7 @@ def read_sample(record: Any, where: str, column: str | None = None) -> Sample:
     Args:
         record: The row. "text" holds a text; "messages" and "conversations" hold a chat, in OpenAI's form or
             ShareGPT's, and "tools" its tools.
-        where: What messages call the row.
+        where: Name of the row in error messages.
         column: Which key holds the text or the chat; None takes the first of those above.
 
     Raises:
@@ -86,7 +86,7 @@ def read_sample(record: Any, where: str, column: str | None = None) -> Sample:
 
 
 def _messages_in_json(text: str) -> list[Any] | None:
-    """The messages that a text holds as JSON, which is how tables often have them; None where it is any other text."""
+    """The messages in a text that is JSON, as tables often store them; None for any other text."""
     if not text.lstrip().startswith("["):
         return None
     try:
@@ -133,7 +133,7 @@ def _message(message: Any, where: str) -> Message:
 
 
 def _content(content: Any, where: str) -> str:
-    """The text of a message: none beside tool calls, or parts of it in a list."""
+    """The text of a message, which may be a list of parts, or missing beside tool calls."""
     if content is None:
         return ""
     if isinstance(content, str):
@@ -148,7 +148,7 @@ def _content(content: Any, where: str) -> str:
 
 
 def _tool_call(call: Any, where: str) -> Any:
-    """A call of a tool, its arguments as an object: OpenAI's API has them as JSON, and templates write it."""
+    """A tool call with its arguments as an object, which templates write as JSON; OpenAI's API has JSON text."""
     function = call.get("function") if isinstance(call, Mapping) else None
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise PtqError(f"{where}: a tool call needs a function with a name")
@@ -189,7 +189,7 @@ def plain_text(messages: Iterable[Message]) -> str:
 
 
 def with_system_in_first_turn(messages: Sequence[Message]) -> list[Message] | None:
-    """Puts the system's text before the user's first, as families do whose templates know no system.
+    """Puts the system's text before the user's first message, as model families without a system role do.
 
     Returns:
         None where the chat does not begin with a system's message and a user's.

@@ -19,7 +19,7 @@ T = TypeVar("T")
 Dataset = Callable[[], Iterator[Sample]]
 
 ON_HUB = {"cnn_dailymail": ("cnn_dailymail", "abisee/cnn_dailymail"), "wikitext": ("wikitext", "Salesforce/wikitext")}
-"""Those of our data sets that are on the hub, with all names that the library may keep them under in its cache."""
+"""Our data sets that are on the hub, with every name under which the library may have cached them."""
 # Passages of the package's own data set that are kept for the report, if no others are left for it.
 _KEPT_APART = 16
 
@@ -49,7 +49,7 @@ def register(name: str, dataset: Dataset) -> None:
 
     Args:
         name: What users call it.
-        dataset: Yields its samples when it is called. What it needs to do so, it imports then.
+        dataset: Yields its samples when it is called, and imports what it needs only then.
 
     Raises:
         PtqError: If there is a data set of that name.
@@ -87,9 +87,9 @@ def _samples(source: DataSource) -> Iterator[Sample]:
 
 
 def interleaved(sources: Sequence[Iterable[T]], weights: Sequence[float]) -> Iterator[T]:
-    """Yields from several sources so that after any number of items each has given its share, as near as can be.
+    """Yields from several sources in turn, so that at any point each has given its share as nearly as possible.
 
-    A source that has no more is left out.
+    An exhausted source is skipped.
 
     Example:
         >>> list(interleaved(["aaaa", "bb"], [2.0, 1.0]))
@@ -98,7 +98,7 @@ def interleaved(sources: Sequence[Iterable[T]], weights: Sequence[float]) -> Ite
     iterators = dict(enumerate(map(iter, sources)))
     given = dict.fromkeys(iterators, 0)
     while iterators:
-        # Whose next item is due first.
+        # The source whose next item is due first.
         place = min(iterators, key=lambda place: ((given[place] + 0.5) / weights[place], place))
         try:
             item = next(iterators[place])
@@ -110,10 +110,10 @@ def interleaved(sources: Sequence[Iterable[T]], weights: Sequence[float]) -> Ite
 
 
 def check_available(sources: Sequence[DataSource]) -> None:
-    """Finds out within seconds whether the data sets of the hub can be had on this machine.
+    """Checks within seconds whether the data sets of the hub are available on this machine.
 
     Raises:
-        PtqError: If one cannot.
+        PtqError: If one is not.
     """
     for source in sources:
         if source.is_on_hub or source.name in ON_HUB:
@@ -125,7 +125,7 @@ def split_samples(dataset: str, samples: Sequence[Sample], wanted: int) -> tuple
 
     Args:
         dataset: Where they come from. Of the package's own data set, which is small, the last ones are always held out.
-        samples: All that were read.
+        samples: All samples that were read.
         wanted: How many to calibrate on.
     """
     if [source.name for source in read_sources(dataset)] == [BUILT_IN_DATA]:

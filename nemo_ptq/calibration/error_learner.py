@@ -1,18 +1,18 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What each way of quantizing each layer would change in the model, measured before one of them is chosen.
+"""Measures how much each way of quantizing each layer changes the model, before one of them is chosen.
 
 The calibration batches walk through the unquantized model once. For each block:
 
-1. All of them run through it. Of what enters each linear layer the Gram matrix is summed up, and what the scales of its
-   activations need.
-2. Each layer is rounded in each way, as quality "balanced" rounds but for the correction of what earlier layers have
-   done, and some tokens run through the block with this layer alone as a server has it, its activations rounded too.
+1. All batches run through it. For each linear layer, the Gram matrix of its inputs is accumulated, and the statistics
+   that its activation scales need.
+2. Each layer is rounded in each way, as quality "balanced" does but without correcting for earlier layers. Some tokens
+   then run through the block with this layer alone quantized as on a server, its activations rounded too.
 
 The error is the change of the block's output, relative to that output: the mean over the tokens of |change|^2 /
-|output|^2. It is taken where blocks add to one another, so that errors of an attention and of an MLP, of a layer before
-a nonlinearity and of one behind it compare, and a layer counts by what it adds to the model's hidden states. A relative
-error of each token keeps the few with massive activations from hiding all others.
+|output|^2. It is measured on the hidden states between blocks, so that errors in an attention and in an MLP, before and
+after a nonlinearity, are comparable, and a layer counts by its effect on these states. An error relative to each token
+keeps the few tokens with massive activations from hiding all others.
 """
 
 from collections import Counter, defaultdict
@@ -43,7 +43,7 @@ class Way:
     """One way to quantize a layer.
 
     Attributes:
-        rounder: How it is rounded; none that gives pre-quantization scales.
+        rounder: How it is rounded; never with pre-quantization scales.
         scheme: How it is stored.
     """
 
@@ -65,7 +65,7 @@ class ErrorLearner:
         stream: The calibration batches of this data-parallel rank.
         ways: What to measure. Layers of other blocks are left alone.
         counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`.
-        errors: What was measured so far, by the first of the layers and the way.
+        errors: The errors measured so far, by the first of the layers and the way.
     """
 
     runner: BlockRunner
@@ -115,7 +115,7 @@ class ErrorLearner:
         return {}
 
     def _sample(self) -> list[torch.Tensor]:
-        """The hidden states of some tokens where the stream stands: of whole sequences."""
+        """The hidden states of some whole sequences at the stream's current place."""
         sample, left = [], _TOKENS
         for states in self.stream.hidden:
             if left > 0:
@@ -146,7 +146,7 @@ def _squared(states: torch.Tensor) -> torch.Tensor:
 
 
 class _Layer:
-    """A linear layer whose inputs are observed, and which is then quantized in one way after the other.
+    """A linear layer whose inputs are observed, and which is then quantized in each way in turn.
 
     Args:
         linear: This rank's shard of it.
@@ -154,8 +154,8 @@ class _Layer:
 
     Attributes:
         linear: As given.
-        moments: What is gathered of its inputs for all ways.
-        statistic: What is gathered of them, with what the ways need for their activations.
+        moments: Sums over its inputs, which all ways need.
+        statistic: The moments together with what the ways need for their activations.
     """
 
     def __init__(self, linear: LinearShard, ways: Mapping[str, Way]) -> None:
@@ -174,7 +174,7 @@ class _Layer:
 
     @contextmanager
     def quantized(self, module: torch.nn.Module, way: str) -> Iterator[None]:
-        """Has the layer compute as a server does that has it quantized in a way, within a ``with`` block."""
+        """Has the layer compute as on a server that quantizes it in one way, within a ``with`` block."""
         scheme, amax = self._ways[way].scheme, self._amax(way)
 
         def enter(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
@@ -192,7 +192,7 @@ class _Layer:
             module.register_parameter("weight", original)
 
     def _amax(self, way: str) -> torch.Tensor | None:
-        """What the activations are scaled with."""
+        """The scales of the activations."""
         if way not in self._of_inputs:
             return None
         entries = self._ways[way].rounder.decide(self.linear, self._of_inputs[way], lambda scale: scale)

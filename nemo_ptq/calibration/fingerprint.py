@@ -35,7 +35,7 @@ class Fingerprint:
         everyones = [mine] * dist.get_world_size()
         dist.all_gather_object(everyones, mine)
         total: dict[str, int] = {}
-        # Data-parallel ranks have the same under the same key.
+        # Data-parallel ranks hold equal values under equal keys.
         for (name, _), value in {key: value for part in everyones for key, value in part.items()}.items():
             total[name] = total.get(name, 0) + value
         return fingerprint_of(total)

@@ -19,7 +19,7 @@ def _positions(tokens: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def _without_output_layer(module: GPTModel) -> Iterator[None]:
-    """Lets a last stage end with its hidden states: the vocabulary is wide, and its layer is not calibrated."""
+    """Has a last stage return its hidden states: its output layer is wide, and is not calibrated."""
     is_last, module.post_process = module.post_process, False
     try:
         yield
@@ -51,8 +51,8 @@ def forward_batches(module: GPTModel, batches: Iterable[torch.Tensor]) -> Iterat
         batches: int64 tokens of shape (batch, sequence), all of one length within a batch: there is no padding.
 
     Yields:
-        For each batch, on the last stage its output, the tensor-parallel rank's logits of shape
-        (batch, sequence, padded vocabulary / TP); None on the other stages.
+        For each batch: on the last stage this tensor-parallel rank's logits, (batch, sequence, padded vocabulary / TP);
+        on the other stages None.
     """
     device = next(module.parameters()).device
     hidden_size, dtype = module.config.hidden_size, module.config.params_dtype

@@ -6,9 +6,9 @@ GPTQ (Frantar et al., https://arxiv.org/abs/2210.17323) rounds one input column 
 not rounded yet so that they make up for the error. With D the change of the weight it lowers tr(D H D^T), the squared
 change of the output over the calibration data, where H = X^T X.
 
-What the layer should give is the output of the unquantized model, and what it gets are the inputs of the quantized
-one. :func:`moved` moves the weight toward that first (as GPTAQ, https://arxiv.org/abs/2504.02692, does column by
-column); GPTQ with H of the quantized model's inputs then rounds what it returns.
+The layer should give the unquantized model's output from the quantized model's inputs. :func:`moved` first moves the
+weight toward that (as GPTAQ, https://arxiv.org/abs/2504.02692, does column by column); GPTQ, with H of the quantized
+model's inputs, then rounds the moved weight.
 
 Rows of a weight do not depend on one another: under tensor parallelism a rank rounds the output rows it has, given the
 whole H; where the inputs are sharded, whole rows are gathered first.
@@ -27,7 +27,7 @@ from nemo_ptq.quantization.kernels import has_kernels
 from nemo_ptq.quantization.rounding import fp4_codes, int4_codes, to_fp8, to_int8
 
 DAMPING = 0.01
-"""What is added to the diagonal of H, relative to its mean."""
+"""The value added to the diagonal of H, relative to the diagonal's mean."""
 # Columns that are rounded before all others are corrected: one product of matrices instead of 128 of vectors.
 _BLOCK = 128
 # Columns among these that are rounded before the rest of the block is corrected: their rows stay in the cache.
@@ -40,15 +40,15 @@ _ATTEMPTS = 4
 
 @dataclass(frozen=True)
 class InverseFactor:
-    """The inverse of a damped Gram matrix, decomposed: what rounding wants to know of a layer's inputs.
+    """The decomposed inverse of a damped Gram matrix: what rounding needs to know of a layer's inputs.
 
     Attributes:
         upper: float32 (in, in), upper triangular U: U^T U is the inverse of H + damping * I with rows and columns in
             ``order``.
         order: int64 (in): the columns in the order in which they are rounded.
-        importance: float32 (in), in the weight's own order: 1 / diag of the inverse, what a squared error of a column
-            costs after the best correction of all other columns.
-        damping: What was added to the diagonal, relative to its mean.
+        importance: float32 (in), in the weight's own order: 1 / diag of the inverse, the cost of a squared error in a
+            column after the best correction of all other columns.
+        damping: The value added to the diagonal, relative to the diagonal's mean.
     """
 
     upper: torch.Tensor
@@ -65,7 +65,7 @@ class Rounded:
         codes: (out, in), not packed: float8_e4m3fn, int8 of INT8 and INT4, or uint8 of FP4.
         scale: Its scales as they are stored: float32 (1) of FP8, (out) of INT8, (out, groups) of INT4, or
             float8_e4m3fn (out, blocks) of NVFP4.
-        weight: float32 (out, in): what a reader of codes and scales computes with.
+        weight: float32 (out, in): the values that a reader computes from codes and scales.
         scale_2: float32 (1), of NVFP4 and W4A8: see :class:`~nemo_ptq.quantization.rounded_weight.RoundedWeight`.
     """
 
@@ -79,7 +79,7 @@ class Rounded:
 def coarse_products(device: torch.device) -> Iterator[None]:
     """Has a GPU multiply float32 matrices as TF32, at several times the rate.
 
-    Corrections can do with 11 bits: a thousandth of a correction is a thousandth of a rounding step.
+    Eleven bits are enough for corrections: a thousandth of a correction is a thousandth of a rounding step.
     """
     before = torch.get_float32_matmul_precision()
     if device.type == "cuda":
@@ -99,10 +99,10 @@ def inverse_factor(
 
     Args:
         gram: (in, in): X^T X of all calibration tokens, or a multiple of it. Not changed.
-        sort: Round the columns with the largest inputs first; otherwise from left to right, as formats want whose
-            scales are chosen on the way.
-        damping: What is added to the diagonal, relative to its mean; more where that is not enough.
-        dtype: The arithmetic's: float32 takes half the memory, and more damping where H is nearly singular.
+        sort: Round the columns with the largest inputs first; otherwise from left to right, as formats need whose
+            scales are chosen during the rounding.
+        damping: The value added to the diagonal, relative to the diagonal's mean; raised where it is too small.
+        dtype: Data type of the arithmetic: float32 takes half the memory, but more damping where H is nearly singular.
 
     Raises:
         PtqError: If the matrix is not finite.
@@ -189,7 +189,7 @@ def _times_lower(matrix: torch.Tensor, lower: torch.Tensor) -> torch.Tensor:
 
 
 def unit_factor(size: int, device: torch.device) -> InverseFactor:
-    """Returns that of inputs of which nothing is known: each column is rounded to nearest, and counts alike."""
+    """Returns the factor for unknown inputs: each column is rounded to nearest, and all columns count alike."""
     return InverseFactor(
         torch.eye(size, device=device), torch.arange(size, device=device), torch.ones(size, device=device), 0.0
     )
@@ -198,16 +198,16 @@ def unit_factor(size: int, device: torch.device) -> InverseFactor:
 def predictable_share(
     cross: torch.Tensor, factor: InverseFactor, mean: torch.Tensor, lack: torch.Tensor, tokens: torch.Tensor
 ) -> torch.Tensor:
-    """Returns which part of a prediction from the quantized model's inputs is more than a fit to chance.
+    """Returns the share of a prediction from the quantized model's inputs that is more than a fit to noise.
 
-    What the quantized model lacks, dY, is predicted from X_q by least squares. Of noise, a prediction from d inputs
-    explains d / tokens on the data that it was fitted to, and nothing of other data. What is explained beyond that is
-    what the prediction is worth (as James and Stein shrink an estimate). It is most of it where weights are rounded
-    coarsely, and little where the rounding of activations is all that there is.
+    Least squares predict dY, the output that the quantized model lacks, from X_q. Even of pure noise, a prediction from
+    d inputs explains a share of d / tokens on the data that it was fitted to, and nothing on other data. Only the share
+    explained beyond that is real (James and Stein shrink estimates likewise). It is large where weights are rounded
+    coarsely, and small where only activations are rounded.
 
     Args:
         cross: float32 (features, in): dY^T X_q.
-        factor: Of H = X_q^T X_q.
+        factor: The factor of H = X_q^T X_q.
         mean: The mean of H's diagonal.
         lack: The sum of dY^2.
         tokens: How many there are.
@@ -224,15 +224,15 @@ def predictable_share(
 
 
 def moved(weight: torch.Tensor, lack: torch.Tensor, factor: InverseFactor) -> torch.Tensor:
-    """Returns the weight that gives what its output lacks as well, as far as the inputs predict that.
+    """Returns the weight whose output includes what it lacks so far, as far as the inputs predict that.
 
-    That is W + dY^T X_q (H + damping)^-1, with H = X_q^T X_q and dY what the output should be less W X_q.
+    The result is W + dY^T X_q (H + damping)^-1, with H = X_q^T X_q and dY the wanted output minus W X_q.
 
     Args:
         weight: float32 (out, in).
         lack: float32 (out, in): dY^T X_q over the tokens of H. Where the output should be that of the unquantized
             model, W X, this is W (X - X_q)^T X_q. Not X^T X_q less H: float32 would lose the difference.
-        factor: Of H.
+        factor: The factor of H.
     """
     # Twice triangular, in the order of the factor.
     correction = _times_upper(_times_lower(lack.index_select(1, factor.order), factor.upper.T), factor.upper)
@@ -244,8 +244,8 @@ def round_columns(
 ) -> torch.Tensor:
     """Rounds some columns one after the other, correcting those that follow among them.
 
-    The one function here whose cost is in its many small steps; everything around it is products of matrices. On a GPU
-    it is a kernel of Triton's.
+    This is the only function here that takes many small steps; everything around it is matrix products. On a GPU it is
+    a Triton kernel.
 
     Args:
         columns: float32 (columns, out): a slice of the transposed weight; becomes the rounded one, code times step.
@@ -281,9 +281,9 @@ def _round(weight: torch.Tensor, factor: InverseFactor, round_some: _RoundColumn
 
     Args:
         weight: (out, in).
-        factor: Of the Gram matrix of the inputs.
-        round_some: Rounds some columns, given what they have become when they are reached.
-        at_once: How many; on a GPU all of a block.
+        factor: The factor of the inputs' Gram matrix.
+        round_some: Rounds some columns, given their values after all corrections so far.
+        at_once: How many columns it rounds at a time; on a GPU all of a block.
 
     Returns:
         float32 (out, in).
@@ -296,7 +296,7 @@ def _round(weight: torch.Tensor, factor: InverseFactor, round_some: _RoundColumn
             f"a weight of shape {tuple(weight.shape)} and a Gram matrix of {factor.upper.shape[0]} inputs: "
             "both must have the layer's in-features; gather the shards of a layer whose inputs are sharded"
         )
-    # Whole rows are gathered, of transposed copies: single elements would take a GPU several times as long.
+    # Gathers whole rows of transposed copies: single elements would take a GPU several times as long.
     columns = weight.float().T.contiguous()[factor.order]
     for start in range(0, size, _BLOCK):
         stop = min(start + _BLOCK, size)
@@ -335,7 +335,7 @@ def round_fp8(weight: torch.Tensor, factor: InverseFactor, scale: torch.Tensor) 
 
     Args:
         weight: (out, in), any floating-point type.
-        factor: Of the Gram matrix of the inputs.
+        factor: The factor of the inputs' Gram matrix.
         scale: float32, one element; of the whole tensor, all shards of it.
     """
     scale = scale.reshape(1)
@@ -348,7 +348,7 @@ def round_int8(weight: torch.Tensor, factor: InverseFactor, scale: torch.Tensor)
 
     Args:
         weight: (out, in), smoothed where the layer has a pre-quantization scale.
-        factor: Of the Gram matrix of the inputs, smoothed likewise: :func:`smoothed`.
+        factor: The factor of the inputs' Gram matrix, smoothed likewise: :func:`smoothed`.
         scale: float32 (out).
     """
     rounded = _round(weight, factor, _by_steps(factor, INT8, lambda _: scale[None]), _TILE)
@@ -364,7 +364,7 @@ def round_int4(
 
     Args:
         weight: (out, in).
-        factor: Of the Gram matrix of the inputs.
+        factor: The factor of the inputs' Gram matrix.
         scale: float32 (out, groups), for example from :func:`nemo_ptq.calibration.search.group_scales`.
         fp8_scale: float32, one element, of W4A8: readers round the dequantized weight to FP8 at this scale.
     """
@@ -380,11 +380,11 @@ def round_int4(
 
 
 def round_nvfp4(weight: torch.Tensor, factor: InverseFactor, scale_2: torch.Tensor, block_size: int = 16) -> Rounded:
-    """Rounds to FP4 (E2M1), and chooses the scale of each block when it is reached: what the block has become counts.
+    """Rounds to FP4 (E2M1), and chooses each block's scale when the block is reached, from its corrected values.
 
     Args:
         weight: (out, in), in-features a multiple of ``block_size``.
-        factor: Of the Gram matrix of the inputs, its columns not sorted.
+        factor: The factor of the inputs' Gram matrix, its columns not sorted.
         scale_2: float32, one element: the scale of the block scales, of the whole tensor.
         block_size: Consecutive in-features that share a scale.
 
@@ -408,12 +408,12 @@ def round_nvfp4(weight: torch.Tensor, factor: InverseFactor, scale_2: torch.Tens
 def _round_nvfp4_columns(
     columns: torch.Tensor, upper: torch.Tensor, scale_2: torch.Tensor, block_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rounds one block, on a GPU some: see :func:`round_columns`; returns the scales as well, (blocks, out)."""
+    """Rounds one block, on a GPU several: see :func:`round_columns`; returns the scales as well, (blocks, out)."""
     if has_kernels(columns):
         from nemo_ptq.calibration import gptq_kernel
 
         return gptq_kernel.round_nvfp4_columns(columns, upper, scale_2, block_size)
-    # Of the inverse of H without the columns that are rounded already, the diagonal.
+    # The diagonal of the inverse of H without the columns that are rounded already.
     remaining = 1 / upper.square().sum(0)
     chosen = nvfp4_block_scales(columns.T, remaining, scale_2, block_size).float().T
     return round_columns(columns, upper, chosen * scale_2, FP4), chosen
@@ -433,7 +433,7 @@ def output_error(change: torch.Tensor, gram: torch.Tensor) -> torch.Tensor:
     """Returns tr(D G D^T) of each row: the squared change of the layer's output over all tokens.
 
     Args:
-        change: (out, in): D, what the weight has become less what it should be.
+        change: (out, in): D, the weight minus its target.
         gram: (in, in).
 
     Returns:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """GPTQ's inner loops as Triton kernels: on a GPU each column would otherwise cost ten launches, each block fifty.
 
-Imported where the weights are on a GPU, which is where torch brings Triton with it. The arithmetic is that of
+Imported only where the weights are on a GPU, for which torch comes with Triton. The arithmetic is that of
 :mod:`nemo_ptq.calibration.gptq` and :mod:`nemo_ptq.calibration.search`, except that products and sums may be fused.
 """
 
@@ -18,12 +18,12 @@ from nemo_ptq.quantization.grid_kernels import E2M1, E4M3, INTEGER, nearest, nea
 from nemo_ptq.quantization.grids import FP4, Grid
 
 _KINDS: Mapping[str, int] = {"int8": INTEGER.value, "int4": INTEGER.value, "fp8": E4M3.value, "fp4": E2M1.value}
-# Rows of the weight that one program rounds. One warp, so that a column is found without a detour by shared memory.
+# Rows of the weight that one program rounds. One warp, so that a column is found without going through shared memory.
 _ROWS = 32
 _WARPS = 1
-# Columns that a program holds at a time: a column's cost is in looking through them.
+# Columns that a program holds at a time: the cost of a column is the search through them.
 _TILE = 32
-# Rows of which one program chooses the scale of a group.
+# Rows for which one program chooses the scale of a group.
 _GROUP_ROWS = 16
 
 
@@ -82,7 +82,7 @@ def _round_columns(  # type: ignore[no-untyped-def]
         is_element = is_own[:, None] & is_row[None, :]
         places = columns + own[:, None] * column_stride + rows[None, :]
         block = tl.load(places, mask=is_element, other=0.0)
-        # The tiles before have left this one to be corrected.
+        # The preceding tiles have not corrected this one yet.
         for before in range(tile):
             others = before * TILE + numbers
             factors = upper + others[None, :] * upper_row_stride + own[:, None] * upper_column_stride
@@ -92,7 +92,7 @@ def _round_columns(  # type: ignore[no-untyped-def]
         step = tl.full((ROWS,), 1.0, tl.float32)
         if CHOOSES:
             factor = tl.load(upper + own[None, :] * upper_row_stride + own[:, None] * upper_column_stride)
-            # Of the inverse of H without the columns that are rounded already, the diagonal.
+            # The diagonal of the inverse of H without the columns that are rounded already.
             remaining = tl.sum(factor * factor, 1)
             counts = tl.div_rn(1.0 + tl.zeros_like(remaining), remaining)
             scale_2 = tl.load(scale)
@@ -130,7 +130,7 @@ def _ends(grid: Grid) -> tuple[float, float]:
 def round_columns(
     columns: torch.Tensor, upper: torch.Tensor, step: torch.Tensor, grid: Grid, fp8_scale: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """As :func:`nemo_ptq.calibration.gptq.round_columns`, of tensors on a GPU."""
+    """As :func:`nemo_ptq.calibration.gptq.round_columns`, for tensors on a GPU."""
     step = step.expand(*columns.shape)
     errors = torch.empty_like(columns, memory_format=torch.contiguous_format)
     lowest, highest = _ends(grid)
@@ -167,7 +167,7 @@ def round_columns(
 def round_nvfp4_columns(
     columns: torch.Tensor, upper: torch.Tensor, scale_2: torch.Tensor, block_size: int
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Rounds some columns to FP4, of tensors on a GPU, and chooses the scale of each block when it is reached.
+    """Rounds some columns to FP4, for tensors on a GPU, and chooses the scale of each block when it is reached.
 
     Args:
         columns: float32 (columns, out): whole blocks of the transposed weight; becomes the rounded one.
@@ -244,7 +244,7 @@ def _choose_group_scales(  # type: ignore[no-untyped-def]
 
 
 def group_scales(weight: torch.Tensor, importance: torch.Tensor, group_size: int) -> torch.Tensor:
-    """As :func:`nemo_ptq.calibration.search.group_scales`, of tensors on a GPU.
+    """As :func:`nemo_ptq.calibration.search.group_scales`, for tensors on a GPU.
 
     Args:
         weight: float32 (out, in), in-features a multiple of ``group_size``.

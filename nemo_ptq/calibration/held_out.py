@@ -8,12 +8,12 @@ import torch
 
 from nemo_ptq.parallel.ranks import Parallelism
 
-# Of the batches, one in so many is held out.
+# One batch in this many is held out.
 _EVERY = 8
 
 
 def held_out_places(batches: int) -> frozenset[int]:
-    """Returns which batches are held out: the last of each eight, of fewer the last one, and none of a single one."""
+    """Returns which batches are held out: the last of every eight; of fewer, the last one; of a single one, none."""
     if batches < 2:
         return frozenset()
     return frozenset(range(_EVERY - 1, batches, _EVERY)) or frozenset({batches - 1})
@@ -26,7 +26,7 @@ def sample_errors(found: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
 
     Args:
         found: (sequence, batch, hidden size), any floating-point type.
-        exact: The same, what it should be.
+        exact: The correct output, of the same shape and type.
 
     Returns:
         float32 (batch).
@@ -41,8 +41,8 @@ class HeldOutError:
     """The error of a block, or of the model, on the samples that are held out.
 
     Attributes:
-        mean: Over the samples.
-        worst: The largest of a sample.
+        mean: Mean over the samples.
+        worst: The largest error of a sample.
     """
 
     mean: float
@@ -53,10 +53,11 @@ class HeldOutError:
         """Merges the errors of all samples; every rank that computed it calls it.
 
         Args:
-            samples: float32 (samples): those of this rank, which may have none. Where no rank has any, the error is 0.
+            samples: float32 (samples): the errors of this rank's samples, of which there may be none. If no rank has
+                any, the merged error is 0.
             parallelism: This rank's place.
         """
-        # Ranks that share a block have computed the same, up to the order of their sums, and take one decision.
+        # Ranks that share a block have computed equal values, up to the order of their sums, and must decide alike.
         sums = torch.stack([samples.sum(), torch.tensor(float(len(samples)), device=samples.device)])
         total, count = parallelism.tensor.max(parallelism.data.sum(sums)).tolist()
         largest = torch.cat([samples, samples.new_zeros(1)]).amax()
@@ -66,5 +67,5 @@ class HeldOutError:
         return f"{self.mean:.4f} (worst {self.worst:.4f})"
 
     def is_less(self, other: "HeldOutError") -> bool:
-        """Whether this is the smaller one: the worst sample counts as much as the mean."""
+        """Whether this error is the smaller one: the worst sample counts as much as the mean."""
         return self.mean + self.worst < other.mean + other.worst

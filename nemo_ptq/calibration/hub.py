@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Data sets and tokenizers of the Hugging Face hub, from it or from the cache: which is known within seconds.
+"""Data sets and tokenizers from the Hugging Face hub or its cache; which of the two is known within seconds.
 
-The libraries find out by trying again and again, for minutes. Imports nothing heavy.
+The libraries themselves would retry for minutes. Imports nothing heavy.
 """
 
 import logging
@@ -76,8 +76,8 @@ def where_to_load(dataset: str, names: Sequence[str]) -> tuple[str, str]:
     """Says how a data set is loaded.
 
     Args:
-        dataset: What the user calls it.
-        names: What the hub calls it, or has called it.
+        dataset: The user's name for it.
+        names: Its present and former names on the hub.
 
     Returns:
         The name to load, and where from. A directory of that name in the working directory comes first, as the
@@ -102,10 +102,10 @@ def where_to_load(dataset: str, names: Sequence[str]) -> tuple[str, str]:
 
 @cache
 def why_no_tokenizer(name: str) -> str | None:
-    """Says why a tokenizer of that name can be had neither from the cache nor from the hub; None where it may be.
+    """Says why a tokenizer is available neither in the cache nor on the hub; None where it may be.
 
     Args:
-        name: Of a model, as OWNER/NAME or one of the hub's short names.
+        name: A model's name, as OWNER/NAME or one of the hub's short names.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url, try_to_load_from_cache
     from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, HFValidationError, RepositoryNotFoundError
@@ -131,17 +131,17 @@ def why_no_tokenizer(name: str) -> str | None:
 
 
 def _offline_switch() -> str:
-    """The variable that tells to leave the hub alone."""
+    """The environment variable that forbids access to the hub."""
     return next(filter(os.environ.get, _OFFLINE))
 
 
 @contextmanager
 def _quiet(place: str) -> Iterator[None]:
-    """Keeps the libraries from talking, and from asking a hub for what is in the cache."""
+    """Silences the libraries, and keeps them from asking the hub for what is in the cache."""
     loggers = [logging.getLogger(name) for name in ("datasets", "huggingface_hub")]
     levels = [logger.level for logger in loggers]
     if place == CACHE:
-        # For the libraries that are imported from now on, and for those that were before.
+        # For libraries imported from now on, and for those imported already.
         os.environ["HF_HUB_OFFLINE"] = "1"
         for name in ("huggingface_hub.constants", "datasets.config"):
             if name in sys.modules:
@@ -161,8 +161,8 @@ def load_rows(
     """Yields the rows of a data set.
 
     Args:
-        dataset: What the user calls it.
-        names: What the hub calls it, or has called it, the present name first.
+        dataset: The user's name for it.
+        names: Its present and former names on the hub, the present name first.
         config: Its configuration; None is the default.
         split: Its split.
         streams: Whether rows are fetched as they are needed, rather than all of them into the cache.

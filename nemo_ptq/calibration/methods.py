@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The calibration methods: which statistic of a linear layer's input each one gathers, and what it decides from it.
 
-What a method decides is a layer's part of the calibration state (:mod:`nemo_ptq.quantization.state`).
+A method's decision is the layer's part of the calibration state (:mod:`nemo_ptq.quantization.state`).
 """
 
 from collections.abc import Mapping
@@ -57,7 +57,7 @@ class Method(Protocol):
         """Returns the empty statistic that the method needs of a layer's input."""
 
     def decide(self, linear: LinearShard, statistic: Any) -> Entries:
-        """Returns the layer's calibration state, of the whole layer; every rank that shares the layer calls it.
+        """Returns the calibration state of the whole layer; every rank that shares the layer calls it.
 
         Args:
             linear: The layer.
@@ -74,7 +74,7 @@ class Max:
     """Static activation scales from the largest magnitude; the weight's scale follows from the weight.
 
     Attributes:
-        floor: What an activation amax is at least.
+        floor: Lower limit of an activation amax.
     """
 
     floor: float | None = None
@@ -94,7 +94,7 @@ class SmoothQuant:
 
     Attributes:
         alpha: Migration strength.
-        floor: What an activation amax is at least.
+        floor: Lower limit of an activation amax.
     """
 
     alpha: float
@@ -153,7 +153,7 @@ def method_for(quantization: QuantizationConfig, decoder: str) -> Method:
     """Returns the calibration method of one of our algorithms that quantizes.
 
     Args:
-        quantization: What the user asked for.
+        quantization: The user's configuration.
         decoder: Decoder type of the model, e.g. "llama".
     """
     algorithm = algorithm_of(quantization)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Rounding to nearest with scales that are known: what quality "max" falls back to."""
+"""Rounding to nearest with known scales: the fallback of quality "max"."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -28,7 +28,7 @@ class NearestLearner:
         parallelism: This rank's place.
         rounders: How each quantized layer is rounded, by its name.
         state: The calibration state of this rank's blocks, whose scales are kept.
-        counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`: of the walk that made the state.
+        counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`: counts of the walk that made the state.
         rounded: This rank's shards of the weights of the block that was learned last, by the layers' names.
         nearest: The blocks so far.
     """

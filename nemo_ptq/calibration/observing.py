@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Hooks on a block: they gather statistics of what enters its layers, and round what its KV cache holds."""
+"""Hooks on a block that gather statistics of its layers' inputs, and round the contents of its KV cache."""
 
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -37,7 +37,7 @@ def linear_shards(block: Block, parallelism: Parallelism, unquantized: Collectio
 
 
 class BlockStatistics:
-    """What is gathered of one block while batches run through it.
+    """The statistics gathered from one block while batches run through it.
 
     Args:
         block: The block.
@@ -84,7 +84,7 @@ class BlockStatistics:
                 counts[expert] += statistic.tokens
 
     def merge(self) -> None:
-        """Merges what the ranks have gathered; every rank that has the block calls it."""
+        """Merges the ranks' statistics; every rank that has the block calls it."""
         for name, linear in self._shards.items():
             self.linears[name].merge(linear.ranks, self._parallelism.holding(name), linear.shares_inputs)
         _share_among_experts(self.linears, self._parallelism.expert)
@@ -102,7 +102,7 @@ class BlockStatistics:
 
 
 def expert_of(name: str) -> tuple[int, int] | None:
-    """Returns layer and expert of an expert's first linear layer, by Megatron's name of it; None of any other."""
+    """Returns layer and expert from Megatron's name of an expert's first linear layer; None for any other layer."""
     parts = name.split(".")
     if parts[-1] != "linear_fc1" or "local_experts" not in parts:
         return None
@@ -112,7 +112,7 @@ def expert_of(name: str) -> tuple[int, int] | None:
 def _share_among_experts(statistics: Mapping[str, Any], ranks: Ranks) -> None:
     """Gives all experts of a layer the largest amax of any: servers have one input scale for them all.
 
-    An expert that saw no token then has a sound scale too, into which every token falls that could have reached it.
+    An expert that saw no token then has a sound scale too: it covers every token that could have reached it.
     """
     for kind in ("linear_fc1", "linear_fc2"):
         of_experts = [s for name, s in statistics.items() if ".local_experts." in name and name.endswith(kind)]
@@ -124,7 +124,7 @@ def _share_among_experts(statistics: Mapping[str, Any], ranks: Ranks) -> None:
 
 @contextmanager
 def _observing(module: torch.nn.Module, linear: LinearShard, statistic: Any) -> Iterator[None]:
-    """Gathers a statistic of what enters a linear layer within a ``with`` block."""
+    """Gathers a statistic of a linear layer's input within a ``with`` block."""
 
     def observe(_: torch.nn.Module, args: tuple[torch.Tensor, ...]) -> None:
         local = args[0].reshape(-1, args[0].shape[-1])
@@ -158,7 +158,7 @@ def has_cache(name: str, state: State) -> bool:
 
 
 def round_cache(module: torch.nn.Module, name: str, state: State, qformat: str, device: torch.device) -> Any:
-    """Has an attention on a device compute with keys and values as a quantized cache gives them back.
+    """Has an attention on a device compute with keys and values as a quantized cache returns them.
 
     Returns:
         The hook's handle.

@@ -3,8 +3,8 @@
 """The block pipeline: a model is loaded, calibrated and handed on block by block.
 
 For each block (embedding, each layer, head): load its weights, run the calibration batches through it, gather
-activation statistics, decide scales, and give the block to whoever packs, writes or measures it. What is decided of a
-block is final when the walk leaves it, so its weights can then be dropped: a model larger than memory is calibrated
+activation statistics, decide scales, and give the block to whoever packs, writes or measures it. The decisions for a
+block are final when the walk leaves it, so its weights can then be dropped: a model larger than memory is calibrated
 with one block of weights at a time.
 """
 
@@ -23,7 +23,7 @@ from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.console.reporter import Reporter
 from nemo_ptq.parallel.ranks import Parallelism
 
-if TYPE_CHECKING:  # builds Megatron's models, which the decisions here can do without
+if TYPE_CHECKING:  # builds Megatron's models, which the decisions here do not need
     from nemo_ptq.checkpoint.loading import LoadedModel
 
 
@@ -36,7 +36,7 @@ class BlockVisitor(Protocol):
         Args:
             index: The block's place in the model.
             block: The block; None where another pipeline stage holds it.
-            state: What was decided of it, of whole layers.
+            state: The decisions for it, for whole layers.
         """
 
 
@@ -51,7 +51,7 @@ class Learner(Protocol):
 
     @property
     def streams(self) -> Mapping[str, Stream]:
-        """The calibration batches of this data-parallel rank, on their way; by a name in the journal."""
+        """This data-parallel rank's calibration batches, on their way through the model, by name in the journal."""
 
     def learn(self, block: Block, is_head: bool) -> dict[str, torch.Tensor]:
         """Runs the calibration batches through a block, and returns its calibration state, on the CPU."""
@@ -65,7 +65,7 @@ class ScaleLearner:
         runner: Computes blocks.
         parallelism: This rank's place.
         stream: The calibration batches of this data-parallel rank.
-        method: What is gathered and decided of linear layers.
+        method: Gathers statistics of linear layers, and decides their scales.
         quantizes_kv_cache: Whether keys and values are calibrated as well.
         unquantized: Linear layers that are left alone.
         counts: See :class:`Learner`.
@@ -118,8 +118,8 @@ def gather_counts(counts: TokenCounts, parallelism: Parallelism) -> TokenCounts:
     total: TokenCounts = Counter()
     for part in everyones:
         total.update(part)
-    # Ranks that share a layer or its experts read the same tokens, and exchange them all; a shard of an expert counts
-    # what each of the others does.
+    # Ranks that share a layer or its experts read the same tokens, and exchange them all; all shards of an expert count
+    # the same.
     copies = parallelism.expert.size * parallelism.tensor.size**2
     return Counter({expert: tokens // copies for expert, tokens in total.items()})
 

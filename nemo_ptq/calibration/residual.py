@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the output of a layer is added to, in the unquantized model and in the quantized one: quality "max".
+"""The residual stream that a layer's output is added to, in the unquantized and the quantized model: quality "max".
 
 The residual stream of the quantized model has the errors of all layers so far. The last layer of attention and of an
-MLP writes into it: such a layer can make up for what it lacks, as far as its inputs tell.
+MLP writes into it: such a layer can make up for these errors, as far as its inputs predict them.
 """
 
 from collections.abc import Mapping
@@ -13,8 +13,8 @@ import torch
 
 from nemo_ptq.calibration.streams import BlockRunner
 
-# The norm that reads the residual stream before a layer writes into it, and what would come between: a norm of what
-# the layer writes (Gemma 2 and 3), which makes the output no linear function of the weight.
+# The norm that reads the residual stream before a layer writes into it, and a norm that may come between: one of the
+# layer's output (Gemma 2 and 3), which is then no linear function of the weight.
 _NORMS = {
     "self_attention.linear_proj": ("input_layernorm", "post_self_attention_layernorm"),
     "mlp.linear_fc2": ("pre_mlp_layernorm", "post_mlp_layernorm"),
@@ -26,7 +26,7 @@ class Residual:
 
     Args:
         norm: The norm that reads it there.
-        runner: Knows where what is kept waits.
+        runner: Knows where kept states wait.
     """
 
     def __init__(self, norm: torch.nn.Module, runner: BlockRunner) -> None:
@@ -36,20 +36,20 @@ class Residual:
         self._hook = norm.register_forward_pre_hook(self._see)
 
     def keep(self) -> None:
-        """Keeps that of the batch that runs through the unquantized model, as the next one."""
+        """Keeps the stream of the batch that runs through the unquantized model, as the next one."""
         assert self._current is not None
         self._exact.append(self._runner.parked(self._current))
 
     def compare(self, place: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Compares that of the batch that runs through the quantized model with what is kept.
+        """Compares the stream of the batch that runs through the quantized model with the one kept.
 
         Args:
             place: Which batch that is.
 
         Returns:
-            What it lacks, (tokens, hidden size), and what each token counts, (tokens, 1), both in its own data type:
-            a token's inputs and errors are multiplied with the inverse of its root mean square, as the norms do that
-            read it afterwards.
+            What the stream lacks, (tokens, hidden size), and each token's weight, (tokens, 1), both in its own data
+            type: a token's inputs and errors are multiplied with the inverse of its root mean square, as the norms do
+            that read it afterwards.
         """
         assert self._current is not None
         exact = self._exact[place].to(self._current.device).flatten(0, -2)
@@ -59,7 +59,7 @@ class Residual:
         return exact - self._current.flatten(0, -2), counts.to(exact.dtype)
 
     def restore(self) -> None:
-        """Leaves the norm as it was, and forgets what is kept."""
+        """Restores the norm, and drops what is kept."""
         self._hook.remove()
         self._exact.clear()
         self._current = None
@@ -73,7 +73,7 @@ def residual_of(name: str, modules: Mapping[str, torch.nn.Module], runner: Block
 
     Args:
         name: The layer, by Megatron's name.
-        modules: Those of its block.
+        modules: The modules of its block.
         runner: Computes the block.
     """
     for end, (before, after) in _NORMS.items():

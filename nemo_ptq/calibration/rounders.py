@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""How layers of each algorithm are rounded by the data: qualities "balanced" and "max"."""
+"""How each algorithm's layers are rounded by the data: qualities "balanced" and "max"."""
 
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +22,7 @@ from nemo_ptq.quantization.algorithms import algorithm_of, quantization_of_layer
 from nemo_ptq.quantization.grids import FP4, FP8, INT8
 from nemo_ptq.quantization.rounding import scale_of
 
-# Gives the pre-quantization scale that every format can hold for one that a layer would like best.
+# Gives, for a layer's best pre-quantization scale, one that every format can hold.
 Constrain = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -39,7 +39,7 @@ class Rounder(Protocol):
         """Returns the empty statistic of the input that :meth:`decide` needs; None where it needs none."""
 
     def decide(self, linear: LinearShard, statistic: Any, constrain: Constrain) -> Entries:
-        """Returns the layer's calibration state, of the whole layer; every rank that shares the layer calls it.
+        """Returns the calibration state of the whole layer; every rank that shares the layer calls it.
 
         Args:
             linear: The layer.
@@ -52,7 +52,7 @@ class Rounder(Protocol):
 
         Args:
             weight: float32 (rows, in-features), smoothed where the layer has a pre-quantization scale.
-            factor: Of the Gram matrix of the inputs as the layer multiplies them.
+            factor: The factor of the Gram matrix of the inputs as the layer multiplies them.
             ranks: The ranks that have the other rows.
         """
 
@@ -62,7 +62,7 @@ class Fp8:
     """FP8 weights and activations, a scale each.
 
     Attributes:
-        floor: What an activation amax is at least.
+        floor: Lower limit of an activation amax.
     """
 
     floor: float | None = None
@@ -83,11 +83,11 @@ class Fp8:
 
 @dataclass(frozen=True)
 class Int8:
-    """INT8 weights with a scale for each row, INT8 activations with one, smoothed by what suits samples held out.
+    """INT8 weights with a scale for each row, INT8 activations with one, smoothed as suits held-out samples best.
 
     Attributes:
         alpha: SmoothQuant's migration strength; None chooses it for each layer.
-        floor: What an activation amax is at least.
+        floor: Lower limit of an activation amax.
     """
 
     alpha: float | None = None
@@ -112,7 +112,8 @@ class Int8:
 
         alphas = ALPHAS if self.alpha is None else (self.alpha,)
         chosen = choose_smoothing(weight, statistic.sample, amax, held_out, alphas, stored)
-        # What a user's text will exceed is what the held-out batches exceeded of the others: so much is left above all.
+        # A user's text may exceed the samples as far as the held-out batches exceeded the others: that much room is
+        # left.
         headroom = (chosen.input_amax / (amax * chosen.pre_quant_scale).amax()).nan_to_num(1.0)
         channel_amax = torch.maximum(amax, held_out)
         scale = stored(smoothing_scale(channel_amax, weight.float().abs().amax(0), chosen.alpha))
@@ -151,7 +152,7 @@ class Int8Dynamic:
 class Int4:
     """INT4 weights with a scale for each group of inputs.
 
-    AWQ's scales of input channels would gain nothing over this rounding: there are none.
+    There are no AWQ scales of input channels: they would gain nothing over this rounding.
 
     Attributes:
         group_size: Consecutive in-features that share a scale.
@@ -198,15 +199,15 @@ class Nvfp4:
 
 
 def _scale_of_all(values: torch.Tensor, largest: float, ranks: Ranks) -> torch.Tensor:
-    """The scale of a tensor of which each rank has a part, float32 (1)."""
+    """The scale, float32 (1), of a tensor that is sharded over ranks."""
     return scale_of(ranks.max(values.abs().amax()), largest).reshape(1)
 
 
 def rounder_for(quantization: QuantizationConfig, decoder: str) -> Rounder:
-    """Returns what rounds the layers of an algorithm that has quality "balanced".
+    """Returns the rounder of an algorithm that has quality "balanced".
 
     Args:
-        quantization: What the user asked for.
+        quantization: The user's configuration.
         decoder: Decoder type of the model, e.g. "llama".
     """
     algorithm = algorithm_of(quantization)
@@ -222,7 +223,7 @@ def warming_up(device: torch.device, quantization: QuantizationConfig, decoder: 
 
     Args:
         device: Where layers will be rounded.
-        quantization: What the user asked for.
+        quantization: The user's configuration.
         decoder: Decoder type of the model, e.g. "llama".
     """
     if device.type != "cuda" or not quantization.is_balanced:
@@ -230,7 +231,7 @@ def warming_up(device: torch.device, quantization: QuantizationConfig, decoder: 
         return
     options = [quantization_of_layer(quantization, name) for name in algorithm_of(quantization).candidates]
     with ThreadPoolExecutor(1) as thread:
-        # What goes wrong here goes wrong again with the first layer, which says it.
+        # An error here comes again with the first layer, which reports it.
         thread.submit(_round_once, device, [rounder_for(each, decoder) for each in options or [quantization]])
         yield
 

@@ -1,25 +1,25 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Quality "balanced": each layer is rounded by what that does to its output, given what reaches it.
+"""Quality "balanced": each layer is rounded so that its output changes least, given the inputs that reach it.
 
-The calibration batches walk through what the model has become so far. Where weights are moved toward the unquantized
+The calibration batches walk through the model as quantized so far. Where weights are moved toward the unquantized
 model's output (:attr:`nemo_ptq.quantization.algorithms.Algorithm.moves_weights`), they walk through that model too. For
 each block:
 
-1. The unquantized batches run through it, and what enters each linear layer whose weight is moved is kept: X.
+1. The unquantized batches run through it, and X, the input of each linear layer whose weight is moved, is kept.
 2. The quantized batches run as far as each linear layer in turn, through those before it as they have been rounded.
-   Summed up are X_q^T X_q, with X_q what enters the layer, what the scales of its activations need, and
-   (X - X_q)^T X_q where its weight is moved. Then it is rounded by :mod:`nemo_ptq.calibration.gptq`.
+   With X_q the layer's inputs, X_q^T X_q is summed up, with what its activation scales need, and (X - X_q)^T X_q where
+   its weight is moved. Then it is rounded by :mod:`nemo_ptq.calibration.gptq`.
 3. The quantized batches run through the rounded block, activations rounded as a server does.
 
-A batch does not begin anew for each layer: once the last layer of an attention or of an MLP is rounded, what has
-entered it is known, and what comes before it is left out. That is less than three forward passes over the calibration
+A batch does not begin anew for each layer: once the last layer of an attention or of an MLP is rounded, its input is
+known, and the layers before it are skipped. The total is less than three forward passes over the calibration
 data: a whole one in step 1, and about one and a half in steps 2 and 3.
 
-Quality "max" also has the layers that write into the residual stream make up for what it lacks (residual.py), and keeps
-a block that is rounded to nearest where that is better on batches that are held out (held_out.py). In the end the whole
-model is compared on these with one that is rounded to nearest throughout, to which the job then keeps where that is
-nearer (nearest_learner.py).
+Quality "max" also has the layers that write into the residual stream make up for its errors (residual.py), and rounds a
+block to nearest where that is better on held-out batches (held_out.py). In the end the whole model is compared on these
+batches with one that is rounded to nearest throughout, which the job takes if it is closer to the unquantized model
+(nearest_learner.py).
 """
 
 from collections import Counter
@@ -63,7 +63,7 @@ from nemo_ptq.quantization.rounded_weight import RoundedWeight
 from nemo_ptq.quantization.schemes import Scheme
 from nemo_ptq.verify.evaluate import POSITIONS_AT_ONCE, kl_divergence
 
-# Gives the pre-quantization scale that every format can hold, of a layer by name and the scale that it would like best.
+# Gives, for a layer's name and its best pre-quantization scale, one that every format can hold.
 Foldable = Callable[[str, torch.Tensor], torch.Tensor]
 
 
@@ -83,7 +83,7 @@ class RoundingLearner:
         quantizes_kv_cache: Whether keys and values are calibrated as well.
         is_max: Whether layers that write into the residual stream make up for what it lacks, and each block is compared
             with one that is rounded to nearest on batches that are held out: quality "max".
-        cache_format: What keys and values are rounded to then.
+        cache_format: The format that calibrated keys and values are rounded to.
         counts: See :class:`~nemo_ptq.calibration.pipeline.Learner`.
         rounded: This rank's shards of the weights of the block that was learned last, by the layers' names.
         nearest: Blocks of this rank in which rounding to nearest was better on the batches that are held out.
@@ -177,7 +177,7 @@ class RoundingLearner:
 
     @property
     def _held_out(self) -> list[int]:
-        """The batches that nothing is fitted to but the scales of activations, which must hold what they have."""
+        """The held-out batches: only the scales of activations are fitted to them, since they must cover them."""
         return sorted(held_out_places(len(self.quantized.tokens))) if self.is_max else []
 
     def _keep_better(self, block: Block, layers: Mapping[str, "_Layer"]) -> None:
@@ -209,7 +209,7 @@ class RoundingLearner:
         return HeldOutError.of(torch.cat(errors), self.parallelism)
 
     def _compare_models(self) -> None:
-        """Compares the model with one that is rounded to nearest throughout, by what they make of held-out batches."""
+        """Compares the model with one that is rounded to nearest throughout, by their results on held-out batches."""
         assert self.reference is not None
         exact = [self.reference.hidden[place] for place in self._held_out]
 
@@ -224,7 +224,7 @@ class RoundingLearner:
         self.found = errors if errors[1].worst else None
 
     def _divergence(self, found: torch.Tensor, exact: torch.Tensor) -> torch.Tensor:
-        """The mean KL divergence of a sample, (1), from what stands before the head: (sequence, 1, hidden size)."""
+        """The mean KL divergence of a sample, (1), from hidden states before the head, (sequence, 1, hidden size)."""
         parts = zip(exact.split(POSITIONS_AT_ONCE), found.split(POSITIONS_AT_ONCE), strict=True)
         return torch.cat([kl_divergence(*map(self._logits, part)) for part in parts], 1).mean(1)
 
@@ -232,7 +232,7 @@ class RoundingLearner:
         return self.parallelism.tensor.gather(self.runner.logits(states))
 
     def _keep_exact(self, block: Block, layers: Collection["_Layer"], reference: Stream) -> None:
-        """Moves the reference through the block, and keeps what enters its layers."""
+        """Moves the reference through the block, and keeps the inputs of its layers."""
         for layer in layers:
             layer.mode = _EXACT
         for place in _placing(range(len(reference.hidden)), layers):
@@ -251,7 +251,7 @@ class RoundingLearner:
             layers: All layers of the block that are rounded.
 
         Returns:
-            What their inputs are scaled with: their entries of the calibration state.
+            The scales of their inputs: their entries of the calibration state.
         """
         linears = {name: layer.linear for name, layer in stage.items()}
         statistics = {name: self.rounders[name].statistic(linear) for name, linear in linears.items()}
@@ -284,7 +284,7 @@ class RoundingLearner:
         return state
 
     def _round(self, layer: "_Layer") -> RoundedWeight:
-        """Rounds a layer, and has it compute with what the weight was rounded to."""
+        """Rounds a layer, and has it compute with the rounded weight."""
         rounded = round_shard(layer.linear, layer.smoothed(), layer.moments, self.rounders[layer.linear.name])
         del layer.moments
         return self._serve(layer, rounded)
@@ -295,21 +295,21 @@ class RoundingLearner:
         return RoundedWeight(rounded.codes, rounded.scale, rounded.scale_2)
 
 
-# Layers whose output is all that the module they are in returns: of an attention, an MLP and a state space.
+# Layers whose output is that of the module they are in: an attention, an MLP or a state space.
 _LAST = ("self_attention.linear_proj", "mlp.linear_fc2", "mixer.out_proj")
 
 
 def _ended_by(name: str, modules: Mapping[str, torch.nn.Module]) -> torch.nn.Module | None:
-    """Returns the module of a block that a layer, by Megatron's name, is the last one of; None where there is none."""
+    """Returns the module of a block whose last layer has this name; None where no module has such a layer."""
     return modules.get(name.rpartition(".")[0]) if name.endswith(_LAST) else None
 
 
-# The place of a batch that is not of the calibration streams: what enters layers of it is not kept.
+# The place of a batch from outside the calibration streams: its layers' inputs are not kept.
 _ELSEWHERE = -1
 
 
 def _placing(places: Iterable[int], layers: Collection["_Layer"]) -> Iterator[int]:
-    """Yields the places of batches, and has layers know which one is running."""
+    """Yields the places of batches, and tells layers which one is running."""
     for place in places:
         for layer in layers:
             layer.place = place
@@ -325,7 +325,7 @@ _KINDS = ("in_proj", "out_proj", "linear_qkv", "linear_proj", "linear_fc1", "lin
 
 
 def _stages(layers: Mapping[str, "_Layer"]) -> Iterator[dict[str, "_Layer"]]:
-    """Yields layers that are rounded together, since none of them enters another: experts are many."""
+    """Yields layers that are rounded together, since none is another's input: experts are many."""
     for kind in _KINDS:
         stage = {name: layer for name, layer in layers.items() if name.endswith(kind)}
         if stage:
@@ -352,28 +352,28 @@ def _stopping(modules: Sequence[torch.nn.Module]) -> Iterator[None]:
         handle.remove()
 
 
-# What a layer does with what enters it: keeps it as that of the unquantized model, nothing, compares that of the
-# quantized model with what is kept, or computes with it as a server does.
+# What a layer does with its input: keep it as the unquantized model's, nothing, compare it as the quantized model's
+# with the one kept, or compute with it as a server does.
 _EXACT, _IDLE, _COMPARE, _SERVE = "exact", "idle", "compare", "serve"
 
 
 class _Layer:
-    """A linear layer while its block is learned: what enters it is looked at, and afterwards rounded.
+    """A linear layer while its block is learned: its inputs are observed, and rounded afterwards.
 
     Args:
         module: The layer.
         linear: This rank's shard of it.
-        runner: Knows where what is kept waits.
+        runner: Knows where kept states wait.
         is_moved: Whether its weight is moved toward the unquantized model's output.
-        residual: What its output is added to, where it makes up for what that lacks.
-        ended: The module that it is the last layer of, where it is that. Of a batch for which it is known what enters
-            the layer in the quantized model, that module computes nothing else.
+        residual: The residual stream that its output is added to, where it makes up for the stream's errors.
+        ended: The module whose last layer it is, if any. For a batch whose input to the layer in the quantized model is
+            known, that module computes nothing else.
 
     Attributes:
         module: As given.
         linear: As given.
         place: Which batch runs through the block.
-        moments: Of what entered it, from when it compares until it is rounded.
+        moments: Sums over its inputs, from when it compares until it is rounded.
         mode: What it does.
     """
 
@@ -390,8 +390,8 @@ class _Layer:
         self._weight = module.get_parameter("weight")
         # The two models may send a token to different experts.
         self._compares = is_moved and not _is_of_expert(linear.name)
-        # (..., local in-features) by a batch's place: what enters it in the unquantized model until that is compared,
-        # then in the quantized one, where that is kept.
+        # (..., local in-features) by a batch's place: its input in the unquantized model until that is compared, then
+        # in the quantized one, where that is kept.
         self._entered: dict[int, torch.Tensor] = {}
         self.place = 0
         self._held_out: Collection[int] = ()
@@ -405,10 +405,10 @@ class _Layer:
             ended.forward = self._compute
 
     def compare(self, held_out: Collection[int] = ()) -> None:
-        """Compares from now on what enters with what is kept.
+        """Compares inputs with those that are kept, from now on.
 
         Args:
-            held_out: Batches of which only the tokens are counted.
+            held_out: Batches whose tokens are only counted.
         """
         self._held_out = held_out
         outputs, local = self.linear.weight.shape
@@ -419,7 +419,7 @@ class _Layer:
         )
 
     def serve(self, state: State, scheme: Scheme) -> None:
-        """Scales and rounds from now on what enters, and the moments of what has entered likewise.
+        """Scales and rounds inputs from now on, and the moments of earlier inputs likewise.
 
         Args:
             state: The block's calibration state.
@@ -449,7 +449,7 @@ class _Layer:
         self._set_weight(torch.nn.Parameter(weight.to(self._weight.dtype), requires_grad=False))
 
     def forget(self, places: Iterable[int]) -> None:
-        """Forgets what has entered it of some batches: what comes before it has changed since."""
+        """Drops the kept inputs of some batches: the layers before it have changed since."""
         for place in places:
             self._entered.pop(place, None)
 
@@ -467,7 +467,7 @@ class _Layer:
         self.module.register_parameter("weight", weight)
 
     def _compute(self, *args: Any, **kwargs: Any) -> Any:
-        """In place of the forward pass of the module that the layer is the last one of."""
+        """Replaces the forward pass of the module whose last layer it is."""
         if self.mode != _SERVE or self.place not in self._entered:
             return self._compute_all(*args, **kwargs)
         return self.module(self._entered[self.place].to(self._runner.device))
@@ -505,7 +505,7 @@ class _Layer:
         self.moments.observe(inputs, self.linear.input_ranks.gather(inputs), exact, residual)
 
     def _served(self, inputs: torch.Tensor) -> torch.Tensor:
-        """What a server multiplies the weight with."""
+        """The input as a server multiplies it with the weight."""
         scaled = inputs if self._scale is None else inputs * self._scale
         assert self._scheme is not None
         if self._input_scale is None:
@@ -517,7 +517,7 @@ def _is_of_expert(name: str) -> bool:
     return ".local_experts." in name
 
 
-# An expert is rounded as if it had seen so many more tokens of the layer's ordinary kind, for each of its in-features.
+# An expert is rounded as if it had seen this many more of its layer's average tokens for each of its in-features.
 _BORROWED = 0.1
 
 
@@ -525,10 +525,10 @@ def share_among_experts(moments: Sequence[PairedMoments | Moments], ranks: Ranks
     """Adds to the Gram matrix of each expert the mean square of each channel over all experts of its layer.
 
     An expert that saw many more tokens than it has in-features hardly notices; one that saw few is kept from making up
-    for errors by what these few tokens happened to have in common.
+    for errors through what these few tokens happened to have in common.
 
     Args:
-        moments: Of the same linear layer of each expert, merged.
+        moments: Those of the same linear layer in each expert, merged.
         ranks: The ranks that share its inputs, or any others where they do not.
     """
     tokens = torch.stack([each.count for each in moments]).sum()
@@ -553,8 +553,8 @@ def round_shard(linear: LinearShard, weight: torch.Tensor, moments: PairedMoment
 
     Args:
         linear: The layer.
-        weight: float32 (local out-features, local in-features): what is rounded.
-        moments: Of the layer's inputs, merged over the ranks that read other samples; None rounds to nearest.
+        weight: float32 (local out-features, local in-features): the weight to round.
+        moments: Sums over the layer's inputs, merged over the ranks that read other samples; None rounds to nearest.
         rounder: How it is rounded.
     """
     ranks = linear.input_ranks
@@ -571,7 +571,7 @@ def round_shard(linear: LinearShard, weight: torch.Tensor, moments: PairedMoment
 
 
 def shard_of_rows(rounded: Rounded, linear: LinearShard) -> Rounded:
-    """Returns this rank's shard of a layer of which each rank has rounded some whole rows; every rank calls it.
+    """Returns this rank's shard of a layer after each rank has rounded some whole rows of it; every rank calls it.
 
     Args:
         rounded: Where the ranks share the inputs of the layer, this rank's rows of it; else its shard.
@@ -614,8 +614,8 @@ def _target(
 
 
 def _own_columns(rows: torch.Tensor, linear: LinearShard) -> torch.Tensor:
-    """From some rows of a matrix on each rank, (rows, in), to some columns of it, (out, local in)."""
-    # No process group knows FP8.
+    """Turns each rank's rows of a matrix, (rows, in), into its columns, (out, local in)."""
+    # Process groups do not support FP8.
     as_bytes = rows.view(torch.uint8) if rows.dtype == torch.float8_e4m3fn else rows
     columns = linear.input_ranks.shard(linear.input_ranks.gather(as_bytes.T).T)
     return columns.contiguous().view(rows.dtype)

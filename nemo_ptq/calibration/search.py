@@ -19,7 +19,7 @@ from nemo_ptq.quantization.kernels import has_kernels
 from nemo_ptq.quantization.rounding import scale_of
 
 GROUP_MULTIPLIERS: Sequence[float] = tuple(torch.linspace(1.0, 0.5, 22, dtype=torch.float64).tolist())
-"""What an INT4 group's amax is multiplied with; the first wins a tie."""
+"""Factors for the amax of an INT4 group; the first wins a tie."""
 
 ALPHAS: Sequence[float] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 """SmoothQuant's migration strengths that are compared."""
@@ -29,8 +29,8 @@ ALPHAS: Sequence[float] = (0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8, 0.85, 0.9)
 NVFP4_STEPS = tuple(range(-8, 7))
 _E4M3_LARGEST_CODE = 126
 _ELEMENTS_AT_ONCE = 1 << 22
-# Limits tried between the one that clips all that exceeds it, 0, and the one that clips nothing; of how many alphas,
-# those with the least errors where all is clipped.
+# Limits that are tried, from 0, which clips all held-out excess, to 1, which clips nothing; and for how many alphas,
+# those with the least errors at limit 0.
 _HEADROOMS, _PROMISING = (0.25, 0.5, 0.75, 1.0), 3
 
 
@@ -39,7 +39,7 @@ def group_scales(weight: torch.Tensor, importance: torch.Tensor, group_size: int
 
     Args:
         weight: (out, in), in-features a multiple of ``group_size``; any floating-point type.
-        importance: float32 (in): what a squared error of a column counts, e.g. 1 / diag(H^-1).
+        importance: float32 (in): the weight of a column's squared error, e.g. 1 / diag(H^-1).
         group_size: Consecutive in-features that share a scale.
 
     Returns:
@@ -70,7 +70,7 @@ def nvfp4_block_scales(
 
     Args:
         weight: (out, in), in-features a multiple of ``block_size``; any floating-point type.
-        importance: float32 (in): what a squared error of a column counts.
+        importance: float32 (in): the weight of a column's squared error.
         scale_2: float32, one element: the scale of these scales.
         block_size: Consecutive in-features that share a scale.
 
@@ -112,7 +112,8 @@ def smoothing_scale(channel_amax: torch.Tensor, weight_amax: torch.Tensor, alpha
         alpha: Between 0, which looks at the weight alone, and 1, which looks at the inputs alone.
 
     Returns:
-        float32 (in): what the input is multiplied with and the weight divided by; 1 for a channel without magnitude.
+        float32 (in): the factors by which the input is multiplied and the weight divided; 1 for a channel without
+        magnitude.
     """
     scale = (weight_amax.pow(1 - alpha) / channel_amax.pow(alpha)).clamp(1e-4, 1e4)
     return torch.where((channel_amax == 0) | (weight_amax == 0), 1.0, scale)
@@ -125,7 +126,7 @@ class Smoothing:
     Attributes:
         alpha: SmoothQuant's migration strength.
         pre_quant_scale: float32 (in).
-        input_amax: float32 (1): what the largest code of the scaled input stands for.
+        input_amax: float32 (1): the value that the largest code of the scaled input stands for.
         error: Squared error of the output relative to its square, on the held-out tokens.
     """
 
@@ -145,8 +146,8 @@ def choose_smoothing(
 ) -> Smoothing:
     """Chooses alpha for one layer, and the limit of its scaled inputs, by the error of the output on held-out tokens.
 
-    Candidates scale by one part of the samples; tokens of the other part then exceed the limit, as a user's will.
-    Between clipping these and widening every token's step the error decides, for the most promising alphas.
+    Candidate scales come from one part of the samples; tokens of the other part then exceed the limit, as a user's
+    will. For the most promising alphas, the error decides between clipping these and widening every token's step.
 
     The error is the mean of the tokens' relative errors plus the relative error of all tokens together: the first is
     that of an ordinary token, the second that of the few with massive activations, on which attention leans.
@@ -163,7 +164,7 @@ def choose_smoothing(
     weight_amax, amax = weight.abs().amax(0), torch.maximum(channel_amax, held_out_amax)
     exact = inputs @ weight.T
     size = exact.square().sum(1)
-    # Numbers, not a mask, and errors that stay where they are: a GPU is not to be waited for at each candidate.
+    # Numbers instead of a mask, and errors that stay on the device, avoid waiting for a GPU at each candidate.
     used = size.nonzero()[:, 0]
     scales = [constrain(smoothing_scale(channel_amax, weight_amax, alpha)) for alpha in alphas]
     limits = torch.stack([(channel_amax * scale).amax() for scale in scales])

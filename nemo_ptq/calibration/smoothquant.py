@@ -10,7 +10,7 @@ _TINY = 1.0 / (1 << 31)
 
 
 def smoothing_scale(channel_amax: torch.Tensor, weight_amax: torch.Tensor, alpha: float) -> torch.Tensor:
-    """Returns what the input of a linear layer is multiplied with, and its weight divided by.
+    """Returns the factors by which a linear layer's input is multiplied and its weight divided.
 
     Args:
         channel_amax: float32 (in-features): largest magnitude of each input channel.

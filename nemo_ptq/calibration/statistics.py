@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Activation statistics: what a hook gathers of a layer's inputs, and how ranks merge it.
+"""Activation statistics: what a hook gathers from a layer's inputs, and how ranks merge it.
 
-Every statistic is a sum or a maximum, so the order of the batches and the number of ranks do not show in it.
+Every statistic is a sum or a maximum, so the order of the batches and the number of ranks do not affect it.
 """
 
 from collections.abc import Sequence
@@ -14,10 +14,10 @@ from nemo_ptq.parallel.ranks import Ranks
 
 
 class Statistic(Protocol):
-    """What is gathered of one linear layer's input.
+    """A statistic of one linear layer's input.
 
     Attributes:
-        needs_whole: Whether it looks at all channels where ranks share them.
+        needs_whole: Whether it needs all channels where ranks share them.
         tokens: How many tokens entered on this rank.
     """
 
@@ -33,7 +33,7 @@ class Statistic(Protocol):
         """
 
     def merge(self, tensor: Ranks, data: Ranks, shares_inputs: bool) -> None:
-        """Merges what the ranks have gathered.
+        """Merges the ranks' statistics.
 
         Args:
             tensor: The ranks that share the layer.
@@ -133,14 +133,14 @@ class Moments:
 
 
 class PairedMoments:
-    """Sums over the tokens of a quantized model's input to a layer, and over what that lacks of the unquantized one's.
+    """Sums over a layer's input in the quantized model, and over how far that differs from the unquantized model's.
 
     Attributes:
         gram: float32 (local in-features, in-features): this rank's rows of X_q^T X_q; whole once merged.
         cross: The same of (X - X_q)^T X_q; None where the two inputs are not compared.
         lack: float32 (local in-features): sum of (X - X_q)^2.
-        residual: float32 (out-features, local in-features): (R - R_q)^T X_q, with R what the layer's output is added
-            to; None where that is not looked at.
+        residual: float32 (out-features, local in-features): (R - R_q)^T X_q, with R the residual stream that the
+            layer's output is added to; None where that is not compared.
         residual_lack: float32 (): sum of (R - R_q)^2.
         count: float32 (): tokens of all ranks, once merged.
         tokens: How many tokens entered on this rank.
@@ -205,7 +205,7 @@ class PairedMoments:
         self.lack *= local.square()
 
     def merge(self, data: Ranks) -> None:
-        """Merges what the ranks have gathered that read other samples."""
+        """Merges the statistics of ranks that read other samples."""
         for total in (self.gram, self.lack, self.count, self.residual_lack):
             data.sum(total)
         if self._is_half:
@@ -245,16 +245,16 @@ class Several:
             statistic.merge(tensor, data, shares_inputs)
 
 
-# Of the batches, one in so many is held out; tokens of these that are kept, of each batch and of all.
+# One batch in this many is held out; tokens kept of each held-out batch, and of all of them.
 _HELD_OUT, _KEPT_OF_BATCH, _KEPT = 4, 256, 1024
 
 
 class HeldOutChannels:
-    """Largest magnitude of each input channel, apart for some batches that are held out, and some tokens of these.
+    """Largest magnitude of each input channel, separately for held-out batches, and some tokens of these.
 
     Attributes:
-        value: (local in-features), the input's data type: of the batches that are not held out.
-        held_out: The same of those that are.
+        value: (local in-features), the input's data type: over the batches that are not held out.
+        held_out: The same for the batches that are held out.
         sample: (tokens, in-features), the input's data type: tokens that are held out, at most 1024.
         tokens: How many tokens entered on this rank.
     """
@@ -302,8 +302,8 @@ _ROWS_AT_ONCE = 4096
 def product(left: torch.Tensor, right: torch.Tensor) -> torch.Tensor:
     """Multiplies two matrices of any one floating-point type, and sums in float32.
 
-    A GPU takes bfloat16 at its full rate, a tenfold of float32's, and loses nothing by it: the operands are exact. Of
-    the processors only the GPU has this product.
+    A GPU takes bfloat16 at its full rate, a tenfold of float32's, and loses nothing by it: the operands are exact. Only
+    GPUs have this product.
     """
     if left.is_cuda:
         return torch.mm(left, right, out_dtype=torch.float32)
@@ -326,19 +326,19 @@ def add_product(total: torch.Tensor, left: torch.Tensor, right: torch.Tensor) ->
         torch.addmm(rows, part, right, out_dtype=torch.float32, out=rows)
 
 
-# Rows of a Gram matrix of which a GPU leaves out what is left of the diagonal.
+# Rows of a Gram matrix per step, in which a GPU skips the part left of the diagonal.
 _ROWS_OF_HALF = 2048
 
 
 def add_upper_half(gram: torch.Tensor, inputs: torch.Tensor) -> None:
-    """Adds X^T X of (tokens, n) to float32 (n, n), in place: what is right of the diagonal, and some of the rest."""
+    """Adds X^T X of (tokens, n) to float32 (n, n), in place: the part right of the diagonal, and some of the rest."""
     for start in range(0, len(gram), _ROWS_OF_HALF):
         rows = slice(start, start + _ROWS_OF_HALF)
         add_product(gram[rows, start:], inputs.T[rows], inputs[:, start:])
 
 
 def mirror_upper_half(gram: torch.Tensor) -> None:
-    """Completes what :func:`add_upper_half` has added up."""
+    """Completes the sum of :func:`add_upper_half`."""
     for start in range(0, len(gram), _ROWS_OF_HALF):
         stop = start + _ROWS_OF_HALF
         gram[stop:, start:stop] = gram[start:stop, stop:].T

@@ -77,7 +77,7 @@ class BlockRunner:
         stream.hidden[place] = self.parked(self.layer(block, stream.hidden[place]))
 
     def parked(self, states: torch.Tensor) -> torch.Tensor:
-        """Puts hidden states where they wait; in main memory into page-locked pages, which copies are fast from."""
+        """Puts hidden states where they wait; in main memory into page-locked pages, from which copies are fast."""
         if not states.is_cuda or self.states_device.type == "cuda":
             return states.to(self.states_device)
         return torch.empty(states.shape, dtype=states.dtype, pin_memory=True).copy_(states)
@@ -92,7 +92,7 @@ class BlockRunner:
         states = states.to(self.device)
         layer = self.module.decoder.layers[block.place]
         found = layer(hidden_states=states, attention_mask=None, rotary_pos_emb=self._rotary_of(states))
-        return found[0] if isinstance(found, tuple) else found  # Megatron's layers with a state space return one thing
+        return found[0] if isinstance(found, tuple) else found  # layers with a state space return one value
 
     @torch.no_grad()
     def logits(self, states: torch.Tensor) -> torch.Tensor:

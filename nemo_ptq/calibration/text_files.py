@@ -15,7 +15,7 @@ from nemo_ptq.untrusted import FileError, open_file, parse_json
 # How a file compressed with gzip begins.
 _GZIP = b"\x1f\x8b"
 _LIST_ENDING = "; for a list of objects, name the file .json"
-# What is in memory at once: a line, and a whole .json file.
+# Limits of what is in memory at once: a line, and a whole .json file.
 _MOST_CHARACTERS, _MOST_BYTES = 1 << 27, 1 << 30
 # Rows of a parquet file that are made into objects at a time.
 _PARQUET_ROWS = 64
@@ -65,7 +65,7 @@ def _not_utf8(source: Path, error: UnicodeDecodeError) -> str:
 
 
 def _lines(source: Path) -> Iterator[tuple[int, str]]:
-    # A byte order mark is not of the first text.
+    # A byte order mark is not part of the first text.
     with io.TextIOWrapper(open_file(source), encoding="utf-8-sig") as file:
         for number, line in enumerate(iter(lambda: file.readline(_MOST_CHARACTERS + 1), ""), start=1):
             if len(line) > _MOST_CHARACTERS:

@@ -13,10 +13,10 @@ from nemo_ptq.calibration.chats import Chat, Message, Sample, plain_text, with_s
 from nemo_ptq.errors import PtqError
 from nemo_ptq.limits import limited
 
-# Characters that are tokenized for each token wanted, and tokens beyond those wanted that must then have come: so far
-# from where a text is cut, its tokens are those of the whole text.
+# Characters that are tokenized for each token wanted, and how many more tokens than wanted must result: that far before
+# the cut, the tokens are those of the whole text.
 _CHARACTERS, _MARGIN = 16, 64
-# What a chat template may take for one chat; those of published models take milliseconds.
+# Limits of a chat template for one chat; templates of published models take milliseconds.
 _TEMPLATE_SECONDS, _TEMPLATE_BYTES = 10, 1 << 30
 Encode = Callable[[str], Sequence[int]]
 
@@ -86,7 +86,7 @@ def first_tokens(encode: Encode, text: str, seq_len: int) -> list[int]:
 
 
 def _rendered(inner: Any, chat: Chat) -> str:
-    """Writes a chat with the tokenizer's template; where that has no system, with the system's text in the first turn.
+    """Writes a chat with the tokenizer's template; one without a system role gets the system's text in the first turn.
 
     Raises:
         PtqError: If the template refuses the chat.

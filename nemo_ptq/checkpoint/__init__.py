@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""NeMo 2.0 checkpoints: read one, write one, make one from a Hugging Face directory."""
+"""Reads and writes NeMo 2.0 checkpoints, and makes one from a Hugging Face directory."""

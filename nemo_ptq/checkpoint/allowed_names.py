@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which functions and classes a checkpoint may name: those that a NeMo model's configuration needs, and no others.
+"""Which functions and classes a checkpoint may name: only those that a NeMo model's configuration needs.
 
-A checkpoint is data, and its context says which Python code builds the model. Only what is listed here is imported and
-called, and what the user adds with ``trust_checkpoint``.
+A checkpoint is data, and its context says which Python code builds the model. Only the names listed here, and those
+that the user adds with ``trust_checkpoint``, are imported and called.
 """
 
 import re
@@ -14,7 +14,7 @@ _IDENTIFIER = re.compile(r"[A-Za-z_]\w*")
 _DOTTED = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*")
 
 NEMO_MODELS = "nemo.collections.llm.gpt.model."
-"""Where NeMo's model and configuration classes are; who imports a name from there checks that it is such a class."""
+"""The modules of NeMo's model and configuration classes; importers check that a name from there is such a class."""
 _TOKENIZERS = "nemo.collections.common.tokenizers."
 GENERATION_CONFIG = "transformers.generation.configuration_utils.GenerationConfig"
 _ARTIFACTS = "nemo.lightning.io.artifact.file."
@@ -73,7 +73,7 @@ _ENUMS = ("megatron.core.transformer.enums", "megatron.core.enums")
 
 @dataclass(frozen=True)
 class Name:
-    """What a checkpoint calls a function, a class or a constant.
+    """A checkpoint's name of a function, a class or a constant.
 
     Attributes:
         module: Its module.
@@ -89,10 +89,10 @@ class Name:
 
 @dataclass(frozen=True)
 class AllowedNames:
-    """What a checkpoint may name.
+    """The names that a checkpoint may use.
 
     Attributes:
-        trusted: Dotted names that the user has added: of functions and classes, or of modules with all that is in them.
+        trusted: Dotted names that the user has added: functions and classes, or modules with everything in them.
     """
 
     trusted: Sequence[str] = ()

@@ -34,7 +34,7 @@ class Block:
 
     Attributes:
         index: Place in the whole model: 0 is the embedding, ``i + 1`` is layer ``i``, the last one is the head.
-        place: Of a layer, its place in this pipeline stage.
+        place: A layer's place in this pipeline stage.
         modules: This rank's modules by Megatron's names, layers and experts counted through the whole model. Modules
             without parameters are among them.
     """
@@ -56,7 +56,7 @@ def split_into_blocks(module: Any, num_layers: int) -> list[Block]:
 
     Args:
         module: Megatron's GPTModel.
-        num_layers: Of the whole model.
+        num_layers: Number of layers of the whole model.
     """
     blocks: dict[int, dict[str, torch.nn.Module]] = {}
     first = module.decoder.layers[0].layer_number if len(module.decoder.layers) else 1
@@ -128,7 +128,7 @@ class BlockLoader:
     def load_ahead(self, block: Block) -> None:
         """Begins to read a block while another is at work on a GPU; :meth:`load` waits for it, and raises its errors.
 
-        A CPU has nothing to spare: there nothing is begun.
+        On a CPU, which has nothing to spare, nothing is begun.
         """
         if self._device.type == "cuda":
             self._ahead = self._reader.submit(self._load_beside, block)
@@ -169,7 +169,7 @@ class BlockLoader:
             _copy_shard(name, source, target, ranks.rank, ranks.size)
 
     def _cut_one_by_one(self, name: str, rows: torch.Tensor) -> Sequence[torch.Tensor]:
-        """Splits a parameter, or a shard of one, into the groups of its rows that are cut one by one."""
+        """Splits a parameter, or a shard of one, into the groups of rows that are sharded one by one."""
         if self._gated and ".linear_fc1." in name:
             return rows.chunk(2)
         for module, sizes in self._row_groups.items():
@@ -203,7 +203,7 @@ def _copy_through_page_locked(target: torch.Tensor, source: torch.Tensor) -> Non
 
     Args:
         target: Contiguous, on any device.
-        source: Of the same shape, on the CPU.
+        source: A tensor of the same shape, on the CPU.
     """
     if not target.is_cuda or not source.is_contiguous() or source.nbytes < _SENT_AT_ONCE:
         target.copy_(source)
@@ -222,7 +222,7 @@ def _copy_through_page_locked(target: torch.Tensor, source: torch.Tensor) -> Non
 def parameters_of(blocks: Sequence[Block]) -> Callable[[str], torch.Tensor | None]:
     """Returns a function that finds a parameter of some blocks by Megatron's name in the whole model.
 
-    It returns the parameter as it is then, None where there is none of this name.
+    The function returns the parameter as it is when called; None where no parameter has the name.
     """
     owners = {name: (module, own) for block in blocks for name, module, own in block.parameters()}
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""From what :mod:`~nemo_ptq.checkpoint.context_graph` has read to a fiddle configuration of NeMo's model, not built."""
+"""Makes an unbuilt fiddle configuration of NeMo's model from a call of :mod:`~nemo_ptq.checkpoint.context_graph`."""
 
 import enum
 import inspect
@@ -27,26 +27,26 @@ def model_config(model: Call, context: Path, allowed: AllowedNames) -> fdl.Confi
     """Makes the fiddle configuration of a model; its modules are imported, and nothing is called.
 
     Args:
-        model: What io.json holds, of whose names all are allowed.
+        model: The content of io.json, whose names are all allowed.
         context: The directory that files are named relative to.
-        allowed: What was allowed.
+        allowed: The allowed names.
 
     Raises:
-        PtqError: If what is installed has no such class.
+        PtqError: If the installed packages have no such class.
     """
     return _Maker(context, allowed).value(model)
 
 
 def description(model: Call, context: Path, allowed: AllowedNames) -> dict[str, Any]:
-    """What NeMo writes into model.yaml: a model's arguments with the defaults of its classes, as plain data.
+    """Makes the content of NeMo's model.yaml: a model's arguments with the defaults of its classes, as plain data.
 
     Args:
-        model: What io.json holds, of whose names all are allowed.
+        model: The content of io.json, whose names are all allowed.
         context: The directory that files are named relative to.
-        allowed: What was allowed.
+        allowed: The allowed names.
 
     Raises:
-        PtqError: If what is installed has no such class.
+        PtqError: If the installed packages have no such class.
     """
     holder = SimpleNamespace(model=model_config(model, context, allowed))
     text = IOMixin._io_dump_yaml(None, holder, ["model"])["model"]
@@ -108,14 +108,14 @@ class _Maker:
 
 
 def _is_expected(name: Name, value: Any) -> bool:
-    """Whether a name that is allowed for its place is of what belongs there."""
+    """Whether an allowed name refers to an object of the right kind for its place."""
     if is_nemo_model(name):
         return isinstance(value, type) and issubclass(value, GPTModel | TransformerConfig)
     return not is_enum_member(name) or isinstance(value, enum.Enum)
 
 
 def _known(function: Any, arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves out arguments that another version of NeMo had."""
+    """Leaves out arguments of other NeMo versions."""
     try:
         parameters = inspect.signature(function).parameters
     except ValueError:  # a function of torch's in C++

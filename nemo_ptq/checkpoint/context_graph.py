@@ -4,7 +4,7 @@
 
 The file is a graph of fiddle configurations, as ``fiddle.experimental.serialization`` writes it. It describes a whole
 training job, of which the model's configuration and tokenizer are read here; trainer, optimizer, data and callbacks are
-left alone. What the rest names is held against :class:`~nemo_ptq.checkpoint.allowed_names.AllowedNames`.
+ignored. The names in the rest are checked by :class:`~nemo_ptq.checkpoint.allowed_names.AllowedNames`.
 """
 
 import math
@@ -27,7 +27,7 @@ _BUILDABLES = {
 _METADATA = "fiddle._src.config.BuildableTraverserMetadata"
 _SEQUENCES: Mapping[str, type] = {"builtins.list": list, "builtins.tuple": tuple}
 _NO_VALUE = "fiddle._src.config.NoValue"
-# The functions and objects of training, and what would write files.
+# The functions and objects of training, and fields that would write files.
 _SKIPPED_OF_MODEL = frozenset({"optim", "model_transform", "model_context_managers"})
 _SKIPPED_OF_CONFIG = frozenset(
     {
@@ -89,7 +89,7 @@ def read_model(context: Path, allowed: AllowedNames) -> Call:
 
     Args:
         context: The directory with io.json.
-        allowed: What the file may name.
+        allowed: The names that the file may use.
 
     Returns:
         The call of NeMo's model class. Its "config" is one of a configuration class.
@@ -99,7 +99,7 @@ def read_model(context: Path, allowed: AllowedNames) -> Call:
     """
     file = context / "io.json"
     try:
-        graph = read_json(file, finite=False)  # infinity is a limit in many a trainer's settings
+        graph = read_json(file, finite=False)  # many trainers' settings have infinity as a limit
     except FileError as error:
         raise ConfigError([f"{error}: copy or save the checkpoint again"]) from error
     try:
@@ -113,14 +113,14 @@ def read_model(context: Path, allowed: AllowedNames) -> Call:
 
 
 def read_transform(context: Path) -> Call | None:
-    """Reads what a training job has added to its model, such as adapters.
+    """Reads the additions of a training job to its model, such as adapters.
 
     Args:
         context: The directory with io.json.
 
     Returns:
-        The call of its class, with the arguments that are numbers or text; None if there is none. Nothing is to be
-        called: the name may be any.
+        The call of its class, with the arguments that are numbers or text; None if there is none. It must not be
+        called: its name is not checked.
 
     Raises:
         ConfigError: If the file cannot be read, or holds no model.
@@ -138,12 +138,12 @@ class _Reader:
     """Turns nodes of the graph into values.
 
     Args:
-        graph: What io.json holds.
+        graph: The content of io.json.
         file: Its name, for messages.
-        allowed: What it may name.
+        allowed: The names that it may use.
 
     Attributes:
-        problems: What was found that is not allowed.
+        problems: A line for each name found that is not allowed.
     """
 
     def __init__(self, graph: Any, file: Path, allowed: AllowedNames) -> None:
@@ -164,7 +164,7 @@ class _Reader:
         return model
 
     def transform(self) -> Call | None:
-        """What is added to the model, with its plain arguments."""
+        """The addition to the model, with its plain arguments."""
         transform = self._node(self._arguments(self._model()).get("model_transform"))
         if self._buildable(transform) is None:
             return None
@@ -205,12 +205,12 @@ class _Reader:
         raise _Malformed("references go in a circle")
 
     def _type(self, node: Any) -> Name | None:
-        """The type of an object; None of what is none."""
+        """The type of an object; None for anything else."""
         kind = node.get("type") if isinstance(node, dict) else None
         return None if not isinstance(kind, dict) else self._name(kind)
 
     def _buildable(self, node: Any) -> str | None:
-        """What kind of a configuration an object is; None of what is none."""
+        """The kind of configuration that an object is; None for anything else."""
         kind = self._type(node)
         if kind is None or str(kind) in _BUILDABLES:
             return _BUILDABLES.get(str(kind))
@@ -230,7 +230,7 @@ class _Reader:
         return [value for _, value in items]
 
     def _metadata(self, node: Any) -> list[Any]:
-        """What fiddle keeps of a configuration: the callable, and the names of its arguments, of which it is sure."""
+        """Fiddle's metadata of a configuration: the callable, and the names of the arguments that it is sure of."""
         fields = self._items(self._node(node.get("metadata")))
         if len(fields) < 2:
             raise _Malformed("a configuration has no callable")
@@ -244,7 +244,7 @@ class _Reader:
         return dict(zip(names, values, strict=True))
 
     def _callable(self, node: Any, place: str) -> Name:
-        """What a configuration calls; a problem if it may not."""
+        """The callable of a configuration; a problem if it is not allowed."""
         name, is_partial = self._name(self._metadata(node)[0]), self._buildable(node) == _PARTIAL
         if not (self._allowed.allows_partial(name) if is_partial else self._allowed.allows_call(name)):
             self._refuse(name, place, "called")

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What generation_config.json may say, known without transformers.
+"""The valid content of generation_config.json, known without transformers.
 
-All that transformers' GenerationConfig refuses is refused here, and values of other types than servers expect: a plan,
-which does not import transformers, and a job have one verdict.
+Everything that transformers' GenerationConfig refuses is refused here, and so are values of types that servers do not
+expect: a plan, which does not import transformers, and a job have one verdict.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,7 @@ CACHES = (
 )
 """The KV caches that transformers has names for."""
 
-# Arguments of generate(), which transformers does not take from the file; and objects that a file cannot hold.
+# Arguments of generate() that transformers does not take from the file; and objects that a file cannot hold.
 _NOT_SETTINGS = (
     *("assistant_model", "compile_config", "logits_processor", "negative_prompt_attention_mask", "negative_prompt_ids"),
     *("prefix_allowed_tokens_fn", "stopping_criteria", "streamer", "synced_gpus", "use_model_defaults"),
@@ -36,7 +36,7 @@ class _Kind:
     """The values that some settings have.
 
     Attributes:
-        says: What they must be.
+        says: The condition on them, in words.
         holds: Whether a value is one of them.
     """
 
@@ -70,10 +70,10 @@ _NEVER_NULL = ("early_stopping", "num_beams", "num_return_sequences")
 
 
 def check_generation(content: Mapping[str, Any]) -> None:
-    """Checks what a generation_config.json holds; names that transformers does not have are left to the model.
+    """Checks the content of a generation_config.json; names unknown to transformers are left to the model.
 
     Raises:
-        PtqError: If transformers refuses it, or a value is of no type that it can have.
+        PtqError: If transformers refuses it, or a value has a wrong type.
     """
     for name, value in content.items():
         if value is None and name not in _NEVER_NULL:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Megatron's GPTModel, built from the fields of NeMo's configuration without NeMo.
 
-What NeMo's classes add to Megatron's is in :data:`_FINISHING`, and in the layers' spec.
+NeMo's additions to Megatron's classes are in :data:`_FINISHING`, and in the layers' spec.
 """
 
 import dataclasses
@@ -49,7 +49,7 @@ def squared_relu(x: torch.Tensor) -> torch.Tensor:
     return F.relu(x).pow(2)
 
 
-# By what a context calls them. Servers compute the tanh approximation of "gelu", and so do Megatron's fused kernels.
+# By their names in a context. Servers compute the tanh approximation of "gelu", and so do Megatron's fused kernels.
 ACTIVATION_FUNCTIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "silu": F.silu,
     "gelu": openai_gelu,
@@ -61,12 +61,12 @@ ACTIVATION_FUNCTIONS: Mapping[str, Callable[[torch.Tensor], torch.Tensor]] = {
 def settings_for_calibration(
     fields: Mapping[str, Any], device: torch.device, dtype: torch.dtype, overrides: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Returns what replaces the training machine's settings for calibration on this one.
+    """Returns the fields that replace the training machine's settings for calibration on this one.
 
     Args:
-        fields: Those of NeMo's configuration.
+        fields: The fields of NeMo's configuration.
         device: Where the model will live.
-        dtype: In which its weights are held, bfloat16 or float16.
+        dtype: Data type in which its weights are held, bfloat16 or float16.
         overrides: Parallel sizes and other fields to set.
     """
     settings: dict[str, Any] = {
@@ -76,7 +76,7 @@ def settings_for_calibration(
         "fp16": dtype == torch.float16,
         # So that nothing asks for CUDA's memory while the model is built on the meta device.
         "use_cpu_initialization": True,
-        # The weights are read from the checkpoint, so nothing is gained by initialising them first.
+        # The weights are read from the checkpoint, so initialising them first would gain nothing.
         "perform_initialization": False,
         "sequence_parallel": False,
         "context_parallel_size": 1,
@@ -241,7 +241,7 @@ def _multiply_rotation(config: Any, factor: float) -> None:
 
 
 def _is_finished(module: Any) -> None:
-    """What most of NeMo's classes add to Megatron's model: nothing."""
+    """The addition of most NeMo classes to Megatron's model: none."""
 
 
 def _finish_gemma(module: Any) -> None:

@@ -49,7 +49,7 @@ class StateSpaceMixer(MegatronModule):
     Tensor-parallel ranks share its heads, and the groups of them that share B and C.
 
     Args:
-        config: The model's.
+        config: The model's configuration.
         layer_number: Counted from 1.
         pg_collection: Megatron's process groups.
     """
@@ -103,7 +103,7 @@ class StateSpaceMixer(MegatronModule):
         return self.out_proj(normal.transpose(0, 1).contiguous())[0], None
 
     def _local(self, *sizes: int | None) -> list[int]:
-        """This rank's share of sizes; None is that of all channels of the convolution."""
+        """This rank's share of sizes; None stands for all channels of the convolution."""
         return [(sum(self.sizes.conv_rows.values()) if size is None else size) // self.ranks for size in sizes]
 
 
@@ -113,7 +113,7 @@ class HybridModel(MambaModel):
     def _preprocess(
         self, input_ids: torch.Tensor, position_ids: torch.Tensor, decoder_input: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """Returns embeddings (sequence, batch, hidden size), or what is given, and the rotary embedding or None."""
+        """Returns embeddings (sequence, batch, hidden size), or the given ones, and the rotary embedding or None."""
         states = self.embedding(input_ids, position_ids) if decoder_input is None else decoder_input
         rotary = self.rotary_pos_emb(len(states)) if self.position_embedding_type == "rope" else None
         return states, rotary

@@ -14,7 +14,7 @@ from nemo_ptq.untrusted import FileError, inside, open_file, read_json_object
 
 # Characters of an error that a message shows.
 _SHOWN = 200
-# Parts of a tensor without values, each of which would be listed.
+# The most parts of a tensor with an empty axis, since each part would be listed.
 _MOST_EMPTY = 2**20
 
 
@@ -23,9 +23,9 @@ class Chunk:
     """A box of a tensor that was saved in one piece, or an object that is no tensor.
 
     Attributes:
-        name: Of the tensor or the object.
-        offsets: Where it begins, along each axis of the tensor.
-        sizes: How long it is along each of them.
+        name: Name of the tensor or the object.
+        offsets: Its beginning along each axis of the tensor.
+        sizes: Its length along each axis.
         file: Name of its file beside the index.
         start: First byte there.
         length: How many bytes.
@@ -44,9 +44,9 @@ class StoredTensor:
     """A tensor of the checkpoint.
 
     Attributes:
-        shape: Of the whole tensor, stacked axes included.
+        shape: Shape of the whole tensor, stacked axes included.
         dtype: Name of its data type, e.g. "bfloat16".
-        chunks: What it is made of.
+        chunks: The chunks that it is made of.
     """
 
     shape: tuple[int, ...]
@@ -67,7 +67,7 @@ def read_index(checkpoint: Path) -> Any:
         checkpoint: Directory with `weights/`, or with the files themselves.
 
     Returns:
-        What has the attributes of that class, and of those inside it.
+        An object with the attributes of that class, and of the classes inside it.
 
     Raises:
         ConfigError: If it cannot be read, or the weights are in another format.
@@ -87,7 +87,7 @@ def read_index(checkpoint: Path) -> Any:
             _check_entry(name, entry)
         for place in index.storage_data.values():
             _check_place(weights, place)
-    except Exception as error:  # a damaged pickle raises whatever it likes
+    except Exception as error:  # a damaged pickle raises any kind of error
         raise ConfigError([_unreadable(index_file, error)]) from error
     return index
 
@@ -98,7 +98,7 @@ def _unreadable(file: Path, error: Exception) -> str:
 
 
 def _check_entry(name: Any, entry: Any) -> None:
-    """Raises where a tensor's sizes cannot be what they are called: much is counted by them."""
+    """Raises if a tensor's sizes are impossible: much is computed from them."""
     if not isinstance(name, str):
         raise TypeError(f"{name!r} is no name")
     if not hasattr(entry, "size"):
@@ -126,7 +126,7 @@ def _check_place(weights: Path, place: Any) -> None:
 
 @dataclass(frozen=True)
 class Stored:
-    """What a checkpoint's weights are made of, by name.
+    """The contents of a checkpoint's weights, by name.
 
     Attributes:
         tensors: The tensors.

@@ -20,7 +20,7 @@ class Record:
     state: Any = None
 
     def __new__(cls, *args: Any) -> "Record":
-        """Makes one of any arguments, which are not kept."""
+        """Accepts any arguments, and drops them."""
         return super().__new__(cls)
 
     def __setstate__(self, state: Any) -> None:
@@ -29,7 +29,7 @@ class Record:
         else:
             self.state = state
 
-    # What a pickle puts into a container of a class of its own is not kept.
+    # Values that a pickle puts into a container of its own class are dropped.
 
     def __setitem__(self, key: Any, value: Any) -> None:
         pass
@@ -48,7 +48,7 @@ class TorchName(str):
     """A name of torch's: a data type, or a function that a pickle would call."""
 
     def __call__(self, *args: Any) -> Record:
-        """Returns what stands for the result."""
+        """Returns a stand-in for the result."""
         return Record()
 
 
@@ -56,14 +56,14 @@ class InertUnpickler(DataUnpickler):
     """Reads a pickle's data and imports none of the names in it, so that a hostile checkpoint can run no code."""
 
     def find_class(self, module: str, name: str) -> Any:
-        """Returns what stands for a name."""
+        """Returns a stand-in for a name."""
         if module == "torch":
             # A data type is a name alone, a size a call.
             return size if name == "Size" else TorchName(name)
         return Record
 
     def persistent_load(self, pid: Any) -> Record:
-        """Returns what stands for the values of a tensor."""
+        """Returns a stand-in for the values of a tensor."""
         return Record()
 
 
@@ -75,7 +75,7 @@ def _part(path: Path, whole: IO[bytes], start: int, length: int) -> IO[bytes]:
 
 
 def read_saved(path: Path, start: int = 0, length: int | None = None) -> Any:
-    """Reads what ``torch.save`` has written, tensors left out.
+    """Reads a file of ``torch.save``, tensors left out.
 
     Args:
         path: The file.
@@ -93,5 +93,5 @@ def read_saved(path: Path, start: int = 0, length: int | None = None) -> Any:
             raise FileError(path, "cannot be read: it is not a file of torch.save") from error
         except FileError:
             raise
-        except Exception as error:  # a damaged pickle raises whatever it likes
+        except Exception as error:  # a damaged pickle raises any kind of error
             raise FileError(path, f"cannot be read: {error!r}"[:200]) from error

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors of a checkpoint its model reads, and of which shapes. What else is there is refused."""
+"""The tensors of a checkpoint that its model reads, and their shapes. All other weights are refused."""
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,7 +17,7 @@ DTYPES = ("float32", "float16", "bfloat16")
 """Data types that weights may have."""
 # Of the model and yet no weights: Transformer Engine's states, ModelOpt's quantizers, a buffer that follows from sizes.
 _NO_WEIGHTS = re.compile(r"_extra_state(/|$)|_quantizer\.|(^|\.)rotary_pos_emb\.")
-# What Megatron-LM saves of a training job beside its model, whose tensors have no prefix.
+# Entries of a training job that Megatron-LM saves beside its model, whose tensors have no prefix.
 _TRAINING = re.compile(r"(chained_\d+\.)?optimizer\.|rng_state(/|$)|rerun_state_machine_state(/|$)|param_groups")
 # NeMo's LoRA: adapters beside the layers that it wraps.
 _ADAPTER = re.compile(r"\.(adapters?|to_wrap|lora_[ab])\.|\.adapter_layer\.|\.lora\.", re.IGNORECASE)
@@ -28,7 +28,7 @@ _ROWS = re.compile(r"(\.(?:weight|bias))(?:_[wv]|\.(?:z|x|B|C|dt))$")
 
 
 def prefix_of(checkpoint: Path) -> str:
-    """Returns what the names of a checkpoint's weights begin with: those of Megatron-LM have nothing before them."""
+    """Returns the prefix of the names of a checkpoint's weights; those of Megatron-LM have none."""
     return "" if weights_of(checkpoint) == checkpoint else PREFIX
 
 
@@ -41,9 +41,9 @@ def check_tensors(model: ModelSpec, dtypes: Mapping[str, str], prefix: str = PRE
     """Refuses a checkpoint with weights that its model does not read, or of types that no weights have.
 
     Args:
-        model: What the context says.
+        model: The model in the context.
         dtypes: Names of the torch data types of the tensors in the weights, by their names.
-        prefix: What the names of weights begin with.
+        prefix: Prefix of the names of weights.
 
     Raises:
         PtqError: If there are such weights, LoRA adapters that are not merged among them.
@@ -68,12 +68,12 @@ def check_tensors(model: ModelSpec, dtypes: Mapping[str, str], prefix: str = PRE
 
 
 def check_shapes(model: ModelSpec, shapes: Mapping[str, Sequence[int]], prefix: str = PREFIX) -> None:
-    """Refuses weights that are of another model than the description beside them; of hybrids nothing is known here.
+    """Refuses weights that do not fit the description beside them; hybrids are not checked.
 
     Args:
-        model: What the description says.
-        shapes: Of the tensors in the weights, by their names, the axes of stacked layers and experts included.
-        prefix: What the names of weights begin with.
+        model: The model in the description.
+        shapes: Shapes of the tensors in the weights, by their names, the axes of stacked layers and experts included.
+        prefix: Prefix of the names of weights.
 
     Raises:
         PtqError: If one has another shape, or is of a layer that the model does not have.
@@ -105,12 +105,12 @@ def check_complete(model: ModelSpec, names: Iterable[str], prefix: str = PREFIX)
     """Refuses weights that lack some that the model has.
 
     Args:
-        model: What the description says.
-        names: Of the tensors in the weights.
-        prefix: What the names of weights begin with.
+        model: The model in the description.
+        names: Names of the tensors in the weights.
+        prefix: Prefix of the names of weights.
 
     Raises:
-        PtqError: If there are such; the output layer may be the embedding.
+        PtqError: If one is missing; the output layer may be the embedding.
     """
     found = {_general(name.removeprefix(prefix)) for name in names if is_weight(name, prefix)} | {"output_layer.weight"}
     if missing := [name for name in dict.fromkeys(_parameters(model)) if name not in found]:

@@ -49,7 +49,7 @@ _FUSED_MLP_NORM = {"pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_"}
 
 
 class _Float32Norm(torch.nn.Module):
-    """What :class:`TorchLayerNorm` and :class:`TorchRMSNorm` share: the gain, its convention, and float32 arithmetic.
+    """Shared part of :class:`TorchLayerNorm` and :class:`TorchRMSNorm`: gain, its convention, float32 arithmetic.
 
     Parameters have the names that Transformer Engine gives them, ``weight`` and ``bias``.
     """
@@ -115,12 +115,12 @@ else:
 
 @dataclass(frozen=True)
 class _Attention:
-    """What a layer's attention computes.
+    """The settings of a layer's attention.
 
     Attributes:
-        scale: What scores are multiplied with.
+        scale: Factor of the scores.
         window: Positions before each one that it attends to; -1 for all.
-        cap: What scores are smoothly kept below; None for no limit.
+        cap: Soft limit of the scores; None for no limit.
     """
 
     scale: float
@@ -129,10 +129,10 @@ class _Attention:
 
     @classmethod
     def of(cls, config: TransformerConfig, layer_number: int, softmax_scale: float | None) -> "_Attention":
-        """Reads it from NeMo's configuration, of a layer that is counted from 1.
+        """Reads the settings of a layer, counted from 1, from NeMo's configuration.
 
         NeMo's importers take the window from Hugging Face's setting, in which a position counts as one that it attends
-        to itself, and its exporters give it back: it is what the model was published with, and what servers compute.
+        to itself, and its exporters return it: it is the published value, and servers compute with it.
         Gemma 2's layers with a window are the first, the third and so on, as Hugging Face has them, whatever NeMo's
         class does.
         """
@@ -226,7 +226,7 @@ def _capped_attention(
 
 
 class SandwichLayer(TransformerLayer):
-    """Megatron's layer with norms of what attention and MLP return, as Gemma 2 and 3 have them."""
+    """Megatron's layer with norms of the outputs of attention and MLP, as in Gemma 2 and 3."""
 
     def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
@@ -242,7 +242,7 @@ def _normalise(norm: torch.nn.Module, _: Any, __: Any, output: tuple[torch.Tenso
 
 
 class LocalOrGlobalSelfAttention(SelfAttention):
-    """Gemma 3's attention: of two rotary embeddings, (2, sequence, 1, 1, head size), it takes one."""
+    """Gemma 3's attention: it takes one of two rotary embeddings, (2, sequence, 1, 1, head size)."""
 
     def forward(self, *args: Any, rotary_pos_emb: torch.Tensor, **kwargs: Any) -> Any:
         """As Megatron's."""
@@ -254,8 +254,8 @@ class LocalAndGlobalRotary(torch.nn.Module):
     """Both rotary embeddings of a Gemma 3, as :class:`LocalOrGlobalSelfAttention` takes them.
 
     Args:
-        local: That of layers with a window.
-        whole: That of the others.
+        local: The rotary embedding of layers with a window.
+        whole: The rotary embedding of the others.
     """
 
     def __init__(self, local: RotaryEmbedding, whole: RotaryEmbedding) -> None:
@@ -277,9 +277,9 @@ class ShortOrLongRotary(torch.nn.Module):
     """A rotary embedding with other frequencies in long sequences than in short ones.
 
     Args:
-        short: That of sequences of up to `context` tokens.
-        long: That of longer ones.
-        context: In tokens.
+        short: The rotary embedding of sequences of up to `context` tokens.
+        long: The rotary embedding of longer sequences.
+        context: Length up to which sequences are short, in tokens.
     """
 
     def __init__(self, short: RotaryEmbedding, long: RotaryEmbedding, context: int) -> None:

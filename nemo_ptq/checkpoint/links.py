@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Links in a checkpoint must not lead out of it: what they lead to would be copied into exports."""
+"""Links in a checkpoint must not lead out of it: their targets would be copied into exports."""
 
 import os
 from collections.abc import Iterator
@@ -15,11 +15,12 @@ _WEIGHTS = (".safetensors", ".bin")
 def links_out_of(checkpoint: Path) -> Iterator[Path]:
     """Yields the links among the files that exports copy from a checkpoint that lead out of it, or nowhere.
 
-    In a Hugging Face hub cache, whose snapshots are links into the ``blobs/`` beside them, these are a part of it.
+    In a Hugging Face hub cache, whose snapshots are links into the ``blobs/`` beside them, the blobs count as part of
+    it.
 
     Args:
-        checkpoint: A NeMo 2.0 checkpoint, whose ``context/`` is looked at, or a Hugging Face directory. Of one of
-            Megatron-LM nothing is copied but a tokenizer, which is looked at when it is read.
+        checkpoint: A NeMo 2.0 checkpoint, whose ``context/`` is checked, or a Hugging Face directory. From a
+            Megatron-LM checkpoint only the tokenizer is copied, which is checked when it is read.
     """
     root = _real(checkpoint)
     blobs = [parent.with_name("blobs") for parent in root.parents if parent.name == "snapshots"]

@@ -29,7 +29,7 @@ from nemo_ptq.quantization.state import CalibrationState
 
 @dataclass
 class LoadedModel:
-    """This rank's part of a model, with what the rest of the job needs to know about the whole.
+    """This rank's part of a model, with the facts about the whole that the rest of the job needs.
 
     Attributes:
         module: Megatron's GPTModel or MambaModel: this pipeline stage, this tensor-parallel shard.
@@ -37,15 +37,15 @@ class LoadedModel:
         config_class: NeMo's class of the configuration, with its module.
         tokenizer: A :class:`~nemo_ptq.checkpoint.tokenizers.Tokenizer`, or one of NeMo's.
         vocab_size: Rows of the embedding in the checkpoint (the tokenizer's size plus the checkpoint's own padding,
-            not what this tensor parallelism pads further).
+            without the further padding for this tensor parallelism).
         has_vocab_size: Whether the checkpoint's configuration names the size itself.
         checkpoint: Where it comes from.
-        size: What the whole model takes there.
+        size: Size of the whole model there.
         device: Where its weights go.
         parallelism: This rank's place.
         blocks: This rank's blocks, in order.
         loader: Reads their weights.
-        calibration: What has been learned of it, None before it is calibrated.
+        calibration: Its calibration; None before it is calibrated.
     """
 
     module: LanguageModule
@@ -106,9 +106,9 @@ def open_model(
         num_layers_in_last_pipeline_stage: Layers of the last stage, where stages are uneven.
         trusted: Dotted names that a NeMo checkpoint's context may use beside those that are always allowed.
         adapter: A LoRA adapter that is merged into the weights as they are read; None for none.
-        dtype: In which weights are held. Those that are bfloat16 in the checkpoint stay so: nothing is lost by it, and
-            activations of such a model may exceed float16.
-        stored: In which weights will be stored that stay unquantized.
+        dtype: Data type in which weights are held. Weights that are bfloat16 in the checkpoint stay so, without loss,
+            since activations of such a model may exceed float16.
+        stored: Data type in which unquantized weights will be stored.
 
     Raises:
         PtqError: If it does not hold a GPT-like model, or its context names code that is not allowed. As they are read,
@@ -143,7 +143,7 @@ def open_model(
         try:
             config = make_config({**fields.fields, **settings_for_calibration(fields.fields, device, dtype, overrides)})
             module = _build(config, fields.model_class)
-        except Exception as error:  # Megatron raises what it likes
+        except Exception as error:  # Megatron raises any kind of error
             raise PtqError(unbuildable(error)) from error
     module = module.eval().requires_grad_(False)
     return LoadedModel(

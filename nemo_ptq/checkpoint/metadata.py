@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint says about itself, without torch or NeMo, and without running its code."""
+"""A checkpoint's description of itself, without torch or NeMo, and without running its code."""
 
 import os
 from collections.abc import Mapping
@@ -38,7 +38,7 @@ _MOST_LOOKED_AT = 100
 
 
 def read_metadata(checkpoint: Path) -> ModelSpec:
-    """Reads what a checkpoint's files say about its model, and checks that all of its files are there.
+    """Reads the model's description from a checkpoint's files, and checks that all of its files are there.
 
     Args:
         checkpoint: Directory with `context/` and `weights/`, a Hugging Face directory, or a checkpoint of Megatron-LM
@@ -109,7 +109,7 @@ def _check_files(checkpoint: Path) -> None:
         check_small_files(Path(directory))
     missing = [file for file in _FILES if not (checkpoint / file).is_file()]
     if missing == [_DESCRIPTION]:
-        return  # NeMo's classes say what it would hold
+        return  # NeMo's classes give its content
     if missing:
         found = [file for file in _FILES if file not in missing]
         raise ConfigError(
@@ -118,7 +118,7 @@ def _check_files(checkpoint: Path) -> None:
 
 
 def _what_to_give(directory: Path) -> str:
-    """Which directory inside of one that is no checkpoint may be meant: the hub's cache has models in snapshots/."""
+    """The directory that may be meant inside one that is no checkpoint: the hub's cache has models in snapshots/."""
     inside = [path for pattern in ("*/", "snapshots/*/") for path in sorted(directory.glob(pattern))[:_MOST_LOOKED_AT]]
     found = next((path for path in inside if is_hugging_face(path) or is_megatron(path) or _is_complete(path)), None)
     return "give the directory of a checkpoint" if found is None else f"give {found}"
@@ -178,7 +178,7 @@ def with_plain_names(tokenizer: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def described_model(checkpoint: Path) -> Any:
-    """Reads `context/model.yaml` as it is; where it is missing, makes what it would hold of `context/io.json`.
+    """Reads `context/model.yaml` unchanged; where it is missing, makes its content from `context/io.json`.
 
     That imports NeMo, whose classes know the defaults that io.json leaves out.
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What :mod:`~nemo_ptq.checkpoint.gpt` builds a model from: the fields of NeMo's configuration, without NeMo."""
+"""The fields of NeMo's configuration, from which :mod:`~nemo_ptq.checkpoint.gpt` builds a model, without NeMo."""
 
 import enum
 from collections.abc import Callable, Mapping
@@ -26,7 +26,7 @@ _MODULES = frozenset(name.rpartition(".")[0] for name in MODEL_CLASSES)
 _OTHER_CONFIGS = "Llama4"
 # Parts of a model that only NeMo's classes can add.
 _UNKNOWN_PARTS = ("multi_latent_attention", "mtp_num_layers")
-# What model.yaml has beside the fields.
+# Entries of model.yaml beside the fields.
 _NOT_FIELDS = ("_target_", "model_class", "tokenizer", "generation_config")
 
 
@@ -56,12 +56,12 @@ def fields_in_context(checkpoint: Path, model: Call, allowed: AllowedNames) -> M
 
     Args:
         checkpoint: Directory with ``context/``.
-        model: What its io.json says, which counts; fields that it does not name are as in model.yaml, where NeMo
-            writes the defaults of its classes as well.
-        allowed: What io.json may name; of what the user has added nothing is known here.
+        model: The content of its io.json, which takes precedence; other fields are as in model.yaml, where NeMo writes
+            the defaults of its classes as well.
+        allowed: The names that io.json may use; names that the user has added are unknown here.
 
     Returns:
-        None of a model that only NeMo's own classes can build.
+        None for a model that only NeMo's own classes can build.
 
     Raises:
         PtqError: If model.yaml, or a file that the context names, cannot be read.
@@ -98,10 +98,10 @@ def fields_in_context(checkpoint: Path, model: Call, allowed: AllowedNames) -> M
 
 
 def _defaults(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields in a model.yaml but for functions and objects, of which a built model needs the activation alone.
+    """The fields in a model.yaml except functions and objects, of which a built model needs only the activation.
 
     Raises:
-        _NotKnown: If the activation is none that is known.
+        _NotKnown: If the activation is unknown.
     """
     fields = {
         name: value

@@ -34,14 +34,14 @@ def build_with_nemo(
         context: Fiddle config of a NeMo model such as ``LlamaModel``, changed in place to suit this machine.
         device: Where the weights will go.
         overrides: Fields of the model's config to set, parallel sizes among them.
-        dtype: In which its weights are held.
+        dtype: Data type in which its weights are held.
         tokenizer_path: A tokenizer to use in place of the context's own.
 
     Returns:
         NeMo's model, whose ``module`` is Megatron's, with its ``config`` and ``tokenizer``.
 
     Raises:
-        PtqError: If NeMo's classes do not take what the context says, or the tokenizer cannot be loaded.
+        PtqError: If NeMo's classes refuse the context's values, or the tokenizer cannot be loaded.
     """
     config = context.config
     # Options come and go with Megatron's versions; one that does not exist needs no turning off.
@@ -67,7 +67,7 @@ def build_with_nemo(
             if has_gemma3_attention(model.config):
                 rotary = model.module.rotary_pos_emb
                 model.module.rotary_pos_emb = LocalAndGlobalRotary(rotary.rope_local, rotary)
-    except Exception as error:  # configurations and tokenizers raise what they like
+    except Exception as error:  # configurations and tokenizers raise any kind of error
         raise PtqError(unbuildable(error)) from error
     return model
 
@@ -76,7 +76,7 @@ def load_nemo_tokenizer(tokenizer: Any) -> Any:
     """Builds a tokenizer of NeMo's.
 
     Args:
-        tokenizer: Fiddle config of it, or what :func:`get_tokenizer` takes.
+        tokenizer: Fiddle config of it, or an argument of :func:`get_tokenizer`.
 
     Raises:
         PtqError: If it cannot be loaded.

@@ -18,9 +18,10 @@ from pathlib import Path
 
 from nemo_ptq.errors import PtqError
 
-# What a file system answers that has no locks.
+# Errors of a file system that has no locks.
 _NO_LOCKS = (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS)
-# Who only looks whether there is a lock has one for a moment: a refusal is repeated this often, with pauses in seconds.
+# A process that only checks for a lock holds it for a moment: a refused attempt is repeated after these pauses, in
+# seconds.
 _ATTEMPTS, _PAUSE = 5, 0.1
 
 
@@ -67,7 +68,7 @@ def held(output: Path) -> Iterator[bool]:
     try:
         yield works
     finally:
-        # Before the lock is let go of: whoever gets it then must not lose its file.
+        # Before the lock is released: the next holder must not lose its file.
         path.unlink(missing_ok=True)
         os.close(descriptor)
 
@@ -95,7 +96,7 @@ def _acquire(output: Path) -> tuple[int, bool]:
 
 
 def _sign(descriptor: int, path: Path) -> None:
-    """Writes into a lock file whose it is; a file that cannot be written is removed."""
+    """Writes the owner into a lock file; a file that cannot be written is removed."""
     me = {"host": socket.gethostname(), "pid": os.getpid(), "since": _now()}
     try:
         os.ftruncate(descriptor, 0)

@@ -16,11 +16,11 @@ from nemo_ptq.models.mapping import shares_inputs as shares_inputs
 
 @dataclass(frozen=True)
 class WeightsSize:
-    """How much a model's weights are.
+    """The size of a model's weights.
 
     Attributes:
-        parameters: Of the whole model, each once.
-        num_bytes: What they take in the checkpoint.
+        parameters: Number of parameters of the whole model, each counted once.
+        num_bytes: Their bytes in the checkpoint.
     """
 
     parameters: int
@@ -37,8 +37,8 @@ class WeightsSize:
 class TensorPart:
     """The part of a stored tensor that one layer (or one expert of a layer) takes, read when it is written.
 
-    Megatron stacks what its layers have in common: for 32 layers `decoder.layers.mlp.linear_fc2.weight` is stored as
-    one tensor of shape (32, hidden, ffn), and each layer is a part of shape (hidden, ffn).
+    Megatron stacks the corresponding parameters of its layers: for 32 layers `decoder.layers.mlp.linear_fc2.weight` is
+    stored as one tensor of shape (32, hidden, ffn), and each layer is a part of shape (hidden, ffn).
 
     Attributes:
         key: Name in the checkpoint, without the "module." prefix and without layer or expert numbers.
@@ -65,8 +65,8 @@ def check_finite(name: str, tensor: torch.Tensor) -> None:
     """Refuses weights with NaN or infinity; a pass over them that takes no memory.
 
     Args:
-        name: Of the tensor in its files.
-        tensor: Of a floating-point type, on any device.
+        name: Name of the tensor in its files.
+        tensor: Floating-point, on any device.
 
     Raises:
         PtqError: If a value is not finite.
@@ -79,9 +79,9 @@ def check_fits(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> None:
     """Refuses weights that are too large for float16; the other types hold what bfloat16 does.
 
     Args:
-        name: Of the tensor.
-        tensor: Of a floating-point type, finite, on any device.
-        dtype: What its values are to be stored in.
+        name: Name of the tensor.
+        tensor: Floating-point, finite, on any device.
+        dtype: Data type in which it will be stored.
 
     Raises:
         PtqError: If a value would be infinite.

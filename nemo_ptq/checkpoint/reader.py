@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Where a model comes from: a NeMo 2.0 checkpoint, or what is made one as it is read: Hugging Face's, Megatron-LM's."""
+"""Where a model comes from: a NeMo 2.0 checkpoint, or a Hugging Face or Megatron-LM one, converted as it is read."""
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -36,11 +36,11 @@ class CheckpointReader(Protocol):
 
     @property
     def size(self) -> WeightsSize:
-        """What the whole model takes, optimizer states left out."""
+        """Size of the whole model, without optimizer states."""
 
     @property
     def fields(self) -> ModelFields | None:
-        """What the model is built from; None where only NeMo's own classes can build it."""
+        """The fields that the model is built from; None where only NeMo's own classes can build it."""
 
     def model_config(self) -> AbstractContextManager[Any]:
         """Gives, within a ``with`` block, the fiddle config of NeMo's model and tokenizer, free to be changed."""
@@ -51,7 +51,7 @@ class NemoCheckpoint:
 
     Args:
         path: Directory with ``context/`` and ``weights/``.
-        allowed: What its context may name.
+        allowed: The names that its context may use.
 
     Raises:
         PtqError: If it is not the checkpoint of a GPT-like model.
@@ -96,12 +96,11 @@ def open_checkpoint(path: Path, allowed: AllowedNames, adapter: Path | None = No
 
     Args:
         path: The directory.
-        allowed: What a NeMo checkpoint's context may name.
+        allowed: The names that a NeMo checkpoint's context may use.
         adapter: A LoRA adapter of NeMo's or PEFT's that is merged into its weights as they are read; None for none.
 
     Raises:
-        PtqError: If it is of no kind that is known, what it holds cannot become a NeMo model, or the adapter does not
-            fit it.
+        PtqError: If its kind is unknown, its content cannot become a NeMo model, or the adapter does not fit it.
     """
     found = None if adapter is None else read_adapter(adapter)
     reader = _open(path, allowed, found if isinstance(found, PeftAdapter) else None)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a layer of Mamba-2 computes between its two linear layers, in plain torch; mamba_ssm's kernels where they are.
+"""The computation of a Mamba-2 layer between its two linear layers: plain torch, or mamba_ssm's kernels if installed.
 
 Each head has a state (head size, state size) that decays and takes in the position's input:
 ``state = exp(dt * A) * state + dt * x B^T``, and ``y = state C + D x`` comes out of it.
@@ -28,7 +28,7 @@ def selective_scan(
     """Runs sequences through the state spaces of all heads, in float32.
 
     Args:
-        x: (batch, length, heads, head size), what enters.
+        x: (batch, length, heads, head size), the input.
         dt: float32 (batch, length, heads), time steps, above zero.
         A: float32 (heads), decay rates, below zero.
         B: (batch, length, groups, state size), how the input enters the state; groups divide the heads.
@@ -70,13 +70,13 @@ def _scan_in_chunks(
 
 
 class GatedNorm(torch.nn.Module):
-    """RMSNorm, each group of channels by itself, of what a gate has let through.
+    """RMSNorm of gated values, each group of channels by itself.
 
     Args:
         size: Channels.
         groups: Groups of them.
         epsilon: Added to the variance.
-        dtype: Of the gain.
+        dtype: Data type of the gain.
     """
 
     def __init__(self, size: int, groups: int, epsilon: float, dtype: torch.dtype) -> None:

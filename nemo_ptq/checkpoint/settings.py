@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a NeMo 2.0 checkpoint's context says of its model and its tokenizer, read without NeMo."""
+"""A NeMo 2.0 checkpoint's settings of its model and its tokenizer, read from the context without NeMo."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +24,7 @@ class Context:
         path: The directory.
         config: The fields of NeMo's config, as attributes; sizes that follow from others are filled in.
         config_class: Name of that config's class, e.g. "Llama31Config8B".
-        tokenizer: What describes the tokenizer.
+        tokenizer: Description of the tokenizer.
     """
 
     path: Path
@@ -75,7 +75,7 @@ class Context:
         files = self.path / described["pretrained_model_name_or_path"]
         try:
             return import_transformers().GenerationConfig.from_pretrained(files)
-        except Exception as error:  # transformers raises what it likes
+        except Exception as error:  # transformers raises any kind of error
             raise PtqError(_unloadable(files, "generation_config.json", error)) from error
 
     def load_tokenizer(self) -> Any:

@@ -14,12 +14,12 @@ _NAMES_SHOWN = 6
 
 
 def check_shards(checkpoint: Path, parts: Iterable[Any], option: str = "nemo_checkpoint") -> None:
-    """Looks for the files of a checkpoint's tensors.
+    """Checks for the files of a checkpoint's tensors.
 
     Args:
         checkpoint: Directory with ``weights/``, or with the files themselves.
         parts: The places that the index names.
-        option: What named the directory, for messages.
+        option: The option that named the directory, for messages.
 
     Raises:
         ConfigError: If files are missing, or cut short.

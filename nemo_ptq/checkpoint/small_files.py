@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The small files beside the weights, which readers take as missing where they are damaged, and exports copy."""
+"""The small files beside the weights, which exports copy, and readers take for missing where they are damaged."""
 
 import os
 from pathlib import Path

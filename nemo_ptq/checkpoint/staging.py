@@ -22,9 +22,9 @@ from nemo_ptq.console.interrupts import tidying_up
 from nemo_ptq.errors import PtqError
 
 _AT_FDCWD, _RENAME_EXCHANGE = -100, 2
-# The longest of what is put behind a directory's name: ".calibration.safetensors", and a staging directory's dot.
+# The longest suffix of a directory's name: ".calibration.safetensors", and a staging directory's dot.
 _LONGEST_SUFFIX = 25
-# Answers to a rename onto something that is there.
+# Errors of a rename onto an existing path.
 _IS_TAKEN = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR)
 _CANNOT_EXCHANGE = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)
 
@@ -36,7 +36,7 @@ class Staging:
     Attributes:
         output: The directory that it makes.
         root: The staging directory, beside it: ``.OUT.partial-`` and eight digits of the run's own.
-        replaces: The :func:`stamp_of` what stood at ``output`` when the run began; None where nothing did.
+        replaces: The :func:`stamp_of` ``output``'s content when the run began; None where there was none.
     """
 
     output: Path
@@ -45,12 +45,12 @@ class Staging:
 
     @property
     def files(self) -> Path:
-        """What will be ``output``."""
+        """The directory that will become ``output``."""
         return self.root / "files"
 
     @property
     def journal(self) -> Path:
-        """What another process needs to continue."""
+        """The data that another process needs to continue."""
         return journal_in(self.root)
 
 
@@ -101,7 +101,7 @@ def begin(output: Path, continued: Path | None = None, is_alone: bool = True) ->
     Args:
         output: The directory that the run will make.
         continued: The staging directory of an earlier run, to be taken over with all that is in it.
-        is_alone: Whether no other run can be at work, so that what earlier ones have left is removed.
+        is_alone: Whether no other run can be at work, so that leftovers of earlier ones are removed.
     """
     root = output.with_name(f".{output.name}.partial-{secrets.token_hex(4)}")
     if continued is not None:
@@ -142,12 +142,12 @@ def _mount_points() -> set[str]:
 
 
 def discard(staging: Staging) -> None:
-    """Removes what a run has written so far."""
+    """Removes the files that a run has written so far."""
     shutil.rmtree(staging.root, ignore_errors=True)
 
 
 def publish(staging: Staging) -> None:
-    """Gives finished files their name, in place of what had it when the run began.
+    """Gives finished files their name, in place of the files that had it when the run began.
 
     Raises:
         PtqError: If something else stands there now. It is left as it is.
@@ -168,7 +168,7 @@ def publish(staging: Staging) -> None:
 
 
 def _replace(staging: Staging) -> None:
-    """Puts the files in the place of the directory that stands there, if it is still the one that it was."""
+    """Replaces the existing directory with the files, if it has not changed."""
     files, output, aside = staging.files, staging.output, _aside(staging.root)
     in_one_step = _exchange(files, output)
     if not in_one_step:
@@ -191,7 +191,7 @@ def _changed(staging: Staging, what: str) -> PtqError:
 
 
 def _aside(root: Path) -> Path:
-    """Where a directory waits that is replaced in two steps."""
+    """Where a directory waits while it is replaced in two steps."""
     return root / "replaced"
 
 
@@ -223,13 +223,14 @@ def atomic_directory(output: Path) -> Iterator[Path]:
     """Publishes a directory when the ``with`` block ends, and discards it when the block fails.
 
     Args:
-        output: Where the directory will appear, which the caller has :func:`reserved`. What stands there is replaced.
+        output: Where the directory will appear, which the caller has :func:`reserved`. An existing directory is
+            replaced.
 
     Yields:
         The empty directory to fill.
 
     Raises:
-        PtqError: If what stands there has changed in the meantime.
+        PtqError: If the existing directory has changed in the meantime.
     """
     with tidying_up():
         staging = begin(output)

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a tokenizer's files say without transformers: whether they are all there, and the largest token."""
+"""Reads a tokenizer's files without transformers: whether they are all there, and the largest token."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +21,7 @@ _FILES_OF = {
     **dict.fromkeys(("CodeGenTokenizer", "GPT2Tokenizer", "Qwen2Tokenizer"), _BYTE_PAIRS),
     **dict.fromkeys((OF_TRANSFORMERS_5, "PreTrainedTokenizer"), ("tokenizer.json",)),
 }
-# Of tekken and of tiktoken, which transformers reads where the model's own code does it, or not at all.
+# Files of tekken and tiktoken, which transformers reads only through the model's own code, or not at all.
 _OTHER_TOKENIZERS = ("tekken.json", "*.tiktoken", "tokenizer.model*")
 
 
@@ -69,11 +69,11 @@ def tokenizer_way_out(directory: Path) -> str:
 
 
 def tokenizer_of(checkpoint: Path, settings: Any = None) -> Path | None:
-    """Returns where a checkpoint has its tokenizer.
+    """Returns the place of a checkpoint's tokenizer.
 
     Args:
         checkpoint: A Hugging Face directory, or a NeMo checkpoint.
-        settings: What the context of a NeMo checkpoint says of the tokenizer; None of a Hugging Face directory.
+        settings: The tokenizer's settings in a NeMo checkpoint's context; None for a Hugging Face directory.
 
     Returns:
         A Hugging Face directory, or a file of sentencepiece's; None where it is not in the checkpoint.
@@ -92,7 +92,7 @@ def largest_token(tokenizer: Path) -> tuple[int, str] | None:
         tokenizer: A Hugging Face directory, or a file of sentencepiece's.
 
     Returns:
-        None where no file there says which tokens there are.
+        None where no file there lists the tokens.
 
     Raises:
         PtqError: If a file is damaged.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a job asks of a tokenizer, without NeMo's classes."""
+"""The tokenizer interface of a job, without NeMo's classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from nemo_ptq.errors import PtqError
 
 @dataclass(frozen=True)
 class Tokenizer:
-    """What a job asks of a tokenizer; NeMo's own classes have the same.
+    """The tokenizer interface of a job, which NeMo's own classes have as well.
 
     Attributes:
         tokenizer: transformers'.
@@ -31,7 +31,7 @@ class Tokenizer:
 
 
 def transformers_tokenizer(tokenizer: Any) -> Any:
-    """Returns transformers' tokenizer in a job's, which can be saved as a directory.
+    """Returns the transformers tokenizer inside a job's, which can be saved as a directory.
 
     Raises:
         PtqError: If there is none in it.
@@ -49,7 +49,7 @@ def with_nemos_special_tokens(tokenizer: Any) -> Any:
     """Gives a tokenizer the special tokens that NeMo's class of it has; returns the same tokenizer."""
     special: dict[str, Any] = {"additional_special_tokens": []}
     for one, other in (("sep_token", "eos_token"), ("cls_token", "bos_token")):
-        # NeMo has each stand in for the other.
+        # In NeMo each stands in for the other.
         mine, theirs = getattr(tokenizer, one), getattr(tokenizer, other)
         if mine is None and theirs:
             special[one] = theirs

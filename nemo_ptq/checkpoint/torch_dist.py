@@ -3,7 +3,7 @@
 """The weights of a torch_dist checkpoint, read from its files layer by layer: without Megatron, and without a model.
 
 Format: Megatron's torch_dist, that is torch.distributed.checkpoint with a file for each writer, in which every chunk is
-what ``torch.save`` makes of a tensor.
+a tensor written by ``torch.save``.
 """
 
 import io
@@ -30,8 +30,8 @@ from nemo_ptq.untrusted_pickles import check_saved
 # The records with the bytes of tensors.
 _STORAGE = re.compile(r"/data/\d+$")
 _EXPERTS = ".experts.experts."
-# The ends of the names of what is one tensor of a model: of gated layers, and of the projection and the convolution of
-# a state space, which has no "z" and "dt".
+# The ends of the names of groups that form one tensor of a model: of gated layers, and of the projection and the
+# convolution of a state space; the convolution has no "z" and "dt".
 _ROWS = (("_w", "_v"), (".z", ".x", ".B", ".C", ".dt"))
 
 
@@ -69,7 +69,7 @@ def _with_rows_joined(parts: Sequence[TensorPart]) -> Iterator[TensorPart]:
 
 
 def _group_of(key: str) -> tuple[str, Sequence[str]]:
-    """What a tensor is a group of rows of, and the ends of the names of all groups; none where it is whole."""
+    """The tensor of which this one is a group of rows, and the ends of all groups' names; none where it is whole."""
     for suffixes in _ROWS:
         for suffix in suffixes:
             if key.endswith((f".weight{suffix}", f".bias{suffix}")):
@@ -118,12 +118,12 @@ def _read_weight(name: str, weights: Path, tensor: StoredTensor, index: tuple[in
 
 
 def read_part(weights: Path, tensor: StoredTensor, index: tuple[int, ...] = ()) -> torch.Tensor:
-    """Puts one part of a tensor together: what has ``index`` along the first axes.
+    """Puts one part of a tensor together: the slice at ``index`` along the first axes.
 
     Args:
         weights: The directory that its chunks' files are in.
         tensor: The tensor.
-        index: Of the part, such as (layer,) or (layer, expert).
+        index: Index of the part, such as (layer,) or (layer, expert).
 
     Raises:
         PtqError: If files are damaged, or values missing.
@@ -151,8 +151,8 @@ def read_box(
     Args:
         weights: The directory that its chunks' files are in.
         tensor: The tensor.
-        offsets: Where the box begins, along each axis.
-        sizes: How long it is along each of them.
+        offsets: The box's beginning along each axis.
+        sizes: The box's length along each axis.
         device: Where the result goes.
 
     Raises:
@@ -221,8 +221,8 @@ def read_chunk(weights: Path, chunk: Chunk) -> Any:
             if isinstance(value, torch.Tensor):
                 _check_storage(value, storages)
             return value
-    except Exception as error:  # damaged bytes raise whatever they like
-        # torch's own words advise to run what the file names.
+    except Exception as error:  # damaged bytes raise any kind of error
+        # torch's own message advises running the code that the file names.
         reason = "not a tensor" if isinstance(error, UnpicklingError) else str(error).partition("\n")[0]
         raise PtqError(
             f"{weights / chunk.file}: {chunk.name} cannot be read ({reason}): copy or save the checkpoint again"
@@ -230,7 +230,7 @@ def read_chunk(weights: Path, chunk: Chunk) -> Any:
 
 
 def _check_records(file: IO[bytes], records: Sequence[ZipInfo]) -> list[ZipInfo]:
-    """Compares the records of a zip archive that torch has written with their CRC-32, which torch does not look at.
+    """Compares the records of a zip archive that torch has written with their CRC-32, which torch does not check.
 
     Returns:
         The records with the bytes of tensors, which are not read here: :func:`_check_storage` compares them.

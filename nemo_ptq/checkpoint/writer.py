@@ -31,7 +31,7 @@ from nemo_ptq.models.state_space import StateSpace
 from nemo_ptq.parallel.attributes import replaced
 from nemo_ptq.parallel.megatron import CheckpointingConfig, ShardedObject, save_config
 
-# What NeMo expects in a checkpoint beside the weights.
+# Files that NeMo expects in a checkpoint beside the weights.
 COMMON_STATE: Mapping[str, Any] = {
     "state_dict": {},
     "epoch": 0,
@@ -40,7 +40,7 @@ COMMON_STATE: Mapping[str, Any] = {
     # Tells readers that layers are stacked (false) instead of named one by one.
     "content_metadata": {"singleton_local_shards": False, "chained_optim_avoid_prefix": True},
 }
-# Name of the layers that NeMo's configuration of models with state spaces has if none are given.
+# Default name of the layers in NeMo's configuration of models with state spaces.
 _STACK_SPEC = "default_mamba_stack_spec"
 
 
@@ -83,14 +83,14 @@ def write_tensors(directory: Path, parts: Sequence[TensorPart], prefix: str, com
     Args:
         directory: The directory to fill; made if it is missing.
         parts: Every part of every tensor.
-        prefix: What their names begin with in the files.
-        common: What stands beside them, in ``common.pt``.
+        prefix: Prefix of their names in the files.
+        common: The state beside them, in ``common.pt``.
     """
     directory.mkdir(parents=True, exist_ok=True)
     storage = dcp.FileSystemWriter(directory, thread_count=1)
     try:
         dcp.save({}, storage_writer=storage, planner=_LazyPlanner(parts, prefix), no_dist=True)
-    except CheckpointException as error:  # wraps what each rank raised
+    except CheckpointException as error:  # wraps each rank's error
         (cause, _), *_ = error.failures.values()
         raise cause from None
     torch.save(dict(common), directory / "common.pt")
@@ -176,7 +176,7 @@ def _extra_state_keys(part: TensorPart, prefix: str) -> list[str]:
     Linear layers, attention and norms that are not fused into a linear layer carry FP8 metadata there. A loader that
     has such a module (Megatron's own linear layers included) fails when the entry is missing.
     """
-    # Of a projection whose groups of rows are tensors of their own, the first one stands for it.
+    # If a projection's groups of rows are tensors of their own, the first one stands for it.
     module, _, parameter = part.key.removesuffix(".z").rpartition(".")
     parent, _, name = module.rpartition(".")
     has_state = name.startswith("linear_") or name.endswith("layernorm") or name in _STATE_SPACE

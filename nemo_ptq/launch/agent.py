@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""`python -m nemo_ptq.launch.agent`: torchrun for `nemo-ptq run`, which leaves the last word to the ranks.
+"""`python -m nemo_ptq.launch.agent`: torchrun for `nemo-ptq run`, which leaves the last message to the ranks.
 
 torchrun itself ends with a traceback of its own when a rank has failed, and leaves its directory of logs behind.
 """
@@ -15,10 +15,10 @@ from nemo_ptq.console.interrupts import end_at_once
 
 
 def ending(status: int, rank: int) -> str | None:
-    """Says how a rank has ended that could not say it itself; None if it could.
+    """Says how a rank ended that could not report it itself; None if it could.
 
     Args:
-        status: As subprocess has it: negative where a signal has ended the rank.
+        status: As in subprocess: negative where a signal has ended the rank.
         rank: Its number.
     """
     if status >= 0:
@@ -45,7 +45,7 @@ def main(arguments: Sequence[str]) -> int:
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
     from torch.distributed.run import main as torchrun
 
-    # It would tell of every step that it takes, and of each rank that has failed.
+    # It would log every step that it takes, and each rank that has failed.
     logging.disable(logging.ERROR)
     with tempfile.TemporaryDirectory(prefix="nemo_ptq_") as logs:
         try:

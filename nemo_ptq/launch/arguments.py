@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The `name=value` arguments of `nemo llm ptq`: which exist, and what their values must be."""
+"""The `name=value` arguments of `nemo llm ptq`: which ones exist, and which values are valid."""
 
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -12,7 +12,7 @@ from nemo_ptq.errors import did_you_mean
 from nemo_ptq.options import OPTIONS, below
 
 _ARGUMENT = re.compile(r"(?P<name>[\w.\[\]]+)\s*(?P<operation>[-+*/|&]?)=\s*(?P<value>.*)", re.DOTALL)
-# An option is recognised by the last part of its name: prefixes are what people leave out or mix up.
+# An option is recognised by the last part of its name: people leave out or mix up prefixes.
 _LAST_PARTS = {option.rpartition(".")[2]: option for option in OPTIONS}
 _CONFIGS = ("quantization_config", "export_config")
 
@@ -24,9 +24,9 @@ class CommandLine:
     Attributes:
         task: Those for the task whose value NeMo-Run can parse, as they were given.
         run: Those for NeMo-Run that exist, without their "run." prefix.
-        literal: Values that NeMo-Run must not parse: what is wrong, which the checks of the job report, and names of
+        literal: Values that NeMo-Run must not parse: invalid ones, which the checks of the job report, and names of
             code, which it would import.
-        problems: What is wrong with the names of the task's arguments, one line each.
+        problems: Problems with the names of the task's arguments, one line each.
         run_problems: The same for NeMo-Run's.
     """
 
@@ -38,7 +38,7 @@ class CommandLine:
 
 
 def read_command_line(arguments: Iterable[str], run_options: Collection[str]) -> CommandLine:
-    """Sorts the arguments of a command and finds what is wrong with their names.
+    """Sorts the arguments of a command, and finds problems with their names.
 
     Args:
         arguments: What follows `nemo llm ptq`, NeMo-Run's own `--options` excepted.

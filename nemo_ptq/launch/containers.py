@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Factories of NeMo-Run's executors that bring an image of their own: Docker, Kubeflow on Kubernetes, and SkyPilot.
+"""Factories of NeMo-Run executors that run in an image: Docker, Kubeflow on Kubernetes, and SkyPilot.
 
-The command looks at the checkpoint before it starts anything, so the job must see its files under the same paths.
+The command checks the checkpoint before it starts anything, so the job must see its files under the same paths.
 """
 
 from importlib.util import find_spec
@@ -29,14 +29,14 @@ def docker(
 
     Args:
         container_image: Image with nemo_ptq. Required.
-        volumes: What the container sees, as "/on/the/host:/in/the/container" with commas between.
+        volumes: Paths that the container sees, as "/on/the/host:/in/the/container" with commas between.
         ntasks_per_node: Processes to start. None: as many as the calibration needs.
         num_gpus: GPUs that it sees; -1 for all. None: none, and the model is calibrated on CPUs.
         shm_size: Shared memory, which ranks exchange tensors through.
         env_vars: Environment variables for the processes.
 
     Raises:
-        ConfigError: If there is no image, or docker's package is missing.
+        ConfigError: If there is no image, or Docker's package is missing.
     """
     import nemo_run as run
 
@@ -77,7 +77,7 @@ def kubeflow(
         env_vars: Environment variables for the processes.
 
     Raises:
-        ConfigError: If there is no image, a claim is none, or the package of Kubernetes' client is missing.
+        ConfigError: If there is no image, a claim is not valid, or the package of Kubernetes' client is missing.
     """
     import nemo_run as run
 
@@ -122,7 +122,7 @@ def skypilot(
         gpus: Kind of GPU, e.g. "H100".
         gpus_per_node: GPUs of each node.
         num_nodes: Nodes. None: as many as the calibration needs.
-        file_mounts: What the task sees, by its path there.
+        file_mounts: Sources of the files that the task sees, by their paths there.
         setup: Shell commands that each node runs first.
         env_vars: Environment variables for the processes.
 

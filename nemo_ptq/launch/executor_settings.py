@@ -79,7 +79,7 @@ def _imported(name: str) -> run.Config:
 
 
 def _set(config: run.Config | run.Partial, arguments: Sequence[str]) -> None:
-    """Applies `name=value` settings; raises what is wrong with their values."""
+    """Applies `name=value` settings; raises the problems with their values."""
     problems: list[str] = []
     for argument in arguments:
         mistakes: list[str] = []

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 # NeMo-Run's placeholder for a job's directory. Without a container it is replaced wherever it stands in the script.
 PLACEHOLDER = "/nemo_run"
-# What sbatch takes for --time: minutes, with seconds or hours beside them, or days and what is left of them.
+# Values that sbatch takes for --time: minutes, optionally with seconds or hours, or days with the remaining time.
 _TIME_LIMIT = re.compile(r"(\d+-)?\d+(:\d+){0,2}|infinite|unlimited", re.IGNORECASE)
 
 
@@ -33,7 +33,7 @@ def _path() -> str:
 
 
 def _environment(env_vars: Optional[dict[str, str]]) -> dict[str, str]:
-    """What every process on this machine gets: what makes a launch work and stay readable, and the user's variables."""
+    """Environment variables of every process on this machine: those that a readable launch needs, and the user's."""
     # NeMo-Run would have torchrun log every step that it takes, and look for modules in the working directory.
     return {
         "PATH": _path(),
@@ -106,7 +106,7 @@ def slurm(
         mem: Memory of each node, e.g. "64G"; "0" is all of it.
         container_image: Image that the processes run in, on clusters with Pyxis. None: they run as the command does,
             in the same Python environment.
-        container_mounts: What the container sees, as "/on/the/node:/in/the/container" with commas between.
+        container_mounts: Paths that the container sees, as "/on/the/node:/in/the/container" with commas between.
         env_vars: Environment variables for the processes.
         setup_lines: Shell commands that the batch script runs first, e.g. to load modules.
         job_dir: Directory for scripts and logs, which all nodes see. None: where NeMo-Run keeps experiments,
@@ -137,7 +137,7 @@ def slurm(
     lines = [
         # NeMo-Run submits with --requeue.
         *([] if requeue else ["scontrol update JobId=$SLURM_JOB_ID Requeue=0"]),
-        # The pseudo-terminal that it asks for is none that anybody watches, and it has Python flush its lines anyway.
+        # Nobody watches the pseudo-terminal that it asks for, and it has Python flush its lines anyway.
         "unset SLURM_UNBUFFEREDIO",
         # NeMo-Run's own env_vars would be in upper case and without quotes.
         *(_export(name, str(value)) for name, value in {**variables, **(env_vars or {})}.items()),
@@ -248,7 +248,7 @@ def fit(config: "run.Config[run.Executor]", processes: int) -> None:
 
 
 def _counts() -> dict[Any, tuple[str, str, str]]:
-    """What each executor calls its nodes, the processes on each, and their GPUs."""
+    """Each executor's settings for its nodes, the processes on each, and their GPUs."""
     import nemo_run as run
 
     slurms = ("nodes", "ntasks_per_node", "gpus_per_node")
@@ -261,7 +261,7 @@ def _counts() -> dict[Any, tuple[str, str, str]]:
     }
 
 
-# The setting that says what a container sees, and how a path is added to it.
+# The setting for the paths that a container sees, and how a path is added to it.
 _MOUNTS = {
     "DockerExecutor": ("volumes", "{0}:{0}"),
     "KubeflowExecutor": ("claims", "CLAIM:{0}"),
@@ -270,7 +270,7 @@ _MOUNTS = {
 
 
 def unmounted(executor: Any, paths: Mapping[str, Path | None]) -> list[str]:
-    """Finds what an executor's container would not see.
+    """Finds paths that an executor's container would not see.
 
     Args:
         executor: A `nemo_run.Executor`.
@@ -325,7 +325,8 @@ def world_size(executor: Any) -> int | None:
     from nemo_run.core.execution.launcher import Launcher
 
     if isinstance(executor, run.LocalExecutor | run.SlurmExecutor) and type(executor.get_launcher()) is Launcher:
-        # Without a launcher one process starts here, whatever ntasks_per_node says, and srun starts as many as it says.
+        # Without a launcher one process starts here, whatever ntasks_per_node is, and srun starts ntasks_per_node
+        # processes.
         return 1 if isinstance(executor, run.LocalExecutor) else executor.nodes * executor.ntasks_per_node
     try:
         return executor.nnodes() * executor.nproc_per_node()

@@ -39,14 +39,14 @@ def run_experiment(
 
     Args:
         task: `run.Partial` of the task.
-        executor: Where to run it: an executor, or what a factory of :mod:`nemo_ptq.launch.executors` returns.
+        executor: Where to run it: an executor, or the result of a factory of :mod:`nemo_ptq.launch.executors`.
         name: Name of the experiment and its job.
         plugins: NeMo-Run plugins for the job.
         detach: Return once the job is submitted, where the executor can do that.
 
     Raises:
         JobFailed: If the job did not succeed; names the rank and gives the last lines of its log.
-        PtqError: If the job could not be started, or how it ended is not known.
+        PtqError: If the job could not be started, or its outcome is not known.
     """
     for failure in run_tasks({name: (task, executor)}, name=name, plugins=plugins, detach=detach).values():
         raise failure
@@ -79,7 +79,7 @@ def run_tasks(
             fit(executor, processes_needed(task.__arguments__))
             executor = fdl.build(executor)
         if isinstance(executor, run.LocalExecutor):
-            executor.env_vars[LAUNCHER] = name_of(os.getpid())  # it ends with this command, however that ends
+            executor.env_vars[LAUNCHER] = name_of(os.getpid())  # it ends with this command in any case
         executors[job_name] = executor
     first = next(iter(executors.values()))
     on_slurm = isinstance(first, run.SlurmExecutor)

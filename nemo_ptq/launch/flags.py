@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The flags of :mod:`nemo_ptq.script`, which are those of NeMo's `scripts/llm/ptq.py`, and what they set."""
+"""The flags of :mod:`nemo_ptq.script`, which are those of NeMo's `scripts/llm/ptq.py`, and their options."""
 
 import argparse
 import re
@@ -20,8 +20,8 @@ class Flag:
 
     Attributes:
         option: The option that it sets, by its full name.
-        names: Its spellings; the first is what messages call it.
-        value: What it sets the option to, for a flag without a value of its own.
+        names: Its spellings; messages use the first.
+        value: The value that it sets, for a flag without a value of its own.
     """
 
     option: str
@@ -38,7 +38,7 @@ def _flags() -> Iterator[Flag]:
 
 
 FLAGS = tuple(_flags())
-# Flags of NeMo's script that are refused, and what to do instead.
+# Flags of NeMo's script that are refused, and their replacements.
 _NEMOS_FLAGS = {
     "--trust_remote_code": (
         "--trust_remote_code is not a flag: code that a checkpoint brings is never run; leave it out, and "
@@ -72,8 +72,8 @@ def read_arguments(arguments: Sequence[str]) -> dict[str, Any]:
     """Reads the arguments of a job in either spelling: `name=value` as for `nemo llm ptq`, or the script's flags.
 
     Args:
-        arguments: The command line. A word that is neither names the checkpoint; what is said to NeMo-Run itself, as
-            `run.name=value`, is left out.
+        arguments: The command line. A word that is neither names the checkpoint; NeMo-Run's own arguments,
+            `run.name=value`, are left out.
 
     Returns:
         The arguments of :func:`nemo_ptq.plan.rules.check_job`.
@@ -112,7 +112,7 @@ def _flag_values(arguments: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     names = [name for flag in FLAGS for name in flag.names]
     problems = [
         _NEMOS_FLAGS.get(argument) or _not_a_flag(argument, names)
-        # What follows an unknown flag may be its value.
+        # The word after an unknown flag may be its value.
         for argument in [word for word in unknown if word.startswith("-")] or unknown
     ]
     values = {

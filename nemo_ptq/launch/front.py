@@ -1,10 +1,10 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What every front door does once it has read its arguments: plan or check, and say what is wrong.
+"""The common part of all front doors, after they have read their arguments: plan or check, and report problems.
 
 The doors are :func:`nemo_ptq.ptq`, `python -m nemo_ptq.script`, `nemo llm ptq` and the commands of `nemo-ptq`. They
-differ in how arguments are spelled and in what starts the processes, and in nothing else. Their exit status is 0,
-:data:`FAILED` or :data:`WRONG`.
+differ only in the spelling of arguments and in what starts the processes. Their exit status is 0, :data:`FAILED` or
+:data:`WRONG`.
 """
 
 import sys
@@ -43,7 +43,7 @@ def plan(
     """Plans a job; see :func:`nemo_ptq.plan.plan_job`.
 
     Raises:
-        ConfigError: If an option has a value that means nothing, or the checkpoint cannot be read.
+        ConfigError: If an option has an invalid value, or the checkpoint cannot be read.
         PtqError: If a plugin cannot be imported.
     """
     load_plugins()
@@ -62,7 +62,7 @@ def check(
 
     Args:
         arguments: Those of :func:`nemo_ptq.task.ptq` that were given, by name.
-        problems: What was wrong with how they were written.
+        problems: Problems with their spelling.
         world_size: Processes that will run the job; None where that is not known.
         launcher: What starts them, as for :func:`~nemo_ptq.plan.rules.check_job`.
         speaks: Whether this process shows the plan.
@@ -98,7 +98,7 @@ def status_of(error: PtqError) -> int:
 
 
 def problems_of(error: PtqError) -> list[str]:
-    """What an error says, for a terminal: each problem with the arguments in one line."""
+    """The message of an error, for a terminal: each problem with the arguments in one line."""
     if isinstance(error, ConfigError):
         return [shortened(one_line(problem)) for problem in error.problems]
     return [shortened(printable(error))]
@@ -108,7 +108,7 @@ def end_with(error: PtqError, spell: Callable[[str], str] = str) -> NoReturn:
     """Ends a command with an error, a line for each problem.
 
     Args:
-        error: What is wrong.
+        error: The error.
         spell: Puts the spelling of this command in place of the options that a problem names.
     """
     for problem in problems_of(error):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the `nemo` command loads: registers `nemo llm ptq` and the executors. Importing it imports NeMo."""
+"""The module that the `nemo` command loads: registers `nemo llm ptq` and the executors. Importing it imports NeMo."""
 
 from contextlib import suppress
 from inspect import cleandoc

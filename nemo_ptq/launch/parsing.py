@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What NeMo-Run's parser raises, as problems of one line each."""
+"""Errors of NeMo-Run's parser, as problems of one line each."""
 
 import logging
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from nemo_ptq.errors import ConfigError
 
 @contextmanager
 def collecting(problems: list[str]) -> Iterator[None]:
-    """Adds what is raised inside to the problems. Factories of users raise what they like, so everything counts."""
+    """Adds exceptions raised inside to the problems. Users' factories raise any kind, so every exception counts."""
     parser = logging.getLogger("nemo_run.cli.cli_parser")
     was_disabled, parser.disabled = parser.disabled, True  # it would print each problem a second time
     try:

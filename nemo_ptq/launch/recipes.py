@@ -20,13 +20,13 @@ if TYPE_CHECKING:
     import nemo_run as run
 
 DIRECTORY = Path(__file__).parents[1] / "recipes"
-# What NeMo-Run writes into a file of its own, and the task's signature says already.
+# Entries of NeMo-Run's own files that the task's signature implies already.
 _TYPES = ("_target_", "_partial_")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What the head of a recipe says.
+    """The head of a recipe.
 
     Attributes:
         name: Its name, e.g. "llama3_70b_fp8".
@@ -120,7 +120,7 @@ def _flatten(content: Mapping[str, Any], prefix: str) -> Iterator[str]:
 
 
 def override(recipe: Iterable[str], arguments: Sequence[str]) -> list[str]:
-    """Puts arguments behind those of a recipe, and leaves out what they replace.
+    """Appends arguments to those of a recipe, and leaves out those that they replace.
 
     Another executor has settings of its own, so that it replaces those of the recipe's executor as well.
 

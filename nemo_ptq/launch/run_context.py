@@ -35,7 +35,7 @@ from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.tracking.plugin import RunRecord
 
 _RUN_OPTIONS = ("executor", "plugins", *(field.name for field in fields(RunContext) if field.init))
-# What only NeMo-Run's own reader of YAML files understands.
+# Syntax that only NeMo-Run's own reader of YAML files understands.
 _NEMO_RUNS_SYNTAX = re.compile("_factory_|_call_")
 
 
@@ -67,7 +67,7 @@ class PtqRunContext(RunContext):
     def _execute(self, fn: Callable[..., Any], args: list[str]) -> None:
         task, job, args = self.prepare(fn, args)
         if any((self.to_yaml, self.to_toml, self.to_json, self.repl)):
-            # NeMo-Run would call what is trusted; whoever uses the file says again what that is.
+            # NeMo-Run would call trusted code; the user of the file has to name it again.
             literal = ("run.", *(f"{name}=" for name, option in OPTIONS.items() if option.kind.names_code))
             super()._execute_task(fn, [argument for argument in args if not argument.startswith(literal)])
             return
@@ -110,9 +110,9 @@ class PtqRunContext(RunContext):
         return task, job, whole
 
     def _with_recipe(self, fn: Callable[..., Any], args: Sequence[str]) -> list[str]:
-        """Puts what `--factory` and `--yaml` hold before the arguments, so that the same checks see all of it.
+        """Puts the arguments of `--factory` and `--yaml` before the others, so that the same checks see all of them.
 
-        What only NeMo-Run understands stays with it: factories of users, and files with its own syntax.
+        Users' factories, and files in NeMo-Run's own syntax, are left to NeMo-Run.
 
         Raises:
             ConfigError: If there is no such factory or file.
@@ -197,7 +197,7 @@ class PtqRunContext(RunContext):
             fit(self._executor_config, processes_needed(arguments))
             try:
                 self.executor = fdl.build(self._executor_config)
-            except Exception as error:  # clients of clusters raise what they like
+            except Exception as error:  # clients of clusters raise any kind of error
                 reason = str(error).partition("\n")[0]
                 raise ConfigError([f"the executor cannot be made: {reason}"]) from error
         if self.detach and not isinstance(self.executor, run.Experiment._DETACH_SUPPORTED_EXECUTORS):

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What Slurm says of a job: how it ended, which rank failed, and how to end it."""
+"""Slurm's view of a job: how it ended, which rank failed, and how to end it."""
 
 import re
 import time
@@ -12,7 +12,7 @@ from nemo_ptq.errors import PtqError
 SUCCESS = "COMPLETED"
 CANCELLED = "CANCELLED"
 UNKNOWN = "UNKNOWN"
-# Slurm's final states, and what to do about them; all others are on the way to one of these.
+# Slurm's final states, and the user's remedy for each; all others lead to one of these.
 # https://slurm.schedmd.com/sacct.html#SECTION_JOB-STATE-CODES
 _ADVICE = {
     SUCCESS: "",
@@ -82,7 +82,7 @@ class SlurmJob:
         """Says how the job ended, which rank failed, and how its log ends.
 
         Args:
-            state: What :meth:`wait` returned.
+            state: The result of :meth:`wait`.
         """
         who = f"job {self.name} (Slurm's {self.id})"
         if state == UNKNOWN:
@@ -125,10 +125,10 @@ def _run(tunnel: Any, command: str) -> Any:
 
 
 def first_failure(report: str) -> tuple[int | None, str]:
-    """Finds the rank that failed first in what srun reports, and puts it in words.
+    """Finds the rank that failed first in srun's report, and describes the failure.
 
     Args:
-        report: What srun wrote. It ends the other ranks once one has failed, and reports these later.
+        report: The output of srun. It ends the other ranks once one has failed, and reports these later.
 
     Example:
         >>> first_failure("srun: error: n2: task 3: Exited with exit code 1")

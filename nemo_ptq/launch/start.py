@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""From a checked job to the engine, on every rank: what the user hears first, and what is kept of the run."""
+"""From a checked job to the engine, on every rank: the first messages, and the record of the run."""
 
 import os
 import sys
@@ -62,7 +62,7 @@ def _run(job: Job, world_size: int) -> None:
 
 @contextmanager
 def _recorded(job: Job, world_size: int) -> Iterator[None]:
-    """Keeps the record of what runs inside, and sends it to the tracker that the user named."""
+    """Records the run inside a ``with`` block, and sends the record to the tracker that the user named."""
     run, start = runs.begin(job, world_size), time.perf_counter()
     tracker = open_tracker(job.tracking, run) if job.tracking else None
     _keep(run)
@@ -80,7 +80,7 @@ def _recorded(job: Job, world_size: int) -> Iterator[None]:
 
 
 def _keep(run: runs.Run) -> None:
-    """Writes the record. A job is not lost for it."""
+    """Writes the record. A failure here does not fail the job."""
     if os.environ.get(RECORD_VARIABLE) != "0":
         try:
             runs.write(run)

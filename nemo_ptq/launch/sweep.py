@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Several algorithms over one checkpoint, as one NeMo-Run experiment, and what to compare of them."""
+"""Several algorithms over one checkpoint, as one NeMo-Run experiment, and their figures to compare."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -11,9 +11,9 @@ from nemo_ptq.quantization.algorithms import ALGORITHMS
 from nemo_ptq.report.outcomes import Outcome
 from nemo_ptq.tracking.runs import read_report
 
-# What --algorithms is where neither it nor --model is given.
+# The default of --algorithms without --model.
 DEFAULT_ALGORITHMS = ("fp8", "int8_sq", "int4_awq")
-# What an outcome has from the summary of a report.
+# Fields of an outcome from the summary of a report.
 _FIGURES = ("export_bytes", "compression", "perplexity", "recovery", "kl_divergence")
 _EXECUTOR = "run.executor=torchrun"
 
@@ -22,7 +22,7 @@ def recipes_of(model: str) -> dict[str, str]:
     """Returns the recipes of a model by algorithm: a sweep over them has each with its own settings.
 
     Args:
-        model: What its recipes' names begin with, e.g. "llama3_8b".
+        model: The beginning of its recipes' names, e.g. "llama3_8b".
 
     Raises:
         ConfigError: If there is no such model.
@@ -82,7 +82,7 @@ def run_sweep(
 
 
 def read_outcome(algorithm: str, path: Path, failure: PtqError | None = None) -> Outcome:
-    """Reads what an algorithm came to from its export's report.
+    """Reads an algorithm's outcome from its export's report.
 
     Args:
         algorithm: Its name.

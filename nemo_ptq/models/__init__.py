@@ -1,3 +1,3 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a model is: its sizes, and the family that it belongs to."""
+"""Descriptions of models: their sizes, and the families that they belong to."""

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Gemma 1, whose layers are Llama's, and the language models of Gemma 2 and 3, which have more in a layer.
+"""Gemma 1, whose layers are Llama's, and the language models of Gemma 2 and 3, whose layers have more parts.
 
-Gemma 2 and 3 normalise what attention and MLP return as well, and attend to a window in some layers. Gemma 2 caps its
+Gemma 2 and 3 also normalise the outputs of attention and MLP, and attend to a window in some layers. Gemma 2 caps its
 scores and logits; Gemma 3 normalises queries and keys, and has another rotary embedding in layers with a window.
 """
 
@@ -54,7 +54,7 @@ GEMMA = HuggingFaceClass(
 
 _RULES = (EMBEDDING_RULE, *ATTENTION, *GATED_MLP, *SANDWICH_NORMS)
 _FIXED = {
-    # Published files have it beside hidden_activation, which is what transformers reads.
+    # Published files have it beside hidden_activation, the one that transformers reads.
     "hidden_act": (_TANH, None),
     "hidden_activation": (_TANH,),
     "attention_bias": (False,),
@@ -64,7 +64,7 @@ _ACTIVATION: dict[str, Any] = {"hidden_activation": _TANH, "attention_bias": Fal
 
 
 def _windows(layers: int, pattern: int) -> Sequence[str]:
-    """What each layer attends to, where the last of every so many has no window."""
+    """The attention type of each layer, where the last of every few layers has no window."""
     return ["full_attention" if (layer + 1) % pattern == 0 else "sliding_attention" for layer in range(layers)]
 
 
@@ -106,7 +106,7 @@ GEMMA2 = HuggingFaceClass(
 
 
 def _pattern(hf: Settings) -> int:
-    """How many layers there are to one without a window, itself included."""
+    """The length of the pattern: one layer without a window, and those with one before it."""
     value = hf.get("sliding_window_pattern") or hf.get("_sliding_window_pattern") or _pattern_of(hf.get("layer_types"))
     if not isinstance(value, int) or value < 2:
         raise PtqError(
@@ -116,9 +116,9 @@ def _pattern(hf: Settings) -> int:
 
 
 def _pattern_of(layer_types: Any) -> int:
-    """The pattern of a list of what each layer attends to, which files may have in its place; else the published one.
+    """The pattern of a list of attention types, which files may have instead; else the published pattern.
 
-    Whether the list is that pattern throughout is looked at with the other settings.
+    Whether the list follows that pattern throughout is checked with the other settings.
     """
     types = layer_types if isinstance(layer_types, list) else []
     with_window = types.index("full_attention") if "full_attention" in types else 0
@@ -162,7 +162,7 @@ def _gemma3_settings(nemo: Any) -> dict[str, Any]:
 
 
 def _scalar_of(scale: float) -> float:
-    """What queries are scaled by, from the scale: the whole number that it was made of, if it was one."""
+    """The setting that queries are scaled by, from the scale: the whole number that gave it, if one did."""
     scalar = scale**-2
     return round(scalar) if math.isclose(scalar, round(scalar), rel_tol=1e-12) else scalar
 

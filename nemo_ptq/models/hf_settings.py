@@ -10,13 +10,13 @@ from typing import Any
 
 from nemo_ptq.errors import PtqError
 
-# What the file is, and what wrote it.
+# The kind of the file, and its writer.
 _ORIGIN = (
     *("_commit_hash", "_model_name_or_path", "_name_or_path", "architectures", "auto_map", "is_llama_config"),
     *("model_type", "name_or_path"),
     *("torch_dtype", "dtype", "transformers.js_config", "transformers_version", "unsloth_fixed", "unsloth_version"),
 )
-# How a library computes: with which kernels, in which precision, and what it returns beside the logits.
+# How a library computes: its kernels, its precision, and its outputs beside the logits.
 _RUNTIME = (
     *("_attn_implementation", "_attn_implementation_autoset", "_flash_attn_2_enabled", "attn_implementation"),
     *("attention_softmax_in_fp32", "inference_runner", "max_batch_size", "max_sequence_length"),
@@ -42,7 +42,7 @@ _GENERATION = (
     *("num_beam_groups", "num_beams", "num_return_sequences", "prefix", "remove_invalid_values"),
     *("repetition_penalty", "suppress_tokens", "temperature", "top_k", "top_p", "typical_p"),
 )
-# How it was trained, and what other heads on it would predict.
+# How it was trained, and settings of other heads.
 _TRAINING = (
     *("attention_dropout", "attn_pdrop", "embd_pdrop", "embedding_dropout", "hidden_dropout", "resid_pdrop"),
     *("residual_dropout", "initializer_range", "router_aux_loss_coef", "router_jitter_noise"),
@@ -96,9 +96,9 @@ def check_tokens(content: Mapping[str, Any]) -> None:
 def with_one_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
     """Returns the settings of a config.json with one name for each.
 
-    transformers 5 has ``rope_parameters`` for what was ``rope_theta``, ``partial_rotary_factor`` and ``rope_scaling``
-    before, and reads both; files may have both. The older names are kept here. Where layers with a window have a rotary
-    embedding of their own, the base of that is ``rope_local_base_freq``.
+    transformers 5 has ``rope_parameters`` in place of the older ``rope_theta``, ``partial_rotary_factor`` and
+    ``rope_scaling``, and reads both; files may have both. The older names are kept here. Where layers with a window
+    have a rotary embedding of their own, its base is ``rope_local_base_freq``.
 
     Raises:
         PtqError: If two spellings contradict each other.
@@ -153,7 +153,7 @@ def with_one_spelling(content: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _rotary(fields: Mapping[str, Any]) -> dict[str, Any]:
-    """What a rotary embedding is scaled by, whatever its spelling."""
+    """The scaling of a rotary embedding, in either spelling."""
     kind = fields.get("rope_type", fields.get("type", "default"))
     return {"rope_type": kind} | {
         name: value for name, value in fields.items() if name not in ("rope_type", "type", *_ROTARY)
@@ -174,7 +174,8 @@ def check_known(
         known: The names of those that are read, or harmless in the model's class.
         neutral: Those that are harmless in the model's class with these values alone.
         architecture: The model's class.
-        layer_types: What the model's layers attend to, in the words of config.json: of each layer, or one for all.
+        layer_types: The attention types of the model's layers, in config.json's words: one for each layer, or one for
+            all.
 
     Raises:
         PtqError: If there are any.
@@ -184,7 +185,7 @@ def check_known(
     def is_harmless(name: str, value: Any) -> bool:
         if value is None or name in known or name in HARMLESS:
             return True
-        if name == "layer_types":  # says once more what other settings say
+        if name == "layer_types":  # repeats what other settings say
             return isinstance(value, list) and value == list(layer_types) * (len(value) // len(layer_types))
         return any(type(value) is type(one) and value == one for one in values.get(name, ()))
 
@@ -197,7 +198,7 @@ def check_known(
 
 
 def check_size(name: str, value: Any, *, optional: bool = False) -> None:
-    """Refuses what is no size.
+    """Refuses a value that is not a size.
 
     Args:
         name: The setting.
@@ -217,13 +218,13 @@ def check_size(name: str, value: Any, *, optional: bool = False) -> None:
 
 
 def check_number(name: str, value: Any, above: float = 0.0, most: float = 1e12) -> None:
-    """Refuses what no base or epsilon can be.
+    """Refuses a value that is not a possible base or epsilon.
 
     Args:
         name: The setting.
         value: Its value.
-        above: It is larger.
-        most: It is not larger.
+        above: The value must be larger than this.
+        most: The largest value.
 
     Raises:
         PtqError: If it is not such a number.

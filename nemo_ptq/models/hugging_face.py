@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""A model class of Hugging Face's, and what NeMo makes of its config.json. Imports nothing heavy.
+"""A Hugging Face model class, and NeMo's configuration for its config.json. Imports nothing heavy.
 
 The results are those of NeMo's own importers (``nemo.collections.llm.gpt.model``). Where an importer there loses
 something that the model needs, the family keeps it and says so.
@@ -20,7 +20,7 @@ Settings = Mapping[str, Any]
 NEMO = "nemo.collections.llm.gpt.model."
 # Fields of NeMo's configurations that are sizes.
 _SIZES = ("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "seq_length")
-# What to do about settings that NeMo's classes cannot have, where there is something.
+# Fixes for settings that NeMo's classes cannot have, where there are any.
 WAYS_OUT = {
     "rope_scaling": (
         ": if it was added for longer texts, take it out, and give it to the server; a model that was trained with it "
@@ -38,7 +38,7 @@ _COMMON = ("vocab_size", "num_key_value_heads", "head_dim", "tie_word_embeddings
 
 
 def alike_layers(settings: Settings) -> Sequence[str]:
-    """Returns what all layers attend to, where `sliding_window` says it of all."""
+    """Returns the attention type of all layers, for classes whose `sliding_window` holds for all."""
     return ("full_attention" if settings.get("sliding_window") is None else "sliding_attention",)
 
 
@@ -57,16 +57,16 @@ class HuggingFaceClass:
         nemo_fixed: Fields of NeMo's configuration class that config.json has no setting for.
         defaults: The settings that are read here, and what transformers' configuration class fills in for them.
         fields: NeMo's configuration fields, and Hugging Face's names for them.
-        fixed: What NeMo's class cannot vary: for each setting of config.json the values that it stands for.
-        rules: What the tensors are called, the output layer apart.
+        fixed: Settings that NeMo's class cannot vary: for each setting of config.json, the values that it supports.
+        rules: Names of the tensors, except the output layer.
         aliases: Common settings that this class has another name for.
         output_layer: Hugging Face's name of the output layer.
         can_tie: Whether embedding and output layer can be one tensor in NeMo; if not, a tied one is written twice.
         harmless: Further settings that do not change what the model computes.
         neutral: Further settings that do not change it with these values alone.
-        written: What an export's config.json says in place of the source's.
-        layer_types: What the layers attend to, from the settings of config.json: of each layer, or once for all.
-        model_type: That of config.json, of a class that not every version of transformers has.
+        written: Settings that replace the source's in an export's config.json.
+        layer_types: The layers' attention types, from the settings of config.json: one for each layer, or one for all.
+        model_type: The `model_type` of config.json, for a class that not every version of transformers has.
         one_spelling: Gives settings that files spell in several ways one name and one value.
     """
 
@@ -126,7 +126,7 @@ class HuggingFaceClass:
         """Returns the settings of a config.json, those that it leaves out and the common names included.
 
         Args:
-            content: What the file holds, in the spelling of transformers 4 or 5.
+            content: The file's content, in the spelling of transformers 4 or 5.
 
         Raises:
             PtqError: If a setting is missing, is not known, or has a value that NeMo's class or no model can have.
@@ -259,18 +259,18 @@ def sliding_window_fields(settings: Settings) -> dict[str, Any]:
 
 
 def sliding_window_setting(nemo: Any) -> dict[str, Any]:
-    """Returns what config.json says about the positions that a model attends to, from NeMo's configuration."""
+    """Returns config.json's settings for the positions that a model attends to, from NeMo's configuration."""
     window = nemo.window_size
     return {"sliding_window": None if window is None else window[0]}
 
 
-# Of NeMo's GPTConfig, from which all its classes derive, what Megatron has otherwise or not at all.
+# Fields of NeMo's GPTConfig, the base of all its classes, that Megatron has with other defaults or not at all.
 _BASE: Settings = {
     "rotary_percent": 1.0,
     "seq_len_interpolation_factor": None,
 }
 ZERO_CENTERED: dict[str, Any] = {"layernorm_zero_centered_gamma": True}
-"""Of NeMo's classes whose norms add one to their weights."""
+"""Fields of NeMo's classes whose norms add one to their weights."""
 
 
 def llama_like(activation: str) -> dict[str, Any]:

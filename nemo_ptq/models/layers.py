@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a transformer layer is made of, module by module, under Megatron's names. Imports nothing heavy."""
+"""The modules of a transformer layer, under Megatron's names. Imports nothing heavy."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -17,16 +17,16 @@ class ModuleSpec:
 
     Attributes:
         name: Megatron's name within the layer, such as "self_attention.linear_qkv".
-        kind: What it does. Linear layers are what algorithms quantize.
+        kind: Its function. Algorithms quantize linear layers.
         rows: Sizes of the groups of its weight's rows, over all ranks and in Megatron's order, under the keys of
             :data:`~nemo_ptq.models.mapping.QKV` or :data:`~nemo_ptq.models.mapping.GATED`, or one under "". Rows of
             queries, keys and values are interleaved by query group.
-        inputs: In-features over all ranks; 0 of a norm.
+        inputs: In-features over all ranks; 0 for a norm.
         axis: Which axis of the weight tensor-parallel ranks share: 0 (its rows), 1 (its input channels) or None.
         has_bias: Whether there is a bias, of as many elements as the weight has rows.
-        norm: Name of the norm whose output enters it, None of a linear layer that follows no norm.
-        expert: Which expert it is of, None of what all tokens go through.
-        kernel: Positions that a convolution looks at, each channel by itself; 0 of what is none.
+        norm: Name of the norm whose output enters it; None for a linear layer that follows no norm.
+        expert: The expert that it belongs to; None for a module that all tokens go through.
+        kernel: Positions that a depthwise convolution covers; 0 for other modules.
         parameters: Names of its weights, which are all of one shape.
     """
 
@@ -139,7 +139,7 @@ def mlp_modules(model: "ModelSpec") -> tuple[ModuleSpec, ...]:
 
 
 def _post_norm(model: "ModelSpec", sublayer: str) -> tuple[ModuleSpec, ...]:
-    """The norm of what a sublayer returns, where there is one."""
+    """The norm of a sublayer's output, where there is one."""
     if not model.gemma:
         return ()
     has_bias = model.normalization == "LayerNorm"

@@ -28,7 +28,7 @@ _ROPE_SCALING: Mapping[str, tuple[str, Mapping[str, str]]] = {
         },
     ),
 }
-# What transformers does not look at, and its files may hold.
+# Settings that transformers ignores, and its files may hold.
 _IGNORED = {
     "default": ("factor",),
     "linear": ("original_max_position_embeddings",),

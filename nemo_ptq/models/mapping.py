@@ -24,7 +24,7 @@ POST_NORMS = {
     "post_self_attention_layernorm.": "self_attention.linear_proj.post_layernorm.",
     "post_mlp_layernorm.": "mlp.linear_fc2.post_layernorm.",
 }
-"""Megatron's names, in a layer and in a checkpoint, of the norms of what attention and MLP return."""
+"""Megatron's names, in a layer and in a checkpoint, of the norms of the outputs of attention and MLP."""
 _STATE_SPACE_LINEARS = (".mixer.in_proj", ".mixer.out_proj")
 
 
@@ -53,8 +53,8 @@ def live_name(key: str, layer: object = "", expert: object = "") -> str:
 
     Args:
         key: Without the "module." prefix.
-        layer: Its layer's number, or what stands for it.
-        expert: Its expert's.
+        layer: Its layer's number, or a placeholder for it.
+        expert: Its expert's number, or a placeholder for it.
 
     Example:
         >>> live_name("decoder.layers.mlp.experts.experts.linear_fc1.weight", 3, 5)
@@ -69,7 +69,7 @@ def live_name(key: str, layer: object = "", expert: object = "") -> str:
 
 @dataclass(frozen=True)
 class WeightRule:
-    """Which tensors of Hugging Face's one tensor of Megatron's is.
+    """The Hugging Face tensors that make up one Megatron tensor.
 
     Attributes:
         target: Megatron's name in a checkpoint, without layer and expert numbers.
@@ -132,7 +132,7 @@ class WeightRule:
         return torch.cat([tensor, tensor.new_zeros(missing, *tensor.shape[1:])]) if missing else tensor
 
     def joined_shape(self, shapes: Sequence[tuple[int, ...]], padded_vocab: int) -> tuple[int, ...]:
-        """Returns the shape of what :meth:`join` makes of tensors of these shapes."""
+        """Returns the shape of the tensor that :meth:`join` makes from tensors of these shapes."""
         rows = sum(shape[0] for shape in shapes)
         return (max(rows, padded_vocab) if self.is_vocabulary else rows, *shapes[0][1:])
 
@@ -160,7 +160,7 @@ def with_bias(target: str, source: str | Mapping[str, str]) -> tuple[WeightRule,
 
     Args:
         target: Megatron's name, up to "weight" or "bias".
-        source: Hugging Face's name of the module, or of that of each group of rows.
+        source: Hugging Face's name of the module, or of the module of each group of rows.
     """
     names = {"": source} if isinstance(source, str) else source
     weight, bias = (
@@ -193,7 +193,7 @@ TRTLLM: Mapping[str, Mapping[str, tuple[str, ...]]] = {
 }
 
 
-# The same where what attention and MLP return is normalised as well.
+# The same where the outputs of attention and MLP are normalised as well.
 _TRTLLM_SANDWICH: Mapping[str, Mapping[str, tuple[str, ...]]] = {
     "post_self_attention_layernorm": {"post_layernorm": ("",)},
     "pre_mlp_layernorm": {"pre_feedforward_layernorm": ("",)},
@@ -206,7 +206,7 @@ def trtllm_tensors(module: "ModuleSpec", has_post_norms: bool = False) -> Mappin
 
     Args:
         module: The module.
-        has_post_norms: Whether its layer normalises what attention and MLP return.
+        has_post_norms: Whether its layer normalises the outputs of attention and MLP.
 
     Returns:
         The groups of rows in each, by name within the layer; an MLP without a gate is fc alone.

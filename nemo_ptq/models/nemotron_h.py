@@ -15,7 +15,7 @@ from nemo_ptq.models.state_space import ATTENTION, CONV_KERNEL, MLP, STATE_PARAM
 
 _LAYER = "backbone.layers.{layer}."
 _MIXER = _LAYER + "mixer"
-# What transformers 5 calls the layers; its first versions have the second names.
+# Names of the layers in transformers 5; its first versions have the second ones.
 _KINDS = {
     **{"linear_attention": STATE_SPACE, "full_attention": ATTENTION, "mlp": MLP},
     **{"mamba": STATE_SPACE, "attention": ATTENTION},
@@ -134,8 +134,8 @@ NEMOTRON_H = HuggingFaceClass(
         *without_bias("decoder.layers.mlp.linear_fc2.", f"{_MIXER}.down_proj"),
         *without_bias("decoder.final_norm.", "backbone.norm_f"),
     ),
-    # How long sequences are cut, how weights begin, settings of layers that these models do not have, and two that say
-    # once more what others do.
+    # The length at which sequences are cut, the initialisation of weights, settings of layers that these models do not
+    # have, and two that repeat others.
     harmless=(
         *("chunk_size", "expand", "mamba_ssm_cache_dtype", "num_logits_to_keep", "rescale_prenorm_residual"),
         *("time_step_floor", "time_step_max", "time_step_min", "time_step_rank", "use_mamba_kernels", "rms_norm_eps"),

@@ -28,7 +28,7 @@ _FACTORS = ("short_factor", "long_factor")
 
 
 def _one_spelling(content: Settings) -> dict[str, Any]:
-    """Writes longrope as transformers 4 does: a type and two lists, and the length that they are for beside them."""
+    """Writes longrope as transformers 4 does: a type and two lists, with the length that they are for beside them."""
     settings = dict(content)
     for name in ("rope_parameters", "rope_scaling"):
         if _is_longrope(fields := settings.get(name)) and _LENGTH in fields:

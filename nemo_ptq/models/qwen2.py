@@ -26,7 +26,7 @@ QWEN2 = HuggingFaceClass(
         *RMS_NORMS,
     ),
     can_tie=True,
-    # Of a window that published files describe and do not use.
+    # Settings of a window that published files describe and do not use.
     harmless=("max_window_layers", "sliding_window"),
     neutral={"use_mrope": (False,)},
     layer_types=lambda settings: ("full_attention",),

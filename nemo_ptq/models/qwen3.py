@@ -11,7 +11,7 @@ from nemo_ptq.models.registry import Family
 
 _EXPERT = LAYER + "mlp.experts.{expert}."
 _FIXED = llama_like("silu") | {"qk_layernorm": True}
-# What all published models have. Those beside it describe a window that they do not use.
+# Values of all published models. The settings beside it describe a window that they do not use.
 _SETTINGS: Settings = {"hidden_act": "silu", "attention_bias": False, "use_sliding_window": False}
 _ALLOWED = {name: (value,) for name, value in _SETTINGS.items()} | {"rope_scaling": (None,)}
 _UNUSED = ("max_window_layers", "sliding_window")

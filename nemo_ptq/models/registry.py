@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The registry of model families. Imports nothing heavy, and the families' modules once one is asked for.
+"""The registry of model families. Imports nothing heavy; the families' modules are imported on first use.
 
 A family is one module, such as :mod:`nemo_ptq.models.llama`. A plugin (:mod:`nemo_ptq.plugins`) adds one of its own by
 calling :func:`register` when it is imported, which must not take long: every command imports it.
@@ -30,7 +30,7 @@ ARCHITECTURES = {
 }
 # Those that normalise queries and keys.
 _QK_NORM_DECODERS = ("qwen3", "qwen3_moe", "gemma3")
-# The activation of a decoder whose MLP has a gate, in our words; that of "gpt" is the model's to say.
+# The activation of a decoder whose MLP has a gate, in our words; for "gpt" it depends on the model.
 _GATED_DECODERS = {"gemma": "gelu", "gemma2": "gelu", "gemma3": "gelu"} | dict.fromkeys(
     ("llama", "qwen2", "qwen3", "qwen3_moe"), "silu"
 )
@@ -62,7 +62,7 @@ class Family:
         nemo_class: The beginning of the names of NeMo's config classes: ``LlamaConfig``, ``Llama31Config8B`` and so on
             all begin with "Llama". Of several families the one with the longest beginning counts.
         decoder: TensorRT-LLM's decoder type, None where the family cannot be exported.
-        hidden_act: TensorRT-LLM's name of the activation, where it is the decoder's and not the model's to say.
+        hidden_act: TensorRT-LLM's name of the activation, where the decoder and not the model decides it.
         hugging_face: Hugging Face's model class, None where there is none.
         refused: Why the family cannot be quantized, None where it can.
         refused_architectures: Hugging Face's classes of a family that cannot.
@@ -84,12 +84,12 @@ class Family:
         return None
 
 
-# Plugins', by NeMo's class.
+# Families of plugins, by NeMo's class.
 _registered: dict[str, Family] = {}
 
 
 def register(family: Family) -> None:
-    """Adds a family; a plugin calls it when it is imported.
+    """Adds a family; plugins call this when they are imported.
 
     Raises:
         PtqError: If there is one with the same NeMo class.
@@ -114,7 +114,7 @@ def families() -> Sequence[Family]:
     return tuple({**_own_families(), **_registered}.values())
 
 
-# What a class of the user's own is taken for, by the decoder type that the user gives.
+# The family that a class of the user's own is taken for, by the decoder type that the user gives.
 _DECODER_FAMILIES = {
     "llama": Family("like Llama", "", "llama", "silu"),
     "gemma": Family("like Gemma", "", "gemma", "openai-gelu"),
@@ -128,7 +128,7 @@ _DECODER_FAMILIES = {
 
 
 def unknown_to_reader(decoder: str, model: ModelSpec) -> str | None:
-    """Says what TensorRT-LLM's reader of a decoder would compute otherwise than the model does, if there is anything.
+    """Says what TensorRT-LLM's reader of a decoder would compute differently from the model; None if nothing.
 
     Args:
         decoder: TensorRT-LLM's decoder type.
@@ -197,7 +197,7 @@ def unknown_to_reader(decoder: str, model: ModelSpec) -> str | None:
 
 
 def unknown_to_class(hf_class: HuggingFaceClass, model: ModelSpec) -> str | None:
-    """Says what a class of Hugging Face's would compute otherwise than the model does, if there is anything.
+    """Says what a Hugging Face class would compute differently from the model; None if nothing.
 
     Args:
         hf_class: The class of the model's family.

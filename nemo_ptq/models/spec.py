@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The one description of a model: its sizes, and the options that decide what its tensors are and what it computes.
+"""The one description of a model: its sizes, and the options that decide its tensors and its computation.
 
 It is read from the fields of NeMo's configuration, wherever those come from: a built model, a checkpoint's context, or
 a config.json of Hugging Face's. Imports nothing heavy.
@@ -19,7 +19,7 @@ from nemo_ptq.models.state_space import StateSpace, hybrid_layers, state_space_o
 # Our name of each activation, by that of NeMo's function.
 ACTIVATIONS = {"silu": "silu", "gelu": "gelu", "openai_gelu": "gelu", "squared_relu": "squared-relu"}
 NEMOTRON_H_ACTIVATION = "NemotronHConfigBase.<lambda>"
-"""How the name ends of the squared ReLU in NeMo's configuration of Nemotron-H, a function without a name."""
+"""The end of the squared ReLU's name in NeMo's configuration of Nemotron-H, where it is a lambda."""
 SIZES: Mapping[str, int] = {
     "num_layers": 10_000,
     "hidden_size": 2**24,
@@ -37,11 +37,11 @@ SIZES: Mapping[str, int] = {
     "vocab_size": 2**31,
     "seq_length": 2**31,
 }
-"""The sizes in NeMo's configuration, and the most that each may be: far beyond any model, and soon told."""
+"""The sizes in NeMo's configuration, and the largest value of each, far beyond any model."""
 # Characters of a value that a message shows.
 _SHOWN = 40
 _NEEDED = ("num_layers", "hidden_size", "num_attention_heads", "seq_length")
-# What a saved calibration says of its model, in the order of its header: files hold these names.
+# Fields that a saved calibration's header has of its model, in its order: files hold these names.
 _IDENTITY = (
     "model_class",
     "config_class",
@@ -81,10 +81,10 @@ class LongRope:
     """How Phi's models for long texts stretch their rotary embedding; NeMo's configuration has no field for it.
 
     Attributes:
-        short_factors: What each frequency is divided by in sequences of up to `context` tokens.
-        long_factors: The same in longer ones.
+        short_factors: Divisors of the frequencies in sequences of up to `context` tokens.
+        long_factors: Divisors of the frequencies in longer sequences.
         context: Length of the sequences that the model was trained on first.
-        attention_factor: What cosines and sines are multiplied with, whatever the length.
+        attention_factor: Factor of cosines and sines at every length.
     """
 
     short_factors: tuple[float, ...]
@@ -99,14 +99,14 @@ WITHOUT_LONG_ROPE = "NeMo's Phi3Config has no fields for its factors"
 
 @dataclass(frozen=True)
 class GemmaAttention:
-    """What the attention of Gemma 2 and 3 has beyond that of other families.
+    """The parts of attention that Gemma 2 and 3 have beyond other families.
 
     Attributes:
         scalar: Scores are divided by its root.
-        cap: What scores are smoothly kept below; None for no limit.
-        logit_cap: The same of the model's logits.
+        cap: Soft limit of the scores; None for no limit.
+        logit_cap: Soft limit of the model's logits; None for no limit.
         window: Positions that each one attends to in layers with a window, itself included.
-        pattern: How many layers there are to one without a window, itself included.
+        pattern: Layers in a repeating group, whose last layer has no window.
         local_base: Base of the rotary frequencies in layers with a window; None where it is that of the others.
     """
 
@@ -146,13 +146,13 @@ class ModelSpec:
         linear_bias: Whether every linear layer has a bias; experts have none.
         qkv_bias: Whether the query-key-value projection has one.
         qk_norm: Whether queries and keys are normalised.
-        gemma: Further parts of the attention of Gemma 2 and 3, which also normalise what attention and MLP return; None
-            of other families.
-        state_space: What is in the layers of a hybrid; None of a model without state spaces.
+        gemma: Further parts of the attention of Gemma 2 and 3, which also normalise the outputs of attention and MLP;
+            None for other families.
+        state_space: The layers of a hybrid; None for a model without state spaces.
         experts_per_token: Experts that each token goes through; 0 without mixture of experts.
         is_quantized: Whether the checkpoint holds ModelOpt's quantizers and their amaxes.
         norm_epsilon: Added to the variance.
-        activation: "gelu", "silu" or "squared-relu"; of another activation NeMo's name.
+        activation: "gelu", "silu" or "squared-relu"; NeMo's name for any other.
         rotary_percent: Share of a head that is rotated.
         rotary_base: Base of the rotary frequencies; of layers that attend to all positions, where there are two.
         rotary_linear_factor: Factor by which positions are interpolated, or None.
@@ -210,7 +210,7 @@ class ModelSpec:
         return self.layers[int(layer)][own]
 
     def has(self, name: str) -> bool:
-        """Whether there is a module, by Megatron's name in the whole model; true of what is in no layer."""
+        """Whether there is a module, by Megatron's name in the whole model; true for names outside the layers."""
         if not name.startswith("decoder.layers."):
             return True
         layer, _, own = name.removeprefix("decoder.layers.").partition(".")
@@ -229,7 +229,7 @@ class ModelSpec:
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What a saved calibration says of the model that it was made of, by the names above."""
+        """The fields that a saved calibration has of its model, by the names above."""
         return {name: getattr(self, name) for name in _IDENTITY}
 
 
@@ -240,11 +240,11 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
         config: A built NeMo ``GPTConfig``, or a mapping with such fields. What a mapping leaves out is as in
             Megatron.
         vocab_size: Rows of the embedding in the checkpoint.
-        known: Fields of :class:`ModelSpec` that the configuration does not say.
+        known: Fields of :class:`ModelSpec` that the configuration lacks.
 
     Raises:
         KeyError: If the configuration lacks a field that every GPT-like model has.
-        PtqError: If a size is none.
+        PtqError: If a size is not valid.
     """
     if not isinstance(config, Mapping):
         name = f"{type(config).__module__}.{type(config).__qualname__}"
@@ -290,14 +290,14 @@ def spec_of(config: Any, vocab_size: int, **known: Any) -> ModelSpec:
 
 
 def check_sizes(config: Mapping[str, Any], names: Mapping[str, str] | None = None) -> None:
-    """Looks at the sizes in NeMo's configuration before anything is counted by them.
+    """Checks the sizes in NeMo's configuration before anything is computed from them.
 
     Args:
         config: Fields of NeMo's configuration.
-        names: What messages call them, where the file has other names.
+        names: Their names in messages, where the file has other names.
 
     Raises:
-        PtqError: If one is no whole number, or none that a model could have.
+        PtqError: If one is not a whole number that a model could have.
     """
     for name, most in SIZES.items():
         size = config.get(name)
@@ -335,7 +335,7 @@ def check_numbers(model: ModelSpec) -> None:
 
 
 def _activation(function: Any) -> str:
-    """Our name of a function, of what a context says of one, or of NeMo's name."""
+    """Our name of an activation, from a function, a context's description of one, or NeMo's name."""
     if isinstance(function, Mapping):
         function = str(function["_target_"])
     name = getattr(function, "__qualname__", str(function))
@@ -346,7 +346,7 @@ def _activation(function: Any) -> str:
 
 
 def gemma_attention(config: Mapping[str, Any]) -> GemmaAttention | None:
-    """Reads what Gemma 2 or 3 have from NeMo's configuration; None of another model."""
+    """Reads the parts of Gemma 2 or 3 from NeMo's configuration; None for another model."""
     caps = config.get("attn_logit_softcapping"), config.get("final_logit_softcapping")
     if config.get("query_pre_attn_scalar") is not None:
         return GemmaAttention(config["query_pre_attn_scalar"], *caps, config["window_size"][0], 2, None)

@@ -16,9 +16,9 @@ if TYPE_CHECKING:
     from nemo_ptq.models.spec import ModelSpec
 
 STATE_SPACE, ATTENTION, MLP = "M", "*", "-"
-"""What a layer is, as ``hybrid_override_pattern`` has it, one character a layer."""
+"""The kinds of layers in ``hybrid_override_pattern``, one character a layer."""
 CONV_KERNEL = 4
-"""Positions that the convolution of a layer with a state space looks at: Megatron has no other."""
+"""Positions that the convolution of a state space covers: Megatron supports no other number."""
 STATE_PARAMETERS = ("A_log", "D", "dt_bias")
 """Parameters of a state space itself, one number a head. They stay in float32."""
 # Characters of a pattern that a message shows.
@@ -27,7 +27,7 @@ _SHOWN = 40
 
 @dataclass(frozen=True)
 class StateSpace:
-    """What is in the layers of a hybrid, and the sizes of those with a state space.
+    """The kinds of a hybrid's layers, and the sizes of those with a state space.
 
     Attributes:
         pattern: The kind of each layer: :data:`STATE_SPACE`, :data:`ATTENTION` or :data:`MLP`.
@@ -66,7 +66,7 @@ class StateSpace:
 
 
 def state_space_of(config: Mapping[str, Any]) -> StateSpace | None:
-    """Reads what a hybrid has from NeMo's configuration; None of a model without state spaces.
+    """Reads a hybrid's description from NeMo's configuration; None for a model without state spaces.
 
     Raises:
         PtqError: If the pattern is not one of M, * and - for each layer, or sizes do not divide one another.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Classes of Hugging Face's that many people use, and that NeMo has no model for: what sets them apart."""
+"""Common Hugging Face classes that NeMo has no model for, and what sets them apart."""
 
 from collections.abc import Mapping
 
@@ -31,4 +31,4 @@ WITHOUT_NEMO: Mapping[str, str] = {
     "SmolLM3ForCausalLM": "some of its layers have no rotary embedding",
     "StableLmForCausalLM": "NeMo has no class for it",
 }
-"""By the class's name, why a job refuses it."""
+"""Why a job refuses a class, by the class's name."""

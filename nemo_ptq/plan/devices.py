@@ -8,20 +8,20 @@ from dataclasses import dataclass
 from nemo_ptq.errors import ConfigError, did_you_mean
 
 _GIB = 2**30
-# Of bfloat16 multiplications on one core of a server's processor, measured: see docs/benchmarks.md.
+# Measured rate of bfloat16 multiplications on one core of a server's processor: see docs/benchmarks.md.
 _TFLOPS_OF_A_CORE = 0.18
 
 
 @dataclass(frozen=True)
 class Device:
-    """What one rank runs on.
+    """The device that one rank runs on.
 
     Attributes:
         name: What users call it.
-        memory: Bytes; of a CPU the machine's, which all ranks share.
-        bf16_tflops: Dense bfloat16 matrix products, 10^12 operations a second, as the data sheet has them.
-        memory_bandwidth: Of its memory, 10^9 bytes a second.
-        disk_bandwidth: Of the file system that a rank reads from and writes to, 10^9 bytes a second.
+        memory: Bytes; for a CPU the machine's memory, which all ranks share.
+        bf16_tflops: Dense bfloat16 matrix products, 10^12 operations a second, from the data sheet.
+        memory_bandwidth: Bandwidth of its memory, 10^9 bytes a second.
+        disk_bandwidth: Bandwidth of the file system that a rank reads and writes, 10^9 bytes a second.
         is_cpu: Whether ranks share the memory, and compute in float32 where a GPU takes bfloat16.
     """
 
@@ -34,7 +34,7 @@ class Device:
 
     @property
     def usable(self) -> int:
-        """Bytes that a job may fill: without what the driver, NCCL and the allocator's gaps take."""
+        """Bytes that a job may fill: all but the share of the driver, NCCL and the allocator's gaps."""
         return int(self.memory * 0.97) - 2 * _GIB
 
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The files that a job will write, and their sizes.
 
-Which tensors there will be is asked of the reader, :mod:`nemo_ptq.verify.trtllm.expected_tensors`: it knows every name,
-type and shape from config.json alone, and no export passes that differs from it by a byte.
+The reader, :mod:`nemo_ptq.verify.trtllm.expected_tensors`, lists the tensors: it knows every name, type and shape from
+config.json alone, and no export passes that differs from it by a byte.
 """
 
 import os
@@ -30,7 +30,7 @@ from nemo_ptq.verify.trtllm.expected_tensors import ALGORITHMS, rank_tensors
 # Where a format keeps the context; Hugging Face's have the tokenizer's files among their own.
 _CONTEXTS = {"trtllm": "nemo_context/", "nemo": "context/"}
 _TOKENIZERS = {"megatron": "release/tokenizer/"}
-# What a size that is not exact has at least of what it says.
+# The least share of an inexact size that the file will really have.
 _ABOUT = 0.9
 _NEMOS_OWN = ("io.json", "model.yaml", "hf_config.json")
 
@@ -51,7 +51,7 @@ class FileSize:
 
 
 def reader_config(model: ModelSpec, decoder: str, quantization: QuantizationConfig, export: ExportConfig) -> Config:
-    """What the reader will know of the exported model; only what decides names, types and shapes is true of it."""
+    """The reader's view of the exported model; only the fields that decide names, types and shapes are right."""
     tp, pp, algorithm = export.inference_tp, export.inference_pp, algorithm_of(quantization)
     vocab = -(-model.vocab_size // algorithm.vocab_multiple) * algorithm.vocab_multiple
     excluded: tuple[str, ...] = DEFAULT_EXCLUDE_MODULES
@@ -134,7 +134,7 @@ def weight_files(
 
 
 def context_files(checkpoint: Path, export: ExportConfig) -> Iterator[FileSize]:
-    """Yields what each format has of a NeMo checkpoint's context: all of it, or the tokenizer's files alone."""
+    """Yields each format's part of a NeMo checkpoint's context: all of it, or the tokenizer's files alone."""
     context = checkpoint / "context"
     files = {path: path.stat().st_size for path in context.rglob("*") if path.is_file()}
     tokenizer = sum(size for path, size in files.items() if path.name not in _NEMOS_OWN)
@@ -148,7 +148,7 @@ def context_files(checkpoint: Path, export: ExportConfig) -> Iterator[FileSize]:
 
 
 def _is_counted(algorithm: Algorithm) -> bool:
-    """Whether a size is so many bytes for each weight: TensorRT-LLM's reader, whose tables say more, has no such."""
+    """Whether sizes are estimated from bytes per weight: TensorRT-LLM's reader does not know the algorithm."""
     return algorithm.chooses or algorithm.quant_algo not in (None, *ALGORITHMS)
 
 
@@ -157,7 +157,7 @@ def space_problem(path: Any, files: Iterable[FileSize], resume: bool) -> str | N
 
     Args:
         path: The output, as the user gave it.
-        files: What will be written into it, beside what stands there now.
+        files: The files that will be written, in addition to those that are there now.
         resume: Whether the job goes on from an earlier run, which has claimed the space if there is one.
     """
     output = Path(path).expanduser().absolute()
@@ -166,7 +166,7 @@ def space_problem(path: Any, files: Iterable[FileSize], resume: bool) -> str | N
         return None
     usage = shutil.disk_usage(parent)
     needed = sum(file.bytes if file.exact else int(_ABOUT * file.bytes) for file in files)
-    if not usage.total or needed <= usage.free:  # some file systems do not say
+    if not usage.total or needed <= usage.free:  # some file systems do not tell
         return None
     return (
         f"export_config.path={path}: {needed:,} bytes will be written, and the file system of {parent} has only "

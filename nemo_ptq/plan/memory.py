@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """How much memory a rank holds at most in each step: counted, tensor by tensor, from what the engine keeps.
 
-The counts follow the code that they describe, and are named after it: docs/plan.md has them in words. They leave out
-what does not grow with the model: the libraries' own memory, and fragments that an allocator does not give back.
+The counts follow the code that they describe, and are named after it; docs/plan.md explains them. They leave out memory
+that does not grow with the model: the libraries' own, and fragments that an allocator does not give back.
 """
 
 from dataclasses import dataclass, replace
@@ -24,13 +24,13 @@ _STREAM_COPIES = 3
 _MOST_LOGITS, _COMPARED_BATCH, COMPARED_SEQ_LEN = 1 << 28, 4, 256
 # Positions whose distributions are compared at a time, and float32 copies of them: see verify/evaluate.py.
 _SCORED_AT_ONCE, _SCORING_COPIES = 128, 10
-# Values that verify looks at together, and the wider types that it looks at them in: see verify/trtllm/values.py.
+# Values that verify checks at a time, and the wider types that it checks them in: see verify/trtllm/values.py.
 _VERIFY_CHUNK = (1 << 22) * 16
 # What torch needs to round a weight and read its codes back, in bytes for each element of a piece, beside the result.
 _ROUNDING_BYTES = 10
 # Elements of a weight that are worked on at a time: see quantization/pieces.py.
 _PIECE = 1 << 27
-# Copies in float64 that the inverse of a Gram matrix takes, and in float32 that rounding a weight does.
+# float64 copies that inverting a Gram matrix takes, and float32 copies that rounding a weight takes.
 _INVERSE_BYTES, _ROUNDED_COPIES = 4 * 8, 6
 # Copies of some rows of a Gram matrix while they are split into two bfloat16 terms, in bytes for each element.
 _SPLITTING_BYTES = 10
@@ -38,16 +38,16 @@ _SPLITTING_BYTES = 10
 
 @dataclass(frozen=True)
 class StepMemory:
-    """What one rank holds in one step, in bytes, when it holds most.
+    """The peak memory of one rank in one step, in bytes.
 
     Attributes:
         step: "load", "calibrate", "export", "measure" or "verify".
         weights: The rank's parameters that are in memory at that moment.
         states: Hidden states of all batches, which wait between two blocks, where they are in the device's memory.
-        activations: What a batch needs on its way through a layer.
-        statistics: Gram matrices of one layer, and what is computed with them: AWQ's search, or GPTQ's rounding.
-        buffers: What is read, measured, packed or checked at the moment, where it is in the device's memory.
-        host: What is in the host's memory beside the device's; 0 on a CPU, which has one memory.
+        activations: Memory that a batch needs on its way through a layer.
+        statistics: Gram matrices of one layer, and the memory of AWQ's search or GPTQ's rounding with them.
+        buffers: Data being read, measured, packed or checked, where it is in the device's memory.
+        host: Data in the host's memory; 0 on a CPU, where the device's memory is the host's.
     """
 
     step: str
@@ -70,7 +70,7 @@ class Batches:
 
     Attributes:
         size: Samples in a batch.
-        seq_len: Tokens of each; the cut, since longer texts are the usual case.
+        seq_len: Tokens of each: the length at which texts are cut, since most are longer.
         samples: All samples that the rank reads.
     """
 
@@ -92,7 +92,7 @@ class Batches:
 
 
 def activation_bytes(model: ModelSpec, parallelism: Parallelism, tokens: int) -> int:
-    """What one batch needs at once, at the widest place of a transformer layer.
+    """The memory that one batch needs at the widest place of a transformer layer.
 
     Args:
         model: The model.
@@ -107,7 +107,7 @@ def activation_bytes(model: ModelSpec, parallelism: Parallelism, tokens: int) ->
     norm = hidden * (3 * _BF16 + 3 * _FP32)
     state_space = attention = mlp = 0
     if "in_proj" in linears:
-        # What is projected, before the convolution and after it; in float32 what is gated, the gate and the norm.
+        # The projections, before and after the convolution; in float32 the gated values, the gate and the norm.
         state_space = stream + 3 * linears["in_proj"].rows * _BF16 + 3 * linears["out_proj"].columns * _FP32
     if "qkv" in linears:
         # Queries, keys and values, contiguous copies of them, their rotated halves, and the output.
@@ -129,7 +129,7 @@ def _gram(linear: Linear) -> int:
 
 
 def _search_bytes(linear: Linear, on_gpu: bool) -> int:
-    """What AWQ's search over one layer needs beside its Gram matrix: see calibration/awq.py."""
+    """The memory of AWQ's search over one layer, its Gram matrix excluded: see calibration/awq.py."""
     gram = linear.columns * linear.whole_columns * _FP32
     # On a GPU some rows at a time.
     piece = min(linear.weights, _PIECE) if on_gpu else linear.weights
@@ -143,9 +143,9 @@ def _search_bytes(linear: Linear, on_gpu: bool) -> int:
 
 
 def _observing_bytes(linear: Linear, tokens: int, on_gpu: bool) -> int:
-    """What adding a batch to a Gram matrix needs: the input, its magnitudes and that of all ranks.
+    """The memory of adding a batch to a Gram matrix: the input, its magnitudes, and the input of all ranks.
 
-    On a CPU also these in float32, and the product; a GPU adds it where it belongs.
+    A CPU also needs these in float32, and the product; a GPU adds the product in place.
     """
     local, whole = tokens * linear.columns, tokens * linear.whole_columns
     gathered = whole * _BF16 if linear.columns < linear.whole_columns else 0
@@ -158,13 +158,13 @@ def _awq_bytes(
 ) -> tuple[int, int]:
     """Activations and statistics of one layer's AWQ calibration, when they are largest together.
 
-    All Gram matrices are there while the batches run; then each layer's goes when its search is done.
+    All Gram matrices exist while the batches run; each is then freed when its layer's search is done.
     """
     grams = sum(_gram(linear) for linear in linears)
     stream = tokens * _STREAM_COPIES * model.hidden_size * _BF16
     phases = [(activations, grams)]
     for index, linear in enumerate(linears):
-        # Experts see their share of the tokens, one after the other.
+        # Experts process their shares of the tokens one after the other.
         seen = tokens // linear.count
         phases.append((stream, grams + _observing_bytes(linear, seen, on_gpu)))
         phases.append((0, sum(_gram(left) for left in linears[index:]) + _search_bytes(linear, on_gpu)))
@@ -187,9 +187,9 @@ def _rounding_bytes(
 ) -> tuple[int, int]:
     """Activations and statistics while one layer is rounded with quality "balanced", when they are largest together.
 
-    The linear layers are rounded one after the other, all experts' together: a Gram matrix is there while the batches
-    run, and while the layer is rounded, and another one where its weight is moved. With "max" a product as large as the
-    weight is there as well, and in the end the block once more, rounded to nearest.
+    The linear layers are rounded one after the other, those of all experts together: a Gram matrix exists while the
+    batches run and the layer is rounded, and a second one where its weight is moved. With "max" there is also a product
+    as large as the weight, and in the end a second copy of the block, rounded to nearest.
     """
     phases, done, is_max = [(activations, 0)], 0, quantization.is_max
     moves = moves_weights(quantization)
@@ -211,8 +211,8 @@ def _rounding_bytes(
 def _choosing_bytes(linears: tuple[Linear, ...], activations: int, tokens: int, on_gpu: bool) -> tuple[int, int]:
     """Activations and statistics while the options of one layer are tried, when they are largest together.
 
-    All Gram matrices are there while the batches run; then each linear layer, or all experts, have two inverses, of
-    the columns in their own order and in another, and a rounded weight.
+    All Gram matrices exist while the batches run; then each linear layer, or all experts together, have two inverses,
+    one with the columns in their own order and one with them sorted, and a rounded weight.
     """
     grams = sum(_gram(linear) for linear in linears)
     observing = max(_observing_bytes(linear, tokens // linear.count, on_gpu) for linear in linears)
@@ -226,22 +226,22 @@ def _choosing_bytes(linears: tuple[Linear, ...], activations: int, tokens: int, 
 
 
 def compared_documents(model: ModelSpec, quantization: QuantizationConfig) -> int:
-    """How many samples the quantized model is compared with the unquantized one on."""
+    """The number of samples on which the quantized model is compared with the unquantized one."""
     most = max(1, _MOST_LOGITS // (min(COMPARED_SEQ_LEN, model.seq_length) * model.vocab_size))
     return min(quantization.evaluation_dataset_size, most)
 
 
-# Linear layers whose output is all that an attention, an MLP or a state space returns.
+# Linear layers whose output is that of an attention, an MLP or a state space.
 _LAST = ("proj", "fc2", "out_proj")
 
 
 def waiting_states(model: ModelSpec, quantization: QuantizationConfig, parallelism: Parallelism) -> int:
-    """Bytes of the hidden states between two blocks: of all calibration batches, and of the compared ones twice.
+    """Bytes of the hidden states between two blocks: once for calibration batches, twice for compared ones.
 
-    Where the batches walk through the unquantized model as well, those of the calibration batches are there twice too,
-    and what enters each linear layer of the block whose weight is moved once; of other layers the inputs of the last of
-    an attention and of an MLP are kept, and of experts none. With "max" so is the residual stream where a layer writes
-    into it, and those that are held out are there a third time.
+    Where the calibration batches walk through the unquantized model as well, their states are kept twice too, and the
+    inputs of each linear layer of the block whose weight is moved once. Of other layers, only the inputs of the last
+    layer of an attention and of an MLP are kept, and none of experts. With "max" the residual stream is kept as well
+    where a layer writes into it, and held-out batches have their states a third time.
     """
     batches = Batches.of(quantization, parallelism)
     calibrated = batches.samples * batches.seq_len
@@ -264,7 +264,7 @@ def waiting_states(model: ModelSpec, quantization: QuantizationConfig, paralleli
 
 @dataclass(frozen=True)
 class _Rank:
-    """One rank of a job, and what it holds beside weights and waiting states while a block is in memory."""
+    """One rank of a job, and the memory beyond weights and waiting states that it needs for a block."""
 
     model: ModelSpec
     quantization: QuantizationConfig
@@ -273,7 +273,7 @@ class _Rank:
 
     @property
     def linears(self) -> tuple[Linear, ...]:
-        """Those of a layer; where layers differ, of one with most weights."""
+        """The linear layers of a layer; where layers differ, of one with most weights."""
         kinds = linears_by_kind(self.model, self.parallelism.tp, self.parallelism.ep)
         return max(kinds, key=lambda linears: sum(linear.weights * linear.count for linear in linears))
 
@@ -286,7 +286,7 @@ class _Rank:
         return algorithm_of(self.quantization)
 
     def read(self, block: Blocks) -> int:
-        """A stored tensor is read whole, whatever part of it this rank wants."""
+        """A stored tensor is read whole, even if this rank needs only a part of it."""
         if block.kind == "layer":
             return max(linear.weights for kind in linears_by_kind(self.model) for linear in kind) * _BF16
         return embedding_parameters(self.model) * _BF16
@@ -304,12 +304,12 @@ class _Rank:
             return max(steps, key=sum)
         if self.algorithm.gram_candidates:
             return _awq_bytes(self.model, self.linears, activations, batches.tokens, self.on_gpu)
-        # SmoothQuant looks at the magnitude of one weight at a time, when the activations are gone.
+        # SmoothQuant takes the magnitudes of one weight at a time, after the activations are freed.
         magnitudes = self.largest.weights * _BF16 if self.algorithm.smooths else 0
         return max((activations, 0), (0, magnitudes), key=sum)
 
     def pack(self) -> int:
-        """What the device needs to pack the largest weight: the halves of a gated layer go one after the other."""
+        """The device memory to pack the largest weight; the halves of a gated layer are packed one after the other."""
         whole = self.largest.weights
         half = whole // 2 if self.largest.name == "fc1" and self.model.gated_mlp else whole
         packing = half * self.algorithm.packing_bytes
@@ -319,7 +319,8 @@ class _Rank:
     def packed(self, block: Blocks) -> int:
         """A packed block, on the host."""
         if block.kind == "layer":
-            # Some layers may have more unquantized ones than others: what is so in one layer is counted in all.
+            # Layers may differ in their unquantized modules: a module that is unquantized in one layer counts as such
+            # in all.
             plain = {
                 name.rpartition(".")[2].removeprefix("linear_")
                 for name in unquantized_layers(self.quantization, self.model)
@@ -331,10 +332,10 @@ class _Rank:
         return block.parameters * _BF16
 
     def round(self, kept: int) -> int:
-        """What the device holds while the weights of a layer are rounded one after the other.
+        """The device memory while the weights of a layer are rounded one after the other.
 
         Args:
-            kept: Bytes that stay of each element.
+            kept: Bytes per element that stay in memory.
         """
         rounding = max(_ROUNDING_BYTES, self.algorithm.packing_bytes)
         # The result in float32, and the smoothed weight.
@@ -342,7 +343,7 @@ class _Rank:
         held, most = 0, 0
         for linear in (self.linears[1], self.linears[0], *self.linears[2:]):
             piece = min(linear.weights, _PIECE)
-            # A CPU's system gives the result its memory as it is written, when the copies of a piece are gone.
+            # On a CPU the result takes memory only as it is written, after the copies of each piece are freed.
             result = linear.weights if self.on_gpu else linear.weights - piece
             own = max(result * each + piece * rounding, linear.weights * each)
             most = max(most, held + (linear.count - 1) * linear.weights * kept + own)
@@ -360,7 +361,7 @@ class _Rank:
         return max((passing, rounded), (0, self.round(_BF16)), key=sum)
 
     def score(self) -> int:
-        """Logits of both models for a batch, and what comparing those of a document needs, on the last stage."""
+        """Logits of both models for a batch, and the memory to compare those of one document, on the last stage."""
         compared = compared_documents(self.model, self.quantization)
         if not compared:
             return 0
@@ -383,7 +384,7 @@ def step_memory(
 ) -> tuple[StepMemory, ...]:
     """Counts the memory of a rank of one pipeline stage, step by step.
 
-    All steps but the last take turns, block by block; each is given at the kind of block where it holds most.
+    All steps but the last alternate, block by block; each is given for the kind of block with its peak.
 
     Args:
         model: The model.
@@ -427,7 +428,7 @@ def step_memory(
         elif block.kind == "head" and quantizes:
             found["measure"].append(step("measure", block, rank.score()))
     worst = [max(steps, key=lambda memory: memory.device) for steps in found.values() if steps]
-    # The model is gone. Tensors are looked at whole: those that the files cut are joined first.
+    # The model is freed. Tensors are checked whole: those that are split over files are joined first.
     tables = embedding_parameters(model) * _BF16
     looked_at = tables * (2 if inference_tp > 1 else 1) + _VERIFY_CHUNK
     return (*worst, StepMemory("verify", 0, buffers=looked_at if is_cpu else 0, host=0 if is_cpu else looked_at))
@@ -442,7 +443,7 @@ def worst_memory(
     inference_tp: int,
     is_cpu: bool,
 ) -> tuple[StepMemory, ...]:
-    """Counts each step as the stage has it that holds most in it: see :func:`step_memory`."""
+    """Counts each step for the stage with the highest peak in it: see :func:`step_memory`."""
     worst: dict[str, StepMemory] = {}
     for stage in stages(model, parallelism):
         for step in step_memory(
@@ -453,5 +454,5 @@ def worst_memory(
 
 
 def without_data(quantization: QuantizationConfig) -> QuantizationConfig:
-    """What is counted of a job whose model is calibrated already: it reads no text."""
+    """The data of a job whose model is calibrated already: it reads no text."""
     return replace(quantization, calibration_dataset_size=0, evaluation_dataset_size=0)

@@ -66,7 +66,7 @@ _TENSOR_SIZES = (1, 2, 4, 8)
 _PIPELINE_SIZES = (1, 2, 3, 4, 5, 6, 8, 10, 12, 16, 20, 24, 32)
 # A process that has imported torch, Megatron and NeMo.
 _PROCESS_BYTES = 800 * 2**20
-# Rules that say nothing about most jobs are shown only to those that they are about.
+# Rules that do not concern most jobs are shown only for the jobs that they concern.
 _ONLY_WHERE: Mapping[Rule, Callable[[ModelSpec, QuantizationConfig], bool]] = {
     awq_blocks_fit_calibration: lambda model, quantization: algorithm_of(quantization).takes_block_size,
     awq_blocks_fit_inference: lambda model, quantization: algorithm_of(quantization).takes_block_size,
@@ -105,7 +105,7 @@ class RuleLine:
 
     Attributes:
         name: Name of its function.
-        says: What must hold.
+        says: The condition that must hold.
         problem: What is wrong and how to fix it, or None.
     """
 
@@ -116,14 +116,14 @@ class RuleLine:
 
 @dataclass(frozen=True)
 class ServerLine:
-    """What a version of a server is known to do with one of the exports.
+    """The known outcome of loading one of the exports in a version of a server.
 
     Attributes:
         format: The export's format.
         server: The server and its version.
         outcome: "loads", "refused" or "unknown".
-        known_by: How that is known.
-        note: What a user should know of it.
+        known_by: The evidence for it.
+        note: Remarks for the user.
     """
 
     format: str
@@ -139,10 +139,10 @@ class Mode:
 
     Attributes:
         name: "resident" or "layer-wise".
-        memory: Each step of the rank that holds most in it.
+        memory: For each step, the rank with the highest peak in it.
         seconds: Time of each step.
-        read_bytes: What is read of the checkpoint's weights.
-        needs: Memory that the device must have: of the largest step; on a CPU for all ranks and their libraries.
+        read_bytes: Bytes read of the checkpoint's weights.
+        needs: Memory that the device must have for the largest step; on a CPU for all ranks and their libraries.
         fits: Whether the device has it.
     """
 
@@ -163,16 +163,16 @@ class Plan:
         decoder: TensorRT-LLM's decoder type, None where the model has none.
         algorithm: The algorithm's name.
         quality: "fast", "balanced" or "max".
-        parameters: Of the whole model.
-        layers: Of the whole model.
-        parallelism: How the calibration is spread.
-        device: What each rank runs on.
-        rules: What must hold, in the order in which it is checked.
-        modes: The ways in which the job can run.
-        mode: The name of the one that it takes.
+        parameters: Number of parameters of the whole model.
+        layers: Number of layers of the whole model.
+        parallelism: How the calibration is spread over ranks.
+        device: The device that each rank runs on.
+        rules: The conditions that must hold, in the order in which they are checked.
+        modes: The modes in which the job can run.
+        mode: The name of the mode that it takes.
         files: What will be written.
         flops: Operations of the calibration, over all ranks.
-        servers: What servers are known to do with what is written.
+        servers: The known outcomes of loading the exports in servers.
         suggestions: What to change, if anything.
         fast_because: Why the quality is "fast", where the user leaves it open and it is.
     """
@@ -201,7 +201,7 @@ class Plan:
 
     @property
     def memory(self) -> tuple[StepMemory, ...]:
-        """Each step of the rank that holds most in it."""
+        """For each step, the rank with the highest peak in it."""
         return self.chosen.memory
 
     @property
@@ -221,7 +221,7 @@ class Plan:
 
     @property
     def problems(self) -> tuple[str, ...]:
-        """What keeps the job from running, one line each."""
+        """The problems that keep the job from running, one line each."""
         broken = tuple(rule.problem for rule in self.rules if rule.problem)
         if self.fits:
             return broken
@@ -275,7 +275,7 @@ def make_plan(
 
     Args:
         model: The model's sizes: :func:`nemo_ptq.checkpoint.metadata.read_metadata` reads those of a checkpoint, and
-            any others can be made up.
+            any other sizes can be made up.
         quantization: How to quantize; None takes the defaults.
         export: What to write; None takes the defaults. Its path is not looked at.
         calibration_tp: Tensor parallelism during calibration.
@@ -284,7 +284,8 @@ def make_plan(
         num_layers_in_first_pipeline_stage: Layers of the first stage, where stages are uneven.
         num_layers_in_last_pipeline_stage: Layers of the last stage, where stages are uneven.
         world_size: Processes; None takes as many as the parallelism needs.
-        device: What each rank runs on, by a name of :data:`nemo_ptq.plan.devices.GPUS`, or "CPU" for this machine.
+        device: The device that each rank runs on, by a name of :data:`nemo_ptq.plan.devices.GPUS`, or "CPU" for this
+            machine.
         further: More values for the rules of preflight to look at, by the names of their parameters; without any, only
             the rules about sizes are applied.
 
@@ -484,7 +485,7 @@ def _rule_lines(
 
 
 def _suggestions(plan: Plan, model: ModelSpec, quantization: QuantizationConfig, export: ExportConfig) -> Iterator[str]:
-    """What to change so that a plan fits its device, or fits it with all weights in memory."""
+    """Suggests changes with which a plan fits its device, or fits it with all weights in memory."""
     if plan.mode == LAYERWISE and plan.fits and quantization.layerwise is None:
         needed = f"{_gib(plan.modes[0].needs)} are needed with all weights in memory"
         yield f"layer-wise: {needed}, and {_gib(plan.needs)} with one block of them at a time, which the job does"
@@ -537,18 +538,18 @@ def plan_job(
     Args:
         arguments: The arguments of :func:`nemo_ptq.task.ptq` that were given, by name.
         world_size: Processes that would run it; None where that is not known.
-        launcher: What would start them, as for :func:`~nemo_ptq.plan.rules.check_job`.
-        device: What each would run on; None takes the one that `plan_device` names.
+        launcher: The launcher that would start them, as for :func:`~nemo_ptq.plan.rules.check_job`.
+        device: The device that each would run on; None takes the one that `plan_device` names.
 
     Raises:
-        ConfigError: If an option has a value that means nothing, or the checkpoint cannot be read.
+        ConfigError: If an option has an invalid value, or the checkpoint cannot be read.
     """
     export = arguments.get("export_config") or ExportConfig("OUT")
     gathered = gather({**arguments, "export_config": export}, world_size, launcher)
     values = gathered.values
     problems = list(gathered.problems)
     if "checkpoint" not in values and not problems:
-        problems.append("nemo_checkpoint is missing: name the directory of a NeMo 2.0 checkpoint")
+        problems.append("nemo_checkpoint is missing: name a NeMo, Hugging Face or Megatron-LM directory")
     if problems:
         raise ConfigError(problems)
     plan = make_plan(

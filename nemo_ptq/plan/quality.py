@@ -20,7 +20,7 @@ def obstacle_to_balanced(
     model: ModelSpec,
     kv_cache_only: bool = False,
 ) -> tuple[str, str] | None:
-    """What keeps a job from quality "balanced" or "max", and what to change; None where nothing does."""
+    """Says why a job cannot have quality "balanced" or "max", and what to change; None where it can."""
     if kv_cache_only:
         return "kv_cache_only leaves all weights in 16 bits", "leave kv_cache_only out"
     if not algorithm_of(QuantizationConfig(algorithm)).has_balanced:

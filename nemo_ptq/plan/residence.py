@@ -14,7 +14,7 @@ RESIDENT, LAYERWISE = "resident", "layer-wise"
 def whole_model_needs(
     generate_sample: bool, algorithm: str | None, has_loop: bool, is_quantized: bool, formats: Sequence[str]
 ) -> Mapping[str, str]:
-    """Says what a job asks for that needs all weights in memory, and why; nothing where it can run layer-wise.
+    """Names a request of the job that needs all weights in memory, and why; nothing where it can run layer-wise.
 
     Args:
         generate_sample: Whether text is generated after calibration.
@@ -39,10 +39,10 @@ def runs_layerwise(asked: bool | None, needs_whole_model: bool, resident_bytes: 
     """Decides whether one block of weights is in memory at a time.
 
     Args:
-        asked: What the user says; None leaves it open.
+        asked: The user's choice; None leaves it open.
         needs_whole_model: Whether the job can only run with all weights in memory.
-        resident_bytes: What a rank holds at most with all of its weights in memory.
-        free_bytes: What it may fill.
+        resident_bytes: Peak memory of a rank with all of its weights in memory.
+        free_bytes: Memory that it may fill.
     """
     if asked is not None:
         return asked

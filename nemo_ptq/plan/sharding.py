@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What one rank of the calibration holds: its share of a model's parameters, as Megatron spreads them."""
+"""One calibration rank's share of a model's parameters, as Megatron spreads them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ class Parallelism:
         tp: Ranks that share a layer.
         pp: Pipeline stages.
         ep: Ranks that share the experts of a layer.
-        ranks: All processes; what TP and PP leave is data parallel.
+        ranks: All processes: TP times PP times data parallelism.
         first: Layers of the first stage, where stages are uneven.
         last: Layers of the last stage, where stages are uneven.
     """
@@ -36,7 +36,7 @@ class Parallelism:
         return max(1, self.ranks // (self.tp * self.pp * self.ep))
 
     def layers(self, num_layers: int) -> list[int]:
-        """Layers of each stage; where they cannot be shared evenly, the last of the even ones gets what is left."""
+        """Layers of each stage; if they cannot be shared evenly, the last of the even stages gets the remainder."""
         if self.pp == 1:
             return [num_layers]
         uneven = {0: self.first, self.pp - 1: self.last}
@@ -120,9 +120,9 @@ class Blocks:
 
     Attributes:
         kind: "embedding", "layer" or "head".
-        parameters: Of the largest of them, on one rank.
+        parameters: Parameters of the largest of them, on one rank.
         so_far: Parameters of the stage up to the last of them.
-        kept: Those that stay in memory when the embedding is left behind, since the head needs them again.
+        kept: Parameters that stay in memory after the embedding, since the head needs them again.
     """
 
     kind: str

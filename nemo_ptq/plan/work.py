@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""How much a job computes and moves, and how long that takes: right within a factor of two or so.
+"""How much a job computes and moves, and how long that takes, within a factor of about two.
 
-Operations are counted; the rates are data sheets times what was measured of them (docs/benchmarks.md).
+Operations are counted; rates are those of data sheets times their measured share (docs/benchmarks.md).
 """
 
 from collections.abc import Iterator
@@ -21,31 +21,31 @@ from nemo_ptq.plan.memory import (
 from nemo_ptq.plan.sharding import Linear, Parallelism, layer_linears
 from nemo_ptq.quantization.algorithms import algorithm_of, moves_weights
 
-# Share of a data sheet's rate that a forward pass, and Gram matrices with AWQ's search, were seen to reach on an H100.
+# Measured share of an H100's data-sheet rate in a forward pass, and in Gram matrices with AWQ's search.
 _FORWARD_SHARE, _GRAM_SHARE = 0.5, 0.25
 # A CPU multiplies Gram matrices in float32.
 _CPU_FLOAT32_SHARE = 0.35
 # Share of D G D^T that is computed: the upper triangle of G is folded into the lower, in eight stripes.
 _SEARCH_SHARE = 0.5 + 0.5 / 8
-# Operations of GPTQ: of a Gram matrix's inverse and a product with it, for the cube of its size; of moving a weight and
-# rounding it, for each of its elements and inputs.
+# Operations of GPTQ: inverting a Gram matrix and a product with it, per cube of its size; moving and rounding a weight,
+# per element and input.
 _INVERSE, _ROUNDING = 4, 7
 # One core of a host, in 10^9 bytes a second: packing and writing, SHA-256, the reader's checks.
 _PACK_RATE, _HASH_RATE, _VERIFY_RATE = 2.0, 1.0, 0.4
 # Between a GPU and memory that is not page-locked, in 10^9 bytes a second: hidden states that wait on the host.
 _COPY_RATE = 5.0
-# Passes of the compared text: the checkpoint's weights, the rounded ones, and each layer as it was on what enters that.
+# Passes of the compared text: the checkpoint's weights, the rounded ones, and each original layer on its quantized
+# inputs.
 _MEASURE_PASSES = 3
 
 
 @dataclass(frozen=True)
 class Work:
-    """What a calibration computes over all ranks.
+    """The operations of a calibration, over all ranks.
 
     Attributes:
         forward_flops: Operations of the forward passes.
-        gram_flops: Operations of Gram matrices and of what is computed with them (AWQ's search, GPTQ's rounding), which
-            are in float32 or better.
+        gram_flops: Operations of Gram matrices and of AWQ's search or GPTQ's rounding with them, in float32 or better.
     """
 
     forward_flops: int
@@ -68,7 +68,7 @@ def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work
         rounding = _rounding_flops(model, tokens, grams=1 + moves_weights(quantization))
         if quantization.is_max:
             rounding += _residual_flops(model, tokens)
-        if algorithm.chooses:  # of one Gram matrix two inverses, and a rounding for each option
+        if algorithm.chooses:  # two inverses of each Gram matrix, and a rounding for each option
             rounding += _rounding_flops(model, tokens, grams=1, inverses=2, roundings=len(algorithm.candidates))
         return Work(int(forward_passes(quantization) * forward), rounding)
     grams = 0
@@ -81,14 +81,14 @@ def calibration_work(model: ModelSpec, quantization: QuantizationConfig) -> Work
 
 
 def forward_passes(quantization: QuantizationConfig) -> float:
-    """Returns how often the calibration data goes through each block: see calibration/rounding_learner.py."""
+    """Returns how many times the calibration data passes through each block: see calibration/rounding_learner.py."""
     if not quantization.is_balanced:
         return 1
-    # The quantized stream in parts, in sum about one and a half, and the unquantized one. To choose, the latter goes
-    # through each block once more, and some of it for each option of each layer.
+    # The quantized stream takes about one and a half passes in parts, the unquantized one takes one. To choose, the
+    # unquantized stream goes through each block once more, and some of it for each option of each layer.
     passes = 1.5 + moves_weights(quantization) + 2 * algorithm_of(quantization).chooses
-    # With "max" also an eighth of the samples through the rounded block, and twice through one that is rounded to
-    # nearest: from what reaches it, and from what would reach it were all blocks rounded so.
+    # With "max" an eighth of the samples also goes through the rounded block, and twice through one rounded to nearest:
+    # with the inputs that reach it, and with those of a model rounded to nearest throughout.
     return passes + 0.375 * quantization.is_max
 
 
@@ -105,7 +105,7 @@ def _rounding_flops(model: ModelSpec, tokens: int, grams: int, inverses: int = 1
 
 
 def _residual_flops(model: ModelSpec, tokens: int) -> int:
-    """The products of what the residual stream lacks, with quality "max"."""
+    """The products with the residual stream's errors, with quality "max"."""
     return sum(
         layers * 2 * tokens * linear.weights * _active(model, linear)
         for linears, layers in _kinds(model)
@@ -121,7 +121,7 @@ def _kinds(model: ModelSpec) -> Iterator[tuple[tuple[Linear, ...], int]]:
 
 
 def _active(model: ModelSpec, linear: Linear) -> int:
-    """How many of a kind of linear layer in a layer a token goes through."""
+    """The number of linear layers of a kind that a token passes in one layer."""
     return min(linear.count, max(1, model.experts_per_token))
 
 
@@ -129,7 +129,7 @@ def _forward_flops(model: ModelSpec, tokens: int, seq_len: int) -> int:
     total = 0
     for linears, layers in _kinds(model):
         weights = sum(linear.weights * _active(model, linear) for linear in linears)
-        # Scores and their product with the values, half of which causality leaves out. A state space has no such.
+        # Scores and their product with the values, half of which causality leaves out. A state space has neither.
         attends = any(linear.name == "qkv" for linear in linears)
         attention = 2 * seq_len * model.num_attention_heads * model.head_size if attends else 0
         total += layers * tokens * (2 * weights + attention)
@@ -153,19 +153,19 @@ def step_seconds(
         model: The model.
         quantization: How it is quantized, and on how much data.
         parallelism: How it is spread.
-        device: What each rank runs on; of a CPU, what all ranks share.
+        device: The device that each rank runs on; a CPU is shared by all ranks.
         layerwise: Whether hidden states wait on the host.
         read_bytes: Size of the checkpoint's weights.
         written_bytes: Size of all rank files.
         files: How many rank files there are.
     """
     work = calibration_work(model, quantization)
-    # Stages wait for one another while the first batch goes through them, and the last one passes.
+    # Stages wait for one another while the first batch reaches them, and after the last one has passed.
     batches = Batches.of(quantization, parallelism)
     rounds = -(-batches.samples // max(1, batches.size)) or 1
     busy = 1.0 if device.is_cpu else parallelism.ranks * rounds / (rounds + parallelism.pp - 1)
     rate = device.bf16_tflops * 1e12 * busy
-    # On a GPU the search multiplies with two bfloat16 terms in place of one float32.
+    # On a GPU the search multiplies with two bfloat16 terms instead of one in float32.
     gram_rate = rate * (_CPU_FLOAT32_SHARE if device.is_cpu else _GRAM_SHARE)
     forward_rate = rate * (1.0 if device.is_cpu else _FORWARD_SHARE)
     seconds = {"load": read_bytes / (device.disk_bandwidth * 1e9)}

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a server's kernels do to activations: rounded to their codes and back."""
+"""Activations as a server's kernels see them: rounded to codes and back."""
 
 from collections.abc import Callable
 
@@ -23,12 +23,12 @@ _ROUND_TOKENS: dict[str, Callable[[torch.Tensor], torch.Tensor]] = {
     "INT8_PER_CHANNEL_PER_TOKEN": dq.fake_quantize_int8_tokens,
 }
 _ROUND_CACHE = {FP8_CACHE: dq.fake_quantize_fp8, NVFP4_CACHE: dq.fake_quantize_nvfp4}
-# Of NVFP4 as well: a server without a scale for the queries rounds these to FP8 with that of the keys.
+# Also for NVFP4: a server without a scale for the queries rounds them to FP8 with that of the keys.
 _FP8_MAX = 448.0
 
 
 def rounded_activation(values: torch.Tensor, amax: torch.Tensor | None, scheme: Scheme) -> torch.Tensor:
-    """Rounds what enters a linear layer, after its pre-quantization scale, and returns it in its own data type.
+    """Rounds a linear layer's input, after its pre-quantization scale, and returns it in its own data type.
 
     Args:
         values: (..., in).

@@ -1,9 +1,10 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The quantization algorithms: one record each, which holds everything that is particular to it.
+"""The quantization algorithms: one record each, which holds everything specific to it.
 
-A new algorithm is a record that is given to :func:`register`, and where it decides in a new way a calibration method
-(:mod:`nemo_ptq.calibration.methods`) that the record names. Imports nothing heavy: the command line reads this table.
+A new algorithm is a record that is passed to :func:`register`. If it decides scales in a new way, the record names a
+calibration method of its own (:mod:`nemo_ptq.calibration.methods`). Imports nothing heavy: the command line reads this
+table.
 """
 
 from collections import ChainMap
@@ -14,19 +15,19 @@ from typing import Any
 from nemo_ptq.config import AUTO, CUSTOM, NO_QUANT, QuantizationConfig
 from nemo_ptq.errors import PtqError, did_you_mean
 
-# Makes settings of what the user asked for and the model's decoder type, e.g. "llama".
+# Makes settings from the user's configuration and the model's decoder type, e.g. "llama".
 Settings = Callable[[QuantizationConfig, str], Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
 class Limit:
-    """The least that a figure of a layer should be.
+    """A lower limit for a figure of a layer.
 
     Attributes:
         figure: Field of :class:`~nemo_ptq.report.records.Layer`.
         least: The layer stands out below it.
-        problem: What is wrong then, in words.
-        advice: What to try.
+        problem: The problem then, in words.
+        advice: The remedy to try.
     """
 
     figure: str
@@ -40,21 +41,21 @@ class Algorithm:
     """A quantization algorithm.
 
     Attributes:
-        name: What users call it; a stable name.
-        label: What reports call it.
+        name: Its stable name for users.
+        label: Its name in reports.
         scheme: How its layers are stored: ModelOpt's name of one of :data:`nemo_ptq.quantization.schemes.SCHEMES`; None
             where that is not known beforehand, or nothing is quantized.
         quant_algo: TensorRT-LLM's name of the scheme.
         method: Dotted path of its calibration method, a class of :mod:`nemo_ptq.calibration.methods` or like one; None
             where nothing is calibrated, or ModelOpt does it.
         settings: Makes the arguments of the method.
-        entries: What the method decides of each linear layer: "amax", "pre_quant_scale", "channel_amax"; nothing where
-            all follows from the weights.
-        rounder: Dotted path of what quality "balanced" rounds its layers with, a class of
+        entries: The method's decisions for each linear layer: "amax", "pre_quant_scale", "channel_amax"; empty where
+            all of them follow from the weights.
+        rounder: Dotted path of the rounder of its layers with quality "balanced", a class of
             :mod:`nemo_ptq.calibration.rounders` or like one; None where it has no such quality. An algorithm that needs
             no data may have one for algorithm "auto", whose jobs read data.
-        rounder_settings: Makes the arguments of that.
-        rounder_entries: What the rounder decides of each linear layer; None where that is what the method does.
+        rounder_settings: Makes the arguments of the rounder.
+        rounder_entries: The rounder's decisions for each linear layer; None where they are those of the method.
         moves_weights: Whether quality "balanced" moves a weight toward the unquantized model's output before the
             rounder rounds it, as "max" does always. That makes up for weights of four bits. With eight, most of the
             error is that of the activations: what the move then gains on the calibration's kind of text, it loses on
@@ -63,24 +64,24 @@ class Algorithm:
         preset_method: Makes the preset's calibration method, where it has settings.
         block_size: Input features that share a weight scale: 0 where there are no blocks, None where the user's
             `awq_block_size` says how many.
-        least_block_size: What `awq_block_size` is at least.
+        least_block_size: Lower limit of `awq_block_size`.
         row_multiple: TensorRT-LLM's kernels take multiples of so many output features of each rank.
         column_multiple: The same of input features.
         dense_multiple: Other servers' kernels take multiples of so many features of each rank, both ways, where a model
             has no experts.
         vocab_multiple: TensorRT-LLM's readers take vocabularies of multiples of this.
-        amax_floors: What activation amaxes are at least, by decoder type.
+        amax_floors: Lower limits of activation amaxes, by decoder type.
         quantizes_kv_cache: Whether the KV cache is quantized if the user says nothing.
         smooths: Whether weights are divided by a pre-quantization scale before they are packed.
         bits: Bits of a weight's code.
         block_scale_bits: Bits of the scale of a block.
         packed_bytes: Bytes of a packed weight, scales included, for each of its elements.
-        packing_bytes: What torch needs beside a weight to pack it, in bytes for each of its elements.
+        packing_bytes: Memory that torch needs beside a weight to pack it, in bytes for each of its elements.
         gram_candidates: How many scales are tried over a Gram matrix of each layer's inputs; 0 without such matrices.
         required_recovery: The least baseline perplexity / perplexity with which it passes; None where nothing is lost.
-        limits: What figures of layers should keep.
-        candidates: Names of the algorithms that it chooses from for each layer if the user names none; none of one that
-            quantizes all layers alike.
+        limits: Limits that figures of layers should keep.
+        candidates: Names of the algorithms that it chooses from for each layer if the user names none; empty for an
+            algorithm that quantizes all layers alike.
     """
 
     name: str
@@ -404,7 +405,7 @@ _BUILT_IN = (
     ),
     Algorithm(NO_QUANT, "16 bits, unquantized", entries=()),
 )
-# What a ModelOpt config quantizes is not known before ModelOpt has read it.
+# The layers that a ModelOpt config quantizes are not known before ModelOpt has read it.
 _OF_A_FILE = Algorithm(
     CUSTOM,
     "a ModelOpt configuration",
@@ -424,7 +425,7 @@ _AUTO = Algorithm(
     candidates=("fp8", "int4_awq", "nvfp4"),
 )
 SELECTABLE: Mapping[str, Algorithm] = ChainMap({AUTO: _AUTO}, ALGORITHMS)
-"""What `quantization_config.algorithm` names: the algorithms, and the choice among them for each layer."""
+"""The values of `quantization_config.algorithm`: the algorithms, and the choice among them for each layer."""
 
 
 def register(algorithm: Algorithm) -> None:
@@ -439,7 +440,7 @@ def register(algorithm: Algorithm) -> None:
 
 
 def algorithm_named(name: str) -> Algorithm:
-    """Returns an algorithm by its name, which is that of a file's with a ModelOpt config for :data:`CUSTOM`.
+    """Returns an algorithm by its name; a file with a ModelOpt config has the name :data:`CUSTOM`.
 
     Raises:
         PtqError: If there is none.
@@ -462,7 +463,7 @@ def algorithm_of(quantization: QuantizationConfig) -> Algorithm:
 
 
 def quantization_of_layer(quantization: QuantizationConfig, algorithm: str) -> QuantizationConfig:
-    """Returns the configuration that quantizes all layers as one of them is that an algorithm was chosen for."""
+    """Returns the configuration that quantizes all layers with the algorithm that was chosen for one of them."""
     return replace(quantization, algorithm=algorithm, effective_bits=None, candidates=None)
 
 
@@ -489,5 +490,5 @@ def kv_cache_is_quantized(quantization: QuantizationConfig, decoder: str) -> boo
 
 
 def amax_floor(quantization: QuantizationConfig, decoder: str) -> float | None:
-    """Returns what activation amaxes of a job are at least, None where they may be anything."""
+    """Returns the lower limit of a job's activation amaxes; None where there is none."""
     return algorithm_of(quantization).amax_floors.get(decoder)

@@ -3,8 +3,8 @@
 """Which linear layers stay unquantized although their kind is quantized: `quantization_config.exclude`. Needs no torch.
 
 A pattern is a name of Megatron's or Hugging Face's with wildcards, the number of a transformer layer, or `firstN` or
-`lastN` for so many layers. What servers load as one layer (queries, keys and values; the halves of a gated MLP; the
-experts of a layer) is excluded as a whole.
+`lastN` for so many layers. Layers that servers load as one (queries, keys and values; the halves of a gated MLP; the
+experts of a layer) are excluded as a whole.
 """
 
 import re
@@ -28,14 +28,14 @@ def unquantized_layers(quantization: QuantizationConfig, model: ModelSpec) -> fr
     """Returns the linear layers of the transformer layers that the user has left out of the quantization.
 
     Args:
-        quantization: What the user asked for.
+        quantization: The user's configuration.
         model: The model.
 
     Returns:
         Megatron's names in the whole model.
 
     Raises:
-        PtqError: If a pattern matches nothing, or a part of what is one layer for servers.
+        PtqError: If a pattern matches nothing, or only a part of one layer of the servers.
     """
     if quantization.kv_cache_only:
         return frozenset(linear_layers(model))
@@ -57,7 +57,7 @@ def linear_layers(model: ModelSpec) -> dict[str, int]:
 def _excluded(patterns: Sequence[str], model: ModelSpec, names: Mapping[str, Mapping[str, str]]) -> frozenset[str]:
     linears = linear_layers(model)
     called = {linear: hugging_face_names(linear, model, names) for linear in linears}
-    # What each layer is known by; those of a layer that are matched so far.
+    # The names of each layer; the names that are matched so far.
     parts = {linear: {linear, *own.values()} for linear, own in called.items()}
     matched: dict[str, set[str]] = defaultdict(set)
     for pattern in patterns:
@@ -122,7 +122,7 @@ def hugging_face_names(linear: str, model: ModelSpec, names: Mapping[str, Mappin
 
 
 def never_quantized(model: ModelSpec, names: Mapping[str, Mapping[str, str]]) -> list[str]:
-    """Returns what no algorithm quantizes, and a user may name all the same: vocabularies and routers."""
+    """Returns modules that no algorithm quantizes, but a user may name all the same: vocabularies and routers."""
     modules = [
         *(EMBEDDING, OUTPUT, "embedding.position_embeddings"),
         *(f"decoder.layers.{{layer}}.{module.name}" for module in model.layers[0].modules if module.kind == "router"),

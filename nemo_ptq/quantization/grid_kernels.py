@@ -62,7 +62,7 @@ def _round_activations(  # type: ignore[no-untyped-def]
         step = (nearest_e4m3(tl.div_rn(amax, whole)) * tl.load(scale))[:, None] + tl.zeros_like(values)
     quotient = tl.where(step > 0.0, tl.div_rn(values, tl.where(step > 0.0, step, 1.0)), 0.0)
     rounded = nearest(quotient, KIND, -128.0, 127.0) * step
-    # A zero keeps the sign of what was rounded to it, and what is no number stays that.
+    # A zero keeps the sign of the value that was rounded to it, and NaN stays NaN.
     sign = tl.where(step > 0.0, values.to(tl.int32, bitcast=True) & -2147483648, 0)
     rounded = ((rounded.to(tl.int32, bitcast=True) & 2147483647) | sign).to(tl.float32, bitcast=True)
     tl.store(found + places, tl.where(values == values, rounded, values).to(found.dtype.element_ty), mask=places < size)

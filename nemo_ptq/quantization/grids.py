@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The numbers that a format's codes stand for, and rounding to them. rounding.py has their scales and their packing."""
+"""The values that a format's codes stand for, and rounding to them. Scales and packing are in rounding.py."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,8 +15,8 @@ class Grid:
     Attributes:
         name: The format: "int4", "int8", "fp8" or "fp4".
         largest: The value that an amax is scaled to.
-        nearest: Rounds float32 values of any shape to the nearest value of the grid, ties to the even code; what lies
-            beyond the grid becomes its end.
+        nearest: Rounds float32 values of any shape to the nearest value of the grid, ties to the even code; values
+            beyond the grid are clipped to its ends.
     """
 
     name: str

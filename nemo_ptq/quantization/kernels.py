@@ -16,7 +16,7 @@ def has_kernels(tensor: torch.Tensor) -> bool:
 
 @cache
 def _has_triton() -> bool:
-    """Whether Triton is there, and the C compiler that it wants for what calls its kernels."""
+    """Whether Triton is installed, and the C compiler that it needs to build launchers of kernels."""
     try:
         import triton  # noqa: F401
     except ImportError:

@@ -2,7 +2,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A ModelOpt configuration of the user's own, as data: ModelOpt itself takes many seconds to import.
 
-ModelOpt looks closer once the job runs; here is found what would be another model, or no configuration at all.
+ModelOpt checks more closely once the job runs; errors that would change the model, or leave none, are found here.
 """
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -18,7 +18,7 @@ _WANTED = "an object of patterns and what they set, or a list of objects with qu
 _KEYS = ("quant_cfg", "algorithm", "effective_bits")
 _RECIPE_KEYS = ("metadata", "quantize")
 _ENTRY_KEYS = ("quantizer_name", "parent_class", "cfg", "enable")
-# What a quantizer can be set to, and which of it changes nothing of what is exported: scales say what was calibrated.
+# Settings of a quantizer, and those among them that do not change the export, whose scales hold the calibration.
 ATTRIBUTES = (
     *("axis", "backend", "backend_extra_args", "bias", "block_sizes", "calibrator", "constant_amax"),
     *("effective_bits", "enable", "fake_quant", "learn_amax", "narrow_range", "num_bits", "pass_through_bwd"),
@@ -46,7 +46,7 @@ METHODS: Mapping[str, tuple[str, ...]] = {
     "awq_full": (*_COMMON, *_CLIP, "alpha_step"),
 }
 """ModelOpt's calibration methods whose result the exports hold, and the settings of each."""
-# The others, and what to do instead.
+# The other methods, and their replacements.
 _OTHER_METHODS = {
     "gptq": "it changes weights, and exports are packed from the checkpoint's: use quality=balanced, which has GPTQ",
     "svdquant": "it adds low-rank weights, which no format here holds",
@@ -54,23 +54,23 @@ _OTHER_METHODS = {
     "local_hessian": "its block scales are of a kind that no format here holds: quality=balanced learns from Hessians",
     "nvfp4_act_headroom": "its results were never compared here: use algorithm=nvfp4",
 }
-# How a layer's weights and inputs are set in each scheme, by what ModelOpt calls the scheme.
+# How a layer's weights and inputs are set in each scheme, by ModelOpt's name of the scheme.
 _FP8, _NVFP4 = {"num_bits": (4, 3)}, {"num_bits": (2, 1), "block": 16, "scale_bits": (4, 3), "is_dynamic": True}
 _INT8_ROWS, _INT8 = {"num_bits": 8, "axis": 0}, {"num_bits": 8}
 DEFAULT = {"num_bits": 8, "axis": None}
-"""What ModelOpt sets the quantizers of weights and inputs to where a configuration sets nothing."""
+"""ModelOpt's settings of the quantizers of weights and inputs where a configuration sets nothing."""
 
 Settings = tuple[Mapping[str, Any], ...]
-"""What a quantizer is set to: several of them where one follows the other."""
+"""Settings of a quantizer: several where it has several stages."""
 
 
 @dataclass(frozen=True)
 class QuantizerEntry:
-    """What a configuration sets of some quantizers.
+    """A configuration's settings for some quantizers.
 
     Attributes:
-        pattern: Which ones, by their names in Megatron's model; `*` of a whole model or of a class of modules.
-        settings: What they are set to; None leaves them as they are.
+        pattern: The quantizers, by their names in Megatron's model; `*` of a whole model or of a class of modules.
+        settings: Their settings; None leaves them as they are.
         turns_off: Whether it turns them off.
         parent_class: The class of modules that it is about; None for all.
     """
@@ -86,8 +86,8 @@ class ModelOptConfig:
     """A configuration.
 
     Attributes:
-        content: It as ModelOpt takes it, in what JSON can hold.
-        entries: What it sets of quantizers; later ones count.
+        content: The configuration as ModelOpt takes it, in JSON types.
+        entries: Its settings for quantizers; later ones take precedence.
         method: Its calibration method; None computes nothing.
     """
 
@@ -200,12 +200,12 @@ def _check_keys(found: Mapping[Any, Any], known: Collection[str], owner: str) ->
 
 
 def final_settings(config: ModelOptConfig, names: Collection[str], default: Settings) -> Settings:
-    """Returns what a quantizer is set to in the end, stage by stage; nothing where it is off.
+    """Returns a quantizer's final settings, stage by stage; nothing where it is off.
 
     Args:
         config: The configuration.
-        names: What the quantizer is called.
-        default: What ModelOpt sets it to where the configuration sets nothing.
+        names: The quantizer's names.
+        default: ModelOpt's settings where the configuration sets nothing.
     """
     settings, is_on = default, bool(default)
     for entry in config.entries:
@@ -221,8 +221,8 @@ def scheme_of(config: ModelOptConfig, linear: str, weight: Settings, inputs: Set
     Args:
         config: The configuration.
         linear: The layer's name.
-        weight: What its weight quantizer is set to.
-        inputs: What its input quantizer is set to.
+        weight: Settings of its weight quantizer.
+        inputs: Settings of its input quantizer.
 
     Raises:
         PtqError: If no format holds the layer; the message follows the file's name.
@@ -255,8 +255,8 @@ def caches_in_fp8(config: ModelOptConfig, core: str) -> bool:
     """Returns whether a configuration quantizes the KV cache of a core attention module.
 
     Raises:
-        PtqError: If it does so in another way than FP8, or quantizes attention itself; the message follows the file's
-            name.
+        PtqError: If it does so in a format other than FP8, or quantizes attention itself; the message follows the
+            file's name.
     """
     for name in ("q_bmm_quantizer", "p_bmm_quantizer", "softmax_quantizer", "bmm2_output_quantizer"):
         if final_settings(config, [f"{core}.{name}"], ()):
@@ -273,7 +273,7 @@ def caches_in_fp8(config: ModelOptConfig, core: str) -> bool:
 
 
 def _scheme(weight: Settings, inputs: Settings, method: str | None) -> str | None:
-    """ModelOpt's name of the scheme of a layer; None where there is none here that is computed by the method."""
+    """ModelOpt's name of a layer's scheme; None where no scheme here is computed by the method."""
     weights, activations = _plain(weight), [_without_constants(stage) for stage in _plain(inputs)]
     block = weights[0].get("block") if weights else None
     int4 = {"num_bits": 4, "block": block} if isinstance(block, int) else {}
@@ -292,7 +292,7 @@ def _scheme(weight: Settings, inputs: Settings, method: str | None) -> str | Non
 
 
 def _plain(stages: Settings) -> list[dict[str, Any]]:
-    """What decides how values are stored, in one spelling."""
+    """The settings that decide how values are stored, in one spelling."""
     return [_one_spelling(stage) for stage in stages]
 
 

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a ModelOpt configuration makes of a model, by Megatron's or Hugging Face's names. Needs no torch."""
+"""How a ModelOpt configuration quantizes a model, by Megatron's or Hugging Face's names. Needs no torch."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -31,24 +31,24 @@ from nemo_ptq.quantization.presets import preset_patterns
 
 _LAYER_NUMBER = re.compile(r"layers\.(\d+)\b")
 _NUMBER = re.compile(r"\.\d+\.")
-# A digit that does not end a word, as in "linear_fc2" or "w1"; or what stands for one.
+# A digit that does not end a word, as in "linear_fc2" or "w1"; or a placeholder for one.
 _NAMES_NUMBERS = re.compile(r"(?<![A-Za-z\d])\d|\?|\[!")
 _WORD = re.compile(r"[A-Za-z_]\w+")
 _CHOICE = re.compile(r"\[[^\]]*\]")
-# What ModelOpt's own recipes name besides.
+# Further names in ModelOpt's own recipes.
 _OTHER_WORDS = (
     *("b_proj", "bmm2_output_quantizer", "encoder", "f_a_proj", "f_b_proj", "fc1_latent_proj", "fc2_latent_proj"),
     *("ffn", "g_proj", "image", "in_proj_qkv", "in_proj_z", "kv_a_proj_with_mqa", "kv_b_proj", "language_model"),
     *("model_encoder", "p_bmm_quantizer", "q_a_proj", "q_b_proj", "radio", "score", "self_conditioning"),
     *("share_expert", "shared_experts", "softmax_quantizer", "to_", "transformer_blocks"),
 )
-# What ModelOpt sets quantizers of linear layers to where a configuration sets nothing.
+# ModelOpt's settings of the quantizers of linear layers where a configuration sets nothing.
 _DEFAULTS: Mapping[str, Settings] = {"weight": (DEFAULT,), "input": (DEFAULT,), "output": ()}
 
 
 @dataclass(frozen=True)
 class Quantized:
-    """What a configuration makes of a model.
+    """How a configuration quantizes a model.
 
     Attributes:
         schemes: ModelOpt's name of the scheme of each linear layer that is quantized, by Megatron's name.
@@ -64,10 +64,10 @@ class Quantized:
 
 
 def quantized_by(config: ModelOptConfig, model: ModelSpec) -> Quantized:
-    """Returns what a configuration makes of a model, whose layers go by Megatron's names and by Hugging Face's.
+    """Returns how a configuration quantizes a model, whose layers it may name as Megatron or as Hugging Face does.
 
     Raises:
-        PtqError: If no format holds it, or if it treats parts differently that are one layer; the message follows the
+        PtqError: If no format holds it, or if it treats the parts of one layer differently; the message follows the
             file's name.
     """
     numbered = numbered_pattern([entry.pattern for entry in config.entries]) is not None
@@ -92,7 +92,7 @@ def quantized_by(config: ModelOptConfig, model: ModelSpec) -> Quantized:
 def _settings_of(
     config: ModelOptConfig, linear: str, parts: Mapping[str, str]
 ) -> tuple[dict[str, Settings], list[str]]:
-    """What the quantizers of a linear layer are set to in the end, and which of them only by Hugging Face's names.
+    """The final settings of a linear layer's quantizers, and which of these are set only by Hugging Face's names.
 
     Args:
         config: The configuration.
@@ -150,7 +150,7 @@ def numbered_pattern(patterns: Sequence[str]) -> str | None:
 
 
 def unknown_to_modelopt(patterns: Sequence[str], model: ModelSpec) -> tuple[str, str] | None:
-    """Finds a pattern of ModelOpt's quantizers that matches none of a model's, and is not meant for other models.
+    """Finds a pattern that matches none of a model's quantizers, and is not meant for other models.
 
     Configurations are written for many models: a pattern of words that some model has may match nothing in this one.
 

@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """ModelOpt's recipes, as data: YAML files that are put together from others by `imports`.
 
-ModelOpt's own loader does the same, and takes many seconds to import; a test holds this one against it, with every
-recipe that ModelOpt has.
+ModelOpt's own loader does the same, and takes many seconds to import; a test compares the two with every recipe that
+ModelOpt has.
 """
 
 import re
@@ -37,10 +37,10 @@ def find_recipe(name: Path) -> Path:
 
 
 def read_recipe(file: Path) -> Any:
-    """Reads a JSON or YAML file, and puts in what it imports.
+    """Reads a JSON or YAML file, and inserts its imports.
 
     Args:
-        file: The file. What it imports is looked for beside it, and then among ModelOpt's recipes.
+        file: The file. Its imports are looked for beside it, and then among ModelOpt's recipes.
 
     Raises:
         FileError: If it, or a file that it imports, cannot be read.

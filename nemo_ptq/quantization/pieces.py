@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Large matrices a few rows at a time, so that what is computed on the way takes little memory."""
+"""Large matrices a few rows at a time, so that intermediate results take little memory."""
 
 from collections.abc import Callable
 

@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What each of our algorithms is in ModelOpt's terms, as data: ModelOpt itself takes many seconds to import.
+"""Each of our algorithms in ModelOpt's terms, as data: ModelOpt itself takes many seconds to import.
 
 ``modelopt_presets.json`` holds ModelOpt's presets (``modelopt.torch.quantization.FP8_DEFAULT_CFG`` and the others); a
-test holds it against the installed ModelOpt.
+test compares it with the installed ModelOpt.
 """
 
 import json
@@ -23,10 +23,10 @@ def _presets() -> str:
 def preset_config(quantization: QuantizationConfig, decoder: str) -> dict[str, Any]:
     """Returns ModelOpt's configuration of one of our algorithms, as JSON has it and free to be changed.
 
-    It is empty where ModelOpt has no preset that says the same.
+    It is empty where ModelOpt has no equivalent preset.
 
     Args:
-        quantization: What the user asked for.
+        quantization: The user's configuration.
         decoder: Decoder type of the model, e.g. "llama".
     """
     presets, algorithm = json.loads(_presets()), algorithm_of(quantization)

@@ -16,15 +16,15 @@ _INT4_TINY = 1.0 / (1 << 24)
 def scale_of(amax: torch.Tensor, largest_code: float) -> torch.Tensor:
     """Returns the scale with which an amax fills a format's codes, float32.
 
-    What is all zeros has amax 0; its scale is 1, since readers divide by it.
+    All zeros have amax 0; the scale is then 1, since readers divide by it.
 
     Args:
         amax: Largest magnitudes, of any shape.
-        largest_code: What the format's largest code stands for.
+        largest_code: The value that the format's largest code stands for.
     """
     amax = amax.float()
-    # A tensor, because CUDA multiplies with the reciprocal of a number: the last bit would depend on the device. Filled
-    # there: a GPU would be waited for until a number has come to it.
+    # A tensor, because CUDA multiplies by the reciprocal of a number, so that the last bit would depend on the device.
+    # It is filled on the device: copying a number there would wait for the GPU.
     divisor = torch.full((), largest_code, device=amax.device)
     return torch.where((amax == 0) | amax.isnan(), 1.0, amax / divisor)
 

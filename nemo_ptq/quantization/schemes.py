@@ -23,10 +23,10 @@ class Field:
 
     Attributes:
         suffix: End of its name, e.g. "weights_scaling_factor".
-        dtype: Stored data type; None is that of the unquantized layers.
+        dtype: Stored data type; None means that of the unquantized layers.
         shape: Its shape, from out-features, in-features and block size.
-        column_axis: Dimension along which it is cut where the layer's outputs are sharded; None is replicated.
-        row_axis: Dimension along which it is cut where the layer's inputs are sharded; None is replicated.
+        column_axis: Dimension along which it is cut where the layer's outputs are sharded; None if it is replicated.
+        row_axis: Dimension along which it is cut where the layer's inputs are sharded; None if it is replicated.
         each_group: Whether each group of rows that is stored as a layer of its own has another, though it is not cut.
     """
 
@@ -47,17 +47,17 @@ class Scheme:
     """A quantization scheme of weights and activations.
 
     Attributes:
-        modelopt_format: ModelOpt's name of it, as its ``get_quantization_format`` says; of a scheme that is not taken
+        modelopt_format: ModelOpt's name of it, from its ``get_quantization_format``; for a scheme that is not taken
             from ModelOpt's quantizers, the name of our algorithm.
         quant_algo: TensorRT-LLM's or ModelOpt's name of it, or one like theirs; None is unquantized.
         fields: The tensors that store a layer, its bias not counted.
         row_multiple: Out-features of a shard must be a multiple of this.
         column_multiple: In-features of a shard must be a multiple of this, and of the block size.
         block_size: In-features that share a weight scale; 0 where there are no blocks.
-        largest_weight: What the largest code of a weight stands for, its scale apart. NVFP4's scales are codes as well.
-        largest_input: The same of an input, and of a weight that is rounded twice.
-        codes: What weights are rounded to: "fp8", "int8", "int4" or "fp4".
-        amaxes: What has a weight amax of its own: the "tensor", its "rows" or its "blocks".
+        largest_weight: The value of a weight's largest code, before scaling. NVFP4's scales are codes as well.
+        largest_input: The same for an input, and for a weight that is rounded twice.
+        codes: The format that weights are rounded to: "fp8", "int8", "int4" or "fp4".
+        amaxes: The unit with a weight amax of its own: the "tensor", its "rows" or its "blocks".
         dynamic_inputs: Whether a server takes the scales of inputs from each token's own largest magnitude.
     """
 
@@ -75,7 +75,7 @@ class Scheme:
 
     @property
     def quantization_keys(self) -> dict[str, Any]:
-        """What the format's config.json says about the scheme beyond its name."""
+        """The entries about the scheme in the format's config.json, beyond its name."""
         if self.quant_algo in ("W4A16_AWQ", "W4A8_AWQ"):
             return {"group_size": self.block_size, "has_zero_point": False, "pre_quant_scale": True}
         return {"group_size": self.block_size} if self.block_size else {}

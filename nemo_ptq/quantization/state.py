@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Calibration state as a file: activation statistics and decisions, whatever the parallelism they were made at.
+"""Calibration state as a file: activation statistics and decisions, independent of parallelism.
 
-Kept are activation amaxes, pre-quantization scales and the KV cache's amaxes: everything that another export needs
+It holds activation amaxes, pre-quantization scales and the KV cache's amaxes: everything that another export needs
 beside the checkpoint. Weight amaxes follow from the checkpoint. Weights that were rounded by the data do not: they are
 in a file of their own (:mod:`nemo_ptq.export.rounded_weights`).
 
@@ -33,7 +33,7 @@ _SUMMED_AT_ONCE = 1 << 22
 
 @dataclass(frozen=True)
 class CalibrationState:
-    """What a calibration has found, of the whole model.
+    """The results of a calibration, for the whole model.
 
     Attributes:
         header: How it was made.
@@ -46,7 +46,7 @@ class CalibrationState:
 
 def sum_of_bits(weight: torch.Tensor) -> int:
     """Returns the exact sum of the bits of a tensor in a 16-bit data type, each element an integer."""
-    # In pieces: on a CPU torch makes an int64 copy of what it sums.
+    # In pieces: on a CPU torch makes an int64 copy of its input.
     pieces = weight.view(torch.int16).reshape(-1).split(_SUMMED_AT_ONCE)
     return sum(int(piece.sum(dtype=torch.int64)) for piece in pieces)
 
@@ -57,9 +57,9 @@ def is_fingerprinted(name: str) -> bool:
 
 
 def fingerprint_of(sums: Mapping[str, int]) -> str:
-    """Returns the fingerprint of a model's unquantized weights that parallelism does not show in.
+    """Returns the fingerprint of a model's unquantized weights, which does not depend on parallelism.
 
-    Exact sums have it that no shard, order or padding with zeros changes it, and another training does.
+    As the sums are exact, no sharding, order or padding with zeros changes it, and any training does.
 
     Args:
         sums: :func:`sum_of_bits` of the whole weight of every module that :func:`is_fingerprinted`.
@@ -68,7 +68,7 @@ def fingerprint_of(sums: Mapping[str, int]) -> str:
 
 
 def of_block(entries: Mapping[str, torch.Tensor], index: int) -> dict[str, torch.Tensor]:
-    """Returns the entries of a calibration state that belong to one block: of block ``i + 1`` those of layer ``i``."""
+    """Returns the entries of a calibration state that belong to one block: for block ``i + 1`` those of layer ``i``."""
     prefix = f"decoder.layers.{index - 1}."
     return {name: value for name, value in entries.items() if name.startswith(prefix)}
 

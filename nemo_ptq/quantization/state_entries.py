@@ -55,14 +55,14 @@ def expected_shapes(header: StateHeader, model: ModelSpec) -> dict[str, Shape]:
 
 
 def _kinds(header: StateHeader, linear: str) -> tuple[str, ...]:
-    """What is decided of a linear layer that is quantized."""
+    """The decisions for a linear layer that is quantized."""
     algorithm = algorithm_named(header.choice.get(linear, header.quantization.algorithm_name))
     is_rounded = header.quantization.is_balanced and algorithm.rounder_entries is not None
     return algorithm.rounder_entries or () if is_rounded else algorithm.entries
 
 
 def _choice_problem(header: StateHeader, model: ModelSpec) -> str | None:
-    """What is wrong with the algorithms that were chosen for the layers."""
+    """The problem with the algorithms that were chosen for the layers."""
     if not algorithm_named(header.quantization.algorithm_name).chooses:
         return "it names an algorithm for each layer, and quantizes all alike" if header.choice else None
     unquantized = unquantized_layers(header.quantization, model)
@@ -80,9 +80,10 @@ def _choice_problem(header: StateHeader, model: ModelSpec) -> str | None:
 
 
 def entry_problems(entries: Mapping[str, tuple[str, Shape]], header: StateHeader, model: ModelSpec) -> Iterator[str]:
-    """Yields what is wrong with the tensors of a calibration state, a few words for each; their values are not read.
+    """Yields the problems of a calibration state's tensors, a few words for each; their values are not read.
 
-    Of a ModelOpt configuration of the user's own it is not known which there should be, but what they may be called.
+    For a user's own ModelOpt configuration it is only known what the tensors may be called, not which ones there should
+    be.
     """
     if problem := _choice_problem(header, model):
         yield problem

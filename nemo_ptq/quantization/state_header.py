@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a calibration state says about itself: how it was made, and of which model. Needs no torch."""
+"""A calibration state's description of itself: how it was made, and from which model. Needs no torch."""
 
 import json
 import os
@@ -23,9 +23,9 @@ WEIGHTS_IN_EXPORT = IN_EXPORT.with_suffix(".weights.safetensors")
 # One entry of the file's free-form header, because safetensors keeps several in no particular order.
 _KEY = "nemo_ptq.calibration_state"
 _VERSION = 1
-# How a job has gone about it; the state is the same either way.
+# Settings of how a job proceeds, which do not change the state.
 _NOT_OF_THE_STATE = ("layerwise",)
-# Settings that states did not have at first, which leave them out where they say nothing.
+# Settings that the first states did not have; states leave them out at their defaults.
 _NEWER = {"quality": FAST, "exclude": None, "kv_cache_only": False, "effective_bits": None, "candidates": None}
 # Algorithms of ModelOpt whose weight amaxes are the largest magnitudes of the smoothed weight.
 _RANGES_FOLLOW = (None, "max", "smoothquant", "awq_lite")
@@ -38,11 +38,11 @@ class StateHeader:
     Attributes:
         checkpoint: Path of the checkpoint, as it was when the state was made.
         weights: Fingerprint of the unquantized weights, from :func:`nemo_ptq.quantization.state.fingerprint`.
-        model: What the checkpoint's files say about the model: fields of
+        model: The model, from the checkpoint's files: fields of
             :class:`~nemo_ptq.models.spec.ModelSpec`.
         decoder: TensorRT-LLM's decoder type.
-        quantization: What the user asked for.
-        modelopt_config: What ModelOpt was asked for, as JSON has it.
+        quantization: The user's configuration.
+        modelopt_config: ModelOpt's configuration, in JSON types.
         producer: Versions of the packages that took part.
         choice: Name of the algorithm of each linear layer, by Megatron's name of it, where one was chosen for each.
         adapter: Path of the LoRA adapter that was merged into the checkpoint's weights; None for none.
@@ -109,7 +109,7 @@ def weights_file(state: Path) -> Path:
 
 
 def _check_types(content: Mapping[str, Any]) -> None:
-    """Raises where an entry of a header cannot be what it is called: much is looked up in these."""
+    """Raises if an entry of a header has an impossible value: much is looked up in these."""
     defaults = asdict(QuantizationConfig())
     expected: dict[str, type] = {
         **dict.fromkeys(("checkpoint", "weights", "decoder"), str),

@@ -401,7 +401,7 @@ DAMAGE = {
     "no tokenizer": (_remove("tokenizer.json"), r"no tokenizer\.json, and no other vocabulary: .*found there: "),
     "a tensor is missing": (
         _change_tensors(lambda tensors: tensors.pop("model.layers.1.mlp.up_proj.weight")),
-        r"lack 1 tensors, model\.layers\.1\.mlp\.up_proj\.weight among them",
+        r"lack model\.layers\.1\.mlp\.up_proj\.weight; is a file missing\?",
     ),
     "a tensor would be lost": (
         _change_tensors(lambda tensors: tensors.update({"model.layers.0.self_attn.q_proj.bias": torch.zeros(256)})),
@@ -462,7 +462,7 @@ DAMAGE = {
     ),
     "a head that is lost": (
         _change_tensors(lambda tensors: tensors.pop("lm_head.weight")),
-        r"lack 1 tensors, lm_head\.weight among them; .* or has config\.json lost its tie_word_embeddings true\?",
+        r"lack lm_head\.weight; .* or has config\.json lost its tie_word_embeddings true\?",
     ),
     "a tensor in two files": (_twice, rf"{NORM} is in part-1\.safetensors and in part-2\.safetensors, and readers"),
     "a model beside another": (

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The adapter that a user names beside a checkpoint, of whichever kind. Needs no torch."""
+"""The adapter that a user names beside a checkpoint, of any kind. Needs no torch."""
 
 from pathlib import Path
 
@@ -16,7 +16,7 @@ Adapter = NemoAdapter | PeftAdapter
 
 
 def read_adapter(path: Path) -> Adapter:
-    """Reads what an adapter says of itself; none of its matrices.
+    """Reads an adapter's description, and none of its matrices.
 
     Args:
         path: A checkpoint of NeMo's LoRA, or a directory of PEFT's.
@@ -37,12 +37,12 @@ def read_adapter(path: Path) -> Adapter:
 
 
 def check_adapter(path: Path, checkpoint: Path, model: ModelSpec, is_hugging_face: bool) -> None:
-    """Looks whether an adapter can be merged into a checkpoint.
+    """Checks whether an adapter can be merged into a checkpoint.
 
     Args:
         path: The adapter.
         checkpoint: The model that it is to be merged into.
-        model: What its files say of it.
+        model: The model, from its files.
         is_hugging_face: Whether it is a Hugging Face directory.
 
     Raises:
@@ -65,7 +65,7 @@ def check_adapter(path: Path, checkpoint: Path, model: ModelSpec, is_hugging_fac
 
 
 def way_out(path: Path) -> str | None:
-    """What to say where an adapter stands in the place of a model; None of what is no adapter."""
+    """The message for an adapter that is given in place of a model; None for other directories."""
     if is_peft(path):
         base = peft_adapter.base_of(path)
     elif is_nemo_adapter(path):

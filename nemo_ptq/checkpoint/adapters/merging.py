@@ -24,7 +24,7 @@ def add_low_rank(weight: torch.Tensor, first: torch.Tensor, second: torch.Tensor
         weight: (out, in).
         first: (rank, in).
         second: (out, rank).
-        scale: What the product is multiplied by.
+        scale: Factor of the product.
 
     Returns:
         (out, in) in float32, in which all of it is computed.
@@ -53,7 +53,7 @@ def merged_parts(parts: Sequence[TensorPart], adapter: NemoAdapter) -> list[Tens
 
 
 def _linear_of(part: TensorPart, adapter: NemoAdapter) -> tuple[str, tuple[int, ...]]:
-    """The layer of an adapter that changes a part, and where it is in what is stacked; "" for none."""
+    """The layer of an adapter that changes a part, and its place in the stacked matrices; "" for none."""
     numbered = part.live_name.replace(".local_experts.", ".experts.")
     for key, index in ((part.key, tuple(number for number, _ in part.position)), (numbered, ())):
         linear = key.removesuffix(_WEIGHT)

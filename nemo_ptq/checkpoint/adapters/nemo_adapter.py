@@ -19,7 +19,7 @@ from nemo_ptq.untrusted import read_json_object
 LORA = "nemo.collections.llm.peft.lora.LoRA"
 ADAPTER_FILE = "weights/adapter_metadata.json"
 """Tells a checkpoint of adapters alone, and names the model that they were trained on."""
-# What NeMo's class has where the context does not say.
+# Defaults of NeMo's class, for values that the context lacks.
 _DEFAULT = 32
 _MATRIX = re.compile(r"(?P<linear>.+)\.adapter\.linear_(?P<which>in|out)\.weight(?P<rows>_[wv])?")
 
@@ -30,7 +30,7 @@ class NemoAdapter:
 
     Attributes:
         path: Its directory.
-        scale: What the product of two matrices is multiplied by: alpha / rank.
+        scale: Factor of the product of two matrices: alpha / rank.
         rank: Rows of the first matrix, and columns of the second.
         linears: The first matrix of each linear layer that it changes, (rank, in), and the second, (out, rank), which
             is two where the halves of a gated layer are apart; by the layer's name in checkpoints. Layers that are
@@ -85,7 +85,7 @@ _OTHER = "give the model that it was trained on"
 
 
 def _stacks(linear: str, model: ModelSpec) -> tuple[tuple[int, ...], ...]:
-    """What may stand before the two axes of a matrix: layers and experts that are stacked."""
+    """Axes that may precede the two axes of a matrix: stacked layers and experts."""
     if not re.match(r"decoder\.layers\.\D", linear):
         return ((),)
     layers = (model.num_layers,)
@@ -112,10 +112,10 @@ def model_of(path: Path) -> str | None:
 
 
 def read_nemo_adapter(path: Path) -> NemoAdapter:
-    """Reads what an adapter says of itself; none of its matrices.
+    """Reads an adapter's description, and none of its matrices.
 
     Raises:
-        PtqError: If it is of another kind than LoRA, holds what is not one, or is damaged.
+        PtqError: If it is not a LoRA, holds other things besides, or is damaged.
     """
     transform = read_transform(path / "context")
     if transform is None or str(transform.function) != LORA:

@@ -21,7 +21,7 @@ _WEIGHTS = ("adapter_model.safetensors", "adapter_model.bin")
 _MATRIX = re.compile(r"base_model\.model\.(?P<module>.+)\.lora_(?P<which>[AB])\.weight")
 _COPY = re.compile(r"base_model\.model\.(?P<module>(?!.*\.lora_).+?)(\.base_layer)?\.weight")
 _READ = ("peft_type", "r", "lora_alpha", "use_rslora", "target_modules")
-# Those that ask for what is merged already, and for training.
+# Settings whose effect the saved matrices already have, and settings for training.
 _HARMLESS = (
     *("auto_mapping", "base_model_name_or_path", "revision", "task_type", "inference_mode", "peft_version"),
     *("lora_dropout", "exclude_modules", "layers_to_transform", "layers_pattern", "megatron_core", "runtime_config"),
@@ -47,13 +47,13 @@ class PeftAdapter:
 
     Attributes:
         path: Its directory.
-        scale: What the product of two matrices is multiplied by.
+        scale: Factor of the product of two matrices.
         rank: Rows of the first matrix, and columns of the second.
         targets: The modules that config says are changed, by the ends of their names; None where it has a pattern, or
             leaves some of them out.
         matrices: (rank, in) and (out, rank), by the name of the weight that they change.
-        copies: Of the embedding and the output layer, which PEFT saves as well where they could have been changed, and
-            takes in place of the model's; by their names in the model.
+        copies: Whole weights of the embedding and the output layer, by their names in the model. PEFT saves them where
+            they may have changed, and uses them in place of the model's.
     """
 
     path: Path
@@ -121,10 +121,10 @@ def base_of(path: Path) -> str | None:
 
 
 def read_peft_adapter(path: Path) -> PeftAdapter:
-    """Reads what an adapter says of itself; none of its matrices.
+    """Reads an adapter's description, and none of its matrices.
 
     Raises:
-        PtqError: If it is of another kind than LoRA, asks for what is not known, or is damaged.
+        PtqError: If it is not a LoRA, has settings that are not known, or is damaged.
     """
     file = path / CONFIG
     config = read_json_object(file)

@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a Hugging Face directory is as a NeMo model, in a few milliseconds: without torch, transformers or NeMo.
+"""Describes a Hugging Face directory as a NeMo model, in a few milliseconds: without torch, transformers or NeMo.
 
-All that the import refuses is refused here, so that a plan knows it as well.
+Everything that the import refuses is refused here, so that a plan knows it as well.
 """
 
 from collections.abc import Mapping
@@ -21,7 +21,7 @@ from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 from nemo_ptq.models.registry import class_of_architecture, hugging_face_classes
 from nemo_ptq.models.spec import ModelSpec, check_sizes, spec_of
 
-# Of PEFT's adapters, which a model's directory may have as well.
+# Files of PEFT's adapters, which a model's directory may have as well.
 _ADAPTER = "adapter_config.json"
 
 
@@ -31,12 +31,12 @@ class HuggingFaceDescription:
 
     Attributes:
         hf_class: The model's class.
-        settings: Those of config.json, the ones that it leaves out included.
-        spec: The model that the import is.
+        settings: The settings of config.json, with those that it leaves out.
+        spec: The imported model.
         nemo_class: Name of NeMo's configuration class.
-        common: Its arguments that every family has.
-        special: Those that replace or add to them.
-        tensors: What the files hold, by name.
+        common: Those of its arguments that every family has.
+        special: Arguments that replace or add to them.
+        tensors: The tensors in the files, by name.
         dtype: Name of the weights' data type.
     """
 
@@ -86,7 +86,7 @@ def read_settings(directory: Path) -> tuple[HuggingFaceClass, Settings]:
 
 
 def _is_type_of(model_type: Any, hf_class: HuggingFaceClass) -> bool:
-    """Whether config.json says of models of a class that they are of this type."""
+    """Whether this is the `model_type` of a class in config.json."""
     return f"{str(model_type).replace('_', '')}config" == hf_class.config_class.lower()
 
 

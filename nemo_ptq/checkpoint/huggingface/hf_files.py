@@ -9,9 +9,9 @@ from typing import Any
 from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import read_json_object
 
-# In the order of preference; each may be split into parts that `<name>.index.json` lists.
+# In order of preference; each may be split into parts that `<name>.index.json` lists.
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-# Python's libraries write the upper limit of what has none as an infinity.
+# Python's libraries write a missing upper limit as infinity.
 _INFINITE = ("time_step_limit",)
 # A message names this many files and counts the others.
 _NAMES_SHOWN = 10

@@ -31,11 +31,11 @@ if TYPE_CHECKING:
 class Weights:
     """The tensors of a Hugging Face directory by name.
 
-    Tensors are memory maps of their files: only what is being converted occupies memory.
+    Tensors are memory maps of their files: only tensors that are being converted occupy memory.
 
     Args:
-        stored: Which there are.
-        adapter: What is merged into them; None for nothing.
+        stored: Where each tensor is.
+        adapter: An adapter that is merged into them; None for none.
     """
 
     def __init__(self, stored: Mapping[str, StoredTensor], adapter: PeftAdapter | None = None) -> None:
@@ -93,14 +93,14 @@ def load_generation_config(directory: Path) -> "GenerationConfig | None":
     """Load `generation_config.json`; None where there is none.
 
     Raises:
-        PtqError: It cannot be read, or transformers does not take what it says.
+        PtqError: It cannot be read, or transformers refuses its content.
     """
     if not (directory / "generation_config.json").is_file():
         return None
     content = read_json(directory / "generation_config.json")
     try:
         return import_transformers().GenerationConfig.from_dict(content)
-    except Exception as error:  # transformers raises what it likes
+    except Exception as error:  # transformers raises any kind of error
         reason = str(error).partition("\n")[0]
         raise PtqError(f"{directory / 'generation_config.json'} is not valid ({reason}): copy it again") from error
 

@@ -29,7 +29,7 @@ from nemo_ptq.console.quiet import import_nemo
 from nemo_ptq.errors import PtqError
 from nemo_ptq.models.spec import WITHOUT_LONG_ROPE
 
-# What a NeMo checkpoint is made of.
+# The parts of a NeMo checkpoint.
 _PARTS = ("context", "weights")
 
 
@@ -44,7 +44,7 @@ class HuggingFaceModel:
         path: The directory.
         parts: Every part of every tensor, as Megatron's model has it.
         vocab_size: Rows of the embedding, padding included.
-        size: What the whole model takes.
+        size: Size of the whole model.
         spec: The model.
 
     Raises:
@@ -72,7 +72,7 @@ class HuggingFaceModel:
 
     @property
     def fields(self) -> ModelFields | None:
-        """What the model is built from; None where only NeMo's own classes can build it."""
+        """The fields that the model is built from; None where only NeMo's own classes can build it."""
         hf_class = self._model.hf_class
         if hf_class.nemo_model not in MODEL_CLASSES:
             return None
@@ -90,7 +90,7 @@ class HuggingFaceModel:
     def model_config(self) -> Iterator[Any]:
         """Gives, within a ``with`` block, the fiddle config of NeMo's model and tokenizer, free to be changed.
 
-        The tokenizer's files that it names exist for as long.
+        The tokenizer's files that it names exist only within the block.
         """
         with tempfile.TemporaryDirectory() as scratch:
             files = str(Path(scratch, "nemo_tokenizer"))
@@ -168,8 +168,8 @@ def _nemo_arguments(model: HuggingFaceDescription, tokens: int) -> tuple[dict[st
 
     Args:
         model: The model.
-        tokens: That the tokenizer knows: usually fewer than the embedding has rows; more where some were added and the
-            model was not trained on.
+        tokens: Number of the tokenizer's tokens: usually fewer than the embedding's rows; more where tokens were added
+            without training the model on them.
     """
     rows, dtype = model.settings["vocab_size"], getattr(torch, model.dtype)
     arguments = {

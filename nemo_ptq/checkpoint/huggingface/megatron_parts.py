@@ -23,13 +23,13 @@ def megatron_parts(
     Args:
         model: The directory.
         padded_vocab: Rows of the embedding in Megatron.
-        adapter: What is merged into them as they are read; None for nothing.
+        adapter: An adapter that is merged into them as they are read; None for none.
     """
     weights = Weights(model.tensors, adapter)
     sizes, dtype = (model.spec.num_query_groups, model.spec.head_size, padded_vocab), getattr(torch, model.dtype)
 
     def dtype_of(part: PlannedPart) -> torch.dtype:
-        """That of the model; a state space's own parameters keep theirs, since servers have them in float32."""
+        """The model's data type; a state space's own parameters keep theirs, since servers have them in float32."""
         return getattr(torch, model.tensors[part.names[0]].dtype) if part.rule.field in STATE_PARAMETERS else dtype
 
     def make(rule: WeightRule, names: tuple[str, ...], dtype: torch.dtype) -> torch.Tensor:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""The config.json that a model was published with, of a Hugging Face directory or of what was imported from one.
+"""The config.json that a model was published with, from a Hugging Face directory or a checkpoint imported from one.
 
 NeMo's configuration has no place for much of it, such as the tokens that end a text. The import therefore keeps the
 file in the checkpoint's context. NeMo does not copy it into the checkpoints that it trains.
@@ -19,7 +19,7 @@ from nemo_ptq.models.hugging_face import HuggingFaceClass, Settings
 KEPT = "hf_config.json"
 """Name of the file in a context."""
 
-# Fields that say how a process makes or holds a model, and not what the model is.
+# Fields about how a process makes or holds a model, and not about the model itself.
 _NOT_THE_MODEL = ("cp_comm_type", "make_vocab_size_divisible_by", "vocab_size")
 
 
@@ -34,7 +34,7 @@ def published_config(checkpoint: Path, hf_class: HuggingFaceClass, nemo: Any) ->
     Args:
         checkpoint: A Hugging Face directory, or a NeMo checkpoint.
         hf_class: The model's class.
-        nemo: NeMo's configuration of it, as attributes.
+        nemo: The model's NeMo configuration, as attributes.
 
     Returns:
         None where it is not known, or describes another model than NeMo's configuration does.

@@ -8,7 +8,7 @@ from typing import Any
 
 from nemo_ptq.errors import PtqError
 
-# What ModelOpt writes beside a config.json, which need not say so itself.
+# The file that ModelOpt writes beside a config.json, which need not mention the quantization itself.
 _MODELOPT = "hf_quant_config.json"
 # Settings of config.json; the second one is that of older compressed-tensors.
 _SETTINGS = ("quantization_config", "compression_config")
@@ -26,7 +26,7 @@ def check_unquantized(directory: Path, content: Mapping[str, Any]) -> None:
 
     Args:
         directory: The directory.
-        content: What its config.json holds.
+        content: The content of its config.json.
 
     Raises:
         PtqError: If they are.

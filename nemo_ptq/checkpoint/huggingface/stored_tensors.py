@@ -1,9 +1,9 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Which tensors a Hugging Face directory holds, and whether they are what NeMo's are made of.
+"""Finds the tensors of a Hugging Face directory, and checks that NeMo's can be made from them.
 
-Of safetensors files the headers alone are read, without torch; only PyTorch's own files, which few models still have,
-need it.
+Only the headers of safetensors files are read, without torch; PyTorch's own files, which few models still have, need
+torch.
 """
 
 import re
@@ -28,7 +28,7 @@ _SAFETENSORS = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "b
     **{"I64": "int64", "I32": "int32", "I16": "int16", "I8": "int8", "U8": "uint8", "BOOL": "bool"},
     **{"F8_E4M3": "float8_e4m3fn", "F8_E5M2": "float8_e5m2"},
 }
-# What else torch and people call data types.
+# Other names of data types.
 _OTHER_NAMES = {"half": "float16", "fp16": "float16", "bf16": "bfloat16", "float": "float32", "fp32": "float32"}
 # Buffers that old files carry and no model loads.
 _BUFFERS = re.compile(r"\.(rotary_emb\.inv_freq|attn\.bias|attn\.masked_bias)$")
@@ -51,11 +51,11 @@ class StoredTensor:
 
 @dataclass(frozen=True)
 class PlannedPart:
-    """One layer's (or expert's) part of a tensor of Megatron's, and what it is made of.
+    """One layer's (or expert's) part of a Megatron tensor, and the tensors that it is made of.
 
     Attributes:
-        rule: Says which tensor it is.
-        names: Of the tensors that it is made of, each once, in the order of the rule's sources.
+        rule: The rule for the tensor.
+        names: Names of the tensors that it is made of, each once, in the order of the rule's sources.
         position: (index, size) along each stacked axis.
         layer: Its layer, where layers differ, so that NeMo does not stack them.
     """
@@ -133,7 +133,7 @@ def _pytorch(file: Path) -> dict[str, StoredTensor]:
 
 
 def planned_parts(hf_class: HuggingFaceClass, settings: Settings, model: ModelSpec) -> Sequence[PlannedPart]:
-    """Returns what every tensor of Megatron's is made of.
+    """Returns the parts of all Megatron tensors, and the tensors that they are made of.
 
     Args:
         hf_class: The model's class.
@@ -171,13 +171,13 @@ def _numbered(rule: WeightRule, settings: Settings) -> Iterator[PlannedPart]:
 def check_tensors(
     hf_class: HuggingFaceClass, settings: Settings, model: ModelSpec, stored: Mapping[str, StoredTensor]
 ) -> None:
-    """Refuses weights that a model cannot be made of.
+    """Refuses weights that a model cannot be made from.
 
     Args:
         hf_class: The model's class.
-        settings: Those of its config.json.
+        settings: The settings of its config.json.
         model: The model that they describe.
-        stored: What the files hold.
+        stored: The tensors in the files.
 
     Raises:
         PtqError: If a tensor is missing or would be lost, has a data type that no weights have, or another shape than
@@ -194,7 +194,8 @@ def check_tensors(
         way_out = "is a file missing?"
         if missing == [f"{hf_class.output_layer}.weight"]:
             way_out = "is a file missing, or has config.json lost its tie_word_embeddings true?"
-        raise PtqError(f"the weights lack {len(missing)} tensors, {missing[0]} among them; {way_out}")
+        lacking = missing[0] if len(missing) == 1 else f"{len(missing)} tensors, {missing[0]} among them"
+        raise PtqError(f"the weights lack {lacking}; {way_out}")
     copies = {f"{hf_class.output_layer}.weight"} if settings["tie_word_embeddings"] else set()
     lost = sorted(name for name in stored.keys() - used - copies if not _BUFFERS.search(name))
     if lost:
@@ -240,10 +241,10 @@ def _shapes(part: PlannedPart, model: ModelSpec, vocab_size: int) -> dict[str, t
 
 
 def weights_dtype(settings: Settings, embedding: StoredTensor) -> str:
-    """Returns the data type of a model: what its config.json says, else that of its embedding.
+    """Returns the data type of a model: the one in its config.json, else that of its embedding.
 
     Raises:
-        PtqError: If no model has it, or config.json has two.
+        PtqError: If it is not one of a model's, or config.json has two.
     """
     found = [given for key in ("dtype", "torch_dtype") if (given := settings.get(key))] or ["auto"]
     names = [_OTHER_NAMES.get(name, name) for name in (str(given).removeprefix("torch.") for given in found)]

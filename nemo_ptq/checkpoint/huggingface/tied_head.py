@@ -18,8 +18,8 @@ def check_tied_head(hf_class: HuggingFaceClass, settings: Settings, stored: Mapp
 
     Args:
         hf_class: The model's class.
-        settings: Those of its config.json.
-        stored: What the files hold; some rows of the two tensors are read.
+        settings: The settings of its config.json.
+        stored: The tensors in the files; some rows of the two tensors are read.
 
     Raises:
         PtqError: If there is one.

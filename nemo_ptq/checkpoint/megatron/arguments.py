@@ -1,18 +1,18 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Megatron-LM's arguments of a model, and which models it has none for. Imports nothing heavy, so that a plan knows."""
+"""Megatron-LM's arguments of a model, and the models that it has none for. Imports nothing heavy, for plans."""
 
 from argparse import Namespace
 from typing import Any
 
 from nemo_ptq.models.spec import ModelSpec, RotaryScaling
 
-# What Megatron scales a rotary embedding by, but for the factor.
+# Megatron's fixed scaling of a rotary embedding, except the factor.
 _ROPE_SCALING = (1.0, 4.0, 8192)
 
 
 def unknown_to_megatron(model: ModelSpec) -> str | None:
-    """Says what of a model Megatron-LM has no arguments for; None where it has all of them."""
+    """Names the part of a model that Megatron-LM has no arguments for; None where it has all of them."""
     has_gemma_name = "gemma" in model.config_class.lower()
     lacking = {
         "layers with state spaces": model.state_space is not None,
@@ -35,7 +35,7 @@ def _has_megatrons_scaling(scaling: RotaryScaling | None) -> bool:
 
 
 def megatron_arguments(model: ModelSpec, config: Any) -> Namespace:
-    """Returns Megatron-LM's arguments of a model, but for its data type.
+    """Returns Megatron-LM's arguments of a model, except its data type.
 
     Args:
         model: The model, one that Megatron-LM knows.

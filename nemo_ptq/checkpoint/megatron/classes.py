@@ -2,8 +2,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which class of Hugging Face's, or of NeMo's, computes what a Megatron checkpoint's fields describe.
 
-Megatron has one GPT with options, Hugging Face and NeMo have classes. A class is chosen by what tells it apart, and
-then its own description of the model is compared with the fields, one by one: what differs is refused by name.
+Megatron has one GPT with options, Hugging Face and NeMo have classes. A class is chosen by its distinguishing fields;
+then its own description of the model is compared with all fields, one by one, and a difference is refused by name.
 """
 
 from collections.abc import Mapping
@@ -24,7 +24,7 @@ _NEMOTRON_LIKE = ("LayerNorm", "squared_relu", False, False)
 _STARCODER_LIKE = ("LayerNorm", "gelu", False, True)
 # Classes whose norms are stored minus one.
 _ZERO_CENTERED = ("NemotronForCausalLM", "GemmaForCausalLM")
-# What a class that does not say so has.
+# Defaults of a class for fields that it does not set.
 _OTHERWISE: Mapping[str, Any] = {
     "add_qkv_bias": False,
     "num_moe_experts": None,
@@ -42,12 +42,12 @@ _NOT_COMPARED = ("init_method_std", "scales_embedding", "vocab_size")
 
 @dataclass(frozen=True)
 class ChosenClass:
-    """What a model of Megatron's is in NeMo, and in Hugging Face's library.
+    """A Megatron model's counterpart in NeMo, and in Hugging Face's library.
 
     Attributes:
         nemo_model: NeMo's model class, with its module.
         nemo_config: NeMo's configuration class, with its module.
-        arguments: Of the configuration class, sizes of the vocabulary apart.
+        arguments: Arguments of the configuration class, except the size of the vocabulary.
         spec: The model.
     """
 
@@ -61,8 +61,8 @@ def choose_class(fields: Fields, rows: int) -> ChosenClass:
     """Finds the class of a model.
 
     Args:
-        fields: What it is.
-        rows: Of its embedding, padding left out.
+        fields: Its fields.
+        rows: Rows of its embedding, without padding.
 
     Raises:
         PtqError: If no class computes the same.

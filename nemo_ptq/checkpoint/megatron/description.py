@@ -1,8 +1,8 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a checkpoint of Megatron-LM or Megatron-Bridge is as a NeMo model: without torch, Megatron or NeMo.
+"""Describes a Megatron-LM or Megatron-Bridge checkpoint as a NeMo model: without torch, Megatron or NeMo.
 
-All that reading it refuses is refused here, so that a plan knows it as well.
+Everything that reading it refuses is refused here, so that a plan knows it as well.
 """
 
 from collections.abc import Mapping
@@ -32,8 +32,8 @@ class MegatronDescription:
         iteration: The directory with its torch_dist files.
         chosen: Its model, and the class that it is of.
         tokenizer: Directory with its tokenizer, None where there is none in the checkpoint.
-        rows: Of its embedding, padding left out where that is known.
-        has_vocab_size: Whether it is.
+        rows: Rows of its embedding, without padding where that is known.
+        has_vocab_size: Whether the padding is known.
         dtype: Name of the torch data type of its embedding.
     """
 
@@ -52,7 +52,7 @@ def describe_megatron(path: Path) -> MegatronDescription:
         path: Its root, or one of its iterations.
 
     Raises:
-        PtqError: If files are missing or damaged, the model computes what is not known, or tensors would be lost.
+        PtqError: If files are missing or damaged, the model has an unknown computation, or tensors would be lost.
     """
     iteration = iteration_of(path)
     fields, index = read_fields(iteration), read_index(iteration)

@@ -12,7 +12,7 @@ from nemo_ptq.untrusted import read_json_object, read_text
 RUN_CONFIG = "run_config.yaml"
 """Megatron-Bridge's description of a training job, of each iteration."""
 COMMON = "common.pt"
-"""What the ranks of a job have in common; of Megatron-LM, its arguments. Up to Megatron-Core 0.18."""
+"""The common state of a job's ranks; for Megatron-LM, its arguments. Up to Megatron-Core 0.18."""
 COMMON_OBJECT = "common_state/shard_0_1"
 """The same from Megatron-Core 0.19 on: an object in the torch_dist files, by its name in their index."""
 TOKENIZER = "tokenizer"
@@ -20,7 +20,7 @@ TOKENIZER = "tokenizer"
 LATEST = "latest_checkpointed_iteration.txt"
 """Megatron-LM's tracker, which names the iteration to take."""
 RELEASE = "release"
-"""What a tracker names, and what the directory is called, of a checkpoint without an iteration."""
+"""The tracker's text, and the directory's name, for a checkpoint without an iteration."""
 _LATEST_OF_BRIDGE = "latest_train_state.pt"
 _INDEX, _FORMAT = ".metadata", "metadata.json"
 _ITERATION = re.compile(r"iter_(\d+)")
@@ -44,7 +44,7 @@ def iteration_of(path: Path) -> Path:
     """Finds the iteration that a directory means.
 
     Args:
-        path: Of which :func:`is_megatron` is true: the iteration itself, or the root with several.
+        path: A directory for which :func:`is_megatron` is true: the iteration itself, or the root with several.
 
     Returns:
         The directory with the torch_dist files.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What a model is, from Megatron-LM's arguments or Megatron-Bridge's configuration, as fields of NeMo's configuration.
+"""Reads a model from Megatron-LM's arguments or Megatron-Bridge's configuration, as fields of NeMo's configuration.
 
 Both are read as data: nothing that they name is imported or called.
 """
@@ -18,7 +18,7 @@ from nemo_ptq.errors import PtqError
 from nemo_ptq.untrusted import read_yaml
 
 Fields = Mapping[str, Any]
-"""Fields of NeMo's configuration: sizes, and all that decides what the model computes."""
+"""Fields of NeMo's configuration: sizes, and everything that decides the model's computation."""
 
 # Megatron-LM has had two names for some arguments. Those on the right are of NeMo, and of its later versions.
 _RENAMED = {
@@ -56,7 +56,7 @@ _SWITCHES = {
     "rope_scaling": False,
     "share_embeddings_and_output_weights": True,
 }
-# What Llama 3.1's scaling of the rotary embedding is in Megatron, but for the factor.
+# Megatron's values for Llama 3.1's scaling of the rotary embedding, except the factor.
 _ROPE_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "old_context_len": 8192}
 _ACTIVATIONS = {
     "silu": "silu",
@@ -89,7 +89,7 @@ def read_fields(iteration: Path) -> Fields:
         Megatron-LM; "scales_embedding" is true of Gemma.
 
     Raises:
-        PtqError: If there is none, it lacks what every model has, or the model computes what is not known.
+        PtqError: If there is none, it lacks a field that every model has, or the model has an unknown computation.
     """
     if (iteration / RUN_CONFIG).is_file():
         return _of_bridge(iteration / RUN_CONFIG)
@@ -97,7 +97,7 @@ def read_fields(iteration: Path) -> Fields:
 
 
 def _common_state(iteration: Path) -> tuple[Path, Any]:
-    """Reads what the ranks of a job have in common; returns the file that it is in as well."""
+    """Reads the common state of a job's ranks; also returns the file that it is in."""
     file = iteration / COMMON
     if file.is_file():
         return file, read_saved(file)
@@ -165,7 +165,7 @@ def _fields(file: Path, options: Mapping[str, Any]) -> Fields:
     """The fields of NeMo's configuration, from options under NeMo's names.
 
     Raises:
-        PtqError: If an option is missing, or is none.
+        PtqError: If an option is missing or not valid.
     """
     if missing := [name for name in _NEEDED if options.get(name) is None]:
         raise PtqError(f"{file} has no {', '.join(missing)}: give a checkpoint with the arguments of its training")

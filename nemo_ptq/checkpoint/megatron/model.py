@@ -37,7 +37,7 @@ class MegatronModel:
     Attributes:
         parts: Every part of every tensor, as NeMo stores it.
         vocab_size: Rows of the embedding.
-        size: What the whole model takes.
+        size: Size of the whole model.
         spec: The model.
 
     Raises:
@@ -88,7 +88,7 @@ class MegatronModel:
 
         Args:
             directory: The directory to make.
-            tokenizer: Hugging Face's, of which it gets a copy.
+            tokenizer: The Hugging Face tokenizer to copy into it.
         """
         from nemo_ptq.checkpoint.writer import write_context
 
@@ -123,7 +123,7 @@ def _imported(name: str) -> Any:
 
 
 def _unpadded(parts: Sequence[TensorPart], rows: int) -> list[TensorPart]:
-    """Leaves out the rows that embedding and output layer have been padded with."""
+    """Removes the padding rows of the embedding and the output layer."""
 
     def cut(part: TensorPart) -> TensorPart:
         return replace(part, shape=(rows, *part.shape[1:]), read=lambda: part.read()[:rows])

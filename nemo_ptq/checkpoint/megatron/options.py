@@ -3,7 +3,7 @@
 """Which of Megatron's options change what a model computes: those that are read, and those that are refused.
 
 The options are those of Megatron-Core's TransformerConfig and GPTModel, under the names that Megatron-LM's arguments
-and Megatron-Bridge's providers have for them. What an option is not known to do is not guessed: it is refused by name.
+and Megatron-Bridge's providers have for them. An option with an unknown effect is refused by name.
 """
 
 from collections.abc import Collection, Mapping
@@ -89,7 +89,7 @@ _KERNELS = (
     *("cross_entropy_loss_fusion", "first_last_layers_bf16", "num_layers_at_end_in_bf16", "quant_recipe"),
     *("num_layers_at_start_in_bf16", "tp_only_amax_red", "fp8", "fp4", "fp16", "bf16", "params_dtype"),
 )
-# Of layers that other options would have to ask for, which are refused.
+# Options of layers that other, refused options would have to enable.
 _OF_OTHER_LAYERS = (
     *("beta_fast", "beta_slow", "cache_mla_latents", "kv_lora_rank", "linear_conv_kernel_dim", "linear_key_head_dim"),
     *("linear_num_key_heads", "linear_num_value_heads", "linear_value_head_dim", "mscale", "mscale_all_dim"),
@@ -107,7 +107,7 @@ _TRAINING = (
     *("mup_attn_scale_power", "mup_base_head_dim", "mup_base_hidden_size", "restore_modelopt_state"),
     *("embedding_path", "num_dataset_builder_threads", "num_layers_per_virtual_pipeline_stage"),
 )
-# How work and memory are shared out, and which kernels of a mixture of experts do it.
+# How work and memory are distributed, and which kernels a mixture of experts uses.
 _PARALLEL = (
     *("account_for_embedding_in_pipeline_split", "account_for_loss_in_pipeline_split", "async_tensor_model"),
     *("deallocate_pipeline_outputs", "defer_embedding_wgrad_compute", "distribute_saved_activations"),
@@ -136,7 +136,7 @@ _HARMLESS_BEGINNINGS = (
     *("experimental_attention_variant_loss_scale_func", "mtp_hybrid_override_pattern", "mtp_standalone"),
 )
 HARMLESS = frozenset((*_KERNELS, *_OF_OTHER_LAYERS, *_TRAINING))
-"""Options that leave what the trained model computes as it is, whatever their value."""
+"""Options that do not change the trained model's computation, whatever their value."""
 # What an option is about that a later version of Megatron adds to the model, by the beginnings of their names.
 _OF_THE_MODEL = (
     *(

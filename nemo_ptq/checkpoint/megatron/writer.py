@@ -42,7 +42,7 @@ def write_megatron(
 
 
 def common_state(model: ModelSpec, config: Any) -> Mapping[str, Any]:
-    """Returns what stands beside the tensors: Megatron-LM's arguments belong to it, and nothing of a training job does.
+    """Returns the state beside the tensors: Megatron-LM's arguments, and nothing of a training job.
 
     Args:
         model: The model, one that Megatron-LM knows.

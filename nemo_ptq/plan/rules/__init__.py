@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""Everything that can be known to be wrong with a job before anything is started, found in well under a second.
+"""Finds every problem of a job that can be known before anything is started, in well under a second.
 
 There is one module of rules for each subject; :mod:`~nemo_ptq.plan.rules.catalogue` lists and applies them. None needs
 torch or NeMo: every command imports this.

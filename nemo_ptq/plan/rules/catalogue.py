@@ -1,11 +1,11 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""All rules, in the order in which a user would correct what breaks them, and how they are applied.
+"""All rules, in the order in which a user would correct violations, and how they are applied.
 
-Each rule is a small function whose parameters name what it looks at: options by the last part of their name, and what
-:func:`findings` and :func:`~nemo_ptq.plan.rules.gathering.gather` add to them. It returns one line that gives the
-value, the rule and the fix, or None. A rule is left out when something that it looks at already has a problem of its
-own, so that one mistake is one line.
+Each rule is a small function whose parameters name the values that it checks: options by the last part of their name,
+and values that :func:`findings` and :func:`~nemo_ptq.plan.rules.gathering.gather` add to them. It returns one line that
+gives the value, the rule and the fix, or None. A rule is skipped when a value that it checks already has a problem of
+its own, so that one mistake gives one line.
 """
 
 import inspect
@@ -101,10 +101,10 @@ RULES: tuple[Rule, ...] = (
 
 
 def findings(values: Mapping[str, Any]) -> Iterator[tuple[Rule, str | None]]:
-    """Applies each rule that has everything it looks at.
+    """Applies each rule for which all values are there.
 
     Args:
-        values: What there is to look at, by the names that the rules' parameters have.
+        values: The values to check, by the names of the rules' parameters.
 
     Yields:
         Each such rule, and its problem if it is broken.

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""check_job(): from the arguments that the user gave to a job that can run, or all that is wrong with them."""
+"""check_job(): turns the user's arguments into a job that can run, or reports every problem with them."""
 
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,7 @@ from nemo_ptq.plan.rules.catalogue import findings
 from nemo_ptq.plan.rules.gathering import gather, with_derived
 from nemo_ptq.tracking.trackers import absolute_address
 
-# Arguments that a job has as they were given.
+# Arguments that a job takes over unchanged.
 _AS_GIVEN = (
     "calibration_tp",
     "calibration_pp",

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""What the rules look at: the options that are of the right kind, and what the files say of themselves."""
+"""The values that rules check: the options that are of the right kind, and the files' descriptions of themselves."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -29,13 +29,13 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Gathered:
-    """What the rules look at.
+    """The values that rules check.
 
     Attributes:
-        values: The options that are of the right kind, and what the files say of themselves, by the names that the
-            rules' parameters have.
+        values: The options that are of the right kind, and the files' descriptions of themselves, by the names of the
+            rules' parameters.
         problems: One line for each option that is of the wrong kind, and for each file that cannot be read.
-        quantization: How to quantize: what the user asked for, or what the saved calibration was made with.
+        quantization: How to quantize: the user's configuration, or that of the saved calibration.
         state: The file of the saved calibration, if one is used.
         fast_because: Why the quality is "fast", where the user leaves it open and it is.
     """
@@ -48,7 +48,7 @@ class Gathered:
 
 
 def gather(arguments: Mapping[str, Any], world_size: int | None, launcher: str | None = None) -> Gathered:
-    """Collects what the rules look at.
+    """Collects the values that rules check.
 
     Args:
         arguments: Those of :func:`nemo_ptq.task.ptq` that were given.
@@ -91,7 +91,7 @@ def gather(arguments: Mapping[str, Any], world_size: int | None, launcher: str |
                 allowed = AllowedNames(read_names(values["trust_checkpoint"]))
                 _read(partial(read_model, allowed=allowed), Path(checkpoint).expanduser(), problems)
     if header is not None or ("model" in values and values["model"].is_quantized):
-        # What is calibrated needs no data any more.
+        # A model that is calibrated already needs no data.
         for name in ("calibration_dataset", "calibration_seq_len"):
             values.pop(name, None)
     fast_because = None
@@ -102,11 +102,11 @@ def gather(arguments: Mapping[str, Any], world_size: int | None, launcher: str |
 
 
 def with_quality(quantization: QuantizationConfig, values: Mapping[str, Any]) -> tuple[QuantizationConfig, str | None]:
-    """Returns the configuration with the quality that an unset one means, and why that is "fast" where it is.
+    """Returns the configuration with an unset quality filled in, and the reason where that is "fast".
 
     Args:
-        quantization: What the user asked for, with the quality unset.
-        values: By the names that the rules' parameters have; where some are missing, other rules say so.
+        quantization: The user's configuration, with the quality unset.
+        values: By the names of the rules' parameters; where some are missing, other rules say so.
     """
     wanted = signature(obstacle_to_balanced).parameters
     values = with_derived({"kv_cache_only": quantization.kv_cache_only, **values})
@@ -120,7 +120,7 @@ def with_quality(quantization: QuantizationConfig, values: Mapping[str, Any]) ->
 
 
 def _read(reader: Callable[[Path], T], path: Path, problems: list[str]) -> T | None:
-    """Reads a file; adds what is wrong with it to the problems."""
+    """Reads a file, and adds its problem, if any, to the problems."""
     try:
         return reader(path)
     except ConfigError as error:
@@ -147,7 +147,7 @@ def _sound_export(export: object, problems: list[str]) -> dict[str, Any]:
 
 
 def _sound(prefix: str, options: Mapping[str, Option], given: Mapping[str, Any], problems: list[str]) -> dict[str, Any]:
-    """Returns the values that are of the right kind, and adds what is wrong with the others to the problems."""
+    """Returns the values that are of the right kind, and adds a problem for each of the others."""
     found = {name: options[name].kind.problem(prefix + name, value) for name, value in given.items()}
     problems.extend(problem for problem in found.values() if problem)
     return {name: given[name] for name, problem in found.items() if problem is None}
@@ -168,7 +168,7 @@ def _saved_calibration(calibration_state: Any, checkpoint: Any) -> Path | None:
 
 
 def _other_quantization(given: QuantizationConfig, used: QuantizationConfig) -> Iterator[str]:
-    """What the user asks of the quantization that the saved calibration was not made with; defaults ask for nothing."""
+    """Settings of the user's that differ from those of the saved calibration; defaults ask for nothing."""
     default = QuantizationConfig()
     for field in fields(given):
         value, made_with = getattr(given, field.name), getattr(used, field.name)
@@ -189,15 +189,15 @@ def family_of_model(model: ModelSpec, decoder_type: str | None) -> Family:
 
 
 def with_derived(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Adds what several rules would otherwise work out from the values, each for itself.
+    """Adds values that several rules would otherwise each derive for themselves.
 
     Args:
-        values: By the names that the rules' parameters have.
+        values: By the names of the rules' parameters.
 
     Returns:
         The same with `formats`, the names of the export formats, `family`, the model's
         :class:`~nemo_ptq.models.registry.Family`, `decoder`, its decoder type, and `unquantized`, the linear layers
-        that are left out of the quantization, where the values are there that they follow from.
+        that are left out of the quantization, each where the values that it follows from are there.
     """
     derived: dict[str, Any] = {}
     if "export_format" in values:

@@ -1,6 +1,6 @@
 # SPDX-FileCopyrightText: Copyright 2026 The nemo_ptq authors
 # SPDX-License-Identifier: Apache-2.0
-"""One block of weights at a time: what cannot be done like that, and what an earlier run has left half done."""
+"""One block of weights at a time: jobs that cannot run like that, and leftovers of unfinished runs."""
 
 from collections.abc import Sequence
 from pathlib import Path

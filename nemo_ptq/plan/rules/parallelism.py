@@ -8,7 +8,7 @@ from nemo_ptq.models.spec import ModelSpec
 
 # Largest parallelism that a fix suggests.
 _MOST_RANKS = 64
-# How each launcher is told a number of processes.
+# How to set the number of processes with each launcher.
 _PROCESSES = {
     "torchrun": "torchrun --nproc_per_node {0}",
     "srun": "srun --ntasks {0}",
@@ -32,7 +32,7 @@ def _divisors(*sizes: int) -> str:
 
 
 def _indivisible(tp: int, model: ModelSpec) -> list[str]:
-    """Which sizes of the model a tensor parallelism does not divide; query groups may be shared by ranks."""
+    """The sizes of the model that a tensor parallelism does not divide; ranks may share query groups."""
     sizes = {"attention heads": model.num_attention_heads, "ffn_hidden_size": model.ffn_hidden_size}
     if (space := model.state_space) is not None:
         sizes |= {"heads of state spaces": space.heads, "groups of state spaces": space.groups}
@@ -49,7 +49,7 @@ def calibration_tp_divides(calibration_tp: int, model: ModelSpec) -> str | None:
         # Ranks that share a query group cut its rows anywhere; INT4 packs them in pairs.
         is_cut = tp > model.num_query_groups and rows % (2 * tp)
         pairs = [f"{rows} query-key-value rows in pairs"] if is_cut else []
-        # The same of the rows of a state space that are fewest: a time step for each head.
+        # The same holds for the smallest group of a state space's rows: a time step for each head.
         if model.state_space is not None and model.state_space.heads % (2 * tp):
             pairs.append(f"{model.state_space.heads} heads of state spaces in pairs")
         return _indivisible(tp, model) or pairs

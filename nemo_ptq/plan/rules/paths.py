@@ -20,14 +20,14 @@ from nemo_ptq.parallel.environment import read_launch
 from nemo_ptq.tracking.trackers import check_address
 from nemo_ptq.verify.manifest import MANIFEST, read_manifest
 
-# A message names this many files.
+# Files that a message names.
 _NAMES_SHOWN = 3
 
 
 def checkpoint_is_named(nemo_checkpoint: Any, model_path: Any, calibration_state: Any) -> str | None:
     """The checkpoint is named; a saved calibration names its own."""
     if nemo_checkpoint is None and model_path is None and calibration_state is None:
-        return "nemo_checkpoint is missing: name the directory of a NeMo 2.0 checkpoint"
+        return "nemo_checkpoint is missing: name a NeMo, Hugging Face or Megatron-LM directory"
     if None not in (nemo_checkpoint, model_path) and str(nemo_checkpoint) != str(model_path):
         return f"nemo_checkpoint={nemo_checkpoint} and model_path={model_path} mean the same option: give one of them"
     return None
@@ -125,7 +125,7 @@ def output_is_writable(path: Any) -> str | None:
 
 
 def _foreign_files(output: Path) -> Iterator[Path]:
-    """Yields the files below a directory that are not of an export: of one format, or of one in each subdirectory."""
+    """Yields the files below a directory that belong to no export, neither its own nor one in a subdirectory."""
     directories = [output] if (output / MANIFEST).is_file() else [entry for entry in output.iterdir() if entry.is_dir()]
     listed = {file for directory in directories for file in _listed_files(directory)}
     for parent, subdirectories, files in os.walk(output):

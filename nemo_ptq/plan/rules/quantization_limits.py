@@ -153,13 +153,13 @@ def _kernel_sizes(
         return (rows, columns * inference_tp) if module.axis == 1 else (rows * inference_tp, columns)
     if not _any_tensorrt_llm(formats):
         return 1, 1
-    # Its readers round the features of all ranks together.
+    # The format's readers round the features of all ranks together.
     both = max(columns, record.least_block_size, block_size) * inference_tp
     return both, both
 
 
 def _kernel_multiples(record: Algorithm, formats: Sequence[str], model: ModelSpec) -> tuple[int, int]:
-    """Multiples of output and input features of a rank that kernels take: those of other servers take more sizes."""
+    """Multiples of a rank's output and input features that kernels take; other servers' kernels take more sizes."""
     if model.num_experts is None and not _any_tensorrt_llm(formats):
         return record.dense_multiple, record.dense_multiple
     return record.row_multiple, record.column_multiple
@@ -269,7 +269,7 @@ def awq_blocks_fit_inference(
 
 
 def _ways_out(option: str, tp: int, block_size: int, least: int, sizes: Mapping[str, int]) -> str:
-    """What to do about blocks that do not fit: what there is to do, and nothing else."""
+    """Names the fixes for blocks that do not fit, and only those that help."""
     fitting = [size for size in (128, 64, 32) if least <= size < block_size and not _misfits(sizes, size * tp)]
     ways = [f"a smaller {option}"] if tp > 1 else []
     ways.append(f"awq_block_size={fitting[0]}" if fitting else "another algorithm")
@@ -349,7 +349,7 @@ def _attention_size(model: ModelSpec) -> int:
     return model.num_attention_heads * model.head_size
 
 
-# The ends of the names of the linear layers that have each size.
+# For each size, the ends of the names of the linear layers that have it.
 _LINEARS = {
     "query-key-value rows": ("linear_qkv",),
     "attention output": ("linear_proj",),
@@ -360,7 +360,7 @@ _LINEARS = {
 
 
 def _of_quantized(sizes: Mapping[str, int], model: ModelSpec, unquantized: frozenset[str]) -> dict[str, int]:
-    """Leaves out the sizes of what is quantized in no layer."""
+    """Leaves out the sizes of linear layers that are quantized nowhere."""
     if not unquantized:
         return dict(sizes)
     left = {

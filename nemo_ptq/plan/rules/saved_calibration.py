@@ -12,7 +12,7 @@ from nemo_ptq.quantization.state_entries import Shape, entry_problems
 from nemo_ptq.quantization.state_header import IN_EXPORT, WEIGHTS_IN_EXPORT, StateHeader, state_file, weights_file
 from nemo_ptq.verify.manifest import MANIFEST, read_manifest
 
-# The same weights may be of another class, and be said to have been made for longer sequences.
+# The same weights may have another class and a longer sequence length.
 _NOT_COMPARED = ("_class", "seq_length")
 
 
@@ -51,7 +51,7 @@ def state_is_as_it_was_made(state: Path) -> str | None:
         return f"calibration_state={state}: {error}; give the export as it was made"
     entry, weights = entries.get(IN_EXPORT.as_posix()), entries.get(WEIGHTS_IN_EXPORT.as_posix())
     file = directory / WEIGHTS_IN_EXPORT
-    # The job looks at their checksum: they may be as large as the model.
+    # The job checks their checksum: they may be as large as the model.
     if weights is not None and file.is_file() and weights.size != file.stat().st_size:
         return (
             f"calibration_state={state}: {WEIGHTS_IN_EXPORT} beside it has not the size that the manifest lists; "

@@ -54,7 +54,7 @@ def tokens_have_rows(model: ModelSpec, checkpoint: Any, tokenizer_path: Any) -> 
 
 
 def _tokenizer(checkpoint: Path, tokenizer_path: Any) -> Path | None:
-    """The files of the tokenizer that a job uses, None where they are elsewhere, as on the hub."""
+    """The files of the tokenizer that a job uses; None where they are elsewhere, such as on the hub."""
     if tokenizer_path is not None:
         given = Path(str(tokenizer_path)).expanduser()
         return given if given.exists() else None

@@ -109,6 +109,7 @@ def test_what_is_missing_altogether_is_named() -> None:
         "export_config.path is missing",
         "nemo_checkpoint is missing",
     ]
+    assert caught.value.problems[1].endswith("name a NeMo, Hugging Face or Megatron-LM directory")
 
 
 def test_other_objects_in_place_of_configs_are_refused(demo: Demo) -> None:
