@@ -25,8 +25,8 @@ import torch
 from nemo_ptq.calibration.gptq import InverseFactor, coarse_products, inverse_factor
 from nemo_ptq.calibration.methods import LinearShard
 from nemo_ptq.calibration.observing import BlockStatistics, TokenCounts, linear_shards
+from nemo_ptq.calibration.rounded_shards import shard_of_rows, share_among_experts
 from nemo_ptq.calibration.rounders import Rounder
-from nemo_ptq.calibration.rounding_learner import shard_of_rows, share_among_experts
 from nemo_ptq.calibration.statistics import Moments, Several
 from nemo_ptq.calibration.streams import BlockRunner, Stream
 from nemo_ptq.checkpoint.blocks import Block

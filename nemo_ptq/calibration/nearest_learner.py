@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 import torch
 
 from nemo_ptq.calibration.observing import State, TokenCounts, linear_shards
+from nemo_ptq.calibration.rounded_shards import round_shard
 from nemo_ptq.calibration.rounders import Rounder
-from nemo_ptq.calibration.rounding_learner import round_shard
 from nemo_ptq.calibration.streams import Stream
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.parallel.ranks import Parallelism

@@ -101,6 +101,11 @@ class BlockStatistics:
         }
 
 
+def is_of_expert(name: str) -> bool:
+    """Whether a linear layer, by Megatron's name, is one of an expert."""
+    return ".local_experts." in name
+
+
 def expert_of(name: str) -> tuple[int, int] | None:
     """Returns layer and expert from Megatron's name of an expert's first linear layer; None for any other layer."""
     parts = name.split(".")

@@ -15,8 +15,9 @@ from nemo_ptq.calibration.held_out import HeldOutError, held_out_places, sample_
 from nemo_ptq.calibration.nearest_learner import NearestLearner
 from nemo_ptq.calibration.observing import linear_shards
 from nemo_ptq.calibration.residual import residual_of
+from nemo_ptq.calibration.rounded_layer import ELSEWHERE, RoundedLayer
 from nemo_ptq.calibration.rounders import Fp8, Int4, Int8, Rounder
-from nemo_ptq.calibration.rounding_learner import _ELSEWHERE, RoundingLearner, _Layer
+from nemo_ptq.calibration.rounding_learner import RoundingLearner
 from nemo_ptq.calibration.streams import Stream
 from nemo_ptq.checkpoint.blocks import Block
 from nemo_ptq.config import QuantizationConfig
@@ -170,12 +171,12 @@ def test_what_has_entered_a_layer_is_kept_of_the_calibration_batches_alone(llama
     block, name = llama.blocks[1], "decoder.layers.0.mlp.linear_fc2"
     module, linear = block.modules[name], linear_shards(block, Parallelism())[name]
     mlp = Mlp(module)
-    layer = _Layer(module, linear, llama, is_moved=True, ended=mlp)
+    layer = RoundedLayer(module, linear, llama, is_moved=True, ended=mlp)
     layer.serve({}, algorithm_scheme(QuantizationConfig("int4_awq", awq_block_size=64)))
     states = torch.randn(3, 5, 128, generator=torch.Generator().manual_seed(2))
     expected = [states[index].relu() @ linear.weight.T for index in range(3)]
     with torch.no_grad():
-        for place, times in ((0, 1), (_ELSEWHERE, 2), (_ELSEWHERE, 3)):
+        for place, times in ((0, 1), (ELSEWHERE, 2), (ELSEWHERE, 3)):
             layer.place = place
             torch.testing.assert_close(mlp(states[times - 1]), expected[times - 1])
             assert mlp.times == times

@@ -11,8 +11,8 @@ import torch
 from safetensors.torch import load_file
 
 from nemo_ptq.calibration.methods import LinearShard
+from nemo_ptq.calibration.rounded_shards import round_shard, share_among_experts
 from nemo_ptq.calibration.rounders import Fp8, Int4, Int8, Nvfp4, Rounder
-from nemo_ptq.calibration.rounding_learner import round_shard, share_among_experts
 from nemo_ptq.calibration.statistics import PairedMoments
 from nemo_ptq.config import QUALITIES, ExportConfig, QuantizationConfig
 from nemo_ptq.parallel.ranks import ALONE, Ranks
