@@ -110,7 +110,7 @@ def choose_again(job: Job, choice: Choice, recovery: float, reporter: Reporter) 
     tried = (*record.tried, (record.effective_bits, recovery))
     if len(tried) == _TRIALS:
         return None
-    reporter.say(f"recovery {recovery:.4f} with {record.effective_bits:.2f} bits, and at least {wanted:g} is wanted")
+    reporter.say(f"recovery {recovery:.4f} with {record.effective_bits:.2f} bits, at least {wanted:g} required")
     most_error = error_for(record.error, recovery, wanted)
     algorithms, further = choice_of(_groups(job), choice.errors, job.quantization, most_error)
     found = Choice(algorithms, replace(further, tried=tried), choice.errors)
@@ -123,7 +123,7 @@ def error_for(error: float, recovery: float, wanted: float) -> float:
 
     Args:
         error: Of that choice.
-        recovery: What it has reached: less than what is wanted.
+        recovery: The recovery it reached, which is less than required.
         wanted: At most 1.
     """
     lost = -math.log(max(recovery, sys.float_info.min))

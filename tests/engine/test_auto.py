@@ -332,7 +332,7 @@ def test_a_recovery_is_reached(demo: Demo, tmp_path: Path) -> None:
     assert report.summary.recovery is not None and report.summary.recovery >= 0.997 and report.summary.passed
     mixed = report.mixed_precision
     assert mixed is not None and 1 <= len(mixed.tried) < 6
-    assert said.count("is wanted") == len(mixed.tried) + 1
+    assert said.count(" required") == len(mixed.tried) + 1
     assert all(recovery < 0.997 for _, recovery in mixed.tried)
     assert [bits for bits, _ in mixed.tried] + [mixed.effective_bits] == sorted(
         [mixed.effective_bits, *(bits for bits, _ in mixed.tried)]
