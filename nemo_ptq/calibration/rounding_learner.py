@@ -31,9 +31,7 @@ from typing import Any
 
 import torch
 
-from nemo_ptq.calibration.gptq import (
-    Rounded,
-)
+from nemo_ptq.calibration.gptq import Rounded
 from nemo_ptq.calibration.held_out import HeldOutError, held_out_places, sample_errors
 from nemo_ptq.calibration.observing import (
     BlockStatistics,
@@ -70,8 +68,8 @@ class RoundingLearner:
         quantized: The calibration batches of this data-parallel rank, on their way through the quantized model.
         reference: The same on their way through the unquantized one; None where nothing is compared with it.
         rounders: How each quantized layer is rounded, by its name.
-        moved: Layers whose weight is moved toward the unquantized model's output before.
-        schemes: How it is stored.
+        moved: Layers whose weight is moved toward the unquantized model's output before it is rounded.
+        schemes: How each quantized layer is stored.
         foldable: Which pre-quantization scales there may be.
         quantizes_kv_cache: Whether keys and values are calibrated as well.
         is_max: Whether layers that write into the residual stream make up for what it lacks, and each block is compared

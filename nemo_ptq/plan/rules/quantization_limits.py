@@ -15,7 +15,7 @@ from nemo_ptq.models.spec import ModelSpec
 from nemo_ptq.plan.quality import obstacle_to_balanced
 from nemo_ptq.quantization.algorithms import Algorithm, algorithm_named, algorithm_of
 from nemo_ptq.quantization.modelopt_file import ModelOptConfig, read_config
-from nemo_ptq.quantization.modelopt_layers import numbered_pattern, quantized_by, unknown_to_modelopt
+from nemo_ptq.quantization.modelopt_layers import Quantized, numbered_pattern, quantized_by, unknown_to_modelopt
 from nemo_ptq.untrusted import FileError
 
 
@@ -75,12 +75,8 @@ def algorithm_file_fits_formats(
     calibration_state: Any = None,
 ) -> str | None:
     """Every export format can hold what the algorithm file quantizes."""
-    config = _config_of(algorithm, calibration_state)
-    if config is None:
-        return None
-    try:
-        found = quantized_by(config, model)
-    except PtqError:  # another rule says so
+    found = _quantized_by_file(algorithm, calibration_state, model)
+    if found is None:
         return None
     option = f"quantization_config.algorithm={algorithm}"
     schemes = {linear: scheme for linear, scheme in found.schemes.items() if linear not in unquantized}
@@ -111,12 +107,8 @@ def algorithm_file_fits_sizes(
     calibration_state: Any = None,
 ) -> str | None:
     """The blocks of an algorithm file are whole on each rank, and of sizes that kernels take."""
-    config = _config_of(algorithm, calibration_state)
-    if config is None:
-        return None
-    try:
-        found = quantized_by(config, model)
-    except PtqError:  # another rule says so
+    found = _quantized_by_file(algorithm, calibration_state, model)
+    if found is None:
         return None
     for linear, scheme in found.schemes.items():
         block_size = found.block_sizes[linear]
@@ -176,6 +168,17 @@ def _config_of(algorithm: str | None, calibration_state: Any) -> ModelOptConfig 
         return None
     try:
         return read_config(file)
+    except PtqError:
+        return None
+
+
+def _quantized_by_file(algorithm: str | None, calibration_state: Any, model: ModelSpec) -> Quantized | None:
+    """How an algorithm file quantizes the model; None where there is no file, or another rule refuses it."""
+    config = _config_of(algorithm, calibration_state)
+    if config is None:
+        return None
+    try:
+        return quantized_by(config, model)
     except PtqError:
         return None
 
